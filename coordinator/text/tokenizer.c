@@ -1,0 +1,1 @@
+#include "coordinator/text/tokenizer.h"

@@ -1,0 +1,20 @@
+/* What every cli_<command>.c hands to main: one struct command. options.h parses for it.
+ *
+ * Options are declared in tables. From the same tables come parsing, --help, shell completion and
+ * `lean config`. A command is added in two places: its own file, and the list in main.c. */
+#ifndef LEAN_LAUNCH_COMMAND_H
+#define LEAN_LAUNCH_COMMAND_H
+
+#include "launch/options.h"
+
+struct command {
+    const char *name;                         /* "tokenize" */
+    const char *alias;                        /* another name, or NULL */
+    const char *usage;                        /* arguments after the options: "MODEL [TEXT]" */
+    const char *summary;                      /* one line for `lean help` */
+    const char *details;                      /* paragraphs for --help, or NULL */
+    const struct option_spec *const *options; /* NULL-terminated list of tables */
+    enum lm_status (*run)(struct options *options, struct lm_error *err);
+};
+
+#endif

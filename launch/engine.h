@@ -1,0 +1,79 @@
+/* The engine as the commands see it: a model opened and ready to generate, on this machine.
+ *
+ * One call builds the whole line: GGUF, tokenizer, memory plan, worker, loopback transport,
+ * scheduler. `run`, `eval`, `bench` and later `serve` are its users.
+ *
+ * Threads: engine_generate from one thread at a time; engine_cancel from any thread or signal
+ *          handler. */
+#ifndef LEAN_LAUNCH_ENGINE_H
+#define LEAN_LAUNCH_ENGINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/base/error.h"
+#include "proto/model/sampling.h"
+
+struct options;
+struct gguf_file;
+struct hparams;
+struct tokenizer;
+struct engine;
+
+struct engine_config {
+    const char *model_path;
+    uint32_t n_ctx;         /* 0: what fits, at most the trained context */
+    uint32_t n_slot;        /* sequences held at once; 0: 1 */
+    const char *kv_type;    /* "f16" */
+    uint32_t n_thread;      /* 0: physical cores */
+    const char *kernels;    /* "auto" */
+    uint32_t prefill_chunk; /* tokens; 0: auto */
+    uint64_t ram_bytes;     /* budget; 0: what is free */
+    bool reference;         /* weights decoded to F32, activations not quantized */
+    const char *trace_path; /* routing trace, or NULL */
+};
+
+/* Fills config from options_engine. */
+enum lm_status engine_config_from_options(struct engine_config *config,
+                                          const struct options *options, struct lm_error *err);
+
+enum lm_status engine_open(struct engine **out, const struct engine_config *config,
+                           struct lm_error *err);
+void engine_close(struct engine *engine);
+
+const struct gguf_file *engine_file(const struct engine *engine);
+const struct hparams *engine_hparams(const struct engine *engine);
+const struct tokenizer *engine_tokenizer(const struct engine *engine);
+uint32_t engine_n_ctx(const struct engine *engine);
+
+enum finish_reason { FINISH_STOP /* end token */, FINISH_LENGTH, FINISH_CANCELLED };
+
+struct generate_request {
+    const int32_t *prompt; /* [n_prompt] */
+    size_t n_prompt;
+    struct sampling_params sampling;
+    uint32_t n_max;  /* tokens to generate at most; 0: until the context is full */
+    bool ignore_end; /* end tokens do not stop */
+    /* Called for each generated token, end tokens too, in order; false stops. */
+    bool (*on_token)(void *context, const struct sampled_token *token);
+    /* Called while the prompt is read; may be NULL. */
+    void (*on_prefill)(void *context, size_t n_done, size_t n_total);
+    void *context;
+};
+
+struct generate_result {
+    enum finish_reason finish;
+    size_t n_prompt, n_cached, n_generated; /* n_cached: prompt tokens found in the cache */
+    double prefill_s, decode_s, first_token_s;
+};
+
+/* A prompt that shares a prefix with what the engine holds re-processes only the rest, and gives
+ * bitwise what a cold run gives. LM_E_LIMIT: the prompt does not fit the context. */
+enum lm_status engine_generate(struct engine *engine, const struct generate_request *request,
+                               struct generate_result *result, struct lm_error *err);
+
+/* Stops the running generation at its next token. Async-signal-safe. */
+void engine_cancel(struct engine *engine);
+
+#endif

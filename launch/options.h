@@ -1,0 +1,63 @@
+/* Command-line options from declarative tables.
+ *
+ * An option stands anywhere after the command: --name value, --name=value, --flag, --no-flag,
+ * single letters for those that declare one; `--` ends options. A value is checked by kind when it
+ * is parsed. An option with a key is also a setting of the configuration (launch/config.h), and its
+ * value, when not given, comes from there: command line, LEAN_* environment, files, default. */
+#ifndef LEAN_LAUNCH_OPTIONS_H
+#define LEAN_LAUNCH_OPTIONS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/base/error.h"
+
+enum option_kind {
+    OPTION_FLAG, /* --x, --no-x */
+    OPTION_INT,  /* decimal integer */
+    OPTION_FLOAT,
+    OPTION_STRING,
+    OPTION_PATH, /* a string that completion treats as a file */
+    OPTION_SIZE, /* 64M, 1.5GiB: bytes, binary units */
+    OPTION_TIME, /* 30s, 5m, 150ms: seconds as a float */
+    OPTION_ENUM  /* one of values, "a|b|c" */
+};
+
+struct option_spec {
+    const char *name; /* without dashes; NULL ends a table */
+    char letter;      /* or 0 */
+    enum option_kind kind;
+    const char *metavar; /* "N", "FILE"; for OPTION_ENUM the values "f16|bf16" */
+    const char *def;     /* default as text, or NULL: none */
+    const char *key;     /* configuration key "compute.threads", or NULL */
+    const char *help;
+    double min, max; /* bounds for INT and FLOAT, both 0: none */
+    bool repeat;     /* may be given several times */
+};
+
+extern const struct option_spec
+    options_common[]; /* --json --quiet --progress --color -v --config */
+extern const struct option_spec options_engine[]; /* api: threads, kernels, kv-type, ctx, ... */
+extern const struct option_spec options_sampling[];
+
+struct options;
+
+/* Given on the command line or through the configuration (a default does not count). */
+bool options_given(const struct options *options, const char *name);
+
+/* Values by name. The name must be in one of the command's tables (asserted). Absent without a
+ * default: false, 0, NaN, NULL. Strings live as long as options. */
+bool options_flag(const struct options *options, const char *name);
+int64_t options_int(const struct options *options, const char *name);
+double options_float(const struct options *options, const char *name);
+uint64_t options_size(const struct options *options, const char *name);
+const char *options_string(const struct options *options, const char *name);
+size_t options_count(const struct options *options, const char *name); /* of a repeated option */
+const char *options_string_at(const struct options *options, const char *name, size_t i);
+
+/* Positional arguments. */
+size_t options_n_arg(const struct options *options);
+const char *options_arg(const struct options *options, size_t i);
+
+#endif

@@ -1,0 +1,54 @@
+/* What a request says about sampling: filled by the coordinator, applied on the last stage.
+ *
+ * Names and defaults are those of the HTTP and command-line contract. The sampler is a pure
+ * function of (logits row, these parameters, the tokens seen so far, seed, position), so where it
+ * runs cannot change the result. Filters apply in the order of the fields. */
+#ifndef LEAN_PROTO_MODEL_SAMPLING_H
+#define LEAN_PROTO_MODEL_SAMPLING_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct logit_bias {
+    int32_t token;
+    float bias; /* -INFINITY bans the token */
+};
+
+struct sampling_params {
+    const struct logit_bias *bias; /* [n_bias], borrowed */
+    size_t n_bias;
+    float repeat_penalty;    /* 1: off */
+    int32_t repeat_last_n;   /* tokens looked back on; 0: off, -1: all */
+    float presence_penalty;  /* 0: off */
+    float frequency_penalty; /* 0: off */
+    float dry_multiplier;    /* 0: off */
+    float dry_base;
+    int32_t dry_allowed_length;
+    int32_t dry_penalty_last_n;  /* -1: all */
+    const int32_t *dry_breakers; /* [n_dry_breaker] tokens that end a repeated run, borrowed */
+    size_t n_dry_breaker;
+    float temperature; /* 0: greedy */
+    int32_t top_k;     /* 0: off */
+    float typical_p;   /* 1: off */
+    float top_p;       /* 1: off */
+    float min_p;       /* 0: off */
+    uint64_t seed;
+    int32_t n_logprob; /* -1: none; 0: of the chosen token; N: and of the N best */
+};
+
+/* Greedy defaults with everything off; seed 0. */
+struct sampling_params sampling_params_default(void);
+
+enum { SAMPLING_MAX_LOGPROB = 20 };
+
+/* One sampled token. Log-probabilities are of the raw logits' softmax, natural logarithm. */
+struct sampled_token {
+    int32_t id;
+    float logprob;
+    int32_t n_top;
+    int32_t top_id[SAMPLING_MAX_LOGPROB];
+    float top_logprob[SAMPLING_MAX_LOGPROB];
+};
+
+#endif
