@@ -1,13 +1,140 @@
-/* The program `lean`: finds the command and runs it. */
+/* The program `lean`: finds the command, parses its options, runs it, and turns its status into
+ * the message and exit code of the command-line contract. Only this file prints errors and exits.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <json-c/json.h>
+
+#include "launch/command.h"
+#include "proto/base/log.h"
+
+/* A standard descriptor that is closed would be given to the next file opened, and what is meant
+ * for the terminal would end there. Reading and writing /dev/null's wrong end fails instead. */
+static void hold_standard_descriptors(void)
+{
+    for (int fd = 0; fd <= 2; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF &&
+            open("/dev/null", fd == 1 ? O_RDONLY : O_RDWR) != fd)
+            _exit(1);
+}
+
+static void configure_log(const struct options *options)
+{
+    static const enum log_level levels[] = {LOG_INFO, LOG_VERBOSE, LOG_DEBUG};
+    const char *progress = options_string(options, "progress");
+    const char *color = options_string(options, "color");
+    const char *term = getenv("TERM"), *no_color = getenv("NO_COLOR");
+    const size_t n_verbose = options_count(options, "verbose");
+
+    struct log_config config = {.level = levels[n_verbose < 2 ? n_verbose : 2]};
+    if (options_flag(options, "quiet")) config.level = LOG_ERROR;
+    config.progress = !strcmp(progress, "tty")     ? LOG_PROGRESS_TTY
+                      : !strcmp(progress, "plain") ? LOG_PROGRESS_PLAIN
+                      : !strcmp(progress, "none")  ? LOG_PROGRESS_NONE
+                                                   : LOG_PROGRESS_AUTO;
+    if (config.level == LOG_ERROR) config.progress = LOG_PROGRESS_NONE;
+    config.color =
+        !strcmp(color, "always") || (!strcmp(color, "auto") && isatty(STDERR_FILENO) &&
+                                     !(no_color && *no_color) && !(term && !strcmp(term, "dumb")));
+    log_configure(&config);
+}
+
+/* The last event of a command that was asked for JSON. */
+static void print_error_event(const struct lm_error *err, const char *message, const char *hint)
+{
+    struct json_object *event = json_object_new_object();
+    json_object_object_add(event, "event", json_object_new_string("error"));
+    json_object_object_add(event, "time", json_object_new_int64(time(NULL)));
+    json_object_object_add(event, "message", json_object_new_string(message));
+    if (*hint) json_object_object_add(event, "hint", json_object_new_string(hint));
+    json_object_object_add(event, "status", json_object_new_string(lm_status_name(err->status)));
+    json_object_object_add(event, "exit_code", json_object_new_int(lm_exit_code(err->status)));
+    puts(json_object_to_json_string_ext(event, JSON_C_TO_STRING_PLAIN));
+    json_object_put(event);
+}
+
+static void report(const struct lm_error *err, bool json)
+{
+    /* Names of files and tensors in a message may hold anything. */
+    char message[4 * sizeof(err->message)], hint[4 * sizeof(err->hint)];
+    log_printable(err->message, strlen(err->message), message, sizeof(message));
+    log_printable(err->hint, strlen(err->hint), hint, sizeof(hint));
+    log_line(LOG_ERROR, "%s", message);
+    if (*hint) fprintf(stderr, "hint: %s\n", hint);
+    if (json) print_error_event(err, message, hint);
+}
+
+/* Whether --json is among the words, for errors found before they are parsed. */
+static bool wants_json(int argc, char *const *argv)
+{
+    for (int i = 1; i < argc && strcmp(argv[i], "--"); i++)
+        if (!strcmp(argv[i], "--json")) return true;
+    return false;
+}
+
+static enum lm_status run_command(const struct command *command, int argc, char **argv,
+                                  struct lm_error *err)
+{
+    struct options *options;
+    enum lm_status status = options_parse(&options, command->options, argc, argv, err);
+    if (status != LM_OK) return status;
+    configure_log(options);
+    if (options_flag(options, "help"))
+        help_print_command(command);
+    else
+        status = command->run(options, err);
+    options_destroy(options);
+    return status;
+}
+
+static enum lm_status dispatch(int argc, char **argv, struct lm_error *err)
+{
+    const struct command *command;
+    if (argc < 2) {
+        lm_fail(err, LM_E_USAGE, "no command given");
+        return lm_hint(err, "lean help lists the commands");
+    }
+    const char *name = argv[1];
+    if (!strcmp(name, "--help") || !strcmp(name, "-h")) name = "help";
+    if (!strcmp(name, "--version")) name = "version";
+    const enum lm_status status = command_find(&command, name, err);
+    return status == LM_OK ? run_command(command, argc - 2, argv + 2, err) : status;
+}
+
+/* What was printed must have arrived. A reader that left (EPIPE) is no error to report: the
+ * process ends as the signal would have ended it. */
+static enum lm_status finish_stdout(enum lm_status status, struct lm_error *err)
+{
+    errno = 0;
+    if (!fflush(stdout) && !ferror(stdout)) return status;
+    if (errno == EPIPE) {
+        signal(SIGPIPE, SIG_DFL);
+        raise(SIGPIPE);
+    }
+    if (!errno) errno = EIO; /* an earlier write failed, and its reason is gone */
+    return status == LM_OK ? lm_fail_errno(err, "standard output") : status;
+}
 
 int main(int argc, char **argv)
 {
-    if (argc > 1 && !strcmp(argv[1], "version")) {
-        printf("lean %s\n", LEAN_VERSION);
-        return 0;
+    hold_standard_descriptors();
+    signal(SIGPIPE, SIG_IGN); /* a vanished reader is an error of that write, not of the process */
+
+    struct lm_error err = {0};
+    enum lm_status status = dispatch(argc, argv, &err);
+    if (status != LM_OK) {
+        err.status = status;
+        report(&err, wants_json(argc, argv));
+        finish_stdout(status, NULL);
+    } else if ((status = finish_stdout(status, &err)) != LM_OK) {
+        report(&err, false);
     }
-    fprintf(stderr, "usage: lean COMMAND [options] [arguments]\n");
-    return 2;
+    return lm_exit_code(status);
 }

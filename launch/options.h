@@ -1,9 +1,11 @@
 /* Command-line options from declarative tables.
  *
  * An option stands anywhere after the command: --name value, --name=value, --flag, --no-flag,
- * single letters for those that declare one; `--` ends options. A value is checked by kind when it
- * is parsed. An option with a key is also a setting of the configuration (launch/config.h), and its
- * value, when not given, comes from there: command line, LEAN_* environment, files, default. */
+ * single letters for those that declare one (-n 5, -n5, -vv); `--` ends options. A value is checked
+ * by kind when it is parsed; of several, the last counts unless the option repeats. An empty value
+ * (--ctx=) unsets: the default applies, whatever the configuration says. An option with a key is
+ * also a setting of the configuration (launch/config.h), and its value, when not given, comes from
+ * there: command line, LEAN_* environment, files, default. */
 #ifndef LEAN_LAUNCH_OPTIONS_H
 #define LEAN_LAUNCH_OPTIONS_H
 
@@ -14,8 +16,8 @@
 #include "proto/base/error.h"
 
 enum option_kind {
-    OPTION_FLAG, /* --x, --no-x */
-    OPTION_INT,  /* decimal integer */
+    OPTION_FLAG, /* --x, --no-x; def "on" makes help show --no-x */
+    OPTION_INT,  /* decimal integer; with metavar "N|auto" also the word auto, which gives 0 */
     OPTION_FLOAT,
     OPTION_STRING,
     OPTION_PATH, /* a string that completion treats as a file */
@@ -36,12 +38,21 @@ struct option_spec {
     bool repeat;     /* may be given several times */
 };
 
-extern const struct option_spec
-    options_common[]; /* --json --quiet --progress --color -v --config */
-extern const struct option_spec options_engine[]; /* api: threads, kernels, kv-type, ctx, ... */
-extern const struct option_spec options_sampling[];
+extern const struct option_spec options_common[]; /* --json, --quiet, ...: every command has them */
+extern const struct option_spec options_engine[]; /* threads, kernels, kv-type, ctx, ... */
+extern const struct option_spec options_sampling[]; /* temperature, top-p, ... */
 
 struct options;
+
+/* Parses the words after the command's name. tables: NULL-terminated list of the command's tables,
+ * options_common is added to them. argv and the tables are borrowed and must outlive *out.
+ * LM_E_USAGE: unknown option (the message names the nearest), value missing or of another kind. */
+enum lm_status options_parse(struct options **out, const struct option_spec *const *tables,
+                             int argc, char *const *argv, struct lm_error *err);
+void options_destroy(struct options *options);
+
+/* Checks text as a value of spec's kind, bounds included. LM_E_USAGE: it is not one. */
+enum lm_status option_check(const struct option_spec *spec, const char *text, struct lm_error *err);
 
 /* Given on the command line or through the configuration (a default does not count). */
 bool options_given(const struct options *options, const char *name);

@@ -1,0 +1,32 @@
+/* The list of commands. */
+#include "launch/command.h"
+
+#include <string.h>
+
+#include "proto/base/nearest.h"
+
+extern const struct command command_help;
+extern const struct command command_version;
+
+const struct command *const commands[] = {
+    &command_help,
+    &command_version,
+    NULL,
+};
+
+enum lm_status command_find(const struct command **out, const char *name, struct lm_error *err)
+{
+    struct nearest nearest = {.word = name};
+    for (size_t i = 0; commands[i]; i++) {
+        const struct command *command = commands[i];
+        if (!strcmp(command->name, name) || (command->alias && !strcmp(command->alias, name))) {
+            *out = command;
+            return LM_OK;
+        }
+        nearest_offer(&nearest, command->name);
+    }
+    const char *near = nearest_name(&nearest);
+    lm_fail(err, LM_E_USAGE, "unknown command '%.80s'%s%s%s", name, near ? ", did you mean " : "",
+            near ? near : "", near ? "?" : "");
+    return lm_hint(err, "lean help lists the commands");
+}
