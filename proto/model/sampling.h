@@ -2,7 +2,8 @@
  *
  * Names and defaults are those of the HTTP and command-line contract. The sampler is a pure
  * function of (logits row, these parameters, the tokens seen so far, seed, position), so where it
- * runs cannot change the result. Filters apply in the order of the fields. */
+ * runs cannot change the result. Steps apply in the order of the fields: temperature comes last,
+ * so that the filters before it see the model's own probabilities. */
 #ifndef LEAN_PROTO_MODEL_SAMPLING_H
 #define LEAN_PROTO_MODEL_SAMPLING_H
 
@@ -18,21 +19,21 @@ struct logit_bias {
 struct sampling_params {
     const struct logit_bias *bias; /* [n_bias], borrowed */
     size_t n_bias;
-    float repeat_penalty;    /* 1: off */
-    int32_t repeat_last_n;   /* tokens looked back on; 0: off, -1: all */
-    float presence_penalty;  /* 0: off */
-    float frequency_penalty; /* 0: off */
-    float dry_multiplier;    /* 0: off */
+    float repeat_penalty;    /* 1: off; over prompt and generated tokens */
+    int32_t repeat_last_n;   /* tokens that it looks back on; 0: off, -1: all */
+    float presence_penalty;  /* 0: off; over generated tokens */
+    float frequency_penalty; /* 0: off; over generated tokens */
+    float dry_multiplier;    /* 0: off; over prompt and generated tokens */
     float dry_base;
     int32_t dry_allowed_length;
     int32_t dry_penalty_last_n;  /* -1: all */
     const int32_t *dry_breakers; /* [n_dry_breaker] tokens that end a repeated run, borrowed */
     size_t n_dry_breaker;
-    float temperature; /* 0: greedy */
     int32_t top_k;     /* 0: off */
     float typical_p;   /* 1: off */
-    float top_p;       /* 1: off */
+    float top_p;       /* 1: off; 0: greedy */
     float min_p;       /* 0: off */
+    float temperature; /* 0: greedy; what precedes the filters still applies */
     uint64_t seed;
     int32_t n_logprob; /* -1: none; 0: of the chosen token; N: and of the N best */
 };
