@@ -45,6 +45,10 @@ enum gguf_type {
     GGUF_TYPE_COUNT
 };
 
+const char *gguf_type_name(enum gguf_type type); /* "u32" */
+/* Bytes of a value; 0 for strings and arrays. */
+size_t gguf_type_bytes(enum gguf_type type);
+
 struct gguf_string {
     const char *data;
     size_t n;
