@@ -1,0 +1,33 @@
+/* The tables "ref" and "reference". */
+#include "kernels/ref/ref.h"
+
+void kernels_init_ref(struct kernel_table *table)
+{
+#define ENTER_DEQUANT(type, TYPE) table->dequant_row[TYPE] = ref_dequant_##type;
+#define ENTER_FLOAT(type, TYPE)                                                                    \
+    table->act_type[TYPE] = ACT_F32;                                                               \
+    table->matmul[TYPE] = ref_matmul_decoded_##type;
+#define ENTER_256(type, TYPE)                                                                      \
+    table->act_type[TYPE] = ACT_Q8_K;                                                              \
+    table->matmul[TYPE] = ref_matmul_##type;
+#define ENTER_32(type, TYPE)                                                                       \
+    table->act_type[TYPE] = ACT_Q8_0;                                                              \
+    table->matmul[TYPE] = ref_matmul_##type;
+    REF_FOR_EACH_TYPE(ENTER_DEQUANT)
+    REF_FOR_EACH_FLOAT_TYPE(ENTER_FLOAT)
+    REF_FOR_EACH_256_TYPE(ENTER_256)
+    REF_FOR_EACH_32_TYPE(ENTER_32)
+    table->quantize_act[ACT_F32] = ref_quantize_f32;
+    table->quantize_act[ACT_Q8_K] = ref_quantize_q8_k;
+    table->quantize_act[ACT_Q8_0] = ref_quantize_q8_0;
+    table->rms_norm = ref_rms_norm;
+    table->swiglu = ref_swiglu;
+}
+
+void kernels_init_reference(struct kernel_table *table)
+{
+#define ENTER_DECODED(type, TYPE)                                                                  \
+    table->act_type[TYPE] = ACT_F32;                                                               \
+    table->matmul[TYPE] = ref_matmul_decoded_##type;
+    REF_FOR_EACH_TYPE(ENTER_DECODED)
+}
