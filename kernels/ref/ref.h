@@ -36,7 +36,24 @@ bool ref_quantize_q8_k(const float *x, uint32_t n_col, void *out);
 bool ref_quantize_q8_0(const float *x, uint32_t n_col, void *out);
 
 void ref_rms_norm(const float *x, const float *w, uint32_t n, float eps, float *y);
+void ref_l2_norm(const float *x, uint32_t n, float eps, float *y);
 void ref_swiglu(const float *gate, const float *up, uint32_t n, float *h);
+void ref_add_scaled(float a, const float *x, uint32_t n, float *y);
+void ref_add(const float *x, uint32_t n, float *y);
+void ref_softmax(float *x, uint32_t n);
+void ref_sigmoid(float *x, uint32_t n);
+
+void ref_rope(float *x, const float *cos, const float *sin, uint32_t n_rot, bool adjacent);
+void ref_encode_f32(const float *x, uint32_t n, void *row);
+void ref_encode_f16(const float *x, uint32_t n, void *row);
+void ref_encode_bf16(const float *x, uint32_t n, void *row);
+void ref_encode_q8_0(const float *x, uint32_t n, void *row);
+void ref_attend(const struct attend_args *args);
+void ref_attend_merge(float *acc, const float *partial, uint32_t head_dim);
+void ref_attend_finish(const float *acc, uint32_t head_dim, const float *gate, float *out);
+
+void ref_conv_silu(const struct conv_args *args);
+void ref_delta_rule(const struct delta_rule_args *args);
 
 /* Sum of 32 lanes by halving: l and l + 16, then 8, 4, 2, 1. Destroys the lanes. */
 static inline float tree_32(float lane[32])
