@@ -1,0 +1,92 @@
+"""The conventions of the command line: help, errors, exit codes, JSON, broken output."""
+import json
+import os
+import subprocess
+import unittest
+
+from cli import LEAN, environment, lean
+
+
+class Help(unittest.TestCase):
+    def test_overview_lists_every_command_and_each_explains_itself(self):
+        overview = lean("help")
+        self.assertEqual(overview.returncode, 0)
+        names = [line.split()[0] for line in overview.stdout.splitlines()
+                 if line.startswith("  ")]
+        self.assertIn("version", names)
+        for name in names:
+            by_command, by_option = lean("help", name), lean(name, "--help")
+            self.assertEqual(by_command.returncode, 0, name)
+            self.assertEqual(by_command.stdout, by_option.stdout)
+            self.assertTrue(by_command.stdout.startswith(f"usage: lean {name} "))
+            self.assertTrue(all(len(line) <= 100 for line in by_command.stdout.splitlines()), name)
+
+    def test_help_goes_to_stdout(self):
+        self.assertEqual(lean("--help").stderr, "")
+        self.assertEqual(lean("--help").stdout, lean("help").stdout)
+
+
+class Mistakes(unittest.TestCase):
+    def assert_fails(self, result, code, stderr):
+        self.assertEqual((result.returncode, result.stderr), (code, stderr))
+
+    def test_unknown_names_suggest_the_nearest(self):
+        hint = "hint: lean help lists the commands\n"
+        self.assert_fails(lean(), 2, "lean: error: no command given\n" + hint)
+        self.assert_fails(lean("versoin"), 2,
+                          "lean: error: unknown command 'versoin', did you mean version?\n" + hint)
+        self.assert_fails(lean("version", "--jsn"), 2,
+                          "lean: error: unknown option --jsn, did you mean --json?\n")
+
+    def test_json_error_is_one_object(self):
+        result = lean("config", "get", "serve.paralel", "--json")
+        event = json.loads(result.stdout)
+        self.assertEqual(result.returncode, 2)
+        self.assertEqual(event["event"], "error")
+        self.assertEqual(event["exit_code"], 2)
+        self.assertIn("did you mean serve.parallel?", event["message"])
+
+    def test_escape_sequences_do_not_reach_the_terminal(self):
+        result = lean("no\x1b[31msuch")
+        self.assertNotIn("\x1b", result.stderr)
+        self.assertIn("\\x1b[31m", result.stderr)
+
+    def test_quiet_keeps_errors(self):
+        loud, quiet = [lean("config", "get", "model.ctx", *more, LEAN_NONSENSE="1")
+                       for more in ([], ["--quiet"])]
+        self.assertIn("unknown environment variable LEAN_NONSENSE", loud.stderr)
+        self.assertEqual(quiet.stderr, "lean: error: model.ctx is not set and has no fixed "
+                                       "default\n")
+
+
+class Output(unittest.TestCase):
+    def test_version(self):
+        self.assertRegex(lean("version").stdout, r"^lean \d+\.\d+\.\d+\n$")
+        self.assertEqual(lean("--version").stdout, lean("version").stdout)
+        self.assertIn("version", json.loads(lean("version", "--json").stdout))
+
+    def run_with_stdout(self, stdout, **more):
+        return subprocess.run([LEAN, "help"], stdout=stdout, stderr=subprocess.PIPE, text=True,
+                              env=environment(), **more)
+
+    def test_a_full_disk_is_an_error(self):
+        with open("/dev/full", "w") as full:
+            result = self.run_with_stdout(full)
+        self.assertEqual(result.returncode, 6)
+        self.assertIn("No space left on device", result.stderr)
+
+    def test_closed_stdout_is_an_error(self):
+        result = self.run_with_stdout(None, preexec_fn=lambda: os.close(1))
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("standard output", result.stderr)
+
+    def test_a_reader_that_left_is_none(self):
+        reader, writer = os.pipe()
+        os.close(reader)
+        result = self.run_with_stdout(writer)
+        os.close(writer)
+        self.assertEqual((result.returncode, result.stderr), (-13, ""))
+
+
+if __name__ == "__main__":
+    unittest.main()
