@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Installs what lean needs on Debian 12 (or Ubuntu 22.04 and newer), builds it, and shows that it
+# works. Asks nothing; may be run again at any time. Root is needed only while a package is
+# missing: as root directly, as another user through sudo.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+packages=(gcc libc6-dev cmake ninja-build pkg-config protobuf-c-compiler protobuf-compiler
+          libprotobuf-c-dev libjson-c-dev libxxhash-dev libhwloc-dev libcmocka-dev
+          python3 python3-venv)
+
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+    echo "installing: ${missing[*]}"
+    root=()
+    if [ "$(id -u)" != 0 ]; then
+        command -v sudo >/dev/null || { echo "run this as root, or install sudo" >&2; exit 1; }
+        root=(sudo)
+    fi
+    "${root[@]}" apt-get update -q
+    "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -q --no-install-recommends "${missing[@]}"
+fi
+
+cmake --preset release
+cmake --build --preset release --target lean
+echo "built $(build/lean version): $PWD/build/lean"

