@@ -5,12 +5,16 @@
 
 #include "proto/base/nearest.h"
 
+extern const struct command command_config;
 extern const struct command command_help;
+extern const struct command command_quantize;
 extern const struct command command_tokenize;
 extern const struct command command_version;
 
 const struct command *const commands[] = {
+    &command_config,
     &command_help,
+    &command_quantize,
     &command_tokenize,
     &command_version,
     NULL,

@@ -13,6 +13,7 @@
 #include <json-c/json.h>
 
 #include "launch/command.h"
+#include "launch/config.h"
 #include "proto/base/log.h"
 
 /* A standard descriptor that is closed would be given to the next file opened, and what is meant
@@ -30,7 +31,7 @@ static void configure_log(const struct options *options)
     static const enum log_level levels[] = {LOG_INFO, LOG_VERBOSE, LOG_DEBUG};
     const char *progress = options_string(options, "progress");
     const char *color = options_string(options, "color");
-    const char *term = getenv("TERM"), *no_color = getenv("NO_COLOR");
+    const char *term = config_environment("TERM");
     const size_t n_verbose = options_count(options, "verbose");
 
     struct log_config config = {.level = levels[n_verbose < 2 ? n_verbose : 2]};
@@ -40,9 +41,9 @@ static void configure_log(const struct options *options)
                       : !strcmp(progress, "none")  ? LOG_PROGRESS_NONE
                                                    : LOG_PROGRESS_AUTO;
     if (config.level == LOG_ERROR) config.progress = LOG_PROGRESS_NONE;
-    config.color =
-        !strcmp(color, "always") || (!strcmp(color, "auto") && isatty(STDERR_FILENO) &&
-                                     !(no_color && *no_color) && !(term && !strcmp(term, "dumb")));
+    config.color = !strcmp(color, "always") ||
+                   (!strcmp(color, "auto") && isatty(STDERR_FILENO) &&
+                    !config_environment("NO_COLOR") && !(term && !strcmp(term, "dumb")));
     log_configure(&config);
 }
 
@@ -79,6 +80,17 @@ static bool wants_json(int argc, char *const *argv)
     return false;
 }
 
+/* Fills what the command line left out from files and environment. */
+static enum lm_status configure(struct options *options, struct lm_error *err)
+{
+    struct config *config;
+    enum lm_status status = config_load(&config, options_string(options, "config"), err);
+    if (status != LM_OK) return status;
+    status = options_fill(options, config, err);
+    config_destroy(config);
+    return status;
+}
+
 static enum lm_status run_command(const struct command *command, int argc, char **argv,
                                   struct lm_error *err)
 {
@@ -86,10 +98,12 @@ static enum lm_status run_command(const struct command *command, int argc, char 
     enum lm_status status = options_parse(&options, command->options, argc, argv, err);
     if (status != LM_OK) return status;
     configure_log(options);
-    if (options_flag(options, "help"))
+    if (options_flag(options, "help")) {
         help_print_command(command);
-    else
-        status = command->run(options, err);
+    } else {
+        if (options_have_key(options)) status = configure(options, err);
+        if (status == LM_OK) status = command->run(options, err);
+    }
     options_destroy(options);
     return status;
 }

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "launch/config.h"
 #include "proto/base/nearest.h"
 #include "proto/base/units.h"
 
@@ -86,8 +87,9 @@ const struct option_spec options_sampling[] = {
 
 struct slot {
     const struct option_spec *spec;
-    const char **values; /* [n_value], borrowed from argv */
+    const char **values; /* [n_value], borrowed from argv, or owned if configured */
     size_t n_value;
+    bool configured; /* the values come from the configuration */
 };
 
 struct options {
@@ -135,19 +137,19 @@ static bool is_word_of(const char *words, const char *text)
     return false;
 }
 
-static enum lm_status check_bounds(const struct option_spec *spec, double value,
+static enum lm_status check_bounds(const struct option_spec *spec, const char *name, double value,
                                    struct lm_error *err)
 {
     if (spec->min == 0 && spec->max == 0) return LM_OK;
     if (value >= spec->min && value <= spec->max) return LM_OK;
     if (value < spec->min)
-        return lm_fail(err, LM_E_USAGE, "--%s must be at least %.10g, got %.10g", spec->name,
-                       spec->min, value);
-    return lm_fail(err, LM_E_USAGE, "--%s must be at most %.10g, got %.10g", spec->name, spec->max,
-                   value);
+        return lm_fail(err, LM_E_USAGE, "%s must be at least %.10g, got %.10g", name, spec->min,
+                       value);
+    return lm_fail(err, LM_E_USAGE, "%s must be at most %.10g, got %.10g", name, spec->max, value);
 }
 
-enum lm_status option_check(const struct option_spec *spec, const char *text, struct lm_error *err)
+enum lm_status option_check(const struct option_spec *spec, const char *name, const char *text,
+                            struct lm_error *err)
 {
     static const char *const kind_names[] = {
         [OPTION_FLAG] = "on or off",          [OPTION_INT] = "an integer",
@@ -166,11 +168,11 @@ enum lm_status option_check(const struct option_spec *spec, const char *text, st
     case OPTION_INT:
         if (takes_auto(spec) && !strcmp(text, "auto")) return LM_OK;
         good = read_int(text, &whole);
-        if (good) return check_bounds(spec, (double)whole, err);
+        if (good) return check_bounds(spec, name, (double)whole, err);
         break;
     case OPTION_FLOAT:
         good = read_float(text, &number);
-        if (good) return check_bounds(spec, number, err);
+        if (good) return check_bounds(spec, name, number, err);
         break;
     case OPTION_SIZE:
         good = units_parse_bytes(text, &n_bytes);
@@ -186,8 +188,8 @@ enum lm_status option_check(const struct option_spec *spec, const char *text, st
         break;
     }
     if (good) return LM_OK;
-    return lm_fail(err, LM_E_USAGE, "--%s must be %s%s%s, got '%.80s'", spec->name,
-                   kind_names[spec->kind], spec->kind == OPTION_ENUM ? " " : "",
+    return lm_fail(err, LM_E_USAGE, "%s must be %s%s%s, got '%.80s'", name, kind_names[spec->kind],
+                   spec->kind == OPTION_ENUM ? " " : "",
                    spec->kind == OPTION_ENUM ? spec->metavar
                    : takes_auto(spec)        ? " or auto"
                                              : "",
@@ -214,7 +216,9 @@ static struct slot *find_letter(const struct options *options, char letter)
 
 static enum lm_status add_value(struct slot *slot, const char *text, struct lm_error *err)
 {
-    const enum lm_status status = option_check(slot->spec, text, err);
+    char name[80];
+    snprintf(name, sizeof(name), "--%s", slot->spec->name);
+    const enum lm_status status = option_check(slot->spec, name, text, err);
     if (status != LM_OK) return status;
     const size_t n_kept = slot->spec->repeat ? slot->n_value : 0;
     const char **values = realloc(slot->values, (n_kept + 1) * sizeof(*values));
@@ -357,11 +361,41 @@ enum lm_status options_parse(struct options **out, const struct option_spec *con
     return LM_OK;
 }
 
+bool options_have_key(const struct options *options)
+{
+    for (size_t i = 0; i < options->n_slot; i++)
+        if (options->slots[i].spec->key) return true;
+    return false;
+}
+
+enum lm_status options_fill(struct options *options, const struct config *config,
+                            struct lm_error *err)
+{
+    enum lm_status status = LM_OK;
+    for (size_t s = 0; s < options->n_slot && status == LM_OK; s++) {
+        struct slot *slot = &options->slots[s];
+        if (!slot->spec->key || slot->n_value) continue;
+        slot->configured = true;
+        char *text;
+        for (size_t i = 0; status == LM_OK; i++) {
+            status = config_get(config, slot->spec->key, i, &text, err);
+            if (status != LM_OK || !text) break;
+            status = add_value(slot, text, err);
+            if (status != LM_OK) free(text);
+        }
+    }
+    return status;
+}
+
 void options_destroy(struct options *options)
 {
     if (!options) return;
-    for (size_t i = 0; i < options->n_slot; i++)
-        free(options->slots[i].values);
+    for (size_t i = 0; i < options->n_slot; i++) {
+        struct slot *slot = &options->slots[i];
+        for (size_t v = 0; slot->configured && v < slot->n_value; v++)
+            free((char *)slot->values[v]);
+        free(slot->values);
+    }
     free(options->slots);
     free(options->args);
     free(options);

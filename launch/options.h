@@ -43,6 +43,7 @@ extern const struct option_spec options_engine[]; /* threads, kernels, kv-type, 
 extern const struct option_spec options_sampling[]; /* temperature, top-p, ... */
 
 struct options;
+struct config;
 
 /* Parses the words after the command's name. tables: NULL-terminated list of the command's tables,
  * options_common is added to them. argv and the tables are borrowed and must outlive *out.
@@ -51,8 +52,16 @@ enum lm_status options_parse(struct options **out, const struct option_spec *con
                              int argc, char *const *argv, struct lm_error *err);
 void options_destroy(struct options *options);
 
-/* Checks text as a value of spec's kind, bounds included. LM_E_USAGE: it is not one. */
-enum lm_status option_check(const struct option_spec *spec, const char *text, struct lm_error *err);
+/* Gives each option with a key that the command line left out its value from the configuration,
+ * where there is one. */
+enum lm_status options_fill(struct options *options, const struct config *config,
+                            struct lm_error *err);
+bool options_have_key(const struct options *options); /* of any option: worth filling */
+
+/* Checks text as a value of spec's kind, bounds included; empty text passes. name: what messages
+ * call it, "--threads". LM_E_USAGE: it is not one. */
+enum lm_status option_check(const struct option_spec *spec, const char *name, const char *text,
+                            struct lm_error *err);
 
 /* Given on the command line or through the configuration (a default does not count). */
 bool options_given(const struct options *options, const char *name);

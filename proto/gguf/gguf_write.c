@@ -99,47 +99,46 @@ static uint64_t round_up(const struct gguf_writer *writer, uint64_t n)
     return (n + writer->alignment - 1) / writer->alignment * writer->alignment;
 }
 
-enum lm_status gguf_writer_create(struct gguf_writer **out, const char *path, struct lm_error *err)
+/* Opens and locks the partial file. Not truncated before: another writer may own it, which the
+ * lock tells. */
+static enum lm_status open_partial(struct gguf_writer *writer, struct lm_error *err)
 {
     struct stat info;
-    if (!stat(path, &info) && !S_ISREG(info.st_mode))
-        return lm_fail(err, LM_E_USAGE, "%s: exists and is not a regular file", path);
-    enum lm_status status;
+    if (!stat(writer->path, &info) && !S_ISREG(info.st_mode))
+        return lm_fail(err, LM_E_USAGE, "%s: exists and is not a regular file", writer->path);
+    const int fd = open(writer->partial_path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
+    if (fd < 0) return lm_fail_errno(err, "%s: create", writer->partial_path);
+    if (flock(fd, LOCK_EX | LOCK_NB)) {
+        close(fd);
+        return lm_fail(err, LM_E_BUSY, "%s: being written by another process",
+                       writer->partial_path);
+    }
+    writer->fd = fd; /* from here on the file is ours to remove */
+    if (ftruncate(fd, 0)) return lm_fail_errno(err, "%s: truncate", writer->partial_path);
+    return LM_OK;
+}
+
+enum lm_status gguf_writer_create(struct gguf_writer **out, const char *path, struct lm_error *err)
+{
+    enum lm_status status = LM_OK;
     struct gguf_writer *writer = calloc(1, sizeof(*writer));
-    if (!writer) return lm_fail(err, LM_E_NO_MEM, "%s: no memory", path);
+    if (!writer) return lm_fail(err, LM_E_NO_MEM, "%s: no memory", path ? path : "GGUF header");
     writer->fd = -1;
     writer->alignment = 32;
-    writer->path = strdup(path);
+    writer->path = strdup(path ? path : "GGUF header");
     writer->buffer = malloc(BUFFER_BYTES);
     if (!writer->path || !writer->buffer ||
-        asprintf(&writer->partial_path, "%s.partial", path) < 0) {
+        asprintf(&writer->partial_path, "%s.partial", writer->path) < 0) {
         writer->partial_path = NULL;
-        status = lm_fail(err, LM_E_NO_MEM, "%s: no memory", path);
-        goto destroy;
+        status = lm_fail(err, LM_E_NO_MEM, "%s: no memory", path ? path : "GGUF header");
     }
-    /* Opened without truncation: another writer may own it, which the lock tells. */
-    writer->fd = open(writer->partial_path, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
-    if (writer->fd < 0) {
-        status = lm_fail_errno(err, "%s: create", writer->partial_path);
-        goto destroy;
-    }
-    if (flock(writer->fd, LOCK_EX | LOCK_NB)) {
-        status =
-            lm_fail(err, LM_E_BUSY, "%s: being written by another process", writer->partial_path);
-        close(writer->fd);
-        writer->fd = -1; /* not ours to remove */
-        goto destroy;
-    }
-    if (ftruncate(writer->fd, 0)) {
-        status = lm_fail_errno(err, "%s: truncate", writer->partial_path);
-        goto destroy;
+    if (status == LM_OK && path) status = open_partial(writer, err);
+    if (status != LM_OK) {
+        gguf_writer_destroy(writer);
+        return status;
     }
     *out = writer;
     return LM_OK;
-
-destroy:
-    gguf_writer_destroy(writer);
-    return status;
 }
 
 void gguf_writer_u32(struct gguf_writer *writer, const char *key, uint32_t value)
@@ -332,6 +331,7 @@ enum lm_status gguf_writer_data(struct gguf_writer *writer, const void *data, ui
                                 struct lm_error *err)
 {
     const char *at = data;
+    assert(writer->fd >= 0); /* not a writer that only measures */
     if (writer->error.status == LM_OK && !writer->header_written) write_header(writer);
     while (n_bytes && writer->error.status == LM_OK) {
         if (writer->tensor_at == writer->n_tensor) {

@@ -14,6 +14,7 @@
 
 struct gguf_writer;
 
+/* path NULL: nothing is written; the writer only tells what the declarations would give. */
 enum lm_status gguf_writer_create(struct gguf_writer **out, const char *path, struct lm_error *err);
 
 void gguf_writer_u32(struct gguf_writer *writer, const char *key, uint32_t value);

@@ -127,7 +127,8 @@ static void every_command_parses_and_describes_itself(void **state)
             for (const struct option_spec *spec = commands[i]->options[t]; spec->name; spec++) {
                 assert_non_null(spec->help);
                 assert_true(strncmp(spec->name, "no-", 3) != 0);
-                assert_int_equal(option_check(spec, spec->def ? spec->def : "", NULL), LM_OK);
+                assert_int_equal(option_check(spec, spec->name, spec->def ? spec->def : "", NULL),
+                                 LM_OK);
             }
     }
 }

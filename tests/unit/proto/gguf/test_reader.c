@@ -1,14 +1,9 @@
 /* The reader accepts what the format allows and answers everything else with one error that names
  * the key or tensor. Files are built in the test, byte by byte. */
 #include <dirent.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdlib.h>
 
-#include <cmocka.h>
-
+#include "tests/unit/cmocka_all.h"
 #include "tests/unit/proto/gguf/gguf_image.h"
 
 static const uint64_t shape_64x2[] = {64, 2};

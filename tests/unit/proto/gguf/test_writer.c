@@ -1,9 +1,5 @@
 /* What the writer writes, the reader reads back; a failed or abandoned write leaves nothing. */
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,9 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include <cmocka.h>
-
 #include "proto/gguf/gguf_write.h"
+#include "tests/unit/cmocka_all.h"
 
 static char folder[] = "/tmp/lean-test-writer-XXXXXX";
 static char path[64], partial[72], copy_path[64];
