@@ -72,7 +72,7 @@ size_t kv_block_bytes(enum tensor_type kv_type, uint32_t n_head_kv, uint32_t hea
 
 /* Appends the rows' k and v to their sequences' caches, then attends causally, each row over the
  * positions [max(0, pos - window + 1), pos] of its own sequence (window 0: from 0). Rows of one
- * sequence are in rising order of pos. Q and K are RMSNormed per head and rotated first; the
+ * sequence are adjacent and at consecutive positions. Q and K are RMSNormed per head and rotated first; the
  * result is gated: out = attention * sigmoid(gate). */
 struct attention_args {
     uint32_t n_token;
@@ -98,7 +98,7 @@ struct attention_args {
 
 /* Gated delta net: causal convolution and SiLU over qkv, L2 norm of q and k per head, gates
  * beta = sigmoid(b), g = a * softplus(alpha + dt), the step-by-step recurrence, then
- * out = RMSNorm(o; norm) * SiLU(z) per value head. Rows of one sequence are in rising order. */
+ * out = RMSNorm(o; norm) * SiLU(z) per value head. Rows of one sequence are adjacent, in order. */
 struct delta_net_args {
     uint32_t n_token;
     const struct token_ref *token;

@@ -125,6 +125,9 @@ struct kernel_table {
     void (*attend_finish)(const float *acc, uint32_t head_dim, const float *gate, float *out);
 
     void (*conv_silu)(const struct conv_args *args);
+    /* One head, n tokens: decay[t] = e^(a * softplus(alpha[t] + dt)), beta[t] = sigmoid(b[t]). */
+    void (*delta_gates)(const float *alpha, const float *b, float a, float dt, uint32_t n,
+                        float *decay, float *beta);
     void (*delta_rule)(const struct delta_rule_args *args);
 };
 

@@ -16,6 +16,15 @@ void ref_conv_silu(const struct conv_args *args)
         }
 }
 
+void ref_delta_gates(const float *alpha, const float *b, float a, float dt, uint32_t n,
+                     float *decay, float *beta)
+{
+    for (uint32_t t = 0; t < n; t++) {
+        decay[t] = exact_exp(a * exact_softplus(alpha[t] + dt));
+        beta[t] = exact_sigmoid(b[t]);
+    }
+}
+
 /* One row of the state, s [dim_k], through one token. The decayed state is rounded; the inner
  * products use the 32 lanes over the key dimension. Returns the row's output. */
 static float delta_step(float *s, const float *q, const float *k, uint32_t dim_k, float v,

@@ -53,6 +53,8 @@ void ref_attend_merge(float *acc, const float *partial, uint32_t head_dim);
 void ref_attend_finish(const float *acc, uint32_t head_dim, const float *gate, float *out);
 
 void ref_conv_silu(const struct conv_args *args);
+void ref_delta_gates(const float *alpha, const float *b, float a, float dt, uint32_t n,
+                     float *decay, float *beta);
 void ref_delta_rule(const struct delta_rule_args *args);
 
 /* Sum of 32 lanes by halving: l and l + 16, then 8, 4, 2, 1. Destroys the lanes. */

@@ -36,6 +36,7 @@ void kernels_init_ref(struct kernel_table *table)
     table->attend_merge = ref_attend_merge;
     table->attend_finish = ref_attend_finish;
     table->conv_silu = ref_conv_silu;
+    table->delta_gates = ref_delta_gates;
     table->delta_rule = ref_delta_rule;
 }
 

@@ -1,0 +1,170 @@
+/* delta_net: one task takes a key head of one sequence, with the value heads that use it, through
+ * all rows: convolution, norms, gates, recurrence, output norm. Nothing is shared between such
+ * tasks, so one region suffices, and what lies between the steps stays in the cache: rows go
+ * through in short tiles. */
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu/backend_cpu.h"
+
+enum { TILE_ROWS = 32, N_TAP_MAX = 16 };
+
+/* Consecutive rows of one sequence. */
+struct run {
+    uint32_t it_begin, n_row;
+};
+
+struct delta_net {
+    struct cpu_backend *cpu;
+    const struct delta_net_args *args;
+    struct run *run;          /* [n_run] */
+    uint32_t heads_per_key;   /* value heads of a key head */
+    uint32_t conv_dim, v_dim; /* of all heads */
+};
+
+static uint32_t value_head(const struct delta_net *d, uint32_t key_head, uint32_t i)
+{
+    return d->args->grouped ? key_head * d->heads_per_key + i : key_head + i * d->args->n_head_k;
+}
+
+/* Convolves and activates some channels of n_row rows; rows: those before them first.
+ * y: [n_row][n_channel]. */
+static void convolve(const struct delta_net *d, const float *const *rows, uint32_t n_row,
+                     uint32_t channel, uint32_t n_channel, float *y)
+{
+    const struct conv_args conv = {
+        .n_token = n_row,
+        .n_tap = d->args->n_tap,
+        .channel_begin = channel,
+        .channel_end = channel + n_channel,
+        .w = d->args->conv_w,
+        .x = rows,
+        .y = y - channel,
+        .y_stride = n_channel,
+    };
+    d->cpu->kernels->conv_silu(&conv);
+}
+
+/* The state after a tile: its last n_tap - 1 inputs. In rising order each source lies at or after
+ * its destination, so a short tile may move the state within itself. */
+static void keep_tail(const struct delta_net *d, float *state, const float *const *rows,
+                      uint32_t n_row, uint32_t channel, uint32_t n_channel)
+{
+    for (uint32_t j = 0; j + 1 < d->args->n_tap; j++)
+        memmove(state + (size_t)j * d->conv_dim + channel, rows[n_row + j] + channel,
+                n_channel * sizeof(float));
+}
+
+struct tile_buffers {
+    float *q, *k, *v;    /* [TILE_ROWS][dim] after the convolution */
+    float *decay, *beta; /* [TILE_ROWS] of one value head */
+};
+
+static void value_head_tile(const struct delta_net *d, uint32_t slot, uint32_t it_begin,
+                            uint32_t n_row, uint32_t ih, const struct tile_buffers *b)
+{
+    const struct delta_net_args *args = d->args;
+    const struct kernel_table *kernels = d->cpu->kernels;
+    float alpha[TILE_ROWS], beta[TILE_ROWS];
+    for (uint32_t i = 0; i < n_row; i++) {
+        alpha[i] = args->alpha[(size_t)(it_begin + i) * args->n_head_v + ih];
+        beta[i] = args->beta[(size_t)(it_begin + i) * args->n_head_v + ih];
+    }
+    kernels->delta_gates(alpha, beta, args->ssm_a[ih], args->ssm_dt[ih], n_row, b->decay, b->beta);
+    float *out = args->out + (size_t)it_begin * d->v_dim + (size_t)ih * args->dim_v;
+    const struct delta_rule_args rule = {
+        .n_token = n_row,
+        .dim_k = args->dim_k,
+        .row_end = args->dim_v,
+        .q = b->q,
+        .k = b->k,
+        .qk_stride = args->dim_k,
+        .v = b->v,
+        .v_stride = args->dim_v,
+        .decay = b->decay,
+        .beta = b->beta,
+        .gate_stride = 1,
+        .scale = 1.0f / sqrtf((float)args->dim_k),
+        .state = args->state[slot] + (size_t)ih * args->dim_v * args->dim_k,
+        .o = out,
+        .o_stride = d->v_dim,
+    };
+    kernels->delta_rule(&rule);
+    for (uint32_t i = 0; i < n_row; i++, out += d->v_dim) {
+        const float *z = args->z + (size_t)(it_begin + i) * d->v_dim + (size_t)ih * args->dim_v;
+        kernels->rms_norm(out, args->norm, args->dim_v, args->eps, out);
+        kernels->swiglu(z, out, args->dim_v, out);
+    }
+}
+
+static void key_head_task(void *context, uint32_t task, uint32_t worker)
+{
+    const struct delta_net *d = context;
+    const struct delta_net_args *args = d->args;
+    const struct kernel_table *kernels = d->cpu->kernels;
+    const struct run *run = &d->run[task / args->n_head_k];
+    const uint32_t head = task % args->n_head_k;
+    const uint32_t slot = args->token[run->it_begin].slot;
+    const uint32_t q_channel = head * args->dim_k;
+    const uint32_t k_channel = (args->n_head_k + head) * args->dim_k;
+    const uint32_t v_channel = 2 * args->n_head_k * args->dim_k;
+    float *const conv_state = args->conv_state[slot];
+    struct tile_buffers b;
+    b.q = d->cpu->worker[worker].data;
+    b.k = b.q + (size_t)TILE_ROWS * args->dim_k;
+    b.v = b.k + (size_t)TILE_ROWS * args->dim_k;
+    b.decay = b.v + (size_t)TILE_ROWS * args->dim_v;
+    b.beta = b.decay + TILE_ROWS;
+    const uint32_t n_old = args->n_tap - 1;
+    const float *rows[TILE_ROWS + N_TAP_MAX - 1];
+    for (uint32_t begin = 0; begin < run->n_row; begin += TILE_ROWS) {
+        const uint32_t n_row = run->n_row - begin < TILE_ROWS ? run->n_row - begin : TILE_ROWS;
+        const uint32_t it = run->it_begin + begin;
+        for (uint32_t j = 0; j < n_old; j++)
+            rows[j] = conv_state + (size_t)j * d->conv_dim;
+        for (uint32_t i = 0; i < n_row; i++)
+            rows[n_old + i] = args->qkv + (size_t)(it + i) * d->conv_dim;
+        convolve(d, rows, n_row, q_channel, args->dim_k, b.q);
+        keep_tail(d, conv_state, rows, n_row, q_channel, args->dim_k);
+        convolve(d, rows, n_row, k_channel, args->dim_k, b.k);
+        keep_tail(d, conv_state, rows, n_row, k_channel, args->dim_k);
+        for (uint32_t i = 0; i < n_row; i++) {
+            float *q = b.q + (size_t)i * args->dim_k, *k = b.k + (size_t)i * args->dim_k;
+            kernels->l2_norm(q, args->dim_k, args->eps, q);
+            kernels->l2_norm(k, args->dim_k, args->eps, k);
+        }
+        for (uint32_t i = 0; i < d->heads_per_key; i++) {
+            const uint32_t ih = value_head(d, head, i);
+            const uint32_t channel = v_channel + ih * args->dim_v;
+            convolve(d, rows, n_row, channel, args->dim_v, b.v);
+            keep_tail(d, conv_state, rows, n_row, channel, args->dim_v);
+            value_head_tile(d, slot, it, n_row, ih, &b);
+        }
+    }
+}
+
+void cpu_delta_net(struct backend *backend, const struct delta_net_args *args)
+{
+    struct cpu_backend *cpu = (struct cpu_backend *)backend;
+    struct delta_net d = {
+        .cpu = cpu,
+        .args = args,
+        .heads_per_key = args->n_head_v / args->n_head_k,
+        .conv_dim = 2 * args->n_head_k * args->dim_k + args->n_head_v * args->dim_v,
+        .v_dim = args->n_head_v * args->dim_v,
+    };
+    assert(args->n_head_v % args->n_head_k == 0);
+    assert(args->n_tap >= 1 && args->n_tap <= N_TAP_MAX);
+    const size_t worker_floats =
+        (size_t)TILE_ROWS * (2 * args->dim_k + args->dim_v) + 2 * TILE_ROWS;
+    d.run = buffer_reserve(cpu, &cpu->plan, args->n_token * sizeof(*d.run), "delta net");
+    if (!d.run || !reserve_workers(cpu, worker_floats * sizeof(float), "delta net")) return;
+    uint32_t n_run = 0;
+    for (uint32_t it = 0; it < args->n_token; it++) {
+        if (!it || args->token[it].slot != args->token[it - 1].slot)
+            d.run[n_run++] = (struct run){.it_begin = it};
+        d.run[n_run - 1].n_row++;
+    }
+    pool_run(cpu->pool, key_head_task, &d, n_run * args->n_head_k);
+}
