@@ -8,6 +8,7 @@
 extern const struct command command_config;
 extern const struct command command_help;
 extern const struct command command_quantize;
+extern const struct command command_synth;
 extern const struct command command_tokenize;
 extern const struct command command_version;
 
@@ -15,6 +16,7 @@ const struct command *const commands[] = {
     &command_config,
     &command_help,
     &command_quantize,
+    &command_synth,
     &command_tokenize,
     &command_version,
     NULL,

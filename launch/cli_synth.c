@@ -1,0 +1,117 @@
+/* lean synth ARCH|MODEL QUANT -o FILE */
+#include <signal.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include <json-c/json.h>
+
+#include "launch/command.h"
+#include "proto/base/log.h"
+#include "worker/pack/synth.h"
+
+static volatile sig_atomic_t is_interrupted;
+
+static void interrupt(int signal_number)
+{
+    (void)signal_number;
+    is_interrupted = 1;
+}
+
+/* A number that the shape has and an option may change. */
+static void override(const struct options *options, const char *name, uint32_t *value)
+{
+    if (options_given(options, name)) *value = (uint32_t)options_int(options, name);
+}
+
+static enum lm_status read_config(const struct options *options, struct synth_config *config,
+                                  struct lm_error *err)
+{
+    struct synth_shape *shape = &config->shape;
+    enum lm_status status = synth_shape_find(options_arg(options, 0), shape, err);
+    if (status == LM_OK) status = recipe_find(options_arg(options, 1), &config->recipe, err);
+    if (status != LM_OK) return status;
+    if (!shape->n_expert &&
+        (options_given(options, "experts") || options_given(options, "experts-used")))
+        return lm_fail(err, LM_E_USAGE, "%s has no experts", shape->name);
+    override(options, "layers", &shape->n_layer);
+    override(options, "experts", &shape->n_expert);
+    override(options, "experts-used", &shape->n_expert_used);
+    override(options, "vocab", &shape->n_vocab);
+    config->seed = (uint64_t)options_int(options, "seed");
+    config->skew = (float)options_float(options, "skew");
+    config->similarity = (float)options_float(options, "similarity");
+    config->mtp = options_flag(options, "mtp");
+    config->is_interrupted = &is_interrupted;
+    return LM_OK;
+}
+
+static void print_result(const struct options *options, const char *path, uint64_t n_bytes)
+{
+    char size[24];
+    if (!options_flag(options, "json")) {
+        printf("%s%s%s  %.1f GB\n", path ? path : "", path ? "  " : "",
+               log_format_bytes(n_bytes, size), (double)n_bytes * 1e-9);
+        return;
+    }
+    struct json_object *event = json_object_new_object();
+    json_object_object_add(event, "event", json_object_new_string("result"));
+    if (path) json_object_object_add(event, "path", json_object_new_string(path));
+    json_object_object_add(event, "bytes", json_object_new_uint64(n_bytes));
+    puts(json_object_to_json_string_ext(event, JSON_C_TO_STRING_PLAIN));
+    json_object_put(event);
+}
+
+static enum lm_status run_synth(struct options *options, struct lm_error *err)
+{
+    struct synth_config config = {0};
+    const char *path = options_string(options, "output");
+    uint64_t n_bytes = 0;
+    if (options_n_arg(options) != 2)
+        return lm_fail(err, LM_E_USAGE, "synth takes a model and a type, got %zu arguments",
+                       options_n_arg(options));
+    enum lm_status status = read_config(options, &config, err);
+    if (status != LM_OK) return status;
+    if (options_flag(options, "dry-run")) {
+        path = NULL;
+    } else if (!path) {
+        return lm_fail(err, LM_E_USAGE, "no output file given, use -o FILE");
+    } else if (!options_flag(options, "force") && !access(path, F_OK)) {
+        lm_fail(err, LM_E_USAGE, "%s: exists", path);
+        return lm_hint(err, "--force replaces it");
+    }
+    signal(SIGINT, interrupt);
+    signal(SIGTERM, interrupt);
+    status = synth_write(path, &config, &n_bytes, err);
+    if (status == LM_OK) print_result(options, path, n_bytes);
+    return status;
+}
+
+static const struct option_spec options_synth[] = {
+    {"output", 'o', OPTION_PATH, "FILE", .help = "the file to write"},
+    {"force", 'f', OPTION_FLAG, .help = "replace FILE if it exists"},
+    {"dry-run", 0, OPTION_FLAG, .help = "print the size, write nothing"},
+    {"seed", 0, OPTION_INT, "N", .def = "0", .help = "same seed and arguments: same bytes"},
+    {"skew", 0, OPTION_FLOAT, "S", .def = "0", .min = 0, .max = 4,
+     .help = "how unevenly experts are chosen; 0: evenly, 1: a handful dominates"},
+    {"similarity", 0, OPTION_FLOAT, "R", .def = "0", .min = 0, .max = 1,
+     .help = "correlation of a layer's router with that of the layer before"},
+    {"layers", 0, OPTION_INT, "N", .min = 1, .max = 1000, .help = "layers, instead of the model's"},
+    {"experts", 0, OPTION_INT, "N", .min = 1, .max = 65536, .help = "experts of a layer"},
+    {"experts-used", 0, OPTION_INT, "N", .min = 1, .max = 1024, .help = "experts per token"},
+    {"vocab", 0, OPTION_INT, "N", .min = 1, .max = 16777216, .help = "entries of the vocabulary"},
+    {"mtp", 0, OPTION_FLAG, .help = "add a layer for multi-token prediction"},
+    {0},
+};
+
+const struct command command_synth = {
+    .name = "synth",
+    .usage = "ARCH|MODEL QUANT -o FILE",
+    .summary = "write a model of random weights, for tests and measurements",
+    .details =
+        "ARCH makes a tiny model: qwen35moe, qwen3next, afmoe, qwen3moe, qwen35, qwen3, qwen2 or\n"
+        "llama. MODEL has the true shape of one: qwen3.5-35b-a3b, qwen3.5-122b-a10b,\n"
+        "qwen3.5-397b-a17b, qwen3-coder-next, trinity-large-thinking or llama-1b. QUANT is a type\n"
+        "of lean quantize. Its answers are noise; its speed and memory are those of the model.",
+    .options = (const struct option_spec *const[]){options_synth, NULL},
+    .run = run_synth,
+};
