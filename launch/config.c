@@ -15,6 +15,7 @@
 #include "launch/options.h"
 #include "proto/base/log.h"
 #include "proto/base/nearest.h"
+#include "proto/base/read_all.h"
 #include "proto/config.pb-c.h"
 #include "proto/text/textproto.h"
 
@@ -131,31 +132,6 @@ static void on_set(void *context, const char *path)
     if (index >= 0) remember_origin(config, index, NULL);
 }
 
-static enum lm_status read_file(const char *path, char **text, size_t *n, struct lm_error *err)
-{
-    FILE *file = fopen(path, "re");
-    if (!file) return lm_fail_errno(err, "%s", path);
-    enum lm_status status = LM_OK;
-    char *bytes = malloc(MAX_FILE_BYTES + 1);
-    if (!bytes) {
-        status = lm_fail(err, LM_E_NO_MEM, "%s: no memory", path);
-        goto close_file;
-    }
-    *n = fread(bytes, 1, MAX_FILE_BYTES + 1, file);
-    if (ferror(file))
-        status = lm_fail_errno(err, "%s", path);
-    else if (*n > MAX_FILE_BYTES)
-        status =
-            lm_fail(err, LM_E_USAGE, "%s: a configuration over %d bytes", path, MAX_FILE_BYTES);
-    if (status == LM_OK)
-        *text = bytes;
-    else
-        free(bytes);
-close_file:
-    fclose(file);
-    return status;
-}
-
 /* Whether an override block speaks of this process: rank 0 on this host. */
 static bool override_applies(const Lean__Override *override)
 {
@@ -220,7 +196,7 @@ static enum lm_status merge_file(struct config *config, const char *path, struct
 {
     char *text = NULL;
     size_t n = 0;
-    enum lm_status status = read_file(path, &text, &n, err);
+    enum lm_status status = read_all_path(path, MAX_FILE_BYTES, &text, &n, err);
     if (status != LM_OK) return status;
     config->layer = path;
     status = textproto_merge(&config->values->base, path, text, n, on_set, config, err);

@@ -8,6 +8,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "proto/base/utf8.h"
+
 /* Written once by log_configure before other threads start. */
 static struct log_config config = {.level = LOG_INFO};
 /* Held while a line or a bar is written; bar_visible is guarded by it. */
@@ -136,35 +138,12 @@ void log_bar_end(struct log_bar *bar)
     pthread_mutex_unlock(&write_lock);
 }
 
-/* Length of the well-formed UTF-8 sequence at bytes, 0 if there is none. */
-static size_t utf8_length(const unsigned char *bytes, size_t n)
-{
-    static const struct {
-        unsigned char low, high, second_low, second_high;
-        size_t length;
-    } forms[] = {
-        {0x00, 0x7f, 0, 0, 1},       {0xc2, 0xdf, 0x80, 0xbf, 2}, {0xe0, 0xe0, 0xa0, 0xbf, 3},
-        {0xe1, 0xec, 0x80, 0xbf, 3}, {0xed, 0xed, 0x80, 0x9f, 3}, {0xee, 0xef, 0x80, 0xbf, 3},
-        {0xf0, 0xf0, 0x90, 0xbf, 4}, {0xf1, 0xf3, 0x80, 0xbf, 4}, {0xf4, 0xf4, 0x80, 0x8f, 4},
-    };
-    for (size_t i = 0; i < sizeof(forms) / sizeof(forms[0]); i++) {
-        if (bytes[0] < forms[i].low || bytes[0] > forms[i].high || n < forms[i].length) continue;
-        if (forms[i].length > 1 &&
-            (bytes[1] < forms[i].second_low || bytes[1] > forms[i].second_high))
-            continue;
-        for (size_t k = 2; k < forms[i].length; k++)
-            if ((bytes[k] & 0xc0) != 0x80) return 0;
-        return forms[i].length;
-    }
-    return 0;
-}
-
 char *log_printable(const char *bytes, size_t n, char *out, size_t size)
 {
     size_t used = 0;
     for (size_t i = 0; i < n;) {
         const unsigned char *at = (const unsigned char *)bytes + i;
-        size_t length = utf8_length(at, n - i);
+        const size_t length = utf8_decode(bytes + i, n - i, NULL);
         const bool c1_control = length == 2 && at[0] == 0xc2 && at[1] < 0xa0;
         const bool plain = length == 1 ? (*at >= 32 && *at != 127) || *at == '\n' || *at == '\t'
                                        : length > 1 && !c1_control;

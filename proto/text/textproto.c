@@ -18,6 +18,7 @@
 #include "proto/base/log.h"
 #include "proto/base/nearest.h"
 #include "proto/base/units.h"
+#include "proto/base/utf8.h"
 
 typedef ProtobufCMessage message_t;
 typedef ProtobufCFieldDescriptor field_t;
@@ -259,24 +260,13 @@ static bool read_amount(const field_t *field, const struct literal *literal, uin
            field->type == PROTOBUF_C_TYPE_FLOAT;
 }
 
+/* Whether a C string can hold it: UTF-8 without a NUL. */
 static bool is_utf8_text(const char *text, size_t n)
 {
-    static const unsigned lowest[] = {0, 0x80, 0x800, 0x10000};
     for (size_t i = 0; i < n;) {
-        const unsigned char lead = (unsigned char)text[i++];
-        const int n_more = lead < 0x80   ? 0
-                           : lead < 0xc0 ? -1
-                           : lead < 0xe0 ? 1
-                           : lead < 0xf0 ? 2
-                                         : 3;
-        if (lead == 0 || n_more < 0 || lead > 0xf4 || i + (size_t)n_more > n) return false;
-        unsigned code = n_more ? lead & (0x3fu >> n_more) : lead;
-        for (int k = 0; k < n_more; k++, i++) {
-            if (((unsigned char)text[i] & 0xc0) != 0x80) return false;
-            code = code << 6 | ((unsigned char)text[i] & 0x3f);
-        }
-        if (code < lowest[n_more] || code > 0x10ffff || (code >= 0xd800 && code < 0xe000))
-            return false;
+        const size_t length = utf8_decode(text + i, n - i, NULL);
+        if (!length || !text[i]) return false;
+        i += length;
     }
     return true;
 }
@@ -608,20 +598,6 @@ static enum lm_status accept(struct parser *parser, char symbol, bool *accepted)
 
 /* ---- string escapes ---- */
 
-static size_t put_utf8(unsigned code, char *out)
-{
-    if (code < 0x80) {
-        out[0] = (char)code;
-        return 1;
-    }
-    const int n_more = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
-    static const unsigned char leads[] = {0, 0xc0, 0xe0, 0xf0};
-    out[0] = (char)(leads[n_more] | code >> (6 * n_more));
-    for (int i = 1; i <= n_more; i++)
-        out[i] = (char)(0x80 | (code >> (6 * (n_more - i)) & 0x3f));
-    return (size_t)n_more + 1;
-}
-
 /* Reads up to n_max digits of the base at *at; false if there is none. */
 static bool read_digits(const char **at, int base, int n_max, unsigned *out)
 {
@@ -661,7 +637,7 @@ static const char *unescape(const char **at, char *out, size_t *n_out)
         if (*at - start != n_digit) return c == 'u' ? "\\u needs 4 digits" : "\\U needs 8 digits";
         if (code > 0x10ffff || (code >= 0xd800 && code < 0xe000))
             return "escape is not a Unicode character";
-        *n_out += put_utf8(code, out + *n_out);
+        *n_out += utf8_encode(code, out + *n_out);
     } else {
         return "unknown escape in string";
     }
