@@ -59,5 +59,6 @@ SEEDS = {
     "version1": b"GGUF" + struct.pack("<III", 1, 0, 0) + bytes(16),
 }
 
-for name, content in SEEDS.items():
-    (Path(sys.argv[1]) / name).write_bytes(content)
+if __name__ == "__main__":
+    for name, content in SEEDS.items():
+        (Path(sys.argv[1]) / name).write_bytes(content)
