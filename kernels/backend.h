@@ -72,8 +72,8 @@ size_t kv_block_bytes(enum tensor_type kv_type, uint32_t n_head_kv, uint32_t hea
 
 /* Appends the rows' k and v to their sequences' caches, then attends causally, each row over the
  * positions [max(0, pos - window + 1), pos] of its own sequence (window 0: from 0). Rows of one
- * sequence are adjacent and at consecutive positions. Q and K are RMSNormed per head and rotated first; the
- * result is gated: out = attention * sigmoid(gate). */
+ * sequence are adjacent and at consecutive positions. Q and K are RMSNormed per head and rotated
+ * first; the result is gated: out = attention * sigmoid(gate). */
 struct attention_args {
     uint32_t n_token;
     const struct token_ref *token; /* [n_token] */

@@ -75,7 +75,7 @@ struct conv_args {
 };
 
 /* Gated delta rule for one value head, token after token:
- * S = decay[t] * S; u = beta[t] * (v[t] - S k[t]); S += u k[t]^T; o[t] = scale * S q[t]. */
+ * u = beta[t] * (v[t] - decay[t] * S k[t]); S = decay[t] * S + u k[t]^T; o[t] = scale * S q[t]. */
 struct delta_rule_args {
     uint32_t n_token, dim_k;
     uint32_t row_begin, row_end; /* of dim_v: rows are independent of each other */

@@ -25,21 +25,20 @@ void ref_delta_gates(const float *alpha, const float *b, float a, float dt, uint
     }
 }
 
-/* One row of the state, s [dim_k], through one token. The decayed state is rounded; the inner
- * products use the 32 lanes over the key dimension. Returns the row's output. */
+/* One row of the state, s [dim_k], through one token; returns the row's output. The decay is
+ * applied to the row's inner product with k and again to each element, so that the two need not
+ * wait for one another. */
 static float delta_step(float *s, const float *q, const float *k, uint32_t dim_k, float v,
                         float decay, float beta, float scale)
 {
     float lane[32] = {0};
-    for (uint32_t i = 0; i < dim_k; i++) {
-        s[i] = decay * s[i];
+    for (uint32_t i = 0; i < dim_k; i++)
         lane[i % 32] = fmaf(s[i], k[i], lane[i % 32]);
-    }
-    const float u = beta * (v - tree_32(lane));
+    const float u = beta * fmaf(-decay, tree_32(lane), v);
     for (uint32_t l = 0; l < 32; l++)
         lane[l] = 0.0f;
     for (uint32_t i = 0; i < dim_k; i++) {
-        s[i] = fmaf(k[i], u, s[i]);
+        s[i] = fmaf(k[i], u, decay * s[i]);
         lane[i % 32] = fmaf(s[i], q[i], lane[i % 32]);
     }
     return tree_32(lane) * scale;

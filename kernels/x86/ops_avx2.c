@@ -1,7 +1,7 @@
-/* Everything but matrix products, for avx2. */
-#include "kernels/kernels.h"
+/* Everything but matrix products for AVX2: kernels/x86/ops.h, compiled for it. */
+#include "kernels/x86/ops.h"
 
 void kernels_init_ops_avx2(struct kernel_table *table)
 {
-    (void)table;
+    init_ops(table);
 }

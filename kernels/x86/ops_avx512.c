@@ -1,7 +1,7 @@
-/* Everything but matrix products, for avx512. */
-#include "kernels/kernels.h"
+/* Everything but matrix products for AVX-512: kernels/x86/ops.h, compiled for it. */
+#include "kernels/x86/ops.h"
 
 void kernels_init_ops_avx512(struct kernel_table *table)
 {
-    (void)table;
+    init_ops(table);
 }
