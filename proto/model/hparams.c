@@ -217,8 +217,6 @@ static void read_rope_scaling(struct key_reader *reader, struct rope_hparams *ro
              &rope->yarn_attn_factor);
     read_f32(reader, OPTIONAL, "rope.scaling.yarn_beta_fast", -1e6f, 1e6f, &rope->beta_fast);
     read_f32(reader, OPTIONAL, "rope.scaling.yarn_beta_slow", -1e6f, 1e6f, &rope->beta_slow);
-    read_f32(reader, OPTIONAL, "rope.scaling.yarn_log_multiplier", -1e6f, 1e6f,
-             &rope->yarn_log_mul);
 }
 
 static void read_rope(struct key_reader *reader, struct hparams *hp, uint32_t n_block)

@@ -38,7 +38,7 @@ struct rope_hparams {
     enum rope_scaling scaling;
     float factor; /* the context is stretched by it; 1: not. Window layers use it with NONE too */
     uint32_t n_ctx_orig;
-    float attn_factor, ext_factor, yarn_attn_factor, beta_fast, beta_slow, yarn_log_mul;
+    float attn_factor, ext_factor, yarn_attn_factor, beta_fast, beta_slow;
     /* pairs per position stream (time, height, width, extra), by interleaving; all 0: one stream */
     uint32_t sections[4];
 };
