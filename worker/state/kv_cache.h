@@ -1,0 +1,47 @@
+/* Keys and values of the attention layers that share one window: blocks of KV_BLOCK positions.
+ *
+ *   table of slot 2:   [ 0..127 | 128..255 | 256..383 |   -   ]
+ *                          |         |          |
+ *   groups of the pool:    7         3          9          each: one block per layer, side by side
+ *
+ * One allocation, a group, holds the blocks of all layers for the same positions, so a sequence
+ * grows by one group every KV_BLOCK tokens. Sequences that share a prefix share its groups, which
+ * are counted; a shared group is copied before it is written. Groups that the window has passed go
+ * back to the pool.
+ *
+ * Memory: the pool is reserved at create; on the CPU a page is real once it is written.
+ * Threads: the step thread. */
+#ifndef LEAN_WORKER_STATE_KV_CACHE_H
+#define LEAN_WORKER_STATE_KV_CACHE_H
+
+#include "kernels/backend.h"
+
+struct kv_cache;
+
+struct kv_cache_config {
+    uint32_t n_layer;
+    size_t block_bytes; /* the largest of the layers' */
+    uint32_t window;    /* 0: none */
+    uint32_t n_slot, n_ctx;
+    uint32_t n_group; /* of the pool */
+};
+
+enum lm_status kv_cache_create(struct kv_cache **out, struct backend *backend,
+                               const struct kv_cache_config *config, struct lm_error *err);
+void kv_cache_destroy(struct kv_cache *cache);
+
+/* Makes positions [pos, pos + n) of a slot writable, gives back what the window of pos has passed.
+ * Repeating it is harmless. LM_E_LIMIT: the pool is empty; what was obtained stays with the slot.
+ */
+enum lm_status kv_cache_reserve(struct kv_cache *cache, uint32_t slot, uint32_t pos, uint32_t n,
+                                struct lm_error *err);
+/* Whether the first n positions can be continued from, or the window has dropped some. */
+bool kv_cache_can_truncate(const struct kv_cache *cache, uint32_t slot, uint32_t n);
+void kv_cache_truncate(struct kv_cache *cache, uint32_t slot, uint32_t n);
+/* Shares the first n positions of `from` with `to`, which is empty. */
+void kv_cache_share(struct kv_cache *cache, uint32_t from, uint32_t to, uint32_t n);
+
+/* For attention_args.kv_block; i counts the layers of this cache. */
+void *const *const *kv_cache_blocks(const struct kv_cache *cache, uint32_t i);
+
+#endif

@@ -1,0 +1,103 @@
+/* Records and the tables that point into them. */
+#include "worker/state/recurrent_state.h"
+
+#include <stdlib.h>
+
+#include "proto/model/hparams.h"
+
+struct recurrent_state {
+    struct backend *backend;
+    uint32_t n_layer, n_slot;
+    size_t record_floats;
+    float *memory; /* [n_slot] records, in backend memory */
+    float **conv;  /* [n_layer][n_slot] */
+    float **state; /* [n_layer][n_slot] */
+    bool *zero;    /* [n_slot]: the record is all zero already */
+};
+
+enum lm_status recurrent_state_create(struct recurrent_state **out, struct backend *backend,
+                                      const struct hparams *hp, uint32_t n_layer, uint32_t n_slot,
+                                      struct lm_error *err)
+{
+    struct recurrent_state *state = calloc(1, sizeof(*state));
+    if (!state) return lm_fail(err, LM_E_NO_MEM, "recurrent state: no memory");
+    const size_t n_table = (size_t)n_layer * n_slot;
+    const size_t conv_floats = (size_t)(hp->n_conv - 1) * hparams_conv_dim(hp);
+    const size_t state_floats = (size_t)hp->n_head_v * hp->dim_v * hp->dim_k;
+    const size_t layer_floats = (conv_floats + 15) / 16 * 16 + (state_floats + 15) / 16 * 16;
+    state->backend = backend;
+    state->n_layer = n_layer;
+    state->n_slot = n_slot;
+    state->record_floats = n_layer * layer_floats;
+    state->conv = calloc(n_table, sizeof(*state->conv));
+    state->state = calloc(n_table, sizeof(*state->state));
+    state->zero = calloc(n_slot, sizeof(*state->zero));
+    if (!state->conv || !state->state || !state->zero) {
+        recurrent_state_destroy(state);
+        return lm_fail(err, LM_E_NO_MEM, "recurrent state: no memory for %u slots", n_slot);
+    }
+    state->memory =
+        backend->ops->alloc(backend, n_slot * state->record_floats * sizeof(float), err);
+    if (!state->memory) {
+        recurrent_state_destroy(state);
+        return LM_E_NO_MEM;
+    }
+    for (uint32_t i = 0; i < n_layer; i++) {
+        for (uint32_t slot = 0; slot < n_slot; slot++) {
+            float *const record = state->memory + slot * state->record_floats + i * layer_floats;
+            state->conv[(size_t)i * n_slot + slot] = record;
+            state->state[(size_t)i * n_slot + slot] = record + (conv_floats + 15) / 16 * 16;
+        }
+    }
+    for (uint32_t slot = 0; slot < n_slot; slot++)
+        state->zero[slot] = true;
+    *out = state;
+    return LM_OK;
+}
+
+void recurrent_state_destroy(struct recurrent_state *state)
+{
+    if (!state) return;
+    if (state->memory) state->backend->ops->free(state->backend, state->memory);
+    free(state->zero);
+    free(state->state);
+    free(state->conv);
+    free(state);
+}
+
+float *const *recurrent_state_conv(const struct recurrent_state *state, uint32_t i)
+{
+    return state->conv + (size_t)i * state->n_slot;
+}
+
+float *const *recurrent_state_memory(const struct recurrent_state *state, uint32_t i)
+{
+    return state->state + (size_t)i * state->n_slot;
+}
+
+void recurrent_state_touch(struct recurrent_state *state, uint32_t slot)
+{
+    state->zero[slot] = false;
+}
+
+void recurrent_state_clear(struct recurrent_state *state, uint32_t slot)
+{
+    static const float zeros[1 << 16];
+    if (state->zero[slot]) return;
+    float *const record = state->memory + slot * state->record_floats;
+    for (size_t at = 0; at < state->record_floats;) {
+        const size_t left = state->record_floats - at, n_zero = sizeof(zeros) / sizeof(zeros[0]);
+        const size_t n = left < n_zero ? left : n_zero;
+        state->backend->ops->upload(state->backend, record + at, zeros, n * sizeof(float));
+        at += n;
+    }
+    state->zero[slot] = true;
+}
+
+void recurrent_state_copy(struct recurrent_state *state, uint32_t from, uint32_t to)
+{
+    state->backend->ops->copy(state->backend, state->memory + to * state->record_floats,
+                              state->memory + from * state->record_floats,
+                              state->record_floats * sizeof(float));
+    state->zero[to] = state->zero[from];
+}

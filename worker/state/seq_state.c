@@ -1,0 +1,180 @@
+/* One KV cache for the layers that see everything, one for those with a window, and the recurrent
+ * records: moved together. */
+#include "worker/state/seq_state.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#include "proto/model/hparams.h"
+#include "worker/state/kv_cache.h"
+#include "worker/state/recurrent_state.h"
+
+enum { GLOBAL, WINDOW, N_CACHE };
+
+struct seq_state {
+    struct seq_state_config config;
+    struct kv_cache *cache[N_CACHE]; /* NULL where no layer needs one */
+    struct recurrent_state *recurrent;
+    uint32_t *length; /* [n_slot] */
+    /* which table of which cache, or which recurrent layer: [n_layer] */
+    struct {
+        uint8_t cache;
+        uint16_t index;
+    } place[HPARAMS_MAX_LAYER];
+};
+
+/* Groups such that n_position positions in n_slot pieces always fit: each piece may end inside a
+ * block. A window keeps at most itself and one batch of each sequence. */
+static uint32_t n_group(const struct seq_state_config *config, uint32_t window)
+{
+    const uint32_t everything = config->n_position / KV_BLOCK + config->n_slot;
+    if (!window) return everything;
+    const uint64_t reach = (uint64_t)window + config->n_batch + 2 * KV_BLOCK;
+    const uint64_t kept = config->n_slot * (reach / KV_BLOCK + 1);
+    return kept < everything ? (uint32_t)kept : everything;
+}
+
+static enum lm_status create_cache(struct seq_state *state, int which, struct backend *backend,
+                                   const struct hparams *hp, struct lm_error *err)
+{
+    const struct seq_state_config *config = &state->config;
+    struct kv_cache_config cache = {.n_slot = config->n_slot, .n_ctx = config->n_ctx};
+    for (uint32_t il = config->layer_begin; il < config->layer_end; il++) {
+        const struct layer_hparams *layer = &hp->layer[il];
+        if (layer->recurrent || (layer->window != 0) != (which == WINDOW)) continue;
+        const size_t n_bytes = kv_block_bytes(config->kv_type, layer->n_head_kv, hp->head_dim);
+        state->place[il].cache = (uint8_t)which;
+        state->place[il].index = (uint16_t)cache.n_layer++;
+        cache.window = layer->window;
+        if (n_bytes > cache.block_bytes) cache.block_bytes = n_bytes;
+    }
+    if (!cache.n_layer) return LM_OK;
+    cache.n_group = n_group(config, cache.window);
+    return kv_cache_create(&state->cache[which], backend, &cache, err);
+}
+
+static enum lm_status create_recurrent(struct seq_state *state, struct backend *backend,
+                                       const struct hparams *hp, struct lm_error *err)
+{
+    uint16_t n = 0;
+    for (uint32_t il = state->config.layer_begin; il < state->config.layer_end; il++)
+        if (hp->layer[il].recurrent) state->place[il].index = n++;
+    if (!n) return LM_OK;
+    return recurrent_state_create(&state->recurrent, backend, hp, n, state->config.n_slot, err);
+}
+
+enum lm_status seq_state_create(struct seq_state **out, struct backend *backend,
+                                const struct hparams *hp, const struct seq_state_config *config,
+                                struct lm_error *err)
+{
+    const struct tensor_type_info *type = tensor_type_info(config->kv_type);
+    if (hp->head_dim % type->block_elems)
+        return lm_fail(err, LM_E_UNSUPPORTED, "KV cache of %s: heads of %u are not blocks of %u",
+                       type->name, hp->head_dim, type->block_elems);
+    struct seq_state *state = calloc(1, sizeof(*state));
+    if (!state) return lm_fail(err, LM_E_NO_MEM, "sequence state: no memory");
+    state->config = *config;
+    enum lm_status status = LM_OK;
+    state->length = calloc(config->n_slot, sizeof(*state->length));
+    if (!state->length)
+        status =
+            lm_fail(err, LM_E_NO_MEM, "sequence state: no memory for %u slots", config->n_slot);
+    for (int which = 0; which < N_CACHE && status == LM_OK; which++)
+        status = create_cache(state, which, backend, hp, err);
+    if (status == LM_OK) status = create_recurrent(state, backend, hp, err);
+    if (status != LM_OK) {
+        seq_state_destroy(state);
+        return status;
+    }
+    *out = state;
+    return LM_OK;
+}
+
+void seq_state_destroy(struct seq_state *state)
+{
+    if (!state) return;
+    recurrent_state_destroy(state->recurrent);
+    for (int which = 0; which < N_CACHE; which++)
+        kv_cache_destroy(state->cache[which]);
+    free(state->length);
+    free(state);
+}
+
+uint32_t seq_state_length(const struct seq_state *state, uint32_t slot)
+{
+    return state->length[slot];
+}
+
+enum lm_status seq_state_reserve(struct seq_state *state, uint32_t slot, uint32_t n,
+                                 struct lm_error *err)
+{
+    const uint32_t length = state->length[slot];
+    if (n > state->config.n_ctx - length)
+        return lm_fail(err, LM_E_LIMIT, "context of %u tokens is full", state->config.n_ctx);
+    for (int which = 0; which < N_CACHE; which++) {
+        if (!state->cache[which]) continue;
+        const enum lm_status status = kv_cache_reserve(state->cache[which], slot, length, n, err);
+        if (status != LM_OK) return status;
+    }
+    if (state->recurrent) recurrent_state_touch(state->recurrent, slot);
+    return LM_OK;
+}
+
+void seq_state_advance(struct seq_state *state, uint32_t slot, uint32_t n)
+{
+    assert(n <= state->config.n_ctx - state->length[slot]);
+    state->length[slot] += n;
+}
+
+void seq_state_clear(struct seq_state *state, uint32_t slot)
+{
+    for (int which = 0; which < N_CACHE; which++)
+        if (state->cache[which]) kv_cache_truncate(state->cache[which], slot, 0);
+    if (state->recurrent) recurrent_state_clear(state->recurrent, slot);
+    state->length[slot] = 0;
+}
+
+void seq_state_fork(struct seq_state *state, uint32_t from, uint32_t to)
+{
+    assert(from != to);
+    for (int which = 0; which < N_CACHE; which++) {
+        if (!state->cache[which]) continue;
+        kv_cache_truncate(state->cache[which], to, 0);
+        kv_cache_share(state->cache[which], from, to, state->length[from]);
+    }
+    if (state->recurrent) recurrent_state_copy(state->recurrent, from, to);
+    state->length[to] = state->length[from];
+}
+
+enum lm_status seq_state_truncate(struct seq_state *state, uint32_t slot, uint32_t n,
+                                  struct lm_error *err)
+{
+    assert(n <= state->length[slot]);
+    if (n == state->length[slot]) return LM_OK;
+    if (state->recurrent)
+        return lm_fail(err, LM_E_UNSUPPORTED, "a recurrent state of %u tokens cannot be cut to %u",
+                       state->length[slot], n);
+    for (int which = 0; which < N_CACHE; which++)
+        if (state->cache[which] && !kv_cache_can_truncate(state->cache[which], slot, n))
+            return lm_fail(err, LM_E_UNSUPPORTED, "%u tokens back from %u the window is gone", n,
+                           state->length[slot]);
+    for (int which = 0; which < N_CACHE; which++)
+        if (state->cache[which]) kv_cache_truncate(state->cache[which], slot, n);
+    state->length[slot] = n;
+    return LM_OK;
+}
+
+void *const *const *seq_state_kv_blocks(const struct seq_state *state, uint32_t il)
+{
+    return kv_cache_blocks(state->cache[state->place[il].cache], state->place[il].index);
+}
+
+float *const *seq_state_conv(const struct seq_state *state, uint32_t il)
+{
+    return recurrent_state_conv(state->recurrent, state->place[il].index);
+}
+
+float *const *seq_state_memory(const struct seq_state *state, uint32_t il)
+{
+    return recurrent_state_memory(state->recurrent, state->place[il].index);
+}

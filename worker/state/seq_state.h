@@ -1,0 +1,55 @@
+/* What a worker remembers of sequences: KV caches and recurrent states, by slot.
+ *
+ * A slot holds one sequence of `length` positions. Slots are alike: running sequences use some,
+ * snapshots are sequences forked into others. A fork shares KV blocks and copies recurrent states,
+ * so taking a snapshot and going back to it are the same operation in two directions.
+ *
+ *   empty --reserve, step, advance--> length n --reserve, ...--> longer
+ *                                       |  truncate: attention-only models, inside the window
+ *                                       +--fork--> the same in another slot
+ *
+ * Threads: the step thread. */
+#ifndef LEAN_WORKER_STATE_SEQ_STATE_H
+#define LEAN_WORKER_STATE_SEQ_STATE_H
+
+#include "kernels/backend.h"
+
+struct hparams;
+struct seq_state;
+
+struct seq_state_config {
+    uint32_t layer_begin, layer_end;
+    uint32_t n_slot;
+    uint32_t n_ctx;      /* positions of one sequence at most */
+    uint32_t n_position; /* positions of all sequences together that must fit */
+    uint32_t n_batch;    /* positions added to one sequence by one step at most */
+    enum tensor_type kv_type;
+};
+
+/* LM_E_UNSUPPORTED: the head size is no whole number of kv_type's blocks. */
+enum lm_status seq_state_create(struct seq_state **out, struct backend *backend,
+                                const struct hparams *hp, const struct seq_state_config *config,
+                                struct lm_error *err);
+void seq_state_destroy(struct seq_state *state);
+
+uint32_t seq_state_length(const struct seq_state *state, uint32_t slot);
+
+/* Makes room for n more positions of a slot; the step then writes them and advance counts them.
+ * LM_E_LIMIT: the context or the pool is full. Nothing the sequence holds is lost by that. */
+enum lm_status seq_state_reserve(struct seq_state *state, uint32_t slot, uint32_t n,
+                                 struct lm_error *err);
+void seq_state_advance(struct seq_state *state, uint32_t slot, uint32_t n);
+
+void seq_state_clear(struct seq_state *state, uint32_t slot);
+/* What `to` held is dropped. from != to. */
+void seq_state_fork(struct seq_state *state, uint32_t from, uint32_t to);
+/* LM_E_UNSUPPORTED, and nothing changes: a recurrent state or a passed window cannot go back. */
+enum lm_status seq_state_truncate(struct seq_state *state, uint32_t slot, uint32_t n,
+                                  struct lm_error *err);
+
+/* Tables for attention_args and delta_net_args of layer il. */
+void *const *const *seq_state_kv_blocks(const struct seq_state *state, uint32_t il);
+float *const *seq_state_conv(const struct seq_state *state, uint32_t il);
+float *const *seq_state_memory(const struct seq_state *state, uint32_t il);
+
+#endif
