@@ -1,0 +1,19 @@
+/* Qwen3-Next: the design that Qwen3.5 took over. It differs in the files, not in the sequence of
+ * blocks: one matrix for beta and alpha, value heads in groups (head h uses key head
+ * h / (n_head_v / n_head_k)), plain rotation. */
+#include "worker/graph/graph.h"
+
+enum lm_status arch_qwen3next_forward(struct graph *graph, struct lm_error *err)
+{
+    graph_embed(graph, 1);
+    for (uint32_t il = graph->model->layer_begin; il < graph->model->layer_end; il++) {
+        if (graph->hp->layer[il].recurrent)
+            graph_delta_net(graph, il);
+        else
+            graph_attention(graph, il, ROPE_NEOX);
+        graph_narrow(graph, il);
+        const enum lm_status status = graph_moe(graph, il, err);
+        if (status != LM_OK) return status;
+    }
+    return LM_OK;
+}

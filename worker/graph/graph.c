@@ -1,0 +1,177 @@
+/* Workspace, entry and exit of the forward pass. */
+#include "worker/graph/graph.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#include "worker/graph/blocks.h"
+#include "worker/graph/rope_table.h"
+#include "worker/pager/expert_pager.h"
+
+static const arch_forward_fn forward_table[ARCH_COUNT] = {
+    [ARCH_LLAMA] = arch_llama_forward,         [ARCH_QWEN2] = arch_qwen2_forward,
+    [ARCH_QWEN3] = arch_qwen3_forward,         [ARCH_QWEN3MOE] = arch_qwen3moe_forward,
+    [ARCH_QWEN35] = arch_qwen35_forward,       [ARCH_QWEN35MOE] = arch_qwen35moe_forward,
+    [ARCH_QWEN3NEXT] = arch_qwen3next_forward, [ARCH_AFMOE] = arch_afmoe_forward,
+};
+
+/* Floats of one row in the mixer's part of the workspace: the widest layer decides. Each buffer is
+ * rounded up to 64 bytes once, whatever n_batch. */
+static size_t mixer_floats(const struct hparams *hp)
+{
+    size_t widest = 0;
+    for (uint32_t il = 0; il < hp->n_layer; il++) {
+        const struct layer_hparams *layer = &hp->layer[il];
+        const size_t n_head = (size_t)layer->n_head * hp->head_dim; /* of q, the gate, the result */
+        const size_t n_kv = (size_t)layer->n_head_kv * hp->head_dim;
+        const size_t n_val = (size_t)hp->n_head_v * hp->dim_v;
+        const size_t n = layer->recurrent
+                             ? hparams_conv_dim(hp) + 2 * n_val + 2 * (size_t)hp->n_head_v
+                             : 3 * n_head + 2 * n_kv;
+        if (n > widest) widest = n;
+    }
+    return widest;
+}
+
+enum { N_MIXER_BUFFER = 6 };
+
+static size_t workspace_floats(const struct hparams *hp, size_t n_batch)
+{
+    const size_t routed = hp->n_expert_used;
+    return 2 * buffer_floats(n_batch * hp->n_embd) + n_batch * mixer_floats(hp) +
+           N_MIXER_BUFFER * buffer_floats(1) + 2 * buffer_floats(n_batch * routed);
+}
+
+uint64_t graph_workspace_bytes(const struct hparams *hp, uint32_t n_batch)
+{
+    return workspace_floats(hp, n_batch) * sizeof(float);
+}
+
+static void divide_workspace(struct graph *graph, size_t n_batch)
+{
+    const struct hparams *hp = graph->hp;
+    float *at = graph->memory;
+    graph->x = take_buffer(&at, n_batch * hp->n_embd);
+    graph->normed = take_buffer(&at, n_batch * hp->n_embd);
+    graph->expert_weights = take_buffer(&at, n_batch * hp->n_expert_used);
+    graph->expert_ids = (int32_t *)take_buffer(&at, n_batch * hp->n_expert_used);
+    graph->mixer = at;
+}
+
+static enum lm_status create_rope(struct graph *graph, uint32_t n_ctx, struct lm_error *err)
+{
+    const struct hparams *hp = graph->hp;
+    enum lm_status status = LM_OK;
+    for (uint32_t il = graph->model->layer_begin; il < graph->model->layer_end; il++) {
+        const struct layer_hparams *layer = &hp->layer[il];
+        struct rope_table **table = layer->window ? &graph->rope_window : &graph->rope;
+        if (layer->recurrent || !layer->rope || *table) continue;
+        status = rope_table_create(table, graph->backend, &hp->rope, layer->window != 0,
+                                   graph->model->rope_freqs, n_ctx, err);
+        if (status != LM_OK) break;
+    }
+    return status;
+}
+
+enum lm_status graph_init(struct graph *graph, const struct graph_config *config,
+                          const struct model *model, struct seq_state *state,
+                          struct expert_pager *pager, struct route_trace *trace,
+                          struct lm_error *err)
+{
+    const struct hparams *hp = model->hp;
+    struct backend *backend = model->backend;
+    *graph = (struct graph){.hp = hp,
+                            .model = model,
+                            .backend = backend,
+                            .state = state,
+                            .pager = pager,
+                            .trace = trace,
+                            .kv_type = config->kv_type};
+    enum lm_status status = LM_OK;
+    const size_t n_expert = hp->n_expert;
+    graph->memory =
+        backend->ops->alloc(backend, workspace_floats(hp, config->n_batch) * sizeof(float), err);
+    if (!graph->memory) return LM_E_NO_MEM;
+    divide_workspace(graph, config->n_batch);
+    graph->views = calloc(n_expert + 1, sizeof(*graph->views));
+    graph->acquired = calloc(n_expert + 1, sizeof(*graph->acquired));
+    graph->keys = calloc(n_expert + 1, sizeof(*graph->keys));
+    graph->asked = calloc(n_expert + 1, sizeof(*graph->asked));
+    if (!graph->views || !graph->acquired || !graph->keys || !graph->asked)
+        status = lm_fail(err, LM_E_NO_MEM, "graph: no memory for %zu experts", n_expert);
+    if (status == LM_OK) status = create_rope(graph, config->n_ctx, err);
+    if (status != LM_OK) graph_fini(graph);
+    return status;
+}
+
+void graph_fini(struct graph *graph)
+{
+    rope_table_destroy(graph->rope_window);
+    rope_table_destroy(graph->rope);
+    free(graph->asked);
+    free(graph->keys);
+    free(graph->acquired);
+    free(graph->views);
+    if (graph->memory) graph->backend->ops->free(graph->backend, graph->memory);
+    *graph = (struct graph){.memory = NULL};
+}
+
+static void fill_rope(struct graph *graph)
+{
+    uint32_t n_position = 0;
+    for (uint32_t it = 0; it < graph->n_token; it++)
+        if (graph->token[it].pos >= n_position) n_position = graph->token[it].pos + 1;
+    if (graph->rope) rope_table_fill(graph->rope, n_position);
+    if (graph->rope_window) rope_table_fill(graph->rope_window, n_position);
+}
+
+/* Keeps the wanted rows of x. They are gathered beside it, and the two buffers change places. */
+static void keep_wanted(struct graph *graph)
+{
+    if (graph->n_out == graph->n_row) return;
+    graph->backend->ops->gather(graph->backend, graph->x, graph->out_rows, graph->n_out,
+                                graph->hp->n_embd, graph->normed);
+    float *const gathered = graph->normed;
+    graph->normed = graph->x;
+    graph->x = gathered;
+    graph->n_row = graph->n_out;
+}
+
+enum lm_status graph_forward(struct graph *graph, struct lm_error *err)
+{
+    graph->n_row = graph->n_token;
+    fill_rope(graph);
+    const enum lm_status status = forward_table[graph->hp->arch->id](graph, err);
+    if (status != LM_OK) return status;
+    if (graph->model->layer_end == graph->hp->n_layer) keep_wanted(graph);
+    return graph->backend->ops->sync(graph->backend, err);
+}
+
+void graph_embed(struct graph *graph, float scale)
+{
+    if (graph->model->layer_begin > 0) return;
+    graph->backend->ops->embed(graph->backend, &graph->model->token_embd, graph->ids,
+                               graph->n_token, scale, graph->x);
+}
+
+void graph_narrow(struct graph *graph, uint32_t il)
+{
+    /* a trace is of all tokens: then the rows are dropped at the end */
+    if (il + 1 == graph->hp->n_layer && !graph->trace) keep_wanted(graph);
+}
+
+void graph_head(struct graph *graph, uint32_t first, uint32_t n, float *logits)
+{
+    const struct model *model = graph->model;
+    assert(first + n <= graph->n_row);
+    struct linear_args args = {.n_token = n,
+                               .x = graph->x + (size_t)first * graph->hp->n_embd,
+                               .n_col = graph->hp->n_embd,
+                               .norm = model->output_norm,
+                               .eps = graph->hp->rms_eps,
+                               .n_out = 1};
+    args.out[0].w = &model->output;
+    args.out[0].y = logits;
+    args.out[0].y_stride = graph->hp->n_vocab;
+    graph->backend->ops->linear(graph->backend, &args);
+}

@@ -1,0 +1,100 @@
+/* The forward pass of a stage over one batch of rows.
+ *
+ * arch_<name>.c writes a model down as a sequence of blocks; the blocks here are what the
+ * architectures share, and everything they compute goes through backend_ops. Rows are independent
+ * but for the state of their own sequence, so a row's bits do not depend on the batch.
+ *
+ *   x   [n_row][n_embd]   the residual stream: blocks read it and add to it
+ *
+ * The workspace is allocated once for the largest batch; a step allocates nothing.
+ * Threads: the step thread. */
+#ifndef LEAN_WORKER_GRAPH_GRAPH_H
+#define LEAN_WORKER_GRAPH_GRAPH_H
+
+#include "kernels/backend.h"
+#include "worker/graph/model.h"
+
+struct expert_key;
+struct expert_pager;
+struct rope_table;
+struct route_trace;
+struct seq_state;
+
+struct graph {
+    const struct hparams *hp;
+    const struct model *model;
+    struct backend *backend;
+    struct seq_state *state;
+    struct expert_pager *pager;
+    struct route_trace *trace; /* NULL: not recorded */
+    enum tensor_type kv_type;
+    struct rope_table *rope, *rope_window; /* NULL where no layer needs one */
+
+    /* Workspace for n_batch rows, in backend memory but for the last four. */
+    float *memory;
+    float *x;
+    float *normed;                        /* [n_batch][n_embd] input of router and experts */
+    float *mixer;                         /* parts of it as the mixer of the layer needs them */
+    int32_t *expert_ids;                  /* [n_batch][n_expert_used] */
+    float *expert_weights;                /* likewise */
+    struct expert_view *views, *acquired; /* [n_expert] by id; in the order of keys */
+    struct expert_key *keys;              /* [n_expert] */
+    uint32_t *asked;                      /* [n_expert] stamp of the block that asked last */
+    uint32_t stamp;
+
+    /* The batch, set by the worker for each step. */
+    uint32_t n_token;
+    const struct token_ref *token; /* [n_token] */
+    const int32_t *ids;            /* [n_token] */
+    const uint32_t *out_rows;      /* [n_out] rows that are wanted, rising */
+    uint32_t n_out;
+    uint32_t n_row; /* rows in x: n_token, behind the last mixer n_out */
+};
+
+struct graph_config {
+    uint32_t n_batch, n_ctx;
+    enum tensor_type kv_type;
+};
+
+/* model, state, pager and trace are borrowed until fini. */
+enum lm_status graph_init(struct graph *graph, const struct graph_config *config,
+                          const struct model *model, struct seq_state *state,
+                          struct expert_pager *pager, struct route_trace *trace,
+                          struct lm_error *err);
+void graph_fini(struct graph *graph);
+/* Bytes that graph_init takes from the backend. */
+uint64_t graph_workspace_bytes(const struct hparams *hp, uint32_t n_batch);
+
+/* Runs the stage's layers over the batch; x holds the result: the wanted rows if this stage is the
+ * last, all rows otherwise. Positions must be reserved. Errors: those of the backend (a NaN) and of
+ * the pager. */
+enum lm_status graph_forward(struct graph *graph, struct lm_error *err);
+/* logits = output . RMSNorm(x[first .. first + n)). logits: [n][n_vocab], backend memory. */
+void graph_head(struct graph *graph, uint32_t first, uint32_t n, float *logits);
+
+/* ---- for arch_<name>.c ---- */
+
+/* x = scale * token_embd[ids], on the first stage; later ones have received x. */
+void graph_embed(struct graph *graph, float scale);
+/* x += (post-norm of) attention of RMSNorm(x). */
+void graph_attention(struct graph *graph, uint32_t il, enum rope_kind rope);
+/* x += gated delta net of RMSNorm(x). */
+void graph_delta_net(struct graph *graph, uint32_t il);
+/* Behind the last layer's mixer only the rows whose logits are wanted go on. */
+void graph_narrow(struct graph *graph, uint32_t il);
+/* x += (post-norm of) SwiGLU of RMSNorm(x). */
+void graph_ffn(struct graph *graph, uint32_t il);
+/* x += (post-norm of) routed experts plus shared expert of RMSNorm(x). */
+enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err);
+
+typedef enum lm_status (*arch_forward_fn)(struct graph *graph, struct lm_error *err);
+enum lm_status arch_llama_forward(struct graph *graph, struct lm_error *err);
+enum lm_status arch_qwen2_forward(struct graph *graph, struct lm_error *err);
+enum lm_status arch_qwen3_forward(struct graph *graph, struct lm_error *err);
+enum lm_status arch_qwen3moe_forward(struct graph *graph, struct lm_error *err);
+enum lm_status arch_qwen35_forward(struct graph *graph, struct lm_error *err);
+enum lm_status arch_qwen35moe_forward(struct graph *graph, struct lm_error *err);
+enum lm_status arch_qwen3next_forward(struct graph *graph, struct lm_error *err);
+enum lm_status arch_afmoe_forward(struct graph *graph, struct lm_error *err);
+
+#endif

@@ -1,0 +1,212 @@
+/* Binding by tables of roles and struct fields, then the forms that need more than a pointer. */
+#include "worker/graph/model.h"
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/gguf/gguf.h"
+#include "proto/model/tensor_names.h"
+
+static const struct {
+    enum tensor_role role;
+    size_t offset;
+} vector_fields[] =
+    {
+        {ROLE_ATTN_NORM, offsetof(struct layer, attn_norm)},
+        {ROLE_ATTN_Q_BIAS, offsetof(struct layer, q_bias)},
+        {ROLE_ATTN_K_BIAS, offsetof(struct layer, k_bias)},
+        {ROLE_ATTN_V_BIAS, offsetof(struct layer, v_bias)},
+        {ROLE_ATTN_OUTPUT_BIAS, offsetof(struct layer, attn_output_bias)},
+        {ROLE_ATTN_Q_NORM, offsetof(struct layer, q_norm)},
+        {ROLE_ATTN_K_NORM, offsetof(struct layer, k_norm)},
+        {ROLE_SSM_CONV1D, offsetof(struct layer, conv_w)},
+        {ROLE_SSM_DT, offsetof(struct layer, ssm_dt)},
+        {ROLE_SSM_A, offsetof(struct layer, ssm_a)},
+        {ROLE_SSM_NORM, offsetof(struct layer, ssm_norm)},
+        {ROLE_FFN_NORM, offsetof(struct layer, ffn_norm)},
+        {ROLE_POST_ATTENTION_NORM, offsetof(struct layer, attn_post_norm)},
+        {ROLE_POST_FFW_NORM, offsetof(struct layer, ffn_post_norm)},
+        {ROLE_EXP_PROBS_B, offsetof(struct layer, selection_bias)},
+        {ROLE_FFN_GATE_INP_SHEXP, offsetof(struct layer, shared_gate)},
+},
+  matrix_fields[] = {
+      {ROLE_ATTN_Q, offsetof(struct layer, q)},
+      {ROLE_ATTN_K, offsetof(struct layer, k)},
+      {ROLE_ATTN_V, offsetof(struct layer, v)},
+      {ROLE_ATTN_OUTPUT, offsetof(struct layer, attn_output)},
+      {ROLE_SSM_ALPHA, offsetof(struct layer, alpha)},
+      {ROLE_SSM_BETA, offsetof(struct layer, beta)},
+      {ROLE_SSM_OUT, offsetof(struct layer, ssm_out)},
+      {ROLE_FFN_GATE_INP, offsetof(struct layer, router)},
+      /* one pair of these two forms is there, at most */
+      {ROLE_FFN_GATE, offsetof(struct layer, ffn_gate)},
+      {ROLE_FFN_UP, offsetof(struct layer, ffn_up)},
+      {ROLE_FFN_DOWN, offsetof(struct layer, ffn_down)},
+      {ROLE_FFN_GATE_SHEXP, offsetof(struct layer, ffn_gate)},
+      {ROLE_FFN_UP_SHEXP, offsetof(struct layer, ffn_up)},
+      {ROLE_FFN_DOWN_SHEXP, offsetof(struct layer, ffn_down)},
+};
+
+/* What the file has for a role that the layer may have; data NULL: nothing. */
+static struct weight find(const struct gguf_file *file, const struct hparams *hp,
+                          enum tensor_role role, uint32_t il)
+{
+    char name[TENSOR_NAME_MAX];
+    if (tensor_shape(hp, role, il).need == TENSOR_ABSENT) return (struct weight){.data = NULL};
+    const struct gguf_tensor *tensor = gguf_find_tensor(file, tensor_name(name, role, il, 0));
+    if (!tensor) return (struct weight){.data = NULL};
+    return (struct weight){.data = tensor->data,
+                           .type = tensor->type,
+                           .n_col = (uint32_t)tensor->ne[0],
+                           .n_row = (uint32_t)tensor->ne[1],
+                           .row_bytes = tensor_row_bytes(tensor->type, tensor->ne[0])};
+}
+
+static struct weight rows_of(struct weight w, uint32_t begin, uint32_t n)
+{
+    assert(begin + n <= w.n_row);
+    w.data = (const char *)w.data + begin * w.row_bytes;
+    w.n_row = n;
+    return w;
+}
+
+/* Splits attn_qkv, and its bias, of an attention layer. */
+static void bind_fused_qkv(struct layer *layer, const struct gguf_file *file,
+                           const struct hparams *hp, uint32_t il)
+{
+    const struct weight qkv = find(file, hp, ROLE_ATTN_QKV, il);
+    const uint32_t n_q = (uint32_t)tensor_shape(hp, ROLE_ATTN_Q, il).ne[1];
+    const uint32_t n_kv = (uint32_t)tensor_shape(hp, ROLE_ATTN_K, il).ne[1];
+    if (!layer->q.data) layer->q = rows_of(qkv, 0, n_q);
+    if (!layer->k.data) layer->k = rows_of(qkv, n_q, n_kv);
+    if (!layer->v.data) layer->v = rows_of(qkv, n_q + n_kv, n_kv);
+    const float *const bias = find(file, hp, ROLE_ATTN_QKV_BIAS, il).data;
+    if (!bias) return;
+    layer->q_bias = bias;
+    layer->k_bias = bias + n_q;
+    layer->v_bias = bias + n_q + n_kv;
+}
+
+/* A matrix of some rows of another, which model owns: the parts, one after the other, and each part
+ * is rows [begin, begin + n) of every key head's share.
+ *
+ *   from: | head 0: a b b c | head 1: a b b c |    parts {1, 2}, {0, 1}:   b b b b a a
+ */
+struct row_part {
+    uint32_t begin, n;
+};
+
+static enum lm_status copy_rows(struct model *model, struct weight from,
+                                const struct row_part *parts, size_t n_part, struct weight *out,
+                                struct lm_error *err)
+{
+    struct backend *backend = model->backend;
+    const uint32_t n_head = model->hp->n_head_k, n_share = from.n_row / n_head;
+    *out = from;
+    out->n_row = 0;
+    for (size_t i = 0; i < n_part; i++)
+        out->n_row += n_head * parts[i].n;
+    char *at = backend->ops->alloc(backend, out->n_row * from.row_bytes, err);
+    if (!at) return LM_E_NO_MEM;
+    out->data = model->copies[model->n_copy++] = at;
+    for (size_t i = 0; i < n_part; i++) {
+        const size_t n_bytes = parts[i].n * from.row_bytes;
+        const char *rows = (const char *)from.data + parts[i].begin * from.row_bytes;
+        for (uint32_t ih = 0; ih < n_head; ih++, at += n_bytes)
+            backend->ops->upload(backend, at, rows + ih * n_share * from.row_bytes, n_bytes);
+    }
+    return LM_OK;
+}
+
+static enum lm_status bind_delta_net(struct model *model, struct layer *layer,
+                                     const struct gguf_file *file, uint32_t il,
+                                     struct lm_error *err)
+{
+    const struct hparams *hp = model->hp;
+    enum lm_status status = LM_OK;
+    layer->qkv = find(file, hp, ROLE_ATTN_QKV, il);
+    layer->z = find(file, hp, ROLE_ATTN_GATE, il);
+    const uint32_t n_share = hp->n_head_v / hp->n_head_k; /* value heads of a key head */
+    const uint32_t n_k = hp->dim_k, n_v = n_share * hp->dim_v;
+    if (!layer->qkv.data || !layer->z.data) {
+        const struct weight in = find(file, hp, ROLE_SSM_IN, il);
+        const struct row_part qkv[] = {{0, n_k}, {n_k, n_k}, {2 * n_k, n_v}};
+        const struct row_part z[] = {{2 * n_k + n_v, n_v}};
+        status = copy_rows(model, in, qkv, 3, &layer->qkv, err);
+        if (status == LM_OK) status = copy_rows(model, in, z, 1, &layer->z, err);
+    }
+    const struct weight ba = find(file, hp, ROLE_SSM_BA, il);
+    if (!ba.data || status != LM_OK) return status;
+    const struct row_part beta[] = {{0, n_share}}, alpha[] = {{n_share, n_share}};
+    status = copy_rows(model, ba, beta, 1, &layer->beta, err);
+    if (status == LM_OK) status = copy_rows(model, ba, alpha, 1, &layer->alpha, err);
+    return status;
+}
+
+static enum lm_status bind_layer(struct model *model, const struct gguf_file *file, uint32_t il,
+                                 struct lm_error *err)
+{
+    const struct hparams *hp = model->hp;
+    struct layer *layer = &model->layer[il];
+    for (size_t i = 0; i < sizeof(vector_fields) / sizeof(vector_fields[0]); i++) {
+        const struct weight found = find(file, hp, vector_fields[i].role, il);
+        if (found.data)
+            memcpy((char *)layer + vector_fields[i].offset, &found.data, sizeof(found.data));
+    }
+    for (size_t i = 0; i < sizeof(matrix_fields) / sizeof(matrix_fields[0]); i++) {
+        const struct weight found = find(file, hp, matrix_fields[i].role, il);
+        if (found.data) memcpy((char *)layer + matrix_fields[i].offset, &found, sizeof(found));
+    }
+    if (!hp->arch->sandwich && layer->attn_post_norm) {
+        /* these architectures call the norm before the FFN by what it comes after */
+        layer->ffn_norm = layer->attn_post_norm;
+        layer->attn_post_norm = NULL;
+    }
+    if (hp->layer[il].recurrent) return bind_delta_net(model, layer, file, il, err);
+    layer->gate = find(file, hp, ROLE_ATTN_GATE, il);
+    if (!layer->q.data || !layer->k.data || !layer->v.data) bind_fused_qkv(layer, file, hp, il);
+    return LM_OK;
+}
+
+enum lm_status model_create(struct model **out, const struct gguf_file *file,
+                            const struct hparams *hp, struct backend *backend, uint32_t layer_begin,
+                            uint32_t layer_end, struct lm_error *err)
+{
+    enum { COPIES_PER_LAYER = 4 };
+    struct model *model = calloc(1, sizeof(*model));
+    if (!model) return lm_fail(err, LM_E_NO_MEM, "model: no memory");
+    *model = (struct model){.hp = hp,
+                            .layer_begin = layer_begin,
+                            .layer_end = layer_end,
+                            .token_embd = find(file, hp, ROLE_TOKEN_EMBD, 0),
+                            .output = find(file, hp, ROLE_OUTPUT, 0),
+                            .output_norm = find(file, hp, ROLE_OUTPUT_NORM, 0).data,
+                            .rope_freqs = find(file, hp, ROLE_ROPE_FREQS, 0).data,
+                            .backend = backend};
+    if (hp->tied) model->output = model->token_embd;
+    model->layer = calloc(hp->n_layer, sizeof(*model->layer));
+    model->copies = calloc((size_t)hp->n_layer * COPIES_PER_LAYER, sizeof(*model->copies));
+    enum lm_status status = LM_OK;
+    if (!model->layer || !model->copies)
+        status = lm_fail(err, LM_E_NO_MEM, "model: no memory for %u layers", hp->n_layer);
+    for (uint32_t il = layer_begin; il < layer_end && status == LM_OK; il++)
+        status = bind_layer(model, file, il, err);
+    if (status != LM_OK) {
+        model_destroy(model);
+        return status;
+    }
+    *out = model;
+    return LM_OK;
+}
+
+void model_destroy(struct model *model)
+{
+    if (!model) return;
+    for (uint32_t i = 0; i < model->n_copy; i++)
+        model->backend->ops->free(model->backend, model->copies[i]);
+    free(model->copies);
+    free(model->layer);
+    free(model);
+}
