@@ -1,0 +1,250 @@
+/* A step: lay the plan out as rows, run the graph, turn the wanted rows into logits and tokens. */
+#include "worker/worker.h"
+
+#include <assert.h>
+#include <stdlib.h>
+
+#include "proto/transport/transport.h"
+#include "worker/graph/graph.h"
+#include "worker/pager/trace.h"
+#include "worker/sampling/sampler.h"
+#include "worker/state/seq_state.h"
+
+/* Rows of logits at a time: enough to read the output matrix seldom, few enough to stay small
+ * beside a vocabulary of 250,000. */
+enum { LOGIT_ROWS = 32 };
+
+struct worker {
+    struct worker_config config;
+    struct model *model;
+    struct seq_state *state;
+    struct expert_pager *pager;
+    struct route_trace *trace;
+    struct graph graph;
+    struct sampler *sampler;
+
+    float *logits;      /* [LOGIT_ROWS][n_vocab], backend memory */
+    float *host_logits; /* [n_vocab] */
+    /* the batch */
+    struct token_ref *token; /* [n_batch] */
+    int32_t *ids;            /* [n_batch] */
+    uint32_t *out_rows;      /* [n_batch] */
+    uint32_t *out_seq;       /* [n_batch] which entry of the plan a wanted row belongs to */
+    uint32_t n_token, n_out;
+};
+
+static bool is_first(const struct worker *worker)
+{
+    return worker->config.layer_begin == 0;
+}
+
+static bool is_last(const struct worker *worker)
+{
+    return worker->config.layer_end == worker->config.hp->n_layer;
+}
+
+static enum lm_status create_head(struct worker *worker, struct lm_error *err)
+{
+    struct backend *backend = worker->config.backend;
+    const size_t n_vocab = worker->config.hp->n_vocab;
+    if (!is_last(worker)) return LM_OK;
+    worker->logits = backend->ops->alloc(backend, LOGIT_ROWS * n_vocab * sizeof(float), err);
+    if (!worker->logits) return LM_E_NO_MEM;
+    worker->host_logits = calloc(n_vocab, sizeof(float));
+    if (!worker->host_logits)
+        return lm_fail(err, LM_E_NO_MEM, "worker: no memory for %zu logits", n_vocab);
+    return sampler_create(&worker->sampler, (uint32_t)n_vocab, err);
+}
+
+static enum lm_status create_batch(struct worker *worker, struct lm_error *err)
+{
+    const size_t n = worker->config.n_batch;
+    worker->token = calloc(n, sizeof(*worker->token));
+    worker->ids = calloc(n, sizeof(*worker->ids));
+    worker->out_rows = calloc(n, sizeof(*worker->out_rows));
+    worker->out_seq = calloc(n, sizeof(*worker->out_seq));
+    if (worker->token && worker->ids && worker->out_rows && worker->out_seq) return LM_OK;
+    return lm_fail(err, LM_E_NO_MEM, "worker: no memory for steps of %zu tokens", n);
+}
+
+static enum lm_status create_parts(struct worker *worker, struct lm_error *err)
+{
+    const struct worker_config *config = &worker->config;
+    const struct seq_state_config state = {.layer_begin = config->layer_begin,
+                                           .layer_end = config->layer_end,
+                                           .n_slot = config->n_slot,
+                                           .n_ctx = config->n_ctx,
+                                           .n_position = config->n_position,
+                                           .n_batch = config->n_batch,
+                                           .kv_type = config->kv_type};
+    const struct graph_config graph = {
+        .n_batch = config->n_batch, .n_ctx = config->n_ctx, .kv_type = config->kv_type};
+    enum lm_status status = model_create(&worker->model, config->file, config->hp, config->backend,
+                                         config->layer_begin, config->layer_end, err);
+    if (status == LM_OK)
+        status = seq_state_create(&worker->state, config->backend, config->hp, &state, err);
+    if (status == LM_OK)
+        status = expert_pager_create(&worker->pager, config->file, config->hp, config->layer_begin,
+                                     config->layer_end, err);
+    if (status == LM_OK && config->trace_path)
+        status = route_trace_create(&worker->trace, config->trace_path, config->hp, config->n_batch,
+                                    err);
+    if (status == LM_OK)
+        status = graph_init(&worker->graph, &graph, worker->model, worker->state, worker->pager,
+                            worker->trace, err);
+    if (status == LM_OK) status = create_batch(worker, err);
+    if (status == LM_OK) status = create_head(worker, err);
+    return status;
+}
+
+enum lm_status worker_create(struct worker **out, const struct worker_config *config,
+                             struct lm_error *err)
+{
+    struct worker *worker = calloc(1, sizeof(*worker));
+    if (!worker) return lm_fail(err, LM_E_NO_MEM, "worker: no memory");
+    worker->config = *config;
+    const enum lm_status status = create_parts(worker, err);
+    if (status != LM_OK) {
+        worker_close(worker, NULL);
+        return status;
+    }
+    *out = worker;
+    return LM_OK;
+}
+
+enum lm_status worker_close(struct worker *worker, struct lm_error *err)
+{
+    if (!worker) return LM_OK;
+    struct backend *backend = worker->config.backend;
+    sampler_destroy(worker->sampler);
+    free(worker->host_logits);
+    if (worker->logits) backend->ops->free(backend, worker->logits);
+    free(worker->out_seq);
+    free(worker->out_rows);
+    free(worker->ids);
+    free(worker->token);
+    if (worker->graph.memory) graph_fini(&worker->graph);
+    const enum lm_status status = route_trace_close(worker->trace, err);
+    expert_pager_destroy(worker->pager);
+    seq_state_destroy(worker->state);
+    model_destroy(worker->model);
+    free(worker);
+    return status;
+}
+
+/* Appends the rows of one sequence to the batch. */
+static enum lm_status add_rows(struct worker *worker, const struct step_seq *seq, uint32_t index,
+                               struct lm_error *err)
+{
+    const uint32_t pos = seq_state_length(worker->state, seq->slot);
+    assert(seq->n_token > 0 && worker->n_token + seq->n_token <= worker->config.n_batch);
+    for (uint32_t i = 0; i < seq->n_token; i++) {
+        const uint32_t row = worker->n_token++;
+        const bool last = i + 1 == seq->n_token;
+        assert(seq->ids[i] >= 0 && (uint32_t)seq->ids[i] < worker->config.hp->n_vocab);
+        worker->token[row] = (struct token_ref){.slot = seq->slot, .pos = pos + i};
+        worker->ids[row] = seq->ids[i];
+        if (seq->output == STEP_OUTPUT_LOGITS || (seq->output == STEP_OUTPUT_SAMPLE && last)) {
+            worker->out_rows[worker->n_out] = row;
+            worker->out_seq[worker->n_out++] = index;
+        }
+    }
+    return seq_state_reserve(worker->state, seq->slot, seq->n_token, err);
+}
+
+/* Runs the layers of this stage between its edges. */
+static enum lm_status run_stage(struct worker *worker, struct lm_error *err)
+{
+    struct graph *graph = &worker->graph;
+    const struct worker_config *config = &worker->config;
+    const size_t n_bytes = (size_t)worker->n_token * config->hp->n_embd * sizeof(float);
+    enum lm_status status = LM_OK;
+    graph->n_token = worker->n_token;
+    graph->token = worker->token;
+    graph->ids = worker->ids;
+    graph->out_rows = worker->out_rows;
+    graph->n_out = worker->n_out;
+    if (worker->trace) route_trace_step(worker->trace, worker->token, worker->ids, worker->n_token);
+    if (!is_first(worker)) {
+        status = config->in->ops->recv(config->in, graph->x, n_bytes, err);
+        if (status == LM_OK) status = config->in->ops->wait(config->in, err);
+    }
+    if (status == LM_OK) status = graph_forward(graph, err);
+    if (status == LM_OK && !is_last(worker)) {
+        status = config->out->ops->send(config->out, graph->x, n_bytes, err);
+        if (status == LM_OK) status = config->out->ops->wait(config->out, err);
+    }
+    return status;
+}
+
+/* Hands out one row of logits, samples from it if it is the last of its sequence. */
+static enum lm_status use_logits(struct worker *worker, const struct step_plan *plan, uint32_t out,
+                                 const float *row, struct sampled_token *sampled,
+                                 struct lm_error *err)
+{
+    struct backend *backend = worker->config.backend;
+    const uint32_t index = worker->out_seq[out], n_vocab = worker->config.hp->n_vocab;
+    const struct step_seq *seq = &plan->seq[index];
+    backend->ops->download(backend, worker->host_logits, row, n_vocab * sizeof(float));
+    if (seq->output == STEP_OUTPUT_LOGITS)
+        seq->on_logits(seq->context, worker->token[worker->out_rows[out]].pos, worker->host_logits,
+                       n_vocab);
+    const bool last = out + 1 == worker->n_out || worker->out_seq[out + 1] != index;
+    if (!last) return LM_OK;
+    const struct sampler_history history = {
+        .ids = seq->history, .n = seq->n_history, .n_prompt = seq->n_prompt};
+    return sampler_sample(worker->sampler, worker->host_logits, seq->sampling, &history,
+                          seq->n_history, &sampled[index], err);
+}
+
+static enum lm_status run_head(struct worker *worker, const struct step_plan *plan,
+                               struct sampled_token *sampled, struct lm_error *err)
+{
+    struct backend *backend = worker->config.backend;
+    const size_t n_vocab = worker->config.hp->n_vocab;
+    for (uint32_t first = 0; first < worker->n_out; first += LOGIT_ROWS) {
+        const uint32_t left = worker->n_out - first, n = left < LOGIT_ROWS ? left : LOGIT_ROWS;
+        graph_head(&worker->graph, first, n, worker->logits);
+        enum lm_status status = backend->ops->sync(backend, err);
+        for (uint32_t i = 0; i < n && status == LM_OK; i++)
+            status =
+                use_logits(worker, plan, first + i, worker->logits + i * n_vocab, sampled, err);
+        if (status != LM_OK) return status;
+    }
+    return LM_OK;
+}
+
+enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
+                           struct sampled_token *sampled, struct lm_error *err)
+{
+    worker->n_token = worker->n_out = 0;
+    for (uint32_t i = 0; i < plan->n_seq; i++) {
+        const enum lm_status status = add_rows(worker, &plan->seq[i], i, err);
+        if (status != LM_OK) return status;
+    }
+    enum lm_status status = run_stage(worker, err);
+    for (uint32_t i = 0; i < plan->n_seq && status == LM_OK; i++)
+        seq_state_advance(worker->state, plan->seq[i].slot, plan->seq[i].n_token);
+    if (status == LM_OK && is_last(worker)) status = run_head(worker, plan, sampled, err);
+    return status;
+}
+
+enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct lm_error *err)
+{
+    switch (op->kind) {
+    case SEQ_CLEAR:
+        seq_state_clear(worker->state, op->slot);
+        return LM_OK;
+    case SEQ_FORK:
+        seq_state_fork(worker->state, op->slot, op->to);
+        return LM_OK;
+    case SEQ_TRUNCATE:
+        return seq_state_truncate(worker->state, op->slot, op->n, err);
+    }
+    return lm_fail(err, LM_E_FAIL, "unknown operation on a sequence");
+}
+
+struct expert_pager_stats worker_pager_stats(const struct worker *worker)
+{
+    return expert_pager_stats(worker->pager);
+}

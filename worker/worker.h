@@ -1,0 +1,49 @@
+/* One rank: receives a batch, runs its stage of the model, passes the result on.
+ *
+ *   plan --> [receive x] --> layers layer_begin .. layer_end --> [send x | head, sampler] -->
+ * tokens
+ *
+ * The first stage embeds, the last one computes logits and samples. With one rank a worker is both
+ * and has no edges.
+ *
+ * Ownership: borrows the file, the hparams, the backend and the edges; owns the rest.
+ * Threads:   one caller at a time, the step thread. */
+#ifndef LEAN_WORKER_WORKER_H
+#define LEAN_WORKER_WORKER_H
+
+#include "kernels/backend.h"
+#include "proto/step.h"
+#include "worker/pager/expert_pager.h"
+
+struct gguf_file;
+struct hparams;
+struct transport_edge;
+struct worker;
+
+struct worker_config {
+    const struct gguf_file *file;
+    const struct hparams *hp;
+    struct backend *backend;
+    uint32_t layer_begin, layer_end;
+    struct transport_edge *in, *out; /* NULL on the first, on the last stage */
+    uint32_t n_slot;                 /* sequences and snapshots held */
+    uint32_t n_ctx;                  /* tokens of one sequence at most */
+    uint32_t n_position;             /* tokens of all together that must fit */
+    uint32_t n_batch;                /* tokens of one step at most */
+    enum tensor_type kv_type;
+    const char *trace_path; /* routing trace, or NULL */
+};
+
+enum lm_status worker_create(struct worker **out, const struct worker_config *config,
+                             struct lm_error *err);
+/* Destroys; the status of closing the trace. NULL is legal. */
+enum lm_status worker_close(struct worker *worker, struct lm_error *err);
+
+/* The functions of struct step_runner. */
+enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
+                           struct sampled_token *sampled, struct lm_error *err);
+enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct lm_error *err);
+
+struct expert_pager_stats worker_pager_stats(const struct worker *worker);
+
+#endif
