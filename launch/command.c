@@ -6,6 +6,7 @@
 #include "proto/base/nearest.h"
 
 extern const struct command command_config;
+extern const struct command command_eval;
 extern const struct command command_help;
 extern const struct command command_quantize;
 extern const struct command command_synth;
@@ -14,6 +15,7 @@ extern const struct command command_version;
 
 const struct command *const commands[] = {
     &command_config,
+    &command_eval,
     &command_help,
     &command_quantize,
     &command_synth,

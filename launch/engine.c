@@ -1,1 +1,305 @@
+/* The parts of one process, put together: file, tokenizer, backend, worker, scheduler. */
 #include "launch/engine.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "coordinator/sched/scheduler.h"
+#include "coordinator/text/tokenizer.h"
+#include "launch/options.h"
+#include "proto/base/log.h"
+#include "proto/gguf/gguf.h"
+#include "proto/model/hparams.h"
+#include "worker/worker.h"
+
+enum { PREFILL_CHUNK_AUTO = 512, N_CTX_MAX = 1 << 25 };
+
+struct engine {
+    struct gguf_file *file;
+    struct hparams hp;
+    struct tokenizer *tokenizer;
+    struct backend *backend;
+    struct worker *worker;
+    struct scheduler *scheduler;
+    struct step_runner runner;
+    uint32_t n_ctx, prefill_chunk;
+    atomic_bool cancelled;
+};
+
+enum lm_status engine_config_from_options(struct engine_config *config,
+                                          const struct options *options, struct lm_error *err)
+{
+    (void)err; /* options checked the values */
+    *config = (struct engine_config){
+        .n_ctx = (uint32_t)options_int(options, "ctx"),
+        .n_slot = (uint32_t)options_int(options, "parallel"),
+        .kv_type = options_string(options, "kv-type"),
+        .n_thread = (uint32_t)options_int(options, "threads"),
+        .kernels = options_string(options, "kernels"),
+        .prefill_chunk = (uint32_t)options_int(options, "prefill-chunk"),
+        .ram_bytes = options_size(options, "ram"),
+        .trace_path = options_string(options, "trace"),
+        .n_snapshot = 2,
+    };
+    return LM_OK;
+}
+
+/* ---- opening ------------------------------------------------------------------------------ */
+
+static enum lm_status run_step(void *context, const struct step_plan *plan,
+                               struct sampled_token *sampled, struct lm_error *err)
+{
+    return worker_step(context, plan, sampled, err);
+}
+
+static enum lm_status run_seq(void *context, const struct seq_op *op, struct lm_error *err)
+{
+    return worker_seq(context, op, err);
+}
+
+/* Whether the state of a sequence can be cut back anywhere: if so snapshots are of no use. */
+static bool can_cut(const struct hparams *hp)
+{
+    for (uint32_t il = 0; il < hp->n_layer; il++)
+        if (hp->layer[il].recurrent || hp->layer[il].window) return false;
+    return true;
+}
+
+static enum lm_status open_model(struct engine *engine, const char *path, struct lm_error *err)
+{
+    enum lm_status status = gguf_open(&engine->file, path, err);
+    if (status == LM_OK) status = hparams_read(&engine->hp, engine->file, err);
+    if (status == LM_OK) status = tokenizer_create(&engine->tokenizer, engine->file, err);
+    if (status != LM_OK) return status;
+    if (tokenizer_n_vocab(engine->tokenizer) > engine->hp.n_vocab)
+        return lm_fail(err, LM_E_FORMAT, "%s: vocabulary of %u tokens, embeddings for %u", path,
+                       tokenizer_n_vocab(engine->tokenizer), engine->hp.n_vocab);
+    return LM_OK;
+}
+
+static enum lm_status open_parts(struct engine *engine, const struct engine_config *config,
+                                 struct lm_error *err)
+{
+    enum lm_status status = open_model(engine, config->model_path, err);
+    if (status != LM_OK) return status;
+    const struct hparams *hp = &engine->hp;
+    const int kv_type = tensor_type_from_name(config->kv_type);
+    if (kv_type < 0)
+        return lm_fail(err, LM_E_USAGE, "unknown type of KV cache '%s'", config->kv_type);
+    const uint32_t n_slot = config->n_slot ? config->n_slot : 1;
+    const uint32_t n_snapshot = can_cut(hp) ? 0 : config->n_snapshot;
+    engine->n_ctx = config->n_ctx ? config->n_ctx : hp->n_ctx_train;
+    if (engine->n_ctx > N_CTX_MAX) engine->n_ctx = N_CTX_MAX;
+    engine->prefill_chunk = config->prefill_chunk ? config->prefill_chunk : PREFILL_CHUNK_AUTO;
+    if (engine->prefill_chunk > engine->n_ctx) engine->prefill_chunk = engine->n_ctx;
+
+    const struct backend_cpu_config backend = {.n_thread = config->n_thread,
+                                               .kernels = config->reference ? "reference"
+                                                                            : config->kernels,
+                                               .pin = config->n_thread == 0};
+    status = backend_cpu_create(&engine->backend, &backend, err);
+    if (status != LM_OK) return status;
+    const struct worker_config worker = {.file = engine->file,
+                                         .hp = hp,
+                                         .backend = engine->backend,
+                                         .layer_end = hp->n_layer,
+                                         .n_slot = n_slot + n_snapshot,
+                                         .n_ctx = engine->n_ctx,
+                                         .n_position = n_slot * engine->n_ctx,
+                                         .n_batch = engine->prefill_chunk + n_slot,
+                                         .kv_type = (enum tensor_type)kv_type,
+                                         .trace_path = config->trace_path};
+    status = worker_create(&engine->worker, &worker, err);
+    if (status != LM_OK) return status;
+    engine->runner =
+        (struct step_runner){.context = engine->worker, .step = run_step, .seq = run_seq};
+    const struct scheduler_config scheduler = {.runner = &engine->runner,
+                                               .n_slot = n_slot,
+                                               .n_parked = n_snapshot,
+                                               .n_ctx = engine->n_ctx,
+                                               .prefill_chunk = engine->prefill_chunk};
+    return scheduler_create(&engine->scheduler, &scheduler, err);
+}
+
+enum lm_status engine_open(struct engine **out, const struct engine_config *config,
+                           struct lm_error *err)
+{
+    struct engine *engine = calloc(1, sizeof(*engine));
+    if (!engine) return lm_fail(err, LM_E_NO_MEM, "engine: no memory");
+    const enum lm_status status = open_parts(engine, config, err);
+    if (status != LM_OK) {
+        engine_close(engine);
+        return status;
+    }
+    *out = engine;
+    return LM_OK;
+}
+
+void engine_close(struct engine *engine)
+{
+    struct lm_error err;
+    if (!engine) return;
+    scheduler_destroy(engine->scheduler);
+    if (worker_close(engine->worker, &err) != LM_OK) log_line(LOG_ERROR, "%s", err.message);
+    if (engine->backend) engine->backend->ops->destroy(engine->backend);
+    tokenizer_destroy(engine->tokenizer);
+    gguf_close(engine->file);
+    free(engine);
+}
+
+const struct gguf_file *engine_file(const struct engine *engine)
+{
+    return engine->file;
+}
+
+const struct hparams *engine_hparams(const struct engine *engine)
+{
+    return &engine->hp;
+}
+
+const struct tokenizer *engine_tokenizer(const struct engine *engine)
+{
+    return engine->tokenizer;
+}
+
+uint32_t engine_n_ctx(const struct engine *engine)
+{
+    return engine->n_ctx;
+}
+
+struct engine_stats engine_stats(const struct engine *engine)
+{
+    const struct expert_pager_stats pager = worker_pager_stats(engine->worker);
+    return (struct engine_stats){.n_thread = backend_cpu_n_thread(engine->backend),
+                                 .prefill_chunk = engine->prefill_chunk,
+                                 .kernels = backend_cpu_kernels(engine->backend),
+                                 .n_layer = engine->hp.n_layer,
+                                 .n_expert_lookup = pager.n_lookup,
+                                 .n_expert_miss = pager.n_miss,
+                                 .read_bytes = pager.read_bytes,
+                                 .n_seq_max = scheduler_stats(engine->scheduler).n_seq_max};
+}
+
+/* ---- generating --------------------------------------------------------------------------- */
+
+/* A request on its way, between the caller's form and the scheduler's. */
+struct job {
+    struct request request;
+    const struct generate_request *asked;
+    const struct tokenizer *tokenizer;
+    double first_token_s;
+};
+
+static bool on_token(void *context, const struct sampled_token *token)
+{
+    struct job *job = context;
+    if (job->request.n_generated == 1) job->first_token_s = log_now_s();
+    const bool end = !job->asked->ignore_end && tokenizer_is_end(job->tokenizer, token->id);
+    const bool go_on = job->asked->on_token(job->asked->context, token);
+    return go_on && !end;
+}
+
+static void on_prefill(void *context, size_t n_done, size_t n_total)
+{
+    const struct job *job = context;
+    job->asked->on_prefill(job->asked->context, n_done, n_total);
+}
+
+static void on_logits(void *context, uint32_t pos, const float *logits, uint32_t n_vocab)
+{
+    const struct job *job = context;
+    job->asked->on_logits(job->asked->context, pos, logits, n_vocab);
+}
+
+/* Where the last turn of a prompt begins: at its last control token, such as <|im_start|>. A next
+ * turn shares the prompt up to there even if a template drops the reasoning behind it. */
+static size_t find_turn(const struct tokenizer *tokenizer, const struct generate_request *asked)
+{
+    size_t i = asked->n_prompt - 1;
+    while (i > 0 && tokenizer_token_kind(tokenizer, asked->prompt[i]) != TOKEN_CONTROL)
+        i--;
+    return i;
+}
+
+static enum lm_status submit(struct engine *engine, struct job *job,
+                             const struct generate_request *asked, struct lm_error *err)
+{
+    for (size_t i = 0; i < asked->n_prompt; i++)
+        if (asked->prompt[i] < 0 || (uint32_t)asked->prompt[i] >= engine->hp.n_vocab)
+            return lm_fail(err, LM_E_USAGE, "token %zu is %d, the vocabulary has %u", i,
+                           asked->prompt[i], engine->hp.n_vocab);
+    if (!asked->n_prompt) return lm_fail(err, LM_E_USAGE, "the prompt has no tokens");
+    job->asked = asked;
+    job->tokenizer = engine->tokenizer;
+    struct request *request = &job->request;
+    request->prompt = asked->prompt;
+    request->n_prompt = asked->n_prompt;
+    request->n_max = asked->n_max || asked->on_logits ? asked->n_max : UINT32_MAX;
+    request->sampling = asked->sampling;
+    request->n_turn = find_turn(engine->tokenizer, asked);
+    request->on_logits = asked->on_logits ? on_logits : NULL;
+    request->on_token = on_token;
+    request->on_prefill = asked->on_prefill ? on_prefill : NULL;
+    request->context = job;
+    atomic_init(&request->cancelled, false);
+    return scheduler_submit(engine->scheduler, request, err);
+}
+
+static struct generate_result result_of(const struct job *job)
+{
+    const struct request *request = &job->request;
+    const bool cancelled = atomic_load(&request->cancelled) && !request->stopped;
+    const double read_s = request->prefill_end_s ? request->prefill_end_s : request->end_s;
+    return (struct generate_result){
+        .finish = request->stopped ? FINISH_STOP
+                  : cancelled      ? FINISH_CANCELLED
+                                   : FINISH_LENGTH,
+        .n_prompt = request->n_prompt,
+        .n_cached = request->n_cached,
+        .n_generated = request->n_generated,
+        .prefill_s = read_s - request->submit_s,
+        .decode_s = request->end_s - read_s,
+        .first_token_s = job->first_token_s ? job->first_token_s - request->submit_s : 0,
+    };
+}
+
+enum lm_status engine_generate_many(struct engine *engine, const struct generate_request *requests,
+                                    struct generate_result *results, size_t n, struct lm_error *err)
+{
+    struct job *jobs = calloc(n, sizeof(*jobs));
+    size_t n_submitted = 0;
+    enum lm_status status = LM_OK;
+    if (!jobs) return lm_fail(err, LM_E_NO_MEM, "engine: no memory for %zu requests", n);
+    atomic_store(&engine->cancelled, false);
+    while (n_submitted < n && status == LM_OK) {
+        status = submit(engine, &jobs[n_submitted], &requests[n_submitted], err);
+        if (status == LM_OK) n_submitted++;
+    }
+    /* what was submitted runs to its end, or to nothing if one could not be */
+    bool cancel = status != LM_OK;
+    do {
+        cancel |= atomic_load(&engine->cancelled);
+        for (size_t i = 0; cancel && i < n_submitted; i++)
+            atomic_store(&jobs[i].request.cancelled, true);
+    } while (scheduler_step(engine->scheduler));
+    for (size_t i = 0; i < n_submitted; i++) {
+        results[i] = result_of(&jobs[i]);
+        if (status != LM_OK || jobs[i].request.status == LM_OK) continue;
+        status = jobs[i].request.status;
+        if (err) *err = jobs[i].request.error;
+    }
+    free(jobs);
+    return status;
+}
+
+enum lm_status engine_generate(struct engine *engine, const struct generate_request *request,
+                               struct generate_result *result, struct lm_error *err)
+{
+    return engine_generate_many(engine, request, result, 1, err);
+}
+
+void engine_cancel(struct engine *engine)
+{
+    atomic_store(&engine->cancelled, true);
+}

@@ -32,9 +32,12 @@ struct engine_config {
     uint64_t ram_bytes;     /* budget; 0: what is free */
     bool reference;         /* weights decoded to F32, activations not quantized */
     const char *trace_path; /* routing trace, or NULL */
+    uint32_t n_snapshot;    /* states kept to go back to where they cannot be cut (recurrent layers,
+                             * windows), so that the next turn of a conversation starts there; costs
+                             * one copy of the state each; 0: none */
 };
 
-/* Fills config from options_engine. */
+/* Fills config from options_engine. Strings are borrowed from options. n_snapshot: 2. */
 enum lm_status engine_config_from_options(struct engine_config *config,
                                           const struct options *options, struct lm_error *err);
 
@@ -53,12 +56,15 @@ struct generate_request {
     const int32_t *prompt; /* [n_prompt] */
     size_t n_prompt;
     struct sampling_params sampling;
-    uint32_t n_max;  /* tokens to generate at most; 0: until the context is full */
+    uint32_t n_max;  /* tokens to generate at most; 0: until the context is full, or with on_logits
+                      * none */
     bool ignore_end; /* end tokens do not stop */
     /* Called for each generated token, end tokens too, in order; false stops. */
     bool (*on_token)(void *context, const struct sampled_token *token);
     /* Called while the prompt is read; may be NULL. */
     void (*on_prefill)(void *context, size_t n_done, size_t n_total);
+    /* The logits behind each prompt token, in order; the cache is then not used. May be NULL. */
+    void (*on_logits)(void *context, uint32_t pos, const float *logits, uint32_t n_vocab);
     void *context;
 };
 
@@ -72,6 +78,22 @@ struct generate_result {
  * bitwise what a cold run gives. LM_E_LIMIT: the prompt does not fit the context. */
 enum lm_status engine_generate(struct engine *engine, const struct generate_request *request,
                                struct generate_result *result, struct lm_error *err);
+
+/* Several requests at once, at most n_slot run beside each other; results: [n]. One token's bits do
+ * not depend on the others. The error is of the first request that failed; all others complete. */
+enum lm_status engine_generate_many(struct engine *engine, const struct generate_request *requests,
+                                    struct generate_result *results, size_t n,
+                                    struct lm_error *err);
+
+/* What really runs, for reports. */
+struct engine_stats {
+    uint32_t n_thread, prefill_chunk;
+    const char *kernels;
+    uint32_t n_layer;
+    uint64_t n_expert_lookup, n_expert_miss, read_bytes;
+    uint32_t n_seq_max; /* sequences in one step, at most so far */
+};
+struct engine_stats engine_stats(const struct engine *engine);
 
 /* Stops the running generation at its next token. Async-signal-safe. */
 void engine_cancel(struct engine *engine);
