@@ -8,6 +8,7 @@
 extern const struct command command_config;
 extern const struct command command_eval;
 extern const struct command command_help;
+extern const struct command command_inspect;
 extern const struct command command_quantize;
 extern const struct command command_synth;
 extern const struct command command_tokenize;
@@ -17,6 +18,7 @@ const struct command *const commands[] = {
     &command_config,
     &command_eval,
     &command_help,
+    &command_inspect,
     &command_quantize,
     &command_synth,
     &command_tokenize,

@@ -1,0 +1,52 @@
+/* Memory plan: how many bytes a model takes on this host and for what, before anything loads.
+ *
+ *   weights        mapped from the file; the decoder's, without MTP layers
+ *   KV cache       whole blocks of 128 positions for every sequence; a layer with a window keeps
+ *                  the window and one step
+ *   recurrent      records of the gated delta net layers, one for each sequence
+ *   scratch        activations of one step, logits, tables of rotary angles
+ *   program        code, vocabulary, thread stacks: a bound, the same for every model
+ *
+ * Threads: pure functions but for host_memory_available, which reads /proc and cgroup files. */
+#ifndef LEAN_COORDINATOR_PLAN_MEMORY_PLAN_H
+#define LEAN_COORDINATOR_PLAN_MEMORY_PLAN_H
+
+#include <stdint.h>
+
+#include "proto/base/error.h"
+#include "proto/base/tensor_type.h"
+
+struct gguf_file;
+struct hparams;
+
+struct memory_request {
+    uint32_t n_ctx;   /* tokens of one sequence; 0: as many as fit, at most the trained context */
+    uint32_t n_slot;  /* sequences held at once */
+    uint32_t n_batch; /* tokens of one step at most */
+    enum tensor_type kv_type;
+    uint64_t budget_bytes; /* what may be used; 0: what is available */
+};
+
+struct memory_plan {
+    uint32_t n_ctx, n_slot;
+    uint32_t n_ctx_fit; /* the longest context that fits, at most the trained one; 0: none does */
+    uint64_t budget_bytes;
+
+    uint64_t expert_bytes; /* routed experts */
+    uint64_t weight_bytes; /* all weights, experts included */
+    uint64_t kv_bytes, recurrent_bytes, scratch_bytes, program_bytes;
+    uint64_t total_bytes;
+};
+
+/* With n_ctx 0 and nothing that fits, plans the smallest context, of one block. */
+void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
+                      const struct hparams *hp, const struct memory_request *request);
+
+/* LM_E_NO_MEM if the plan exceeds its budget, with the numbers and what would fit. */
+enum lm_status memory_plan_check(const struct memory_plan *plan, struct lm_error *err);
+
+/* Bytes that this process can take without swapping: free memory and page cache that can be
+ * dropped, or what the memory cgroup leaves if that is less. */
+uint64_t host_memory_available(void);
+
+#endif

@@ -1,0 +1,91 @@
+/* Groups by tensor role. */
+#include "coordinator/plan/weight_census.h"
+
+#include <string.h>
+
+#include "proto/gguf/gguf.h"
+#include "proto/model/hparams.h"
+#include "proto/model/tensor_names.h"
+
+const char *weight_group_name(enum weight_group group)
+{
+    static const char *const names[WEIGHT_GROUP_COUNT] = {
+        [WEIGHTS_EMBEDDING] = "embedding",
+        [WEIGHTS_OUTPUT] = "output",
+        [WEIGHTS_ATTENTION] = "attention",
+        [WEIGHTS_DELTA_NET] = "delta net",
+        [WEIGHTS_DENSE_FFN] = "dense ffn",
+        [WEIGHTS_ROUTER] = "router",
+        [WEIGHTS_SHARED_EXPERT] = "shared expert",
+        [WEIGHTS_EXPERTS] = "routed experts",
+        [WEIGHTS_NORMS] = "norms",
+        [WEIGHTS_MTP] = "mtp layer",
+        [WEIGHTS_OTHER] = "other",
+    };
+    return names[group];
+}
+
+/* Roles stand together by group in enum tensor_role, but for the norms among them. */
+static enum weight_group group_of_role(enum tensor_role role, bool recurrent)
+{
+    switch (role) {
+    case ROLE_TOKEN_EMBD:
+        return WEIGHTS_EMBEDDING;
+    case ROLE_OUTPUT:
+        return WEIGHTS_OUTPUT;
+    case ROLE_OUTPUT_NORM:
+    case ROLE_ATTN_NORM:
+    case ROLE_ATTN_Q_NORM:
+    case ROLE_ATTN_K_NORM:
+    case ROLE_SSM_NORM:
+    case ROLE_POST_ATTENTION_NORM:
+    case ROLE_FFN_NORM:
+    case ROLE_POST_FFW_NORM:
+        return WEIGHTS_NORMS;
+    case ROLE_FFN_GATE_INP:
+    case ROLE_EXP_PROBS_B:
+        return WEIGHTS_ROUTER;
+    default:
+        break;
+    }
+    if (role >= ROLE_NEXTN_EH_PROJ) return WEIGHTS_MTP;
+    if (role >= ROLE_FFN_GATE_INP_SHEXP) return WEIGHTS_SHARED_EXPERT;
+    if (role >= ROLE_FFN_GATE_EXPS) return WEIGHTS_EXPERTS;
+    if (role >= ROLE_FFN_GATE) return WEIGHTS_DENSE_FFN;
+    if (role >= ROLE_SSM_IN || recurrent) return WEIGHTS_DELTA_NET;
+    return WEIGHTS_ATTENTION; /* with rope_freqs */
+}
+
+static enum weight_group group_of(const struct gguf_tensor *tensor, const struct hparams *hp)
+{
+    enum tensor_role role;
+    uint32_t il, ie;
+    if (!tensor_name_parse(tensor->name.data, tensor->name.n, &role, &il, &ie))
+        return WEIGHTS_OTHER;
+    if (hp && role >= ROLE_GLOBAL_COUNT && il >= hp->n_layer) return WEIGHTS_MTP;
+    return group_of_role(role, hp && role >= ROLE_GLOBAL_COUNT && hp->layer[il].recurrent);
+}
+
+void weight_census_take(struct weight_census *out, const struct gguf_file *file,
+                        const struct hparams *hp)
+{
+    memset(out, 0, sizeof(*out));
+    for (size_t i = 0; i < gguf_n_tensor(file); i++) {
+        const struct gguf_tensor *tensor = gguf_tensor_at(file, i);
+        const uint64_t n_param = tensor->ne[0] * tensor->ne[1] * tensor->ne[2] * tensor->ne[3];
+        const enum weight_group group = group_of(tensor, hp);
+        struct weight_count *count = &out->group[group];
+        count->n_tensor++;
+        count->n_param += n_param;
+        count->n_bytes += tensor->n_bytes;
+        count->n_of_type[tensor->type]++;
+        if (group == WEIGHTS_MTP || group == WEIGHTS_OTHER) continue;
+        out->n_param += n_param;
+        out->n_bytes += tensor->n_bytes;
+        if (group == WEIGHTS_EXPERTS)
+            out->n_param_active +=
+                hp && hp->n_expert ? n_param * hp->n_expert_used / hp->n_expert : 0;
+        else if (group != WEIGHTS_EMBEDDING || (hp && hp->tied))
+            out->n_param_active += n_param;
+    }
+}

@@ -1,0 +1,29 @@
+/* What a chat template can do, told from its source: which variables it reads and which markup it
+ * writes. Nothing is run.
+ *
+ * Threads: pure functions. */
+#ifndef LEAN_COORDINATOR_TEXT_TEMPLATE_TRAITS_H
+#define LEAN_COORDINATOR_TEXT_TEMPLATE_TRAITS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+enum tool_format {
+    TOOL_FORMAT_NONE,
+    TOOL_FORMAT_JSON, /* <tool_call> {"name": ..., "arguments": ...} */
+    TOOL_FORMAT_XML   /* <tool_call> <function=NAME> <parameter=KEY> ... */
+};
+
+struct template_traits {
+    bool tools;            /* shows `tools` to the model */
+    bool reasoning;        /* knows <think> */
+    bool reasoning_switch; /* reads enable_thinking */
+    enum tool_format tool_format;
+};
+
+/* source: n bytes of Jinja. */
+struct template_traits template_traits(const char *source, size_t n);
+
+const char *tool_format_name(enum tool_format format); /* "xml" */
+
+#endif

@@ -1,0 +1,87 @@
+"""`lean inspect`: models, files that are no model, memory, JSON."""
+import json
+import os
+import tempfile
+import unittest
+
+from cli import lean
+
+
+class Inspect(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory(prefix="lean-test-inspect-")
+        cls.addClassCleanup(cls.folder.cleanup)
+        cls.model = os.path.join(cls.folder.name, "model.gguf")
+        result = lean("synth", "qwen35moe", "Q4_K_M", "-o", cls.model, "--mtp")
+        assert result.returncode == 0, result.stderr
+
+    def json(self, *args):
+        result = lean("inspect", "--json", *args)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return json.loads(result.stdout)
+
+    def test_json(self):
+        report = self.json(self.model, "--memory", "--tensors", "--template", "--ctx", 1000)
+        self.assertEqual(report["architecture"], "qwen35moe")
+        self.assertTrue(report["runs"])
+        self.assertEqual(report["bytes"], os.path.getsize(self.model))
+        model = report["model"]
+        self.assertEqual((model["layers"], model["layers_recurrent"], model["layers_mtp"]),
+                         (4, 3, 1))
+        self.assertEqual((model["n_expert"], model["n_expert_used"]), (12, 3))
+        self.assertEqual(sum(g["tensors"] for g in report["weights"]), len(report["tensors"]))
+        self.assertEqual(sum(g["bytes"] for g in report["weights"]),
+                         sum(t["bytes"] for t in report["tensors"]))
+        self.assertEqual(report["tokenizer"]["n_vocab"], 512)
+        self.assertIn(report["tokenizer"]["eos"], report["tokenizer"]["ends"])
+        self.assertTrue(report["template"]["reasoning_switch"])
+        self.assertIn("<|im_start|>", report["template"]["source"])
+        memory = report["memory"]
+        self.assertEqual(memory["n_ctx"], 1000)
+        self.assertTrue(memory["fits"])
+        self.assertEqual(memory["total"], sum(memory[k] for k in (
+            "weights", "kv_cache", "recurrent_state", "scratch", "program")))
+
+    def test_text(self):
+        result = lean("inspect", self.model, "--tensors", "--tokenizer", "--memory")
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        for part in ("3 gated delta net, 1 attention over all; 1 for multi-token prediction",
+                     "12 in a layer, 3 per token, and a shared one", "routed experts",
+                     "pre-tokenizer qwen35, 512 tokens", "<|im_end|>", "blk.0.ffn_gate_exps.weight",
+                     "longest context that fits"):
+            self.assertIn(part, result.stdout)
+
+    def test_template_alone(self):
+        result = lean("inspect", self.model, "--template")
+        self.assertTrue(result.stdout.startswith("{%- for message in messages %}"))
+
+    def test_check(self):
+        self.assertEqual(lean("inspect", self.model, "--check", "--ctx", 100).returncode, 0)
+        result = lean("inspect", self.model, "--check", "--ram", "100M", "--ctx", 4096)
+        self.assertEqual(result.returncode, 9)
+        self.assertIn("the model needs", result.stderr)
+        self.assertIn("100 MiB may be used", result.stderr)
+
+    def test_vocabulary_only(self):
+        """A file without tensors is shown, with the reason why it does not run."""
+        path = os.path.join(self.folder.name, "vocab.gguf")
+        with open(self.model, "rb") as file:
+            data = bytearray(file.read())
+        data[8:16] = bytes(8)  # no tensors; what follows the keys is then ignored
+        with open(path, "wb") as file:
+            file.write(data)
+        report = self.json(path)
+        self.assertFalse(report["runs"])
+        self.assertIn("token_embd.weight", report["reason"])
+        self.assertEqual(report["tokenizer"]["pre"], "qwen35")
+        self.assertNotEqual(lean("inspect", path, "--check").returncode, 0)
+
+    def test_not_a_model(self):
+        self.assertEqual(lean("inspect", __file__).returncode, 5)
+        self.assertEqual(lean("inspect", "/no/such/file").returncode, 3)
+        self.assertEqual(lean("inspect").returncode, 2)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,182 @@
+/* Plans against figures known from the models' cards and papers, and against their own sums. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "coordinator/plan/memory_plan.h"
+#include "coordinator/plan/weight_census.h"
+#include "proto/gguf/gguf.h"
+#include "proto/model/hparams.h"
+#include "tests/unit/cmocka_all.h"
+#include "worker/pack/synth.h"
+
+#define MIB (1024.0 * 1024.0)
+
+static char path[] = "/tmp/lean-test-plan-XXXXXX";
+static struct gguf_file *file;
+static struct hparams tiny;
+
+/* A tiny model: the plan's weights come from a file, everything else from hyperparameters. */
+static int open_model(void **state)
+{
+    (void)state;
+    struct synth_config config = {.mtp = true};
+    const int fd = mkstemp(path);
+    if (fd < 0) return -1;
+    close(fd);
+    if (synth_shape_find("qwen35moe", &config.shape, NULL) ||
+        recipe_find("Q4_K_M", &config.recipe, NULL) || synth_write(path, &config, NULL, NULL) ||
+        gguf_open(&file, path, NULL))
+        return -1;
+    return hparams_read(&tiny, file, NULL);
+}
+
+static int close_model(void **state)
+{
+    (void)state;
+    gguf_close(file);
+    return unlink(path);
+}
+
+static struct memory_plan plan_of(const struct hparams *hp, uint32_t n_ctx, uint64_t budget_bytes)
+{
+    struct memory_plan plan;
+    const struct memory_request request = {.n_ctx = n_ctx,
+                                           .n_slot = 1,
+                                           .n_batch = 512,
+                                           .kv_type = TENSOR_F16,
+                                           .budget_bytes = budget_bytes};
+    memory_plan_make(&plan, file, hp, &request);
+    return plan;
+}
+
+/* Sizes of Qwen3.5-35B-A3B. */
+static struct hparams shape_35b(void)
+{
+    struct hparams hp = tiny;
+    hp.n_layer = 40;
+    hp.n_ctx_train = 262144;
+    hp.head_dim = 256;
+    hp.n_head_k = 16;
+    hp.n_head_v = 32;
+    hp.dim_k = hp.dim_v = 128;
+    for (uint32_t il = 0; il < 40; il++) {
+        hp.layer[il] = tiny.layer[0];
+        hp.layer[il].recurrent = (il + 1) % 4 != 0;
+        hp.layer[il].n_head = 16;
+        hp.layer[il].n_head_kv = 2;
+    }
+    return hp;
+}
+
+static void test_35b_cache_and_state(void **state)
+{
+    (void)state;
+    const struct hparams hp = shape_35b();
+    const struct memory_plan plan = plan_of(&hp, 32768, UINT64_MAX);
+    /* 640 MiB at 32k tokens, one block more; 62.81 MiB of state */
+    assert_true((double)plan.kv_bytes / MIB >= 640 && (double)plan.kv_bytes / MIB < 643);
+    assert_true((double)plan.recurrent_bytes / MIB > 62.8 &&
+                (double)plan.recurrent_bytes / MIB < 62.82);
+    assert_int_equal(plan.n_ctx_fit, 262144);
+}
+
+/* Window layers stop growing: Trinity-Large keeps 1.875 GiB for 15 layers at 32k tokens and at
+ * most window and step for the other 45. */
+static void test_window_layers(void **state)
+{
+    (void)state;
+    struct hparams hp = shape_35b();
+    hp.n_layer = 60;
+    hp.head_dim = 128;
+    for (uint32_t il = 0; il < 60; il++) {
+        hp.layer[il].recurrent = false;
+        hp.layer[il].n_head_kv = 8;
+        hp.layer[il].window = (il + 1) % 4 ? 4096 : 0;
+    }
+    const struct memory_plan at_32k = plan_of(&hp, 32768, UINT64_MAX);
+    const struct memory_plan at_64k = plan_of(&hp, 65536, UINT64_MAX);
+    const double full = (double)(at_64k.kv_bytes - at_32k.kv_bytes) / MIB;
+    assert_true(full == 1920);
+    const double windows = (double)at_32k.kv_bytes / MIB - full;
+    assert_true(windows > 45 * 18 && windows < 45 * 20.5);
+}
+
+static void test_sums(void **state)
+{
+    (void)state;
+    struct weight_census census;
+    const struct memory_plan plan = plan_of(&tiny, 1000, UINT64_MAX);
+    weight_census_take(&census, file, &tiny);
+    assert_int_equal(plan.total_bytes, plan.weight_bytes + plan.kv_bytes + plan.recurrent_bytes +
+                                           plan.scratch_bytes + plan.program_bytes);
+    uint64_t n_bytes = 0, n_tensor = 0;
+    for (int i = 0; i < WEIGHT_GROUP_COUNT; i++) {
+        n_bytes += census.group[i].n_bytes;
+        n_tensor += census.group[i].n_tensor;
+    }
+    assert_int_equal(n_tensor, gguf_n_tensor(file));
+    assert_int_equal(n_bytes - census.group[WEIGHTS_MTP].n_bytes, plan.weight_bytes);
+    assert_int_equal(census.group[WEIGHTS_OTHER].n_tensor, 0);
+    assert_true(census.group[WEIGHTS_MTP].n_tensor == 20);
+    /* 4 layers of 12 experts with 3 matrices of 256 x 256, 3 of them used */
+    assert_int_equal(census.group[WEIGHTS_EXPERTS].n_param, 4 * 12 * 3 * 65536);
+    assert_int_equal(census.n_param - census.n_param_active,
+                     4 * 9 * 3 * 65536 + census.group[WEIGHTS_EMBEDDING].n_param);
+}
+
+/* The context that fits is the longest: it fits, and one block more does not. */
+static void test_longest_context(void **state)
+{
+    (void)state;
+    const struct hparams hp = shape_35b();
+    for (uint64_t budget = 200u << 20; budget < 2000u << 20; budget += 37u << 20) {
+        const struct memory_plan plan = plan_of(&hp, 0, budget);
+        struct lm_error err;
+        if (!plan.n_ctx_fit) {
+            assert_int_equal(plan.n_ctx, 128);
+            assert_int_equal(memory_plan_check(&plan, &err), LM_E_NO_MEM);
+            continue;
+        }
+        assert_int_equal(plan.n_ctx, plan.n_ctx_fit);
+        assert_int_equal(memory_plan_check(&plan, &err), LM_OK);
+        assert_true(plan_of(&hp, plan.n_ctx + 128, budget).total_bytes > budget);
+    }
+}
+
+static void test_refusal_names_the_numbers(void **state)
+{
+    (void)state;
+    const struct hparams hp = shape_35b();
+    const struct memory_plan plan = plan_of(&hp, 200000, 2000u << 20);
+    struct lm_error err;
+    assert_int_equal(memory_plan_check(&plan, &err), LM_E_NO_MEM);
+    assert_non_null(strstr(err.message, "1 x 200000 tokens"));
+    assert_non_null(strstr(err.message, "1.95 GiB may be used"));
+    char hint[40];
+    snprintf(hint, sizeof(hint), "--ctx %u", plan.n_ctx_fit);
+    assert_non_null(strstr(err.hint, hint));
+}
+
+static void test_host_memory(void **state)
+{
+    (void)state;
+    const uint64_t n_bytes = host_memory_available();
+    const uint64_t all = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    assert_true(n_bytes > 16u << 20);
+    assert_true(n_bytes <= all);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_35b_cache_and_state),
+        cmocka_unit_test(test_window_layers),
+        cmocka_unit_test(test_sums),
+        cmocka_unit_test(test_longest_context),
+        cmocka_unit_test(test_refusal_names_the_numbers),
+        cmocka_unit_test(test_host_memory),
+    };
+    return cmocka_run_group_tests(tests, open_model, close_model);
+}
