@@ -203,6 +203,7 @@ static enum lm_status run_config(struct options *options, struct lm_error *err)
 const struct command command_config = {
     .name = "config",
     .usage = "[show | get KEY | check [FILE] | path]",
+    .words = "show|get|check|path",
     .summary = "show the settings and where they come from",
     .details = "  show          every effective value, as a configuration file (the default)\n"
                "  get KEY       one value; exit code 3 if it is not set\n"

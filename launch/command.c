@@ -5,6 +5,7 @@
 
 #include "proto/base/nearest.h"
 
+extern const struct command command_completion;
 extern const struct command command_config;
 extern const struct command command_eval;
 extern const struct command command_help;
@@ -24,6 +25,8 @@ const struct command *const commands[] = {
     &command_tokenize,
     &command_version,
     NULL,
+    &command_completion, &command_config,   &command_help,    &command_quantize,
+    &command_synth,      &command_tokenize, &command_version, NULL,
 };
 
 enum lm_status command_find(const struct command **out, const char *name, struct lm_error *err)

@@ -11,6 +11,7 @@ struct command {
     const char *name;                         /* "tokenize" */
     const char *alias;                        /* another name, or NULL */
     const char *usage;                        /* arguments after the options: "MODEL [TEXT]" */
+    const char *words;                        /* what arguments can be, "show|get"; NULL: files */
     const char *summary;                      /* one line for `lean help` */
     const char *details;                      /* paragraphs for --help, or NULL */
     const struct option_spec *const *options; /* NULL-terminated list of the command's own tables;
