@@ -16,6 +16,8 @@ extern const struct command command_tokenize;
 extern const struct command command_version;
 
 const struct command *const commands[] = {
+    // clang-format off: one per line merges
+    &command_completion,
     &command_config,
     &command_eval,
     &command_help,
@@ -25,8 +27,7 @@ const struct command *const commands[] = {
     &command_tokenize,
     &command_version,
     NULL,
-    &command_completion, &command_config,   &command_help,    &command_quantize,
-    &command_synth,      &command_tokenize, &command_version, NULL,
+    // clang-format on
 };
 
 enum lm_status command_find(const struct command **out, const char *name, struct lm_error *err)
