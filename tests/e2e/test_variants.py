@@ -1,0 +1,41 @@
+"""Other forms of a model give the same bits; its relatives give the reference's logits."""
+import json
+import os
+import sys
+import tempfile
+
+import golden
+import variants
+
+
+def check_same(folder):
+    ids = [(i * 29 + 3) % 512 for i in range(70)]
+    for name, (base, _) in variants.SAME.items():
+        path = os.path.join(folder, "model.gguf")
+        variants.make(variants.SAME, name, path)
+        got = golden.evaluate(path, ids)["logits_xxh3"]
+        want = golden.evaluate(os.path.join(golden.SUBSET, "models", base + ".gguf"), ids)["logits_xxh3"]
+        if got != want:
+            sys.exit(f"{name}: hash {got}, {base} has {want}")
+
+
+def check_relatives(folder):
+    with open(os.path.join(golden.SUBSET, "variants.json")) as file:
+        expected = json.load(file)
+    for name in variants.OTHER:
+        path = os.path.join(folder, "model.gguf")
+        variants.make(variants.OTHER, name, path)
+        _, rows = golden.evaluate(path, expected["ids"], "--kv-type", "f32", logits=True)
+        error = golden.rel_rms(rows[-1], expected["logits"][name])
+        if not error <= 1e-4:
+            sys.exit(f"{name}: rel rms {error:.3g}, must be at most 1e-4")
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        check_same(folder)
+        check_relatives(folder)
+    print(f"{len(variants.SAME)} forms with the same bits, {len(variants.OTHER)} relatives within 1e-4")
+
+
+main()
