@@ -17,16 +17,8 @@ extern const struct command command_version;
 
 const struct command *const commands[] = {
     // clang-format off: one per line merges
-    &command_completion,
-    &command_config,
-    &command_eval,
-    &command_help,
-    &command_inspect,
-    &command_quantize,
-    &command_synth,
-    &command_tokenize,
-    &command_version,
-    NULL,
+    &command_completion, &command_config, &command_eval,     &command_help,    &command_inspect,
+    &command_quantize,   &command_synth,  &command_tokenize, &command_version, NULL,
     // clang-format on
 };
 

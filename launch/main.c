@@ -80,13 +80,15 @@ static bool wants_json(int argc, char *const *argv)
     return false;
 }
 
-/* Fills what the command line left out from files and environment. */
-static enum lm_status configure(struct options *options, struct lm_error *err)
+/* Runs the command with what the command line left out filled in from files and environment. */
+static enum lm_status run_configured(const struct command *command, struct options *options,
+                                     struct lm_error *err)
 {
     struct config *config;
     enum lm_status status = config_load(&config, options_string(options, "config"), err);
     if (status != LM_OK) return status;
     status = options_fill(options, config, err);
+    if (status == LM_OK) status = command->run(options, err);
     config_destroy(config);
     return status;
 }
@@ -98,12 +100,11 @@ static enum lm_status run_command(const struct command *command, int argc, char 
     enum lm_status status = options_parse(&options, command->options, argc, argv, err);
     if (status != LM_OK) return status;
     configure_log(options);
-    if (options_flag(options, "help")) {
+    if (options_flag(options, "help"))
         help_print_command(command);
-    } else {
-        if (options_have_key(options)) status = configure(options, err);
-        if (status == LM_OK) status = command->run(options, err);
-    }
+    else
+        status = options_have_key(options) ? run_configured(command, options, err)
+                                           : command->run(options, err);
     options_destroy(options);
     return status;
 }

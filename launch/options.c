@@ -87,9 +87,9 @@ const struct option_spec options_sampling[] = {
 
 struct slot {
     const struct option_spec *spec;
-    const char **values; /* [n_value], borrowed from argv, or owned if configured */
+    const char **values; /* [n_value], borrowed from argv, or owned */
     size_t n_value;
-    bool configured; /* the values come from the configuration */
+    bool owned;
 };
 
 struct options {
@@ -97,6 +97,7 @@ struct options {
     size_t n_slot;
     const char **args; /* [n_arg] positional */
     size_t n_arg;
+    const struct config *config; /* borrowed */
 };
 
 /* ---- values by kind ---- */
@@ -368,33 +369,74 @@ bool options_have_key(const struct options *options)
     return false;
 }
 
+static void clear_slot(struct slot *slot)
+{
+    for (size_t v = 0; slot->owned && v < slot->n_value; v++)
+        free((char *)slot->values[v]);
+    slot->n_value = 0;
+}
+
+/* As add_value, of malloc'ed text that the slot then owns. */
+static enum lm_status add_owned(struct slot *slot, char *text, struct lm_error *err)
+{
+    const enum lm_status status =
+        text ? add_value(slot, text, err) : lm_fail(err, LM_E_NO_MEM, "no memory for options");
+    if (status != LM_OK) free(text);
+    return status;
+}
+
 enum lm_status options_fill(struct options *options, const struct config *config,
                             struct lm_error *err)
 {
     enum lm_status status = LM_OK;
+    options->config = config;
     for (size_t s = 0; s < options->n_slot && status == LM_OK; s++) {
         struct slot *slot = &options->slots[s];
         if (!slot->spec->key || slot->n_value) continue;
-        slot->configured = true;
+        slot->owned = true;
         char *text;
         for (size_t i = 0; status == LM_OK; i++) {
             status = config_get(config, slot->spec->key, i, &text, err);
             if (status != LM_OK || !text) break;
-            status = add_value(slot, text, err);
-            if (status != LM_OK) free(text);
+            status = add_owned(slot, text, err);
         }
     }
     return status;
+}
+
+const struct config *options_config(const struct options *options)
+{
+    return options->config;
+}
+
+enum lm_status options_set(struct options *options, const struct option_spec *table,
+                           const char *name, const char *text, struct lm_error *err)
+{
+    struct nearest nearest = {.word = name};
+    const struct option_spec *spec = table;
+    for (; spec->name && strcmp(spec->name, name); spec++)
+        nearest_offer(&nearest, spec->name);
+    if (!spec->name) {
+        const char *near = nearest_name(&nearest);
+        return lm_fail(err, LM_E_USAGE, "unknown setting '%.80s'%s%s%s", name,
+                       near ? ", did you mean " : "", near ? near : "", near ? "?" : "");
+    }
+    struct slot *slot = find_slot(options, name, strlen(name));
+    assert(slot && "table is one of the command's");
+    enum lm_status status = text ? option_check(spec, name, text, err) : LM_OK;
+    if (status != LM_OK) return status;
+    /* A repeated option that is set adds to what was set before, as on the command line. */
+    if (!text || !spec->repeat || !slot->owned) clear_slot(slot);
+    slot->owned = true;
+    return text ? add_owned(slot, strdup(text), err) : LM_OK;
 }
 
 void options_destroy(struct options *options)
 {
     if (!options) return;
     for (size_t i = 0; i < options->n_slot; i++) {
-        struct slot *slot = &options->slots[i];
-        for (size_t v = 0; slot->configured && v < slot->n_value; v++)
-            free((char *)slot->values[v]);
-        free(slot->values);
+        clear_slot(&options->slots[i]);
+        free(options->slots[i].values);
     }
     free(options->slots);
     free(options->args);

@@ -53,10 +53,17 @@ enum lm_status options_parse(struct options **out, const struct option_spec *con
 void options_destroy(struct options *options);
 
 /* Gives each option with a key that the command line left out its value from the configuration,
- * where there is one. */
+ * where there is one. config must outlive options. */
 enum lm_status options_fill(struct options *options, const struct config *config,
                             struct lm_error *err);
 bool options_have_key(const struct options *options); /* of any option: worth filling */
+/* The configuration that options were filled from, or NULL. */
+const struct config *options_config(const struct options *options);
+
+/* Sets an option as the command line would, or takes its values away again. LM_E_USAGE: no such
+ * option in the table (the message names the nearest), or not a value of its kind. */
+enum lm_status options_set(struct options *options, const struct option_spec *table,
+                           const char *name, const char *text, struct lm_error *err);
 
 /* Checks text as a value of spec's kind, bounds included; empty text passes. name: what messages
  * call it, "--threads". LM_E_USAGE: it is not one. */

@@ -1,0 +1,114 @@
+/* Model references. */
+#include "launch/model_ref.h"
+
+#include <glob.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "launch/config.h"
+#include "launch/options.h"
+
+/* The folder of the running program, without a slash at its end; false if it cannot be told. */
+static bool program_folder(char path[PATH_MAX])
+{
+    const ssize_t n = readlink("/proc/self/exe", path, PATH_MAX - 1);
+    if (n <= 0) return false;
+    path[n] = '\0';
+    char *slash = strrchr(path, '/');
+    if (slash) *slash = '\0';
+    return slash != NULL;
+}
+
+/* The first GGUF file of a folder, malloc'ed; NULL: there is none. */
+static char *first_model(const char *folder)
+{
+    char *pattern = NULL, *path = NULL;
+    glob_t found;
+    if (asprintf(&pattern, "%s/*.gguf", folder) < 0) return NULL;
+    if (!glob(pattern, 0, NULL, &found)) {
+        path = strdup(found.gl_pathv[0]);
+        globfree(&found);
+    }
+    free(pattern);
+    return path;
+}
+
+/* Installed beside the program (PREFIX/bin, PREFIX/share), in its source tree, or where the build
+ * was told to install. */
+static char *find_demo(void)
+{
+    char program[PATH_MAX], *folder = NULL, *path = NULL;
+    static const char *const beside[] = {"../share/lean/demo", "../configs/demo"};
+    const bool known = program_folder(program);
+    for (size_t i = 0; known && !path && i < sizeof(beside) / sizeof(beside[0]); i++) {
+        if (asprintf(&folder, "%s/%s", program, beside[i]) < 0) return NULL;
+        path = first_model(folder);
+        free(folder);
+    }
+    return path ? path : first_model(LEAN_SHARE_DIR "/demo");
+}
+
+/* Whether the configuration calls its model so. */
+static bool is_configured_name(const struct config *config, const char *ref)
+{
+    bool same = false;
+    char *name;
+    if (config_get(config, "model.name", 0, &name, NULL) == LM_OK && name)
+        same = !strcmp(name, ref);
+    free(name);
+    for (size_t i = 0; !same; i++) {
+        if (config_get(config, "model.alias", i, &name, NULL) != LM_OK || !name) break;
+        same = !strcmp(name, ref);
+        free(name);
+    }
+    return same;
+}
+
+static enum lm_status use_demo(char **path, bool *is_demo, struct lm_error *err)
+{
+    *path = find_demo();
+    *is_demo = *path != NULL;
+    if (*path) return LM_OK;
+    lm_fail(err, LM_E_NOT_FOUND, "no model given, and no demonstration model is installed");
+    return lm_hint(err, "name a GGUF file: lean run /path/to/model.gguf");
+}
+
+static enum lm_status use_path(const char *name, char **path, struct lm_error *err)
+{
+    if (access(name, F_OK)) return lm_fail_errno(err, "model '%s'", name);
+    *path = strdup(name);
+    return *path ? LM_OK : lm_fail(err, LM_E_NO_MEM, "no memory for a path");
+}
+
+enum lm_status model_ref_resolve(const struct options *options, const char *ref, char **path,
+                                 bool *is_demo, struct lm_error *err)
+{
+    const struct config *config = options_config(options);
+    char *configured = NULL;
+    enum lm_status status = LM_OK;
+    *is_demo = false;
+    if (config) status = config_get(config, "model.ref", 0, &configured, err);
+    if (status != LM_OK) return status;
+
+    if (ref && !strncmp(ref, "file:", 5))
+        status = use_path(ref + 5, path, err);
+    else if (ref && !access(ref, F_OK))
+        status = use_path(ref, path, err);
+    else if (configured && *configured && (!ref || is_configured_name(config, ref)))
+        status = use_path(strncmp(configured, "file:", 5) ? configured : configured + 5, path, err);
+    else if (!ref || !strcmp(ref, "demo"))
+        status = use_demo(path, is_demo, err);
+    else {
+        lm_fail(err, LM_E_NOT_FOUND,
+                "model '%.400s': no such file, and no such name in the "
+                "configuration",
+                ref);
+        status = lm_hint(err, "name a GGUF file; without a model `lean run` uses a small "
+                              "demonstration model");
+    }
+    free(configured);
+    return status;
+}

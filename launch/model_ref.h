@@ -1,0 +1,17 @@
+/* From what a user calls a model to the file that holds it. */
+#ifndef LEAN_LAUNCH_MODEL_REF_H
+#define LEAN_LAUNCH_MODEL_REF_H
+
+#include <stdbool.h>
+
+#include "proto/base/error.h"
+
+struct options;
+
+/* ref: a path, file:PATH, "demo", or the name or an alias of the configured model; NULL: the
+ * configured model, else the demonstration model. *path: malloc'ed. *is_demo tells that it is the
+ * demonstration model. LM_E_NOT_FOUND. */
+enum lm_status model_ref_resolve(const struct options *options, const char *ref, char **path,
+                                 bool *is_demo, struct lm_error *err);
+
+#endif
