@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "proto/gguf/gguf.h"
+#include "proto/model/hparams.h"
 #include "tests/unit/cmocka_all.h"
 #include "worker/pack/synth.h"
 #include "worker/pack/synth_shape.h"
@@ -58,6 +59,12 @@ static void test_every_tiny_architecture(void **state)
         if (shape->n_embd > 256) continue;
         const struct synth_config config = config_of(shape->name, "Q4_K_M");
         struct gguf_file *file = write_and_open(&config);
+        struct hparams hp;
+        struct lm_error err;
+        if (hparams_read(&hp, file, &err) != LM_OK) fail_msg("%s", err.message);
+        assert_int_equal(hp.n_layer, shape->n_layer);
+        assert_int_equal(hp.n_expert_used, shape->n_expert_used);
+        assert_int_equal(hp.layer[0].recurrent, shape->ssm_dim != 0);
         const struct gguf_tensor *embd = gguf_find_tensor(file, "token_embd.weight");
         assert_int_equal(embd->ne[0], shape->n_embd);
         assert_int_equal(embd->ne[1], shape->n_vocab);
