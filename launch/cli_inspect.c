@@ -11,6 +11,7 @@
 #include "coordinator/text/template_traits.h"
 #include "coordinator/text/tokenizer.h"
 #include "launch/command.h"
+#include "launch/model_ref.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
 #include "proto/model/hparams.h"
@@ -448,8 +449,14 @@ static void print_json(const struct inspection *in, const struct options *option
 static enum lm_status run_inspect(struct options *options, struct lm_error *err)
 {
     struct inspection in = {0};
+    char *path;
+    bool is_demo;
     if (options_n_arg(options) != 1) return lm_fail(err, LM_E_USAGE, "inspect takes one MODEL");
-    enum lm_status status = gguf_open(&in.file, options_arg(options, 0), err);
+    enum lm_status status =
+        model_ref_resolve(options, options_arg(options, 0), &path, &is_demo, err);
+    if (status != LM_OK) return status;
+    status = gguf_open(&in.file, path, err);
+    free(path);
     if (status == LM_OK) status = collect(&in, options, err);
     if (status == LM_OK && options_flag(options, "json")) {
         print_json(&in, options);

@@ -1,63 +1,28 @@
 /* lean quantize SRC DST TYPE */
-#include <signal.h>
-#include <stdio.h>
-#include <unistd.h>
-
-#include <json-c/json.h>
-
 #include "launch/command.h"
+#include "launch/write_job.h"
 #include "proto/base/log.h"
 #include "worker/pack/quantizer.h"
-
-static volatile sig_atomic_t is_interrupted;
-
-static void interrupt(int signal_number)
-{
-    (void)signal_number;
-    is_interrupted = 1;
-}
-
-static void print_result(const struct options *options, const char *path, uint64_t n_bytes,
-                         double seconds)
-{
-    if (options_flag(options, "json")) {
-        struct json_object *event = json_object_new_object();
-        json_object_object_add(event, "event", json_object_new_string("result"));
-        json_object_object_add(event, "path", json_object_new_string(path));
-        json_object_object_add(event, "bytes", json_object_new_uint64(n_bytes));
-        json_object_object_add(event, "seconds", json_object_new_double(seconds));
-        puts(json_object_to_json_string_ext(event, JSON_C_TO_STRING_PLAIN));
-        json_object_put(event);
-        return;
-    }
-    char size[24], time[24];
-    printf("%s  %s  %s\n", path, log_format_bytes(n_bytes, size),
-           log_format_seconds(seconds, time));
-}
 
 static enum lm_status quantize(const struct options *options, const struct gguf_file *source,
                                const struct recipe *recipe, struct lm_error *err)
 {
+    const bool dry_run = options_flag(options, "dry-run");
     const char *path = options_arg(options, 1);
     const double started_s = log_now_s();
     uint64_t n_bytes = 0;
     enum lm_status status = quantize_plan(source, recipe, &n_bytes, err);
-    if (status == LM_OK && !options_flag(options, "dry-run")) {
-        if (!options_flag(options, "force") && !access(path, F_OK)) {
-            lm_fail(err, LM_E_USAGE, "%s: exists", path);
-            return lm_hint(err, "--force replaces it");
-        }
-        signal(SIGINT, interrupt);
-        signal(SIGTERM, interrupt);
-        status = quantize_file(source, path,
-                               &(struct quantize_config){
-                                   .recipe = recipe,
-                                   .n_thread = (uint32_t)options_int(options, "threads"),
-                                   .is_interrupted = &is_interrupted,
-                               },
-                               err);
+    if (status == LM_OK && !dry_run) status = write_job_check(options, path, err);
+    if (status == LM_OK && !dry_run) {
+        const struct quantize_config config = {
+            .recipe = recipe,
+            .n_thread = (uint32_t)options_int(options, "threads"),
+            .is_interrupted = write_job_catch_signals(),
+        };
+        status = quantize_file(source, path, &config, err);
     }
-    if (status == LM_OK) print_result(options, path, n_bytes, log_now_s() - started_s);
+    if (status == LM_OK)
+        write_job_print(options, dry_run ? NULL : path, n_bytes, log_now_s() - started_s);
     return status;
 }
 

@@ -1,21 +1,8 @@
 /* lean synth ARCH|MODEL QUANT -o FILE */
-#include <signal.h>
-#include <stdio.h>
-#include <unistd.h>
-
-#include <json-c/json.h>
-
 #include "launch/command.h"
+#include "launch/write_job.h"
 #include "proto/base/log.h"
 #include "worker/pack/synth.h"
-
-static volatile sig_atomic_t is_interrupted;
-
-static void interrupt(int signal_number)
-{
-    (void)signal_number;
-    is_interrupted = 1;
-}
 
 /* A number that the shape has and an option may change. */
 static void override(const struct options *options, const char *name, uint32_t *value)
@@ -41,48 +28,27 @@ static enum lm_status read_config(const struct options *options, struct synth_co
     config->skew = (float)options_float(options, "skew");
     config->similarity = (float)options_float(options, "similarity");
     config->mtp = options_flag(options, "mtp");
-    config->is_interrupted = &is_interrupted;
     return LM_OK;
-}
-
-static void print_result(const struct options *options, const char *path, uint64_t n_bytes)
-{
-    char size[24];
-    if (!options_flag(options, "json")) {
-        printf("%s%s%s  %.1f GB\n", path ? path : "", path ? "  " : "",
-               log_format_bytes(n_bytes, size), (double)n_bytes * 1e-9);
-        return;
-    }
-    struct json_object *event = json_object_new_object();
-    json_object_object_add(event, "event", json_object_new_string("result"));
-    if (path) json_object_object_add(event, "path", json_object_new_string(path));
-    json_object_object_add(event, "bytes", json_object_new_uint64(n_bytes));
-    puts(json_object_to_json_string_ext(event, JSON_C_TO_STRING_PLAIN));
-    json_object_put(event);
 }
 
 static enum lm_status run_synth(struct options *options, struct lm_error *err)
 {
     struct synth_config config = {0};
-    const char *path = options_string(options, "output");
+    const bool dry_run = options_flag(options, "dry-run");
+    const char *path = dry_run ? NULL : options_string(options, "output");
+    const double started_s = log_now_s();
     uint64_t n_bytes = 0;
     if (options_n_arg(options) != 2)
         return lm_fail(err, LM_E_USAGE, "synth takes a model and a type, got %zu arguments",
                        options_n_arg(options));
     enum lm_status status = read_config(options, &config, err);
     if (status != LM_OK) return status;
-    if (options_flag(options, "dry-run")) {
-        path = NULL;
-    } else if (!path) {
-        return lm_fail(err, LM_E_USAGE, "no output file given, use -o FILE");
-    } else if (!options_flag(options, "force") && !access(path, F_OK)) {
-        lm_fail(err, LM_E_USAGE, "%s: exists", path);
-        return lm_hint(err, "--force replaces it");
-    }
-    signal(SIGINT, interrupt);
-    signal(SIGTERM, interrupt);
+    if (!path && !dry_run) return lm_fail(err, LM_E_USAGE, "no output file given, use -o FILE");
+    if (path) status = write_job_check(options, path, err);
+    if (status != LM_OK) return status;
+    config.is_interrupted = write_job_catch_signals();
     status = synth_write(path, &config, &n_bytes, err);
-    if (status == LM_OK) print_result(options, path, n_bytes);
+    if (status == LM_OK) write_job_print(options, path, n_bytes, log_now_s() - started_s);
     return status;
 }
 

@@ -4,10 +4,13 @@ import ctypes
 import hashlib
 import json
 import os
+import signal
+import subprocess
 import tempfile
+import time
 import unittest
 
-from cli import lean
+from cli import LEAN, environment, lean
 
 FILE_TYPES = {"Q3_K_M": 12, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18, "Q8_0": 7}
 
@@ -63,6 +66,27 @@ class Commands(unittest.TestCase):
         self.check(lean("synth", "llama", "Q8_0", "--experts", 4, "-o", self.path("b.gguf")), 2)
         self.assertEqual(digest(out), before)
         self.assertEqual(sorted(os.listdir(self.folder.name)), ["out.gguf", "source.gguf"])
+
+
+    def test_interruption_leaves_nothing(self):
+        out = self.path("large.gguf")
+        job = subprocess.Popen([LEAN, "synth", "qwen3.5-35b-a3b", "Q4_K_M", "-o", out],
+                               env=environment(), stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 60
+        while not os.path.exists(out + ".partial") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(0.3)
+        job.send_signal(signal.SIGINT)
+        _, stderr = job.communicate(timeout=60)
+        self.assertEqual((job.returncode, os.listdir(self.folder.name)), (130, ["source.gguf"]))
+        self.assertIn("lean: error: interrupted", stderr)
+
+    def test_full_disk_is_said_at_once(self):
+        result = self.check(subprocess.run(
+            ["bash", "-c", 'ulimit -f 1000; exec "$0" quantize "$1" "$2" Q8_0', LEAN, self.source,
+             self.path("out.gguf")], env=environment(), capture_output=True, text=True), 1)
+        self.assertIn("out.gguf: needs", result.stderr)
+        self.assertEqual(os.listdir(self.folder.name), ["source.gguf"])
 
 
 class LlamaCpp(unittest.TestCase):

@@ -57,7 +57,7 @@ static void test_every_tiny_architecture(void **state)
     for (size_t i = 0; synth_shape_at(i); i++) {
         const struct synth_shape *shape = synth_shape_at(i);
         if (shape->n_embd > 256) continue;
-        const struct synth_config config = config_of(shape->name, "Q4_K_M");
+        const struct synth_config config = config_of(shape->name, "Q8_0");
         struct gguf_file *file = write_and_open(&config);
         struct hparams hp;
         struct lm_error err;

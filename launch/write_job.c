@@ -1,0 +1,56 @@
+/* Existing files, signals, and the result line. */
+#include "launch/write_job.h"
+
+#include <stdio.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <json-c/json.h>
+
+#include "launch/options.h"
+#include "proto/base/log.h"
+
+static volatile sig_atomic_t is_interrupted;
+
+static void interrupt(int signal_number)
+{
+    (void)signal_number;
+    is_interrupted = 1;
+}
+
+enum lm_status write_job_check(const struct options *options, const char *path,
+                               struct lm_error *err)
+{
+    if (options_flag(options, "force") || access(path, F_OK)) return LM_OK;
+    lm_fail(err, LM_E_USAGE, "%s: exists", path);
+    return lm_hint(err, "--force replaces it");
+}
+
+const volatile sig_atomic_t *write_job_catch_signals(void)
+{
+    signal(SIGINT, interrupt);
+    signal(SIGTERM, interrupt);
+    signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is an error of the write */
+    return &is_interrupted;
+}
+
+void write_job_print(const struct options *options, const char *path, uint64_t n_bytes,
+                     double seconds)
+{
+    char size[24], time_text[24];
+    if (!options_flag(options, "json")) {
+        printf("%s%s%s (%.1f GB)", path ? path : "", path ? "  " : "",
+               log_format_bytes(n_bytes, size), (double)n_bytes * 1e-9);
+        if (path) printf("  %s", log_format_seconds(seconds, time_text));
+        putchar('\n');
+        return;
+    }
+    struct json_object *event = json_object_new_object();
+    json_object_object_add(event, "event", json_object_new_string("result"));
+    json_object_object_add(event, "time", json_object_new_int64(time(NULL)));
+    if (path) json_object_object_add(event, "path", json_object_new_string(path));
+    json_object_object_add(event, "bytes", json_object_new_uint64(n_bytes));
+    if (path) json_object_object_add(event, "seconds", json_object_new_double(seconds));
+    puts(json_object_to_json_string_ext(event, JSON_C_TO_STRING_PLAIN));
+    json_object_put(event);
+}
