@@ -98,6 +98,25 @@ static void softmax_exp_is_accurate(void **state)
     assert_true(softmax_exp(-709) == 0);
 }
 
+/* Whatever instruction set the sum is compiled for: eight accumulators and their tree. */
+static void softmax_sum_has_one_order(void **state)
+{
+    (void)state;
+    uint64_t random = 2;
+    float x[1001];
+    for (size_t n = 1; n <= 1001; n += 1 + n / 9) {
+        for (size_t i = 0; i < n; i++)
+            x[i] = i % 97 == 96 ? -INFINITY : random_float(&random, -30, 5);
+        double lane[8] = {0};
+        for (size_t i = 0; i < n; i++)
+            lane[i % 8] += softmax_exp(((double)x[i] - 5.0) * 0.75);
+        const double expected = ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
+                                ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+        const double got = softmax_sum(x, n, 5, 0.75);
+        assert_memory_equal(&got, &expected, sizeof(got));
+    }
+}
+
 static void greedy_takes_the_first_of_the_largest(void **state)
 {
     (void)state;
@@ -548,6 +567,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(philox_gives_published_numbers),
         cmocka_unit_test(softmax_exp_is_accurate),
+        cmocka_unit_test(softmax_sum_has_one_order),
         cmocka_unit_test(greedy_takes_the_first_of_the_largest),
         cmocka_unit_test(bad_logits_are_errors),
         cmocka_unit_test(same_seed_and_position_same_token),
