@@ -193,6 +193,7 @@ static void pieces_that_are_no_tokens_fall_back_to_bytes(void **state)
     struct vocabulary vocabulary;
     init(&vocabulary, "qwen2");
     add_token(&vocabulary, "xyz", TOKEN_NORMAL);
+    add_token(&vocabulary, "zq", TOKEN_NORMAL);
     strcpy(vocabulary.tokens['q'], "qq"); /* no token for the byte q */
     add_merge(&vocabulary, "x y");        /* xy is none either */
     add_merge(&vocabulary, "xy z");
@@ -202,6 +203,8 @@ static void pieces_that_are_no_tokens_fall_back_to_bytes(void **state)
     assert_pieces(tokenizer, "xyw", true, false, "x|y|w");
     assert_pieces(tokenizer, "wqw", true, false, "w|w");
     assert_pieces(tokenizer, "apq", true, false, "a|p");
+    assert_pieces(tokenizer, "zq", true, false, "z"); /* a token that its bytes do not lead to */
+    assert_pieces(tokenizer, "zq", true, false, "z");
     tokenizer_destroy(tokenizer);
 }
 
@@ -370,7 +373,7 @@ static void overlapping_specials_match_naive_search(void **state)
             char text[8] = "";
             const size_t n = 2 + next_random(&random) % 5;
             for (size_t i = 0; i < n; i++)
-                text[i] = "<>|"[next_random(&random) % 3];
+                text[i] = "<=>"[next_random(&random) % 3];
             bool known = false;
             for (size_t i = 256; i < vocabulary.n_token; i++)
                 known |= !strcmp(vocabulary.tokens[i], text);
@@ -381,7 +384,7 @@ static void overlapping_specials_match_naive_search(void **state)
             char text[200] = "", expected[500];
             const size_t n = next_random(&random) % 60;
             for (size_t i = 0; i < n; i++)
-                text[i] = "<>|"[next_random(&random) % 3];
+                text[i] = "<=>"[next_random(&random) % 3];
             naive_specials(&vocabulary, text, expected);
             assert_pieces(tokenizer, text, false, false, expected);
         }

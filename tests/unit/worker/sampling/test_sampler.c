@@ -159,6 +159,8 @@ static void bad_logits_are_errors(void **state)
             logits[i] = INFINITY;
             assert_int_equal(sampler_sample(sampler, logits, &params, &none, 0, &token, &err),
                              LM_E_FAIL);
+            snprintf(expected, sizeof(expected), "logit of token %d is infinite", i);
+            assert_string_equal(err.message, expected);
             logits[i] = 0;
         }
     }
@@ -292,6 +294,24 @@ static void equal_logits_keep_the_lower_ids(void **state)
     params.top_k = 0;
     params.top_p = 0.3f; /* each of the four has 0.206 */
     assert_support(logits, 6, &params, ".xx...");
+    assert_support((const float[3]){-1, -0.0f, 0.0f}, 3, &params, ".x.");
+}
+
+/* What reaches a bound exactly is enough, and what equals it stays. */
+static void bounds_are_inclusive(void **state)
+{
+    (void)state;
+    const float equal[4] = {0, 0, 0, 0};
+    struct sampling_params params = sampling_params_default();
+    params.temperature = 1;
+    params.top_p = 0.5f;
+    assert_support(equal, 4, &params, "xx..");
+    params.top_p = 1;
+    params.typical_p = 0.5f;
+    assert_support(equal, 4, &params, "xx..");
+    params.typical_p = 1;
+    params.min_p = 1;
+    assert_support(equal, 4, &params, "xxxx");
 }
 
 static float adjusted_logit_of(const struct sampling_params *params,
@@ -371,6 +391,9 @@ static void dry_penalises_what_would_repeat(void **state)
     params.dry_breakers = &breaker;
     params.n_dry_breaker = 1;
     assert_float_equal(adjusted_logit_of(&params, &history, 4, 7), 2 - 0.5, 1e-5);
+    const int32_t next_breaker = 4; /* itself never penalised */
+    params.dry_breakers = &next_breaker;
+    assert_float_equal(adjusted_logit_of(&params, &history, 4, 7), 2, 1e-5);
     params.n_dry_breaker = 0;
     params.dry_penalty_last_n = 7; /* 6 2 3 5 1 2 3 */
     assert_float_equal(adjusted_logit_of(&params, &history, 4, 7), 2, 1e-5);
@@ -405,6 +428,21 @@ static void dry_matches_naive(void **state)
             assert_float_equal(adjusted_logit_of(&params, &history, token, 7), expected, 1e-4);
         }
     }
+}
+
+static void dry_takes_linear_time(void **state)
+{
+    (void)state; /* quadratic would be minutes */
+    enum { N = 1000000 };
+    int32_t *ids = calloc(N, sizeof(*ids));
+    const struct sampler_history history = {.ids = ids, .n = N};
+    struct sampling_params params = sampling_params_default();
+    params.dry_multiplier = 1;
+    params.dry_base = 1.75f;
+    struct sampler *sampler = create(2);
+    assert_int_equal(sample(sampler, (const float[]){9, 0}, &params, &history, 0), 1);
+    sampler_destroy(sampler);
+    free(ids);
 }
 
 /* A sampler as one would write it first: everything sorted, libm, no shortcuts. */
@@ -574,9 +612,11 @@ int main(void)
         cmocka_unit_test(draws_follow_the_probabilities),
         cmocka_unit_test(filters_keep_the_smallest_set),
         cmocka_unit_test(equal_logits_keep_the_lower_ids),
+        cmocka_unit_test(bounds_are_inclusive),
         cmocka_unit_test(penalties_change_the_logits),
         cmocka_unit_test(dry_penalises_what_would_repeat),
         cmocka_unit_test(dry_matches_naive),
+        cmocka_unit_test(dry_takes_linear_time),
         cmocka_unit_test(matches_naive_sampler),
         cmocka_unit_test(logprobs_are_the_raw_softmax),
         cmocka_unit_test(no_penalty_survives_its_call),
