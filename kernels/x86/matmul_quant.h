@@ -1,17 +1,18 @@
-/* y = W x for quantized weights: tiles (matmul_tile.h) times groups of tokens.
+/* y = W x for quantized weights.
  *
+ * One token: LANES rows at a time, each block decoded (matmul_tile.h) straight into sums.
+ *
+ * More tokens: tiles times groups of tokens,
  *   for each tile of TILE_ROWS rows               weights are read from memory once
  *     for each chunk of up to TOKEN_CHUNK tokens  their float sums stay in the first-level cache
  *       for each step of 256 columns
  *         decode the tile
  *         for each group of up to TOKEN_GROUP     integer sums stay in registers
  *
- * The order of the float sums is that of kernels/NUMERICS.md whatever the groups and chunks are,
- * so any number of tokens gives the same bits. */
+ * The order of the float sums is that of kernels/NUMERICS.md on every path, so any number of
+ * tokens gives the same bits. */
 #ifndef LEAN_KERNELS_X86_MATMUL_QUANT_H
 #define LEAN_KERNELS_X86_MATMUL_QUANT_H
-
-#include <stdbool.h>
 
 #include "kernels/kernels.h"
 #include "kernels/x86/matmul_tile.h"
@@ -31,21 +32,6 @@ enum { TOKEN_CHUNK = 64, SLOT_MAX = 8 };
  * order are slots, TOKEN_CHUNK of these apart. */
 typedef vfloat token_sums[TILE_GROUPS];
 
-/* What the inner loops must know of a type; a constant wherever they are compiled. */
-struct code_class {
-    unsigned code_max; /* codes are 0..code_max, or -code_max..code_max */
-    bool is_signed;    /* for vec_dot_signed */
-    bool has_min;      /* minimums times the sums of activations make a second float term */
-    unsigned n_sub;    /* k-quants: sub-blocks in a superblock, 8 or 16 */
-    bool has_offset;   /* k-quants: corr is added to the integer sum */
-    unsigned offset;   /* 32-blocks: what the codes have too much */
-};
-
-ALWAYS_INLINE vint dot_codes(struct code_class c, vint sum, vint codes, vint x)
-{
-    return c.is_signed ? vec_dot_signed(sum, codes, x) : vec_dot_codes(sum, codes, x);
-}
-
 /* sum[t][g] = codes[0..n_step) . the activations at x[t], for as many steps as a sum may hold. */
 ALWAYS_INLINE void dot_steps(struct code_class c, const vint (*codes)[TILE_GROUPS],
                              const int8_t *const *x, unsigned n_step, unsigned n_token,
@@ -63,20 +49,11 @@ ALWAYS_INLINE void dot_steps(struct code_class c, const vint (*codes)[TILE_GROUP
     }
 }
 
-/* A divisor of n_step_max, a power of two. */
-ALWAYS_INLINE unsigned steps_per_sum(struct code_class c, unsigned n_step_max)
-{
-    unsigned n_step = n_step_max;
-    while (n_step > DOT_STEPS(c.code_max))
-        n_step /= 2;
-    return n_step;
-}
-
 /* One superblock of a k-quant for n_token tokens, a constant: sums[t] takes its share. */
 ALWAYS_INLINE void dot_tile_k(struct code_class c, const struct tile *tile, const void *const *x,
                               uint32_t step, unsigned n_token, token_sums *sums)
 {
-    const unsigned n_k = QK / 4 / c.n_sub, n_step = steps_per_sum(c, n_k);
+    const unsigned n_k = QK / 4 / c.n_sub, n_step = steps_per_sum(c);
     const struct act_q8_k *act[TOKEN_GROUP];
     const int8_t *qs[TOKEN_GROUP];
     vint total[TOKEN_GROUP][TILE_GROUPS];
@@ -129,7 +106,7 @@ ALWAYS_INLINE void dot_tile_k(struct code_class c, const struct tile *tile, cons
 ALWAYS_INLINE void dot_tile_32(struct code_class c, const struct tile *tile, const void *const *x,
                                uint32_t step, unsigned n_token, unsigned n_block, token_sums *sums)
 {
-    const unsigned n_step = steps_per_sum(c, 8);
+    const unsigned n_step = steps_per_sum(c);
     const struct act_q8_0 *act[TOKEN_GROUP];
 #pragma GCC unroll 8
     for (unsigned t = 0; t < n_token; t++)
@@ -172,39 +149,84 @@ ALWAYS_INLINE void dot_tile_32(struct code_class c, const struct tile *tile, con
     }
 }
 
-/* What matmul_tiles needs of a type. A step is 256 columns: one superblock, or eight 32-blocks of
- * which the last step of a row may have fewer, n_block. n_token <= TOKEN_GROUP. */
-struct tile_kernel {
-    size_t block_bytes;
-    unsigned n_block_step;
-    void (*decode)(const uint8_t *rows, size_t stride, unsigned n_block, struct tile *tile);
-    void (*dot)(const struct tile *tile, const void *const *x, uint32_t step, unsigned n_token,
-                unsigned n_block, token_sums *sums);
-};
+typedef void (*decode_fn)(const uint8_t *rows, size_t stride, struct sink *o);
 
-/* Adds the slots of a token in the canonical order. */
-static inline void store_results(const token_sums *sums, unsigned n_slot, unsigned n_row, float *y)
+/* n_block blocks of TILE_ROWS rows to a tile. prefetch: the same number of bytes, read next. */
+ALWAYS_INLINE void decode_tile(struct code_class c, decode_fn decode, size_t block_bytes,
+                               const uint8_t *rows, size_t stride, unsigned n_block,
+                               const char *prefetch, struct tile *tile)
 {
-    for (unsigned g = 0; g < TILE_GROUPS && g * LANES < n_row; g++) {
-        vfloat a[SLOT_MAX];
-        for (unsigned s = 0; s < n_slot; s++)
-            a[s] = sums[s * TOKEN_CHUNK][g];
-        if (n_slot == 8) { /* ((a0+a4) + (a2+a6)) + ((a1+a5) + (a3+a7)) */
-            a[0] = (a[0] + a[4]) + (a[2] + a[6]);
-            a[1] = (a[1] + a[5]) + (a[3] + a[7]);
-        } else {
-            a[0] = a[0] + a[1];
-            a[1] = a[2] + a[3];
+    for (unsigned b = 0; b < n_block; b++)
+        for (unsigned g = 0; g < TILE_GROUPS; g++, prefetch += LANES * block_bytes) {
+            struct sink o;
+            o.c = c;
+            o.prefetch = prefetch;
+            o.prefetch_bytes = LANES * block_bytes;
+            o.n_put = 0;
+            o.tile = tile;
+            o.g = g;
+            o.b = b;
+            decode(rows + g * LANES * stride + b * block_bytes, stride, &o);
         }
-        const unsigned n = n_row - g * LANES;
-        vec_store_n(y + g * LANES, a[0] + a[1], n < LANES ? n : LANES);
+}
+
+/* Blocks [begin, end) of LANES rows, the first one at rows, for one token. */
+ALWAYS_INLINE void dot_rows(struct code_class c, decode_fn decode, size_t block_bytes,
+                            const uint8_t *rows, size_t stride, const void *x, uint32_t begin,
+                            uint32_t end, const char *prefetch, vfloat *sums)
+{
+    for (uint32_t b = begin; b < end; b++) {
+        struct sink o;
+        o.c = c;
+        o.prefetch = prefetch;
+        o.prefetch_bytes = LANES * block_bytes;
+        o.n_put = 0;
+        o.tile = NULL;
+        o.corr = vec_set1(0);
+        if (c.n_sub) {
+            const struct act_q8_k *act = (const struct act_q8_k *)x + b;
+            o.x = act->qs;
+            o.bsums = act->bsums;
+            o.total = vec_set1(0);
+            decode(rows, stride, &o);
+            const vfloat d_x = vec_set1_f(act->d);
+            if (c.has_offset) o.total += o.corr;
+            vfloat sum = vec_fma(o.d * d_x, vec_to_float(o.total), sums[b % 4]);
+            if (c.has_min) sum = vec_fnma(o.m * d_x, vec_to_float(o.corr), sum);
+            sums[b % 4] = sum;
+        } else {
+            const struct act_q8_0 *act = (const struct act_q8_0 *)x + b / 8;
+            o.x = act->qs + QK32 * (b % 8);
+            o.total = vec_set1(-c.offset * (uint32_t)act->sums[b % 8]);
+            decode(rows, stride, &o);
+            const vfloat d_x = vec_set1_f(act->d[b % 8]);
+            vfloat sum = vec_fma(o.d * d_x, vec_to_float(o.total), sums[b % 8]);
+            if (c.has_min) sum = vec_fma(o.m * d_x, vec_set1_f((float)act->sums[b % 8]), sum);
+            sums[b % 8] = sum;
+        }
+        rows += block_bytes;
+        prefetch += LANES * block_bytes;
     }
 }
 
-/* Where part i of n things in n_part nearly equal parts begins. */
-static inline size_t part_begin(size_t n, size_t n_part, size_t i)
+/* A type: the functions above, compiled for it. A step is 256 columns: one superblock, or eight
+ * 32-blocks of which the last step of a row may have fewer, n_block. n_token <= TOKEN_GROUP. */
+struct quant_kernel {
+    size_t block_bytes;
+    unsigned n_block_step;
+    void (*decode_tile)(const uint8_t *rows, size_t stride, unsigned n_block, const char *prefetch,
+                        struct tile *tile);
+    void (*dot_tile)(const struct tile *tile, const void *const *x, uint32_t step, unsigned n_token,
+                     unsigned n_block, token_sums *sums);
+    void (*dot_rows)(const uint8_t *rows, size_t stride, const void *x, uint32_t begin,
+                     uint32_t end, const char *prefetch, vfloat *sums);
+};
+
+/* Adds the accumulators in the canonical order. */
+ALWAYS_INLINE vfloat sum_of_slots(vfloat a[SLOT_MAX], unsigned n_slot)
 {
-    return n * i / n_part;
+    if (n_slot == 4) return (a[0] + a[1]) + (a[2] + a[3]);
+    return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
 }
 
 static inline uint32_t min_u32(uint32_t a, uint32_t b)
@@ -212,122 +234,151 @@ static inline uint32_t min_u32(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-static void matmul_tiles(const struct matmul_args *args, const struct tile_kernel *kernel)
+/* Where part i of n things in n_part nearly equal parts begins. */
+static inline uint32_t part_begin(uint32_t n, uint32_t n_part, uint32_t i)
+{
+    return (uint32_t)((uint64_t)n * i / n_part);
+}
+
+/* Where n_row rows of n_byte bytes are when there are fewer than a kernel wants: copied to scratch,
+ * n_byte apart, so that nothing behind the last row is read. What else scratch holds is zero. */
+static inline const uint8_t *copy_rows(const uint8_t *rows, size_t stride, uint32_t n_row,
+                                       size_t n_byte, uint8_t *scratch)
+{
+    for (uint32_t r = 0; r < n_row; r++)
+        memcpy(scratch + r * n_byte, rows + r * stride, n_byte);
+    return scratch;
+}
+
+enum { STEP_BYTES_MAX = 8 * sizeof(struct block_q8_0) };
+
+static void matmul_one_token(const struct matmul_args *args, const struct quant_kernel *kernel)
+{
+    const unsigned n_block_step = kernel->n_block_step, n_slot = n_block_step == 1 ? 4 : 8;
+    const uint32_t n_block = args->n_col / (QK / n_block_step);
+    const size_t stride = args->w_row_bytes;
+
+    for (uint32_t row = args->row_begin; row < args->row_end; row += LANES) {
+        const uint8_t *rows = (const uint8_t *)args->w + row * stride;
+        const uint32_t n_row = min_u32(args->row_end - row, LANES);
+        const bool is_last = row + n_row == args->row_end;
+        const char *next = (const char *)(is_last ? rows : rows + LANES * stride);
+        vfloat sums[SLOT_MAX];
+        memset(sums, 0, sizeof(sums));
+        if (n_row == LANES) {
+            kernel->dot_rows(rows, stride, args->x[0], 0, n_block, next, sums);
+        } else {
+            uint8_t scratch[LANES * STEP_BYTES_MAX] = {0};
+            for (uint32_t b = 0; b < n_block; b += n_block_step) {
+                const uint32_t end = min_u32(b + n_block_step, n_block);
+                const size_t n_byte = (end - b) * kernel->block_bytes;
+                const uint8_t *copy =
+                    copy_rows(rows + b * kernel->block_bytes, stride, n_row, n_byte, scratch);
+                kernel->dot_rows(copy, n_byte, args->x[0], b, end, next, sums);
+            }
+        }
+        vec_store_n(args->y[0] + row, sum_of_slots(sums, n_slot), n_row);
+    }
+}
+
+static void matmul_tokens(const struct matmul_args *args, const struct quant_kernel *kernel)
 {
     const unsigned n_block_step = kernel->n_block_step, n_slot = n_block_step == 1 ? 4 : 8;
     const uint32_t n_block = args->n_col / (QK / n_block_step);
     const uint32_t n_step = (n_block + n_block_step - 1) / n_block_step;
     const uint32_t n_chunk = (args->n_token + TOKEN_CHUNK - 1) / TOKEN_CHUNK;
+    const size_t step_bytes = n_block_step * kernel->block_bytes;
     struct tile tile;
     token_sums sums[SLOT_MAX * TOKEN_CHUNK];
-    /* The last tile of the range is copied here if it is not full: nothing behind row_end is read.
-     * Lanes without a row compute zeros. */
-    uint8_t last[TILE_ROWS * 8 * sizeof(struct block_q8_0)];
-    if ((args->row_end - args->row_begin) % TILE_ROWS) memset(last, 0, sizeof(last));
+    uint8_t scratch[TILE_ROWS * STEP_BYTES_MAX];
+    if ((args->row_end - args->row_begin) % TILE_ROWS) memset(scratch, 0, sizeof(scratch));
 
     for (uint32_t row = args->row_begin; row < args->row_end; row += TILE_ROWS) {
         const uint8_t *rows = (const uint8_t *)args->w + row * args->w_row_bytes;
-        const uint8_t *next = rows + TILE_ROWS * args->w_row_bytes;
-        const unsigned n_row = min_u32(args->row_end - row, TILE_ROWS);
-        const unsigned n_row_next = min_u32(args->row_end - row - n_row, TILE_ROWS);
-        const size_t n_line_next = n_row_next * args->w_row_bytes / 64;
+        const uint32_t n_row = min_u32(args->row_end - row, TILE_ROWS);
+        const bool is_last = row + n_row == args->row_end;
 
         for (uint32_t chunk = 0; chunk < n_chunk; chunk++) {
-            const uint32_t token = (uint32_t)part_begin(args->n_token, n_chunk, chunk);
-            const uint32_t n_token =
-                (uint32_t)part_begin(args->n_token, n_chunk, chunk + 1) - token;
+            const uint32_t token = part_begin(args->n_token, n_chunk, chunk);
+            const uint32_t n_token = part_begin(args->n_token, n_chunk, chunk + 1) - token;
             const uint32_t n_group = (n_token + TOKEN_GROUP - 1) / TOKEN_GROUP;
+            const uint8_t *next = is_last || chunk ? rows : rows + TILE_ROWS * args->w_row_bytes;
             for (unsigned s = 0; s < n_slot; s++)
                 memset(sums + s * TOKEN_CHUNK, 0, n_token * sizeof(sums[0]));
 
             for (uint32_t step = 0; step < n_step; step++) {
-                const unsigned n_block_now = min_u32(n_block - step * n_block_step, n_block_step);
-                const uint8_t *from = rows + (size_t)step * n_block_step * kernel->block_bytes;
+                const unsigned n = min_u32(n_block - step * n_block_step, n_block_step);
+                const uint8_t *from = rows + step * step_bytes;
                 size_t stride = args->w_row_bytes;
                 if (n_row < TILE_ROWS) {
-                    stride = n_block_now * kernel->block_bytes;
-                    for (unsigned r = 0; r < n_row; r++)
-                        memcpy(last + r * stride, from + r * args->w_row_bytes, stride);
-                    from = last;
+                    from = copy_rows(from, stride, n_row, n * kernel->block_bytes, scratch);
+                    stride = n * kernel->block_bytes;
                 }
-                kernel->decode(from, stride, n_block_now, &tile);
-
-                if (!chunk) { /* the next tile's lines in the order of addresses, each once */
-                    const size_t end = part_begin(n_line_next, n_step, step + 1);
-                    for (size_t i = part_begin(n_line_next, n_step, step); i < end; i++)
-                        _mm_prefetch((const char *)next + 64 * i, _MM_HINT_T1);
-                }
-
+                kernel->decode_tile(from, stride, n,
+                                    (const char *)next + step * TILE_ROWS * step_bytes, &tile);
                 token_sums *to = n_slot == 4 ? sums + step % 4 * TOKEN_CHUNK : sums;
                 for (uint32_t i = 0; i < n_group; i++) {
-                    const size_t t = part_begin(n_token, n_group, i);
-                    const size_t t_end = part_begin(n_token, n_group, i + 1);
-                    kernel->dot(&tile, args->x + token + t, step, (unsigned)(t_end - t),
-                                n_block_now, to + t);
+                    const uint32_t t = part_begin(n_token, n_group, i);
+                    const uint32_t t_end = part_begin(n_token, n_group, i + 1);
+                    kernel->dot_tile(&tile, args->x + token + t, step, t_end - t, n, to + t);
                 }
             }
             for (uint32_t t = 0; t < n_token; t++)
-                store_results(sums + t, n_slot, n_row, args->y[token + t] + row);
+                for (uint32_t r = 0; r < n_row; r += LANES) {
+                    vfloat a[SLOT_MAX];
+                    for (unsigned s = 0; s < n_slot; s++)
+                        a[s] = sums[s * TOKEN_CHUNK + t][r / LANES];
+                    vec_store_n(args->y[token + t] + row + r, sum_of_slots(a, n_slot),
+                                min_u32(n_row - r, LANES));
+                }
         }
     }
 }
 
 /* Defines matmul_TYPE from decode_TYPE; the rest initializes its code_class. */
-#define DOT_K(n)                                                                                   \
+#define DOT_TILE_K(n)                                                                              \
     case n:                                                                                        \
         dot_tile_k(c, tile, x, step, n, sums);                                                     \
         break;
-#define MATMUL_K(type, ...)                                                                        \
-    static void decode_tile_##type(const uint8_t *rows, size_t stride, unsigned n_block,           \
-                                   struct tile *tile)                                              \
-    {                                                                                              \
-        (void)n_block;                                                                             \
-        for (unsigned g = 0; g < TILE_GROUPS; g++)                                                 \
-            decode_##type(rows + g * LANES * stride, stride, tile, g);                             \
-    }                                                                                              \
-    static void dot_##type(const struct tile *tile, const void *const *x, uint32_t step,           \
-                           unsigned n_token, unsigned n_block, token_sums *sums)                   \
-    {                                                                                              \
-        (void)n_block;                                                                             \
-        const struct code_class c = {__VA_ARGS__};                                                 \
-        switch (n_token) {                                                                         \
-            FOR_EACH_GROUP_SIZE(DOT_K)                                                             \
-        }                                                                                          \
-    }                                                                                              \
-    static void matmul_##type(const struct matmul_args *args)                                      \
-    {                                                                                              \
-        static const struct tile_kernel kernel = {sizeof(struct block_##type), 1,                  \
-                                                  decode_tile_##type, dot_##type};                 \
-        matmul_tiles(args, &kernel);                                                               \
-    }
-
-#define DOT_32(n)                                                                                  \
+#define DOT_TILE_32(n)                                                                             \
     case n:                                                                                        \
         dot_tile_32(c, tile, x, step, n, n_block, sums);                                           \
         break;
-#define MATMUL_32(type, ...)                                                                       \
+#define MATMUL(type, DOT_TILE, n_block_step, ...)                                                  \
+    static const struct code_class class_##type = {__VA_ARGS__};                                   \
     static void decode_tile_##type(const uint8_t *rows, size_t stride, unsigned n_block,           \
-                                   struct tile *tile)                                              \
+                                   const char *prefetch, struct tile *tile)                        \
     {                                                                                              \
-        for (unsigned b = 0; b < n_block; b++)                                                     \
-            for (unsigned g = 0; g < TILE_GROUPS; g++)                                             \
-                decode_##type(rows + g * LANES * stride + b * sizeof(struct block_##type), stride, \
-                              tile, b, g);                                                         \
+        decode_tile(class_##type, decode_##type, sizeof(struct block_##type), rows, stride,        \
+                    n_block, prefetch, tile);                                                      \
     }                                                                                              \
-    static void dot_##type(const struct tile *tile, const void *const *x, uint32_t step,           \
-                           unsigned n_token, unsigned n_block, token_sums *sums)                   \
+    static void dot_tile_##type(const struct tile *tile, const void *const *x, uint32_t step,      \
+                                unsigned n_token, unsigned n_block, token_sums *sums)              \
     {                                                                                              \
-        const struct code_class c = {__VA_ARGS__};                                                 \
+        const struct code_class c = class_##type;                                                  \
+        (void)n_block;                                                                             \
         switch (n_token) {                                                                         \
-            FOR_EACH_GROUP_SIZE(DOT_32)                                                            \
+            FOR_EACH_GROUP_SIZE(DOT_TILE)                                                          \
         }                                                                                          \
+    }                                                                                              \
+    static void dot_rows_##type(const uint8_t *rows, size_t stride, const void *x, uint32_t begin, \
+                                uint32_t end, const char *prefetch, vfloat *sums)                  \
+    {                                                                                              \
+        dot_rows(class_##type, decode_##type, sizeof(struct block_##type), rows, stride, x, begin, \
+                 end, prefetch, sums);                                                             \
     }                                                                                              \
     static void matmul_##type(const struct matmul_args *args)                                      \
     {                                                                                              \
-        static const struct tile_kernel kernel = {sizeof(struct block_##type), 8,                  \
-                                                  decode_tile_##type, dot_##type};                 \
-        matmul_tiles(args, &kernel);                                                               \
+        static const struct quant_kernel kernel = {sizeof(struct block_##type), n_block_step,      \
+                                                   decode_tile_##type, dot_tile_##type,            \
+                                                   dot_rows_##type};                               \
+        if (args->n_token == 1)                                                                    \
+            matmul_one_token(args, &kernel);                                                       \
+        else                                                                                       \
+            matmul_tokens(args, &kernel);                                                          \
     }
+#define MATMUL_K(type, ...) MATMUL(type, DOT_TILE_K, 1, __VA_ARGS__)
+#define MATMUL_32(type, ...) MATMUL(type, DOT_TILE_32, 8, __VA_ARGS__)
 
 MATMUL_K(q2_k, .code_max = 3, .n_sub = 16, .has_min = true)
 MATMUL_K(q3_k, .code_max = 7, .n_sub = 16, .has_offset = true)
