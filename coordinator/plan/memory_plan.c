@@ -16,10 +16,12 @@ static uint64_t div_up(uint64_t n, uint64_t by)
 static uint64_t kv_blocks(const struct layer_hparams *layer, const struct memory_request *request,
                           uint32_t n_ctx)
 {
-    const uint64_t everything = div_up(n_ctx, KV_BLOCK) + 1; /* a fork may split a block */
+    const uint64_t n_held = (uint64_t)request->n_slot + request->n_snapshot;
+    const uint64_t everything =
+        request->n_slot * div_up(n_ctx, KV_BLOCK) + n_held; /* forks split */
     const uint64_t reach = (uint64_t)layer->window + request->n_batch;
-    const uint64_t kept = layer->window ? div_up(reach, KV_BLOCK) + 2 : everything;
-    return request->n_slot * (kept < everything ? kept : everything);
+    const uint64_t kept = n_held * (div_up(reach, KV_BLOCK) + 2);
+    return layer->window && kept < everything ? kept : everything;
 }
 
 static uint64_t kv_bytes(const struct hparams *hp, const struct memory_request *request,
@@ -35,14 +37,14 @@ static uint64_t kv_bytes(const struct hparams *hp, const struct memory_request *
     return n_bytes;
 }
 
-static uint64_t recurrent_bytes(const struct hparams *hp, uint32_t n_slot)
+static uint64_t recurrent_bytes(const struct hparams *hp, uint64_t n_held)
 {
     const uint64_t n_conv = hp->n_conv ? (uint64_t)(hp->n_conv - 1) * hparams_conv_dim(hp) : 0;
     const uint64_t n_state = (uint64_t)hp->n_head_v * hp->dim_v * hp->dim_k;
     uint64_t n_layer = 0;
     for (uint32_t il = 0; il < hp->n_layer; il++)
         n_layer += hp->layer[il].recurrent;
-    return n_slot * n_layer * (n_conv + n_state) * sizeof(float);
+    return n_held * n_layer * (n_conv + n_state) * sizeof(float);
 }
 
 /* Floats of one token in flight: the residual stream three times, the widest mixer, the widest
@@ -126,7 +128,7 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
         .budget_bytes = request->budget_bytes ? request->budget_bytes : host_memory_available(),
         .expert_bytes = census.group[WEIGHTS_EXPERTS].n_bytes,
         .weight_bytes = census.n_bytes,
-        .recurrent_bytes = recurrent_bytes(hp, request->n_slot),
+        .recurrent_bytes = recurrent_bytes(hp, (uint64_t)request->n_slot + request->n_snapshot),
         .program_bytes = PROGRAM_BYTES,
     };
     plan->n_ctx_fit = longest_context(plan, hp, request);

@@ -3,7 +3,7 @@
  *   weights        mapped from the file; the decoder's, without MTP layers
  *   KV cache       whole blocks of 128 positions for every sequence; a layer with a window keeps
  *                  the window and one step
- *   recurrent      records of the gated delta net layers, one for each sequence
+ *   recurrent      records of the gated delta net layers, one for each sequence and snapshot
  *   scratch        activations of one step, logits, tables of rotary angles
  *   program        code, vocabulary, thread stacks: a bound, the same for every model
  *
@@ -20,9 +20,10 @@ struct gguf_file;
 struct hparams;
 
 struct memory_request {
-    uint32_t n_ctx;   /* tokens of one sequence; 0: as many as fit, at most the trained context */
-    uint32_t n_slot;  /* sequences held at once */
-    uint32_t n_batch; /* tokens of one step at most */
+    uint32_t n_ctx;  /* tokens of one sequence; 0: as many as fit, at most the trained context */
+    uint32_t n_slot; /* sequences held at once */
+    uint32_t n_snapshot; /* states of sequences kept besides */
+    uint32_t n_batch;    /* tokens of one step at most */
     enum tensor_type kv_type;
     uint64_t budget_bytes; /* what may be used; 0: what is available */
 };

@@ -73,6 +73,15 @@ static inline uint32_t hparams_conv_dim(const struct hparams *hp)
     return 2 * hp->n_head_k * hp->dim_k + hp->n_head_v * hp->dim_v;
 }
 
+/* Whether what a sequence leaves behind can be cut back to any of its positions: there are neither
+ * recurrent layers nor windows. */
+static inline bool hparams_can_cut_state(const struct hparams *hp)
+{
+    for (uint32_t il = 0; il < hp->n_layer; il++)
+        if (hp->layer[il].recurrent || hp->layer[il].window) return false;
+    return true;
+}
+
 /* LM_E_UNSUPPORTED: an architecture or a variant of it that the engine does not run, with the ones
  * it does; LM_E_FORMAT: missing keys and tensors (all named), values out of range, wrong shapes.
  * Tensors that nothing will use are named in a warning. */
