@@ -11,12 +11,11 @@
 #include "coordinator/text/template_traits.h"
 #include "coordinator/text/tokenizer.h"
 #include "launch/command.h"
+#include "launch/engine.h"
 #include "launch/model_ref.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
 #include "proto/model/hparams.h"
-
-enum { PLAN_BATCH = 512 }; /* tokens of a step, as `run` takes by default */
 
 /* Everything that is known, collected before anything is printed. */
 struct inspection {
@@ -46,15 +45,17 @@ static enum lm_status collect(struct inspection *in, const struct options *optio
         in->tokenizer = NULL;
     weight_census_take(&in->census, in->file, in->hp);
     if (!in->hp) return LM_OK;
-    const struct memory_request request = {
+    struct memory_request request;
+    const struct engine_config config = {
         .n_ctx = (uint32_t)options_int(options, "ctx"),
         .n_slot = (uint32_t)options_int(options, "parallel"),
-        .n_batch = PLAN_BATCH,
-        .kv_type = (enum tensor_type)tensor_type_from_name(options_string(options, "kv-type")),
-        .budget_bytes = options_size(options, "ram"),
+        .kv_type = options_string(options, "kv-type"),
+        .ram_bytes = options_size(options, "ram"),
+        .n_snapshot = ENGINE_N_SNAPSHOT,
     };
-    memory_plan_make(&in->plan, in->file, in->hp, &request);
-    return LM_OK;
+    const enum lm_status status = engine_memory_request(&request, &config, in->hp, err);
+    if (status == LM_OK) memory_plan_make(&in->plan, in->file, in->hp, &request);
+    return status;
 }
 
 static void discard(struct inspection *in)

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "coordinator/plan/memory_plan.h"
 #include "coordinator/sched/scheduler.h"
 #include "coordinator/text/tokenizer.h"
 #include "launch/options.h"
@@ -23,7 +24,8 @@ struct engine {
     struct worker *worker;
     struct scheduler *scheduler;
     struct step_runner runner;
-    uint32_t n_ctx, prefill_chunk;
+    uint32_t n_ctx, n_slot, n_snapshot, prefill_chunk;
+    enum tensor_type kv_type;
     atomic_bool cancelled;
 };
 
@@ -40,7 +42,7 @@ enum lm_status engine_config_from_options(struct engine_config *config,
         .prefill_chunk = (uint32_t)options_int(options, "prefill-chunk"),
         .ram_bytes = options_size(options, "ram"),
         .trace_path = options_string(options, "trace"),
-        .n_snapshot = 2,
+        .n_snapshot = ENGINE_N_SNAPSHOT,
     };
     return LM_OK;
 }
@@ -58,12 +60,25 @@ static enum lm_status run_seq(void *context, const struct seq_op *op, struct lm_
     return worker_seq(context, op, err);
 }
 
-/* Whether the state of a sequence can be cut back anywhere: if so snapshots are of no use. */
-static bool can_cut(const struct hparams *hp)
+static uint32_t prefill_chunk(const struct engine_config *config)
 {
-    for (uint32_t il = 0; il < hp->n_layer; il++)
-        if (hp->layer[il].recurrent || hp->layer[il].window) return false;
-    return true;
+    return config->prefill_chunk ? config->prefill_chunk : PREFILL_CHUNK_AUTO;
+}
+
+enum lm_status engine_memory_request(struct memory_request *out, const struct engine_config *config,
+                                     const struct hparams *hp, struct lm_error *err)
+{
+    const int kv_type = tensor_type_from_name(config->kv_type);
+    if (kv_type < 0)
+        return lm_fail(err, LM_E_USAGE, "unknown type of KV cache '%s'", config->kv_type);
+    const uint32_t n_slot = config->n_slot ? config->n_slot : 1;
+    *out = (struct memory_request){.n_ctx = config->n_ctx < N_CTX_MAX ? config->n_ctx : N_CTX_MAX,
+                                   .n_slot = n_slot,
+                                   .n_snapshot = hparams_can_cut_state(hp) ? 0 : config->n_snapshot,
+                                   .n_batch = prefill_chunk(config) + n_slot,
+                                   .kv_type = (enum tensor_type)kv_type,
+                                   .budget_bytes = config->ram_bytes};
+    return LM_OK;
 }
 
 static enum lm_status open_model(struct engine *engine, const char *path, struct lm_error *err)
@@ -78,48 +93,66 @@ static enum lm_status open_model(struct engine *engine, const char *path, struct
     return LM_OK;
 }
 
+/* Settles the sizes, and that they fit. */
+static enum lm_status plan_memory(struct engine *engine, const struct engine_config *config,
+                                  struct lm_error *err)
+{
+    struct memory_request request;
+    struct memory_plan plan;
+    enum lm_status status = engine_memory_request(&request, config, &engine->hp, err);
+    if (status != LM_OK) return status;
+    memory_plan_make(&plan, engine->file, &engine->hp, &request);
+    status = memory_plan_check(&plan, err);
+    engine->n_ctx = plan.n_ctx < N_CTX_MAX ? plan.n_ctx : N_CTX_MAX;
+    engine->n_slot = request.n_slot;
+    engine->n_snapshot = request.n_snapshot;
+    engine->kv_type = request.kv_type;
+    engine->prefill_chunk = prefill_chunk(config);
+    if (engine->prefill_chunk > engine->n_ctx) engine->prefill_chunk = engine->n_ctx;
+    return status;
+}
+
+static enum lm_status create_worker(struct engine *engine, const char *trace_path,
+                                    struct lm_error *err)
+{
+    const struct worker_config config = {.file = engine->file,
+                                         .hp = &engine->hp,
+                                         .backend = engine->backend,
+                                         .layer_end = engine->hp.n_layer,
+                                         .n_slot = engine->n_slot + engine->n_snapshot,
+                                         .n_ctx = engine->n_ctx,
+                                         .n_position = (uint64_t)engine->n_slot * engine->n_ctx,
+                                         .n_batch = engine->prefill_chunk + engine->n_slot,
+                                         .kv_type = engine->kv_type,
+                                         .trace_path = trace_path};
+    return worker_create(&engine->worker, &config, err);
+}
+
+static enum lm_status create_scheduler(struct engine *engine, struct lm_error *err)
+{
+    engine->runner =
+        (struct step_runner){.context = engine->worker, .step = run_step, .seq = run_seq};
+    const struct scheduler_config config = {.runner = &engine->runner,
+                                            .n_slot = engine->n_slot,
+                                            .n_parked = engine->n_snapshot,
+                                            .n_ctx = engine->n_ctx,
+                                            .prefill_chunk = engine->prefill_chunk};
+    return scheduler_create(&engine->scheduler, &config, err);
+}
+
 static enum lm_status open_parts(struct engine *engine, const struct engine_config *config,
                                  struct lm_error *err)
 {
-    enum lm_status status = open_model(engine, config->model_path, err);
-    if (status != LM_OK) return status;
-    const struct hparams *hp = &engine->hp;
-    const int kv_type = tensor_type_from_name(config->kv_type);
-    if (kv_type < 0)
-        return lm_fail(err, LM_E_USAGE, "unknown type of KV cache '%s'", config->kv_type);
-    const uint32_t n_slot = config->n_slot ? config->n_slot : 1;
-    const uint32_t n_snapshot = can_cut(hp) ? 0 : config->n_snapshot;
-    engine->n_ctx = config->n_ctx ? config->n_ctx : hp->n_ctx_train;
-    if (engine->n_ctx > N_CTX_MAX) engine->n_ctx = N_CTX_MAX;
-    engine->prefill_chunk = config->prefill_chunk ? config->prefill_chunk : PREFILL_CHUNK_AUTO;
-    if (engine->prefill_chunk > engine->n_ctx) engine->prefill_chunk = engine->n_ctx;
-
     const struct backend_cpu_config backend = {.n_thread = config->n_thread,
                                                .kernels = config->reference ? "reference"
                                                                             : config->kernels,
                                                .pin = config->n_thread == 0};
-    status = backend_cpu_create(&engine->backend, &backend, err);
-    if (status != LM_OK) return status;
-    const struct worker_config worker = {.file = engine->file,
-                                         .hp = hp,
-                                         .backend = engine->backend,
-                                         .layer_end = hp->n_layer,
-                                         .n_slot = n_slot + n_snapshot,
-                                         .n_ctx = engine->n_ctx,
-                                         .n_position = n_slot * engine->n_ctx,
-                                         .n_batch = engine->prefill_chunk + n_slot,
-                                         .kv_type = (enum tensor_type)kv_type,
-                                         .trace_path = config->trace_path};
-    status = worker_create(&engine->worker, &worker, err);
-    if (status != LM_OK) return status;
-    engine->runner =
-        (struct step_runner){.context = engine->worker, .step = run_step, .seq = run_seq};
-    const struct scheduler_config scheduler = {.runner = &engine->runner,
-                                               .n_slot = n_slot,
-                                               .n_parked = n_snapshot,
-                                               .n_ctx = engine->n_ctx,
-                                               .prefill_chunk = engine->prefill_chunk};
-    return scheduler_create(&engine->scheduler, &scheduler, err);
+    enum lm_status status = open_model(engine, config->model_path, err);
+    if (status == LM_OK) status = plan_memory(engine, config, err);
+    if (status == LM_OK) status = backend_cpu_create(&engine->backend, &backend, err);
+    if (status == LM_OK) status = create_worker(engine, config->trace_path, err);
+    if (status == LM_OK) status = create_scheduler(engine, err);
+    return status;
 }
 
 enum lm_status engine_open(struct engine **out, const struct engine_config *config,

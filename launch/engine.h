@@ -18,8 +18,11 @@
 struct options;
 struct gguf_file;
 struct hparams;
+struct memory_request;
 struct tokenizer;
 struct engine;
+
+enum { ENGINE_N_SNAPSHOT = 2 }; /* of a conversation: its last turns */
 
 struct engine_config {
     const char *model_path;
@@ -37,10 +40,17 @@ struct engine_config {
                              * one copy of the state each; 0: none */
 };
 
-/* Fills config from options_engine. Strings are borrowed from options. n_snapshot: 2. */
+/* Fills config from options_engine. Strings are borrowed from options. n_snapshot:
+ * ENGINE_N_SNAPSHOT. */
 enum lm_status engine_config_from_options(struct engine_config *config,
                                           const struct options *options, struct lm_error *err);
 
+/* What the engine would ask of a memory plan. LM_E_USAGE: no such kv_type. */
+enum lm_status engine_memory_request(struct memory_request *out, const struct engine_config *config,
+                                     const struct hparams *hp, struct lm_error *err);
+
+/* LM_E_NO_MEM: the plan does not fit, found before anything is loaded; and whatever opening the
+ * file, reading the hyperparameters and the vocabulary can find. */
 enum lm_status engine_open(struct engine **out, const struct engine_config *config,
                            struct lm_error *err);
 void engine_close(struct engine *engine);

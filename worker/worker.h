@@ -28,7 +28,7 @@ struct worker_config {
     struct transport_edge *in, *out; /* NULL on the first, on the last stage */
     uint32_t n_slot;                 /* sequences and snapshots held */
     uint32_t n_ctx;                  /* tokens of one sequence at most */
-    uint32_t n_position;             /* tokens of all together that must fit */
+    uint64_t n_position;             /* tokens of all together that must fit */
     uint32_t n_batch;                /* tokens of one step at most */
     enum tensor_type kv_type;
     const char *trace_path; /* routing trace, or NULL */

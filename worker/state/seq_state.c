@@ -27,11 +27,11 @@ struct seq_state {
  * block. A window keeps at most itself and one batch of each sequence. */
 static uint32_t n_group(const struct seq_state_config *config, uint32_t window)
 {
-    const uint32_t everything = config->n_position / KV_BLOCK + config->n_slot;
-    if (!window) return everything;
+    const uint64_t everything = config->n_position / KV_BLOCK + config->n_slot;
+    if (!window) return (uint32_t)everything;
     const uint64_t reach = (uint64_t)window + config->n_batch + 2 * KV_BLOCK;
     const uint64_t kept = config->n_slot * (reach / KV_BLOCK + 1);
-    return kept < everything ? (uint32_t)kept : everything;
+    return (uint32_t)(kept < everything ? kept : everything);
 }
 
 static enum lm_status create_cache(struct seq_state *state, int which, struct backend *backend,

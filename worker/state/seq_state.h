@@ -21,7 +21,7 @@ struct seq_state_config {
     uint32_t layer_begin, layer_end;
     uint32_t n_slot;
     uint32_t n_ctx;      /* positions of one sequence at most */
-    uint32_t n_position; /* positions of all sequences together that must fit */
+    uint64_t n_position; /* positions of all sequences together that must fit */
     uint32_t n_batch;    /* positions added to one sequence by one step at most */
     enum tensor_type kv_type;
 };
