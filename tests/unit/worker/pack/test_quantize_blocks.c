@@ -5,6 +5,7 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "kernels/kernels.h"
 #include "tests/unit/cmocka_all.h"
 #include "worker/pack/quantize_blocks.h"
 
@@ -109,6 +110,27 @@ static void test_rows_are_independent_blocks(void **state)
     }
 }
 
+/* Ranges so small that their reciprocal overflows give finite blocks. */
+static void test_tiniest_values(void **state)
+{
+    (void)state;
+    float x[N_COL];
+    uint8_t out[1024];
+    for (int i = 0; i < N_COL; i++)
+        x[i] = (float)(i % 7 - 3) * 0x1p-149f;
+    for (int type = 0; type < TENSOR_TYPE_COUNT; type++) {
+        const quantize_row_fn quantize = quantize_row_for((enum tensor_type)type);
+        if (!quantize) continue;
+        quantize(x, N_COL, out);
+        float back[N_COL];
+        const struct kernel_table *table = kernels_select("ref");
+        assert_non_null(table);
+        table->dequant_row[type](out, N_COL, back);
+        for (int i = 0; i < N_COL; i++)
+            assert_true(fabsf(back[i]) <= 0x1p-126f);
+    }
+}
+
 static void test_types_without_quantizer(void **state)
 {
     (void)state;
@@ -122,6 +144,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_bytes_are_those_of_ggml),
         cmocka_unit_test(test_rows_are_independent_blocks),
+        cmocka_unit_test(test_tiniest_values),
         cmocka_unit_test(test_types_without_quantizer),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
