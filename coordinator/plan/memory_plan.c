@@ -149,9 +149,9 @@ enum lm_status memory_plan_check(const struct memory_plan *plan, struct lm_error
             plan->n_slot, plan->n_ctx,
             log_format_bytes(plan->total_bytes - plan->weight_bytes - plan->kv_bytes, rest),
             log_format_bytes(plan->budget_bytes, budget));
-    if (err && plan->n_ctx_fit)
+    if (plan->n_ctx_fit)
         lm_hint(err, "a context of %u tokens fits: --ctx %u", plan->n_ctx_fit, plan->n_ctx_fit);
-    else if (err)
+    else
         lm_hint(err, "use a smaller quantization or a host with more memory");
     return LM_E_NO_MEM;
 }

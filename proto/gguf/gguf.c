@@ -329,38 +329,25 @@ static enum lm_status read_kvs(struct gguf_file *file, struct reader *reader, st
     return reader_fail(reader, err, LM_E_FORMAT, "occurs twice");
 }
 
-/* The integer in an entry of any integer type. False: it is none, or a u64 beyond int64. */
-static bool kv_integer(const struct gguf_kv *kv, int64_t *out)
+static bool is_integer(enum gguf_type type)
 {
-    switch (kv->type) {
-    case GGUF_U8:
-    case GGUF_I8:
-    case GGUF_U16:
-    case GGUF_I16:
-    case GGUF_U32:
-    case GGUF_I32:
-    case GGUF_I64:
-        *out = gguf_array_int(kv, 0);
-        return true;
-    case GGUF_U64:
-        *out = gguf_array_int(kv, 0);
-        return *out >= 0;
-    default:
-        return false;
-    }
+    return type <= GGUF_I32 || type == GGUF_U64 || type == GGUF_I64;
 }
 
 static enum lm_status kv_u32(const struct gguf_kv *kv, const char *path, uint32_t *out,
                              struct lm_error *err)
 {
-    int64_t value;
     char name[160];
-    if (!kv_integer(kv, &value))
-        return lm_fail(err, LM_E_FORMAT, "%s: key %s: is of type %s, not an unsigned integer", path,
+    if (!is_integer(kv->type))
+        return lm_fail(err, LM_E_FORMAT, "%s: key %s: is of type %s, not an integer", path,
                        show(kv->key, name), gguf_type_name(kv->type));
+    const int64_t value = gguf_array_int(kv, 0);
+    if (kv->type == GGUF_U64 && (uint64_t)value > UINT32_MAX)
+        return lm_fail(err, LM_E_FORMAT, "%s: key %s: %llu does not fit 32 bits", path,
+                       show(kv->key, name), (unsigned long long)value);
     if (value < 0 || value > UINT32_MAX)
-        return lm_fail(err, LM_E_FORMAT, "%s: key %s: %lld does not fit 32 bits", path,
-                       show(kv->key, name), (long long)value);
+        return lm_fail(err, LM_E_FORMAT, "%s: key %s: %lld is not within 0 and %u", path,
+                       show(kv->key, name), (long long)value, UINT32_MAX);
     *out = (uint32_t)value;
     return LM_OK;
 }
@@ -675,9 +662,10 @@ static enum lm_status read_siblings(struct gguf_file *file, const char *path,
         return lm_fail(err, LM_E_FORMAT, "%s: key split.count: %u, the limit is %d", path, n_shard,
                        SHARDS_MAX);
     if (number) {
-        lm_fail(err, LM_E_USAGE, "%s: is part %u of %u of a split model", path, number + 1,
-                n_shard);
-        return lm_hint(err, "name the first part, ...-00001-of-%05u.gguf", n_shard);
+        status = lm_fail(err, LM_E_USAGE, "%s: is part %u of %u of a split model", path, number + 1,
+                         n_shard);
+        lm_hint(err, "name the first part, ...-00001-of-%05u.gguf", n_shard);
+        return status;
     }
     if (!first_shard_prefix(path, n_shard, &n_prefix))
         return lm_fail(err, LM_E_FORMAT,

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "kernels/cpu/pool.h"
 #include "proto/base/half.h"
@@ -109,6 +111,16 @@ static enum lm_status report_bad_value(const struct batch *batch, uint64_t row,
                    (double)x[i], (double)F16_MAX);
 }
 
+/* Source bytes are used once; dropping their pages keeps this process small. They stay in the page
+ * cache as long as memory is free. */
+static void drop_pages(const void *data, uint64_t n_bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t begin = ((uintptr_t)data + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)data + n_bytes) / page * page;
+    if (begin < end) madvise((void *)begin, end - begin, MADV_DONTNEED);
+}
+
 static enum lm_status quantize_tensor(struct job *job, const struct gguf_tensor *tensor,
                                       enum tensor_type type,
                                       const volatile sig_atomic_t *is_interrupted,
@@ -136,6 +148,7 @@ static enum lm_status quantize_tensor(struct job *job, const struct gguf_tensor 
         const enum lm_status status =
             gguf_writer_data(job->writer, job->batch, batch.n_row * batch.out_bytes, err);
         if (status != LM_OK) return status;
+        drop_pages(source_row(&batch, 0), batch.n_row * batch.in_bytes);
         job->n_done += batch.n_row * batch.in_bytes;
         log_bar_update(&job->bar, job->n_done);
     }
@@ -190,7 +203,7 @@ static enum lm_status plan(const struct gguf_file *source, const struct recipe *
             lm_fail(err, LM_E_UNSUPPORTED, "%s: tensor %s: is %s already", gguf_path(source),
                     log_printable(planned[i].name, strlen(planned[i].name), name, sizeof(name)),
                     tensor_type_info(type)->name);
-        if (err) lm_hint(err, "quantize from a file of F32, F16 or BF16 weights");
+        lm_hint(err, "quantize from a file of F32, F16 or BF16 weights");
     }
     if (status != LM_OK) {
         free(planned);
@@ -266,6 +279,7 @@ static enum lm_status write_tensors(struct job *job, const struct quantize_confi
                 quantize_tensor(job, tensor, job->planned[i].type, config->is_interrupted, err);
         } else {
             status = gguf_writer_data(job->writer, tensor->data, tensor->n_bytes, err);
+            drop_pages(tensor->data, tensor->n_bytes);
             job->n_done += tensor->n_bytes;
         }
     }

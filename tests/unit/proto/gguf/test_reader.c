@@ -114,6 +114,7 @@ static void test_getters(void **state)
     assert_int_equal(gguf_get_u32(file, "a.i64", &u32, NULL, &err), LM_E_FORMAT);
     assert_non_null(strstr(err.message, "key a.i64: -5"));
     assert_int_equal(gguf_get_u32(file, "a.u64", &u32, NULL, &err), LM_E_FORMAT);
+    assert_non_null(strstr(err.message, "key a.u64: 18446744073709551615 does not fit 32 bits"));
     assert_int_equal(gguf_get_u32(file, "a.f32", &u32, NULL, &err), LM_E_FORMAT);
     assert_int_equal(gguf_get_f32(file, "a.u8", &f32, NULL, &err), LM_E_FORMAT);
     assert_int_equal(gguf_get_bool(file, "a.u8", &flag, NULL, &err), LM_E_FORMAT);
