@@ -41,6 +41,22 @@ class Commands(unittest.TestCase):
         self.assertEqual(json.loads(result.stdout)["bytes"], os.path.getsize(two))
         self.assertEqual(digest(one), digest(two))
 
+    def test_synth_is_synth_and_quantize(self):
+        """A synthetic model at a recipe has the tensors of the F32 one, quantized."""
+        direct, plain, indirect = [self.path(n) for n in ("direct.gguf", "f32.gguf", "q.gguf")]
+        more = ("--layers", 2, "--skew", 0.5, "--similarity", 0.5, "--seed", 7)
+        self.check(lean("synth", "qwen3moe", "Q4_K_M", "-o", direct, *more))
+        self.check(lean("synth", "qwen3moe", "F32", "-o", plain, *more))
+        self.check(lean("quantize", plain, indirect, "Q4_K_M"))
+        tensors = []
+        for path in (direct, indirect):
+            report = json.loads(self.check(lean("inspect", path, "--tensors", "--json")).stdout)
+            with open(path, "rb") as file:
+                data = file.read()
+            tensors.append({t["name"]: (t["type"], data[t["offset"]:t["offset"] + t["bytes"]])
+                            for t in report["tensors"]})
+        self.assertEqual(*tensors)
+
     def test_dry_run_tells_the_size(self):
         out = self.path("out.gguf")
         planned = self.check(lean("quantize", self.source, out, "Q6_K", "--dry-run", "--json"))

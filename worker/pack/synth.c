@@ -98,11 +98,8 @@ static enum lm_status pool_find(struct synth *synth, enum tensor_type type, floa
     }
     struct block_pool *pool = &synth->pools[synth->n_pool++];
     *pool = (struct block_pool){type, std, block_bytes, blocks};
-    const struct {
-        uint32_t type;
-        float std;
-    } key = {type, std};
-    const uint64_t stream = stream_of(synth, &key, sizeof(key));
+    /* The same values for every type: the files of a model differ by quantization alone. */
+    const uint64_t stream = stream_of(synth, &std, sizeof(std));
     for (uint64_t b = 0; b < POOL_BLOCKS; b++) {
         float values[BLOCK_ELEMENTS];
         for (uint64_t i = 0; i < BLOCK_ELEMENTS; i++)

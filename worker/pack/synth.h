@@ -14,7 +14,8 @@
  * vocabulary of the full size: the 256 bytes, entries over lower-case letters and a leading space,
  * and the ChatML and tool-call tokens.
  *
- * The bytes depend on the arguments only. */
+ * The bytes depend on the arguments only. Files that differ in the recipe hold the same model: the
+ * tensors of one at Q4_K_M are those of the F32 one behind `lean quantize`. */
 #ifndef LEAN_WORKER_PACK_SYNTH_H
 #define LEAN_WORKER_PACK_SYNTH_H
 
