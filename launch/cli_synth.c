@@ -58,7 +58,7 @@ static const struct option_spec options_synth[] = {
     {"dry-run", 0, OPTION_FLAG, .help = "print the size, write nothing"},
     {"seed", 0, OPTION_INT, "N", .def = "0", .help = "same seed and arguments: same bytes"},
     {"skew", 0, OPTION_FLOAT, "S", .def = "0", .min = 0, .max = 4,
-     .help = "how unevenly experts are chosen; 0: evenly, 1: a handful dominates"},
+     .help = "how unevenly experts are chosen; 0: evenly, 1: a tenth of them get most"},
     {"similarity", 0, OPTION_FLOAT, "R", .def = "0", .min = 0, .max = 1,
      .help = "correlation of a layer's router with that of the layer before"},
     {"layers", 0, OPTION_INT, "N", .min = 1, .max = 1000, .help = "layers, instead of the model's"},

@@ -5,7 +5,8 @@
  * 3. Routing can be made uneven and alike from layer to layer:
  *
  *   skew        expert e's router row is scaled by e^(skew * n_e), n_e normal. 0: all experts are
- *               equally likely; 0.3: the busiest tenth gets about a third; 1: a handful dominates.
+ *               equally likely. Of 256 experts with 8 used, the busiest tenth then gets 0.11 of the
+ *               choices, at 0.3 0.34, at 0.5 0.47, at 1 0.67
  *   similarity  correlation of a layer's router with that of the layer before, 0 to 1: with 1, a
  *               hidden state that changes little from layer to layer chooses the same experts.
  *
