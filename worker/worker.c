@@ -165,15 +165,10 @@ static enum lm_status run_stage(struct worker *worker, struct lm_error *err)
     graph->out_rows = worker->out_rows;
     graph->n_out = worker->n_out;
     if (worker->trace) route_trace_step(worker->trace, worker->token, worker->ids, worker->n_token);
-    if (!is_first(worker)) {
-        status = config->in->ops->recv(config->in, graph->x, n_bytes, err);
-        if (status == LM_OK) status = config->in->ops->wait(config->in, err);
-    }
+    if (!is_first(worker)) status = config->in->ops->recv(config->in, graph->x, n_bytes, err);
     if (status == LM_OK) status = graph_forward(graph, err);
-    if (status == LM_OK && !is_last(worker)) {
+    if (status == LM_OK && !is_last(worker))
         status = config->out->ops->send(config->out, graph->x, n_bytes, err);
-        if (status == LM_OK) status = config->out->ops->wait(config->out, err);
-    }
     return status;
 }
 

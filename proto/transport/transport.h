@@ -2,8 +2,7 @@
  *
  * A message is the residual stream of one batch, rows of F32, in the order of the plan; both ends
  * know its size from the plan, so there is no handshake. Messages of an edge arrive in order.
- * Buffers are memory of the stages' backend, opaque here. send and recv start a transfer and
- * return; the buffer belongs to the transfer until it is done.
+ * Buffers are memory of the stages' backend, opaque here.
  *
  * Threads: one sender, one receiver; abort from any thread. */
 #ifndef LEAN_PROTO_TRANSPORT_TRANSPORT_H
@@ -20,19 +19,17 @@ struct transport_edge {
 
 struct transport_ops {
     const char *name;
+    /* send returns when the buffer may be used again, recv when it is filled. LM_E_RANK_LOST: the
+     * edge was aborted or the other end is gone. */
     enum lm_status (*send)(struct transport_edge *edge, const void *buffer, size_t n_bytes,
                            struct lm_error *err);
     enum lm_status (*recv)(struct transport_edge *edge, void *buffer, size_t n_bytes,
                            struct lm_error *err);
-    /* Waits until all transfers begun on this side are done. LM_E_RANK_LOST: the edge was aborted
-     * or the other end is gone. */
-    enum lm_status (*wait)(struct transport_edge *edge, struct lm_error *err);
     void (*abort)(struct transport_edge *edge);
     void (*close)(struct transport_edge *edge);
 };
 
-/* Both ends in one process, in host memory: two stages that share it. A sender waits until the
- * receiver has copied its buffer. */
+/* Both ends in one process, in host memory: two stages that share it. */
 enum lm_status transport_loopback_open(struct transport_edge **out, struct lm_error *err);
 
 #endif

@@ -34,11 +34,12 @@ static enum lm_status loopback_send(struct transport_edge *edge, const void *buf
 {
     struct loopback *loop = (struct loopback *)edge;
     pthread_mutex_lock(&loop->lock);
-    const bool alive = wait_offer_locked(loop, false);
+    bool alive = wait_offer_locked(loop, false);
     if (alive) {
         loop->offered = buffer;
         loop->offered_bytes = n_bytes;
         pthread_cond_broadcast(&loop->changed);
+        alive = wait_offer_locked(loop, false);
     }
     pthread_mutex_unlock(&loop->lock);
     return alive ? LM_OK : fail_aborted(err);
@@ -64,15 +65,6 @@ static enum lm_status loopback_recv(struct transport_edge *edge, void *buffer, s
     return status;
 }
 
-static enum lm_status loopback_wait(struct transport_edge *edge, struct lm_error *err)
-{
-    struct loopback *loop = (struct loopback *)edge;
-    pthread_mutex_lock(&loop->lock);
-    const bool alive = wait_offer_locked(loop, false);
-    pthread_mutex_unlock(&loop->lock);
-    return alive ? LM_OK : fail_aborted(err);
-}
-
 static void loopback_abort(struct transport_edge *edge)
 {
     struct loopback *loop = (struct loopback *)edge;
@@ -95,7 +87,6 @@ static const struct transport_ops loopback_ops = {
     .name = "loopback",
     .send = loopback_send,
     .recv = loopback_recv,
-    .wait = loopback_wait,
     .abort = loopback_abort,
     .close = loopback_close,
 };
