@@ -18,10 +18,8 @@ struct request {
     size_t n_prompt;
     uint32_t n_max; /* tokens to generate at most; 0: none, the prompt is only read */
     struct sampling_params sampling;
-    /* A state worth keeping lies before this prompt token (a turn begins there), 0: nowhere.
-     * Besides it, the state before the last prompt token is kept where states cannot be cut back.
-     */
-    size_t n_turn;
+    /* A turn begins with this prompt token (0: none does): the state before it is worth keeping. */
+    size_t n_turn; /* < n_prompt */
     /* Logits behind each prompt token, in order. The prompt is then read from its beginning. NULL:
      * not wanted. */
     void (*on_logits)(void *context, uint32_t pos, const float *logits, uint32_t n_vocab);

@@ -7,6 +7,9 @@
 
 #include "proto/base/log.h"
 
+/* Reading this many tokens again costs no more than a copy of the state. */
+enum { SNAPSHOT_DISTANCE = 64 };
+
 struct slot {
     int32_t *ids;            /* [n_ctx] tokens whose state the slot holds, and the next one */
     uint32_t n;              /* of which the first n are computed */
@@ -217,12 +220,14 @@ static bool is_reading(const struct slot *slot)
     return slot->n < slot->request->n_prompt;
 }
 
-/* Positions of the prompt before which the state is kept. */
+/* Positions of the prompt before which the state is kept: where the last turn begins, and at the end
+ * unless that is near. */
 static bool is_checkpoint(const struct scheduler *scheduler, const struct request *request,
                           uint32_t n)
 {
     if (!scheduler->config.n_parked || request->on_logits || n == 0) return false;
-    return n == request->n_turn || n + 1 == request->n_prompt;
+    const bool at_end = n + 1 == request->n_prompt && n - request->n_turn >= SNAPSHOT_DISTANCE;
+    return n == request->n_turn || at_end;
 }
 
 /* Tokens of the next chunk of a prompt: up to a checkpoint at most. */
