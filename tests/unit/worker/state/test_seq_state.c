@@ -1,0 +1,212 @@
+/* Sequences share what they have in common, and what one of them writes no other one sees. */
+#include "tests/unit/cmocka_all.h"
+
+#include "proto/model/hparams.h"
+#include "worker/state/seq_state.h"
+
+enum { N_CTX = 1024, WINDOW = 200, BATCH = 64 };
+
+/* Layer 0 sees everything, layer 1 a window, layer 2 is recurrent if asked for. */
+static struct hparams *shape(bool recurrent)
+{
+    static struct hparams hp;
+    hp = (struct hparams){.n_layer = recurrent ? 3 : 2,
+                          .head_dim = 16,
+                          .n_conv = 4,
+                          .dim_k = 8,
+                          .dim_v = 8,
+                          .n_head_k = 1,
+                          .n_head_v = 2};
+    hp.layer[0] = (struct layer_hparams){.n_head = 2, .n_head_kv = 1};
+    hp.layer[1] = (struct layer_hparams){.n_head = 2, .n_head_kv = 1, .window = WINDOW};
+    hp.layer[2] = (struct layer_hparams){.recurrent = true};
+    return &hp;
+}
+
+struct fixture {
+    struct backend *backend;
+    struct seq_state *state;
+};
+
+static void open_fixture(struct fixture *fixture, const struct hparams *hp, uint32_t n_slot,
+                         uint64_t n_position)
+{
+    struct lm_error err;
+    const struct backend_cpu_config cpu = {.n_thread = 1, .kernels = "ref"};
+    const struct seq_state_config config = {.layer_end = hp->n_layer,
+                                            .n_slot = n_slot,
+                                            .n_ctx = N_CTX,
+                                            .n_position = n_position,
+                                            .n_batch = BATCH,
+                                            .kv_type = TENSOR_F32};
+    assert_int_equal(backend_cpu_create(&fixture->backend, &cpu, &err), LM_OK);
+    assert_int_equal(seq_state_create(&fixture->state, fixture->backend, hp, &config, &err), LM_OK);
+}
+
+static void close_fixture(struct fixture *fixture)
+{
+    seq_state_destroy(fixture->state);
+    fixture->backend->ops->destroy(fixture->backend);
+}
+
+static float *cell(struct fixture *fixture, uint32_t il, uint32_t slot, uint32_t pos)
+{
+    float *block = seq_state_kv_blocks(fixture->state, il)[slot][pos / KV_BLOCK];
+    assert_non_null(block);
+    return block + (size_t)(pos % KV_BLOCK) * 16;
+}
+
+/* What a step would do to n more positions: each cell of each layer gets a mark. */
+static enum lm_status extend(struct fixture *fixture, uint32_t slot, uint32_t n, float mark)
+{
+    struct lm_error err;
+    const enum lm_status status = seq_state_reserve(fixture->state, slot, n, &err);
+    if (status != LM_OK) return status;
+    const uint32_t begin = seq_state_length(fixture->state, slot);
+    for (uint32_t pos = begin; pos < begin + n; pos++) {
+        *cell(fixture, 0, slot, pos) = mark + (float)pos;
+        *cell(fixture, 1, slot, pos) = mark - (float)pos;
+    }
+    seq_state_advance(fixture->state, slot, n);
+    return LM_OK;
+}
+
+static enum lm_status extend_in_batches(struct fixture *fixture, uint32_t slot, uint32_t n,
+                                        float mark)
+{
+    enum lm_status status = LM_OK;
+    for (uint32_t done = 0; done < n && status == LM_OK; done += BATCH)
+        status = extend(fixture, slot, n - done < BATCH ? n - done : BATCH, mark);
+    return status;
+}
+
+static void assert_marked(struct fixture *fixture, uint32_t slot, uint32_t begin, uint32_t end,
+                          float mark)
+{
+    const uint32_t length = seq_state_length(fixture->state, slot);
+    for (uint32_t pos = begin; pos < end; pos++) {
+        assert_true(*cell(fixture, 0, slot, pos) == mark + (float)pos);
+        if (pos + WINDOW > length) assert_true(*cell(fixture, 1, slot, pos) == mark - (float)pos);
+    }
+}
+
+static void test_forks_share_and_part(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    open_fixture(&fixture, shape(false), 3, 3 * N_CTX);
+    assert_int_equal(extend_in_batches(&fixture, 0, 300, 1000), LM_OK);
+    seq_state_fork(fixture.state, 0, 1);
+    seq_state_fork(fixture.state, 1, 2);
+    assert_ptr_equal(cell(&fixture, 0, 0, 5), cell(&fixture, 0, 2, 5)); /* shared */
+    assert_int_equal(extend_in_batches(&fixture, 1, 100, 2000), LM_OK);
+    assert_int_equal(extend_in_batches(&fixture, 0, 100, 3000), LM_OK);
+    assert_marked(&fixture, 0, 0, 300, 1000);
+    assert_marked(&fixture, 1, 0, 300, 1000);
+    assert_marked(&fixture, 2, 0, 300, 1000);
+    assert_marked(&fixture, 0, 300, 400, 3000);
+    assert_marked(&fixture, 1, 300, 400, 2000);
+    assert_ptr_equal(cell(&fixture, 0, 0, 5), cell(&fixture, 0, 1, 5));
+    seq_state_clear(fixture.state, 0);
+    assert_marked(&fixture, 1, 300, 400, 2000);
+    close_fixture(&fixture);
+}
+
+static void test_truncation_stops_at_the_window(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct lm_error err;
+    open_fixture(&fixture, shape(false), 1, N_CTX);
+    assert_int_equal(extend_in_batches(&fixture, 0, 700, 0), LM_OK);
+    assert_null(seq_state_kv_blocks(fixture.state, 1)[0][0]); /* the window has passed */
+    assert_non_null(seq_state_kv_blocks(fixture.state, 0)[0][0]);
+    assert_int_equal(seq_state_truncate(fixture.state, 0, 650, &err), LM_OK);
+    assert_int_equal(seq_state_length(fixture.state, 0), 650);
+    assert_int_equal(seq_state_truncate(fixture.state, 0, 300, &err), LM_E_UNSUPPORTED);
+    assert_int_equal(seq_state_length(fixture.state, 0), 650);
+    assert_int_equal(extend(&fixture, 0, 10, 5), LM_OK);
+    assert_marked(&fixture, 0, 650, 660, 5);
+    assert_int_equal(seq_state_truncate(fixture.state, 0, 0, &err), LM_OK);
+    close_fixture(&fixture);
+}
+
+/* A fork keeps the window that it was taken with, however far the other sequence goes. */
+static void test_fork_keeps_its_window(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    open_fixture(&fixture, shape(false), 2, 2 * N_CTX);
+    assert_int_equal(extend_in_batches(&fixture, 0, 300, 7), LM_OK);
+    seq_state_fork(fixture.state, 0, 1);
+    assert_int_equal(extend_in_batches(&fixture, 0, 700, 8), LM_OK);
+    assert_marked(&fixture, 1, 101, 300, 7);
+    seq_state_fork(fixture.state, 1, 0); /* and back */
+    assert_int_equal(seq_state_length(fixture.state, 0), 300);
+    assert_marked(&fixture, 0, 101, 300, 7);
+    close_fixture(&fixture);
+}
+
+static void test_pool_and_context_have_ends(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    open_fixture(&fixture, shape(false), 3, N_CTX); /* room for one context in three slots */
+    assert_int_equal(extend_in_batches(&fixture, 0, N_CTX, 1), LM_OK);
+    assert_int_equal(extend(&fixture, 0, 1, 1), LM_E_LIMIT);
+    assert_int_equal(extend_in_batches(&fixture, 1, 384, 2), LM_OK); /* pieces end inside blocks */
+    assert_int_equal(extend(&fixture, 2, 1, 3), LM_E_LIMIT);
+    assert_marked(&fixture, 0, 0, N_CTX, 1);
+    seq_state_clear(fixture.state, 0);
+    assert_int_equal(extend_in_batches(&fixture, 2, N_CTX - 384, 3), LM_OK);
+    assert_marked(&fixture, 1, 0, 384, 2);
+    close_fixture(&fixture);
+}
+
+static void test_recurrent_records_are_copied_and_cleared(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct lm_error err;
+    open_fixture(&fixture, shape(true), 2, 2 * N_CTX);
+    float *const *memory = seq_state_memory(fixture.state, 2);
+    float *const *conv = seq_state_conv(fixture.state, 2);
+    assert_int_equal(extend(&fixture, 0, 10, 0), LM_OK);
+    memory[0][127] = 3, conv[0][95] = 4; /* the last of [2][8][8] and [3][32] */
+    seq_state_fork(fixture.state, 0, 1);
+    memory[0][127] = 5;
+    assert_true(memory[1][127] == 3 && conv[1][95] == 4);
+    assert_int_equal(seq_state_truncate(fixture.state, 0, 9, &err), LM_E_UNSUPPORTED);
+    seq_state_clear(fixture.state, 0);
+    assert_true(memory[0][127] == 0 && conv[0][95] == 0);
+    assert_true(memory[1][127] == 3);
+    close_fixture(&fixture);
+}
+
+static void test_heads_must_be_whole_blocks(void **state)
+{
+    (void)state;
+    struct lm_error err;
+    struct seq_state *seq = NULL;
+    const struct seq_state_config config = {.layer_end = 2,
+                                            .n_slot = 1,
+                                            .n_ctx = 128,
+                                            .n_position = 128,
+                                            .n_batch = 1,
+                                            .kv_type = TENSOR_Q8_0};
+    assert_int_equal(seq_state_create(&seq, NULL, shape(false), &config, &err), LM_E_UNSUPPORTED);
+    assert_non_null(strstr(err.message, "heads of 16"));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_forks_share_and_part),
+        cmocka_unit_test(test_truncation_stops_at_the_window),
+        cmocka_unit_test(test_fork_keeps_its_window),
+        cmocka_unit_test(test_pool_and_context_have_ends),
+        cmocka_unit_test(test_recurrent_records_are_copied_and_cleared),
+        cmocka_unit_test(test_heads_must_be_whole_blocks),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
