@@ -12,6 +12,7 @@
 #include "coordinator/text/tokenizer.h"
 #include "launch/command.h"
 #include "launch/engine.h"
+#include "launch/model_ref.h"
 #include "proto/base/log.h"
 #include "proto/base/read_all.h"
 #include "proto/model/hparams.h"
@@ -377,12 +378,17 @@ static enum lm_status run_eval(struct options *options, struct lm_error *err)
     struct engine_config config;
     enum lm_status status = engine_config_from_options(&config, options, err);
     if (status != LM_OK) return status;
-    config.model_path = options_arg(options, 0);
+    char *path;
+    bool is_demo;
+    status = model_ref_resolve(options, options_arg(options, 0), &path, &is_demo, err);
+    if (status != LM_OK) return status;
+    config.model_path = path;
     config.reference = options_flag(options, "reference");
     config.n_slot = 1 + (uint32_t)options_int(options, "beside");
     config.n_snapshot = 0;
     struct engine *engine;
     status = engine_open(&engine, &config, err);
+    free(path);
     if (status != LM_OK) return status;
     struct evaluation eval = {.n_ids = 0};
     status = evaluate(engine, options, &eval, err);
