@@ -25,12 +25,39 @@ ALWAYS_INLINE vfloat vec_max(vfloat a, vfloat b)
 {
     return (vfloat)_mm512_max_ps((__m512)a, (__m512)b);
 }
+/* One bit for each lane where a and b are equal. */
+ALWAYS_INLINE unsigned vec_equal_mask(vfloat a, vfloat b)
+{
+    return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_EQ_OQ);
+}
+/* 32 signed integers, saturated to bytes. */
+ALWAYS_INLINE __m256i vec_pack_32(const vint a[N_PASS])
+{
+    return _mm256_set_m128i(_mm512_cvtsepi32_epi8((__m512i)a[1]),
+                            _mm512_cvtsepi32_epi8((__m512i)a[0]));
+}
 #else
 ALWAYS_INLINE vfloat vec_max(vfloat a, vfloat b)
 {
     return (vfloat)_mm256_max_ps((__m256)a, (__m256)b);
 }
+ALWAYS_INLINE unsigned vec_equal_mask(vfloat a, vfloat b)
+{
+    return (unsigned)_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_EQ_OQ));
+}
+ALWAYS_INLINE __m256i vec_pack_32(const vint a[N_PASS])
+{
+    const __m256i low = _mm256_packs_epi32((__m256i)a[0], (__m256i)a[1]);
+    const __m256i high = _mm256_packs_epi32((__m256i)a[2 % N_PASS], (__m256i)a[3 % N_PASS]);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7); /* packs works in halves */
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
+}
 #endif
+
+ALWAYS_INLINE vfloat vec_abs(vfloat a)
+{
+    return (vfloat)((vint)a & 0x7fffffffu);
+}
 
 /* ---- sums ---- */
 
@@ -206,17 +233,7 @@ static void rope(float *x, const float *cos, const float *sin, uint32_t n_rot, b
 
 /* ---- activations ---- */
 
-/* A float is NaN or infinite if its exponent is all ones; magnitudes compare as integers. */
-static bool all_finite(const float *x, uint32_t n)
-{
-    uint32_t largest = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        const uint32_t magnitude = exact_f32_bits(x[i]) & 0x7fffffffu;
-        largest = magnitude > largest ? magnitude : largest;
-    }
-    return largest < 0x7f800000u;
-}
-
+/* Magnitudes compare as integers; those of infinities and NaNs are the largest. */
 static float largest_magnitude(const float *x, uint32_t n)
 {
     uint32_t largest = 0;
@@ -227,6 +244,16 @@ static float largest_magnitude(const float *x, uint32_t n)
     return exact_f32_from_bits(largest);
 }
 
+/* The first of n elements whose magnitude is the largest of them; n is a multiple of 32. */
+static float first_of_magnitude(const float *x, float magnitude)
+{
+    const vfloat wanted = vec_set1_f(magnitude);
+    for (;; x += LANES) {
+        const unsigned mask = vec_equal_mask(vec_abs(vec_load_f32(x)), wanted);
+        if (mask) return x[__builtin_ctz(mask)];
+    }
+}
+
 /* The sum of 16 codes: sum of (code + 128) as unsigned bytes, less 16 * 128. */
 ALWAYS_INLINE int32_t sum_16_codes(const int8_t *q)
 {
@@ -235,18 +262,21 @@ ALWAYS_INLINE int32_t sum_16_codes(const int8_t *q)
     return _mm_cvtsi128_si32(sad) + _mm_extract_epi16(sad, 4) - 16 * 128;
 }
 
-static void round_codes(const float *x, uint32_t n, float inverse, int8_t *q)
+/* q[i] = round(inverse * x[i]) for 32 elements; 128, which rounding may reach, becomes 127. */
+ALWAYS_INLINE void round_32_codes(const float *x, float inverse, int8_t *q)
 {
-    for (uint32_t i = 0; i < n; i++) {
-        const int32_t code = exact_round(inverse * x[i]);
-        q[i] = (int8_t)(code < 127 ? code : 127);
+    vint code[N_PASS];
+    for (int p = 0; p < N_PASS; p++) {
+        const vfloat scaled = vec_load_f32(x + p * LANES) * vec_set1_f(inverse);
+        code[p] = (vint)(scaled + vec_set1_f(0x1.8p23f)) - 0x4b400000u; /* as exact_round */
     }
+    _mm256_storeu_si256((__m256i *)q, vec_pack_32(code));
 }
 
 static bool quantize_f32(const float *x, uint32_t n_col, void *out)
 {
     memcpy(out, x, n_col * sizeof(float));
-    return all_finite(x, n_col);
+    return isfinite(largest_magnitude(x, n_col));
 }
 
 static bool quantize_q8_k(const float *x, uint32_t n_col, void *out)
@@ -255,14 +285,11 @@ static bool quantize_q8_k(const float *x, uint32_t n_col, void *out)
     for (uint32_t b = 0; b < n_col / QK; b++, block++, x += QK) {
         const float magnitude = largest_magnitude(x, QK);
         if (!isfinite(magnitude)) return false;
-        const float inverse_magnitude = 127.0f / magnitude;
         memset(block, 0, sizeof(*block));
-        if (!isfinite(inverse_magnitude)) continue;
-        uint32_t first = 0; /* the first of the largest magnitude gives the sign */
-        while (fabsf(x[first]) != magnitude)
-            first++;
-        const float inverse = x[first] > 0.0f ? -inverse_magnitude : inverse_magnitude;
-        round_codes(x, QK, inverse, block->qs);
+        if (!isfinite(127.0f / magnitude)) continue;
+        const float inverse = -127.0f / first_of_magnitude(x, magnitude);
+        for (int i = 0; i < QK; i += 32)
+            round_32_codes(x + i, inverse, block->qs + i);
         for (int j = 0; j < 16; j++)
             block->bsums[j] = (int16_t)sum_16_codes(block->qs + 16 * j);
         block->d = 1.0f / inverse;
@@ -280,9 +307,9 @@ static bool quantize_q8_0(const float *x, uint32_t n_col, void *out)
         const float magnitude = largest_magnitude(x, QK32), inverse = 127.0f / magnitude;
         finite = finite && isfinite(magnitude);
         if (!isfinite(inverse)) continue;
-        round_codes(x, QK32, inverse, q);
+        round_32_codes(x, inverse, q);
         block->sums[b % 8] = sum_16_codes(q) + sum_16_codes(q + 16);
-        block->d[b % 8] = f32_from_f16(f16_from_f32(magnitude / 127.0f));
+        block->d[b % 8] = _cvtsh_ss(_cvtss_sh(magnitude / 127.0f, 0));
         finite = finite && isfinite(block->d[b % 8]);
     }
     return finite;
@@ -563,31 +590,37 @@ static void delta_gates(const float *alpha, const float *b, float a, float dt, u
 ALWAYS_INLINE void delta_rows(float *state, const float *q, const float *k, int n_vector,
                               const float *v, float decay, float beta, float scale, float *o)
 {
-    vfloat lane[LANES][N_PASS];
+    enum { N_VECTOR_MAX = 128 / LANES };
+    vfloat lane[LANES][N_PASS], key[N_VECTOR_MAX], query[N_VECTOR_MAX];
     const int dim_k = n_vector * LANES;
+#pragma GCC unroll 16
+    for (int i = 0; i < n_vector; i++)
+        key[i] = vec_load_f32(k + i * LANES);
     for (int r = 0; r < LANES; r++) {
         const float *s = state + r * dim_k;
         vfloat sum[N_PASS] = {0};
-#pragma GCC unroll 32
+#pragma GCC unroll 16
         for (int i = 0; i < n_vector; i++)
-            sum[i % N_PASS] =
-                vec_fma(vec_load_f32(s + i * LANES), vec_load_f32(k + i * LANES), sum[i % N_PASS]);
+            sum[i % N_PASS] = vec_fma(vec_load_f32(s + i * LANES), key[i], sum[i % N_PASS]);
 #pragma GCC unroll 4
         for (int p = 0; p < N_PASS; p++)
             lane[r][p] = sum[p];
     }
-    const vfloat u =
-        vec_set1_f(beta) * vec_fma(vec_set1_f(-decay), sum_rows(lane), vec_load_f32(v));
+    float u[LANES];
+    store_f(u, vec_set1_f(beta) * vec_fma(vec_set1_f(-decay), sum_rows(lane), vec_load_f32(v)));
+    const vfloat d = vec_set1_f(decay);
+#pragma GCC unroll 16
+    for (int i = 0; i < n_vector; i++)
+        query[i] = vec_load_f32(q + i * LANES);
     for (int r = 0; r < LANES; r++) {
         float *s = state + r * dim_k;
-        const vfloat u_row = vec_set1_f(u[r]), d = vec_set1_f(decay);
+        const vfloat u_row = vec_set1_f(u[r]);
         vfloat sum[N_PASS] = {0};
-#pragma GCC unroll 32
+#pragma GCC unroll 16
         for (int i = 0; i < n_vector; i++) {
-            const vfloat updated =
-                vec_fma(vec_load_f32(k + i * LANES), u_row, d * vec_load_f32(s + i * LANES));
+            const vfloat updated = vec_fma(key[i], u_row, d * vec_load_f32(s + i * LANES));
             store_f(s + i * LANES, updated);
-            sum[i % N_PASS] = vec_fma(updated, vec_load_f32(q + i * LANES), sum[i % N_PASS]);
+            sum[i % N_PASS] = vec_fma(updated, query[i], sum[i % N_PASS]);
         }
 #pragma GCC unroll 4
         for (int p = 0; p < N_PASS; p++)
