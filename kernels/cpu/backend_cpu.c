@@ -141,8 +141,8 @@ uint32_t rows_per_task(const struct cpu_backend *cpu, uint64_t total_bytes, size
     uint64_t task_bytes = total_bytes / (TASKS_PER_THREAD * pool_n_thread(cpu->pool));
     if (task_bytes < TASK_BYTES_MIN) task_bytes = TASK_BYTES_MIN;
     if (task_bytes > TASK_BYTES_MAX) task_bytes = TASK_BYTES_MAX;
-    const uint64_t n_row = task_bytes / row_bytes / 16 * 16;
-    return n_row ? (uint32_t)n_row : 16;
+    const uint64_t n_row = task_bytes / row_bytes / ROWS_PER_TASK_STEP * ROWS_PER_TASK_STEP;
+    return n_row ? (uint32_t)n_row : ROWS_PER_TASK_STEP;
 }
 
 struct finish_context {

@@ -64,7 +64,10 @@ static inline unsigned act_bit(const struct cpu_backend *cpu, enum tensor_type t
     return 1u << cpu->kernels->act_type[type];
 }
 
-/* Rows for one task: a multiple of 16 such that all of total_bytes make some tasks for every
+/* The leaf kernels work on blocks of up to 32 rows. */
+enum { ROWS_PER_TASK_STEP = 32 };
+
+/* Rows for one task: a multiple of that step such that all of total_bytes make some tasks for every
  * thread, each worth the claim. */
 uint32_t rows_per_task(const struct cpu_backend *cpu, uint64_t total_bytes, size_t row_bytes);
 

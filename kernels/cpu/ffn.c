@@ -297,7 +297,7 @@ static void plan_units(struct ffn *f, uint32_t *n_task, uint32_t *n_group, size_
         const enum act_type type = f->cpu->kernels->act_type[unit->down_type];
         const uint32_t n_row =
             rows_per_task(f->cpu, gate_up_bytes, unit->gate_row_bytes + unit->up_row_bytes);
-        unit->rows_per_task = 16; /* the power of two below n_row, at most a group */
+        unit->rows_per_task = ROWS_PER_TASK_STEP; /* a power of two, at most a group */
         while (unit->rows_per_task < GROUP && unit->rows_per_task * 2 <= n_row)
             unit->rows_per_task *= 2;
         unit->first_task = *n_task;

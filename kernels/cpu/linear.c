@@ -4,10 +4,10 @@
 
 #include "kernels/cpu/backend_cpu.h"
 
-/* One matrix of the region. Its tasks are blocks of rows times tiles of tokens: weights are read
- * once as long as the rows alone make enough tasks. */
+/* One matrix of the region. Its tasks are blocks of rows times tiles of tokens. */
 struct product {
     matmul_fn matmul;
+    enum act_type act_type;
     struct matmul_args args; /* all rows, all tokens */
     const float *bias;
     uint32_t rows_per_task, tokens_per_task;
@@ -46,29 +46,45 @@ static void product_task(void *context, uint32_t task, uint32_t worker)
                              args.y[it] + args.row_begin);
 }
 
+/* Cuts a product into about n_task tasks. Rows alone are cut as long as that is cheap: a block of
+ * rows reads all activations again, a tile of tokens all weights, and the cut with the least of
+ * both is near the square root of their proportion. */
+static void cut_product(struct product *p, size_t act_row_bytes, uint32_t n_task)
+{
+    enum { TOKENS_PER_TASK_STEP = 64 };
+    const double act_bytes = (double)p->args.n_token * (double)act_row_bytes;
+    const double weight_bytes = (double)p->args.row_end * (double)p->args.w_row_bytes;
+    const uint32_t n_tile_max = (p->args.n_token + TOKENS_PER_TASK_STEP - 1) / TOKENS_PER_TASK_STEP;
+    uint32_t n_tile = (uint32_t)sqrt(n_task * act_bytes / weight_bytes);
+    n_tile = n_tile < 1 ? 1 : n_tile > n_tile_max ? n_tile_max : n_tile;
+    p->tokens_per_task = (p->args.n_token + n_tile - 1) / n_tile;
+    p->tokens_per_task = (p->tokens_per_task + TOKENS_PER_TASK_STEP - 1) / TOKENS_PER_TASK_STEP *
+                         TOKENS_PER_TASK_STEP;
+    const uint32_t n_row_task = (n_task + n_tile - 1) / n_tile;
+    p->rows_per_task = (p->args.row_end / n_row_task + ROWS_PER_TASK_STEP - 1) /
+                       ROWS_PER_TASK_STEP * ROWS_PER_TASK_STEP;
+    if (!p->rows_per_task) p->rows_per_task = ROWS_PER_TASK_STEP;
+}
+
 static void run_region(struct cpu_backend *cpu, struct region *region)
 {
-    enum { TOKENS_PER_TASK_MIN = 32 };
-    const uint32_t n_thread = pool_n_thread(cpu->pool);
+    enum { FEW_TOKENS = 64, TASKS_PER_THREAD = 8 };
     uint64_t total_bytes = 0;
     for (uint32_t i = 0; i < region->n_product; i++)
         total_bytes +=
             (uint64_t)region->product[i].args.row_end * region->product[i].args.w_row_bytes;
-    uint32_t n_row_task = 0, n_task = 0;
+    uint32_t n_task = 0;
     for (uint32_t i = 0; i < region->n_product; i++) {
         struct product *p = &region->product[i];
-        p->rows_per_task = rows_per_task(cpu, total_bytes, p->args.w_row_bytes);
-        p->n_row_task = (p->args.row_end + p->rows_per_task - 1) / p->rows_per_task;
-        n_row_task += p->n_row_task;
-    }
-    for (uint32_t i = 0; i < region->n_product; i++) {
-        struct product *p = &region->product[i];
-        p->tokens_per_task = p->args.n_token;
-        if (n_row_task < 4 * n_thread && n_thread > 1) {
-            const uint32_t n_tile = 4 * n_thread / n_row_task + 1;
-            p->tokens_per_task = (p->args.n_token + n_tile - 1) / n_tile;
-            if (p->tokens_per_task < TOKENS_PER_TASK_MIN) p->tokens_per_task = TOKENS_PER_TASK_MIN;
+        if (p->args.n_token <= FEW_TOKENS) { /* the weights' bytes are what takes time */
+            p->tokens_per_task = p->args.n_token;
+            p->rows_per_task = rows_per_task(cpu, total_bytes, p->args.w_row_bytes);
+        } else {
+            const uint64_t share = TASKS_PER_THREAD * pool_n_thread(cpu->pool) *
+                                   (uint64_t)p->args.row_end * p->args.w_row_bytes / total_bytes;
+            cut_product(p, act_row_bytes(p->act_type, p->args.n_col), (uint32_t)share + 1);
         }
+        p->n_row_task = (p->args.row_end + p->rows_per_task - 1) / p->rows_per_task;
         p->n_token_task = (p->args.n_token + p->tokens_per_task - 1) / p->tokens_per_task;
         n_task += p->n_row_task * p->n_token_task;
     }
@@ -83,6 +99,7 @@ static struct product make_product(const struct cpu_backend *cpu, const struct w
     const struct kernel_table *kernels = cpu->kernels;
     return (struct product){
         .matmul = kernels->matmul[w->type],
+        .act_type = kernels->act_type[w->type],
         .args = {.w = w->data,
                  .w_row_bytes = w->row_bytes,
                  .n_col = w->n_col,

@@ -385,7 +385,7 @@ static uint32_t next_split(uint32_t left)
 
 static void check_linear(const struct subject *s)
 {
-    const uint32_t n_token = 1 + random_below(random_below(2) ? 3 : 70);
+    const uint32_t n_token = 1 + random_below(random_below(2) ? 3 : 200);
     const uint32_t n_col = random_below(2) ? 256 * (1 + random_below(3)) : 32 + random_below(100);
     struct linear_args args = {.n_token = n_token, .n_col = n_col, .eps = 1e-5f};
     struct weight w[LINEAR_MAX];
