@@ -108,11 +108,10 @@ ALWAYS_INLINE void put_corr(struct sink *o, unsigned j, vint pair)
         o->corr = vec_dot_pairs(o->corr, pair, vec_set1(load_u32(o->bsums + 2 * j)));
 }
 
-/* Asks for the next share of the bytes at prefetch. One line at a time, evenly among the
- * arithmetic, and to the second-level cache: four lines in a row already cost a fifth of the
+/* Asks for the next share of the bytes at prefetch: one line at a time, evenly among the
+ * arithmetic, and to the second-level cache. Four lines in a row already cost a fifth of the
  * memory's bandwidth, sixteen a third, because then the few line buffers of the first level, which
- * loads need too, are either all taken or idle. The compiler would gather them; being told that a
- * prefetch changes the codes, it leaves it where it is. */
+ * loads need too, are either all taken or idle. */
 ALWAYS_INLINE vint prefetch_share(struct sink *o, vint codes)
 {
     const unsigned n_share = o->c.n_sub ? QK / 4 : QK32 / 4;
@@ -120,7 +119,7 @@ ALWAYS_INLINE vint prefetch_share(struct sink *o, vint codes)
     const size_t end = o->prefetch_bytes * ++o->n_put / n_share;
 #pragma GCC unroll 4
     for (size_t line = (begin + 63) / 64; 64 * line < end; line++)
-        __asm__ volatile("prefetcht1 %1" : "+v"(codes) : "m"(o->prefetch[64 * line]));
+        codes = vec_prefetch(o->prefetch + 64 * line, codes);
     return codes;
 }
 
