@@ -70,12 +70,15 @@ static void read_u32(struct key_reader *reader, enum need need, const char *key,
 {
     char name[96];
     bool found = false;
+    uint32_t value = 0;
     if (reader->status != LM_OK) return;
     reader->status =
-        gguf_get_u32(reader->file, full_key(reader, key, name), out, &found, reader->err);
+        gguf_get_u32(reader->file, full_key(reader, key, name), &value, &found, reader->err);
     if (reader->status != LM_OK) return;
-    if (found && (*out < min || *out > max))
-        reader->status = fail_range(reader, key, *out, min, max);
+    if (found && (value < min || value > max))
+        reader->status = fail_range(reader, key, value, min, max);
+    else if (found)
+        *out = value; /* nothing out of range gets further: sizes of arrays follow from it */
     if (!found && need == REQUIRED) list_missing(reader, key);
 }
 
@@ -84,12 +87,15 @@ static void read_f32(struct key_reader *reader, enum need need, const char *key,
 {
     char name[96];
     bool found = false;
+    float value = 0;
     if (reader->status != LM_OK) return;
     reader->status =
-        gguf_get_f32(reader->file, full_key(reader, key, name), out, &found, reader->err);
+        gguf_get_f32(reader->file, full_key(reader, key, name), &value, &found, reader->err);
     if (reader->status != LM_OK) return;
-    if (found && !(*out >= min && *out <= max))
-        reader->status = fail_range(reader, key, (double)*out, (double)min, (double)max);
+    if (found && !(value >= min && value <= max))
+        reader->status = fail_range(reader, key, (double)value, (double)min, (double)max);
+    else if (found)
+        *out = value;
     if (!found && need == REQUIRED) list_missing(reader, key);
 }
 

@@ -200,6 +200,10 @@ static void test_sizes_are_checked(void **state)
     const struct variant interval = {.extra_key = "qwen35moe.full_attention_interval",
                                      .extra_value = 0};
     expect_failure(&interval, LM_E_FORMAT, "full_attention_interval is 0", "from 1");
+    const struct variant layers = {.without_key = "qwen35moe.block_count",
+                                   .extra_key = "qwen35moe.block_count",
+                                   .extra_value = UINT32_MAX};
+    expect_failure(&layers, LM_E_FORMAT, "block_count is 4.2949673e+09", "from 1 to 512");
 }
 
 /* Every role's name is read back as the role, the layer and the expert. */
