@@ -1,4 +1,5 @@
 /* lean eval: teacher-forced evaluation: logits, their hash, perplexity, comparison with a file. */
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +14,7 @@
 #include "launch/command.h"
 #include "launch/engine.h"
 #include "launch/model_ref.h"
+#include "launch/terminal/interrupt.h"
 #include "proto/base/log.h"
 #include "proto/base/read_all.h"
 #include "proto/model/hparams.h"
@@ -42,10 +44,12 @@ struct evaluation {
     size_t n_done; /* rows so far */
 
     XXH3_state_t *hash;
+    struct engine *engine;
     FILE *logits;  /* NULL: not written */
     FILE *compare; /* NULL: not compared */
     float *other;  /* [n_vocab] a row of it */
-    bool io_failed;
+    int io_errno;  /* of the first write or read of these two that failed; 0: none */
+    FILE *io_file; /* that one */
 
     double nll_sum; /* of the tokens that were predicted */
     size_t n_nll;
@@ -74,11 +78,21 @@ static uint32_t arg_max(const float *x, uint32_t n)
     return best;
 }
 
+/* Nothing that is still to come can be of use. */
+static void fail_io(struct evaluation *eval, FILE *file)
+{
+    if (!eval->io_file) {
+        eval->io_errno = errno ? errno : EIO;
+        eval->io_file = file;
+    }
+    engine_cancel(eval->engine);
+}
+
 static void compare_row(struct evaluation *eval, const float *logits, uint32_t n_vocab)
 {
     float max, other_max;
     if (fread(eval->other, sizeof(float), n_vocab, eval->compare) != n_vocab) {
-        eval->io_failed = true;
+        fail_io(eval, eval->compare);
         return;
     }
     const double sum = log_sum(logits, n_vocab, &max);
@@ -103,8 +117,9 @@ static void on_logits(void *context, uint32_t pos, const float *logits, uint32_t
     const size_t row = eval->n_done++;
     (void)pos;
     XXH3_64bits_update(eval->hash, logits, n_vocab * sizeof(float));
+    errno = 0;
     if (eval->logits && fwrite(logits, sizeof(float), n_vocab, eval->logits) != n_vocab)
-        eval->io_failed = true;
+        fail_io(eval, eval->logits);
     if (eval->compare) compare_row(eval, logits, n_vocab);
     if (row + 1 < eval->piece_end) {
         float max;
@@ -234,12 +249,26 @@ static enum lm_status run_piece(struct engine *engine, struct evaluation *eval, 
     return engine_generate_many(engine, requests, results, n_beside + 1, err);
 }
 
+/* What ended a piece early. */
+static enum lm_status check_progress(const struct evaluation *eval, const struct options *options,
+                                     struct lm_error *err)
+{
+    if (interrupt_pending(INTERRUPT_STOP) || interrupt_pending(INTERRUPT_END))
+        return lm_fail(err, LM_E_INTERRUPTED, "interrupted");
+    if (!eval->io_file) return LM_OK;
+    errno = eval->io_errno;
+    return eval->io_file == eval->logits
+               ? lm_fail_errno(err, "%s: write", options_string(options, "logits"))
+               : lm_fail_errno(err, "%s: read", options_string(options, "compare"));
+}
+
 static enum lm_status run_pieces(struct engine *engine, struct evaluation *eval,
                                  const struct options *options, struct lm_error *err)
 {
-    const uint32_t n_generate = (uint32_t)options_int(options, "generate");
     const uint32_t n_beside = (uint32_t)options_int(options, "beside");
     const size_t n_ctx = engine_n_ctx(engine);
+    const size_t n_asked = (size_t)options_int(options, "generate");
+    const uint32_t n_generate = (uint32_t)(n_asked < n_ctx ? n_asked : n_ctx); /* more cannot be */
     if (!eval->n_ids) return lm_fail(err, LM_E_USAGE, "there are no tokens to evaluate");
     if (eval->n_ids > n_ctx && !options_string(options, "text"))
         return lm_fail(err, LM_E_LIMIT, "%zu tokens do not fit the context of %zu", eval->n_ids,
@@ -248,14 +277,13 @@ static enum lm_status run_pieces(struct engine *engine, struct evaluation *eval,
     if (!eval->generated) return lm_fail(err, LM_E_NO_MEM, "no memory for %u tokens", n_generate);
     while (eval->n_done < eval->n_ids) {
         const size_t left = eval->n_ids - eval->n_done, n = left < n_ctx ? left : n_ctx;
-        const enum lm_status status =
+        enum lm_status status =
             run_piece(engine, eval, n, n == left ? n_generate : 0, n_beside, err);
+        if (status == LM_OK) status = check_progress(eval, options, err);
         if (status != LM_OK) return status;
     }
-    if (eval->logits && fflush(eval->logits) != 0) eval->io_failed = true;
-    if (eval->io_failed)
-        return lm_fail(err, LM_E_IO, "logits could not be read or written completely");
-    return LM_OK;
+    if (eval->logits && fflush(eval->logits) != 0) fail_io(eval, eval->logits);
+    return check_progress(eval, options, err);
 }
 
 /* ---- output ------------------------------------------------------------------------------- */
@@ -345,6 +373,16 @@ static void print_text(const struct evaluation *eval)
     if (eval->n_generated) putchar('\n');
 }
 
+/* A part of the logits would be taken for all of them. */
+static void close_logits(struct evaluation *eval, const struct options *options,
+                         enum lm_status status)
+{
+    struct stat info;
+    if (status != LM_OK && !fstat(fileno(eval->logits), &info) && S_ISREG(info.st_mode))
+        unlink(options_string(options, "logits"));
+    fclose(eval->logits);
+}
+
 static enum lm_status evaluate(struct engine *engine, const struct options *options,
                                struct evaluation *eval, struct lm_error *err)
 {
@@ -365,11 +403,16 @@ static enum lm_status evaluate(struct engine *engine, const struct options *opti
         print_text(eval);
     free(eval->generated);
     free(eval->other);
-    if (eval->logits) fclose(eval->logits);
+    if (eval->logits) close_logits(eval, options, status);
     if (eval->compare) fclose(eval->compare);
     XXH3_freeState(eval->hash);
     free(ids);
     return status;
+}
+
+static void cancel(void *engine)
+{
+    engine_cancel(engine);
 }
 
 static enum lm_status run_eval(struct options *options, struct lm_error *err)
@@ -390,8 +433,12 @@ static enum lm_status run_eval(struct options *options, struct lm_error *err)
     status = engine_open(&engine, &config, err);
     free(path);
     if (status != LM_OK) return status;
-    struct evaluation eval = {.n_ids = 0};
-    status = evaluate(engine, options, &eval, err);
+    struct evaluation eval = {.engine = engine};
+    status = interrupt_begin(cancel, engine, err);
+    if (status == LM_OK) {
+        status = evaluate(engine, options, &eval, err);
+        interrupt_end();
+    }
     engine_close(engine);
     return status;
 }

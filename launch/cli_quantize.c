@@ -14,12 +14,12 @@ static enum lm_status quantize(const struct options *options, const struct gguf_
     enum lm_status status = quantize_plan(source, recipe, &n_bytes, err);
     if (status == LM_OK && !dry_run) status = write_job_check(options, path, err);
     if (status == LM_OK && !dry_run) {
-        const struct quantize_config config = {
+        struct quantize_config config = {
             .recipe = recipe,
             .n_thread = (uint32_t)options_int(options, "threads"),
-            .is_interrupted = write_job_catch_signals(),
         };
-        status = quantize_file(source, path, &config, err);
+        status = write_job_catch_signals(&config.is_interrupted, err);
+        if (status == LM_OK) status = quantize_file(source, path, &config, err);
     }
     if (status == LM_OK)
         write_job_print(options, dry_run ? NULL : path, n_bytes, log_now_s() - started_s);

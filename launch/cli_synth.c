@@ -45,9 +45,8 @@ static enum lm_status run_synth(struct options *options, struct lm_error *err)
     if (status != LM_OK) return status;
     if (!path && !dry_run) return lm_fail(err, LM_E_USAGE, "no output file given, use -o FILE");
     if (path) status = write_job_check(options, path, err);
-    if (status != LM_OK) return status;
-    config.is_interrupted = write_job_catch_signals();
-    status = synth_write(path, &config, &n_bytes, err);
+    if (status == LM_OK) status = write_job_catch_signals(&config.is_interrupted, err);
+    if (status == LM_OK) status = synth_write(path, &config, &n_bytes, err);
     if (status == LM_OK) write_job_print(options, path, n_bytes, log_now_s() - started_s);
     return status;
 }

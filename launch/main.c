@@ -14,6 +14,7 @@
 
 #include "launch/command.h"
 #include "launch/config.h"
+#include "launch/terminal/interrupt.h"
 #include "proto/base/log.h"
 
 /* A standard descriptor that is closed would be given to the next file opened, and what is meant
@@ -47,6 +48,13 @@ static void configure_log(const struct options *options)
     log_configure(&config);
 }
 
+/* The status's, but what SIGTERM ended is told from what SIGINT ended. */
+static int exit_code(enum lm_status status)
+{
+    return status == LM_E_INTERRUPTED && interrupt_end_signal() ? 128 + interrupt_end_signal()
+                                                                : lm_exit_code(status);
+}
+
 /* The last event of a command that was asked for JSON. */
 static void print_error_event(const struct lm_error *err, const char *message, const char *hint)
 {
@@ -56,9 +64,16 @@ static void print_error_event(const struct lm_error *err, const char *message, c
     json_object_object_add(event, "message", json_object_new_string(message));
     if (*hint) json_object_object_add(event, "hint", json_object_new_string(hint));
     json_object_object_add(event, "status", json_object_new_string(lm_status_name(err->status)));
-    json_object_object_add(event, "exit_code", json_object_new_int(lm_exit_code(err->status)));
+    json_object_object_add(event, "exit_code", json_object_new_int(exit_code(err->status)));
     puts(json_object_to_json_string_ext(event, JSON_C_TO_STRING_PLAIN));
     json_object_put(event);
+}
+
+/* A name with a line break in it could pass for a line of ours. */
+static void keep_on_one_line(char *text)
+{
+    for (; *text; text++)
+        if (*text == '\n') *text = ' ';
 }
 
 static void report(const struct lm_error *err, bool json)
@@ -67,6 +82,8 @@ static void report(const struct lm_error *err, bool json)
     char message[4 * sizeof(err->message)], hint[4 * sizeof(err->hint)];
     log_printable(err->message, strlen(err->message), message, sizeof(message));
     log_printable(err->hint, strlen(err->hint), hint, sizeof(hint));
+    keep_on_one_line(message);
+    keep_on_one_line(hint);
     log_line(LOG_ERROR, "%s", message);
     if (*hint) fprintf(stderr, "hint: %s\n", hint);
     if (json) print_error_event(err, message, hint);
@@ -140,7 +157,9 @@ static enum lm_status finish_stdout(enum lm_status status, struct lm_error *err)
 int main(int argc, char **argv)
 {
     hold_standard_descriptors();
-    signal(SIGPIPE, SIG_IGN); /* a vanished reader is an error of that write, not of the process */
+    /* a vanished reader or a limit on file sizes is an error of that write, not of the process */
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
 
     struct lm_error err = {0};
     enum lm_status status = dispatch(argc, argv, &err);
@@ -151,5 +170,5 @@ int main(int argc, char **argv)
     } else if ((status = finish_stdout(status, &err)) != LM_OK) {
         report(&err, false);
     }
-    return lm_exit_code(status);
+    return exit_code(status);
 }

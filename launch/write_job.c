@@ -8,14 +8,15 @@
 #include <json-c/json.h>
 
 #include "launch/options.h"
+#include "launch/terminal/interrupt.h"
 #include "proto/base/log.h"
 
-static volatile sig_atomic_t is_interrupted;
+static volatile sig_atomic_t interrupted;
 
-static void interrupt(int signal_number)
+static void interrupt(void *context)
 {
-    (void)signal_number;
-    is_interrupted = 1;
+    (void)context;
+    interrupted = 1;
 }
 
 enum lm_status write_job_check(const struct options *options, const char *path,
@@ -26,12 +27,11 @@ enum lm_status write_job_check(const struct options *options, const char *path,
     return lm_hint(err, "--force replaces it");
 }
 
-const volatile sig_atomic_t *write_job_catch_signals(void)
+enum lm_status write_job_catch_signals(const volatile sig_atomic_t **is_interrupted,
+                                       struct lm_error *err)
 {
-    signal(SIGINT, interrupt);
-    signal(SIGTERM, interrupt);
-    signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is an error of the write */
-    return &is_interrupted;
+    *is_interrupted = &interrupted;
+    return interrupt_begin(interrupt, NULL, err);
 }
 
 void write_job_print(const struct options *options, const char *path, uint64_t n_bytes,

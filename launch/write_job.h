@@ -13,9 +13,10 @@ struct options;
 enum lm_status write_job_check(const struct options *options, const char *path,
                                struct lm_error *err);
 
-/* From now on SIGINT and SIGTERM set the flag that is returned, so that the job can remove what it
+/* From now on SIGINT, SIGTERM and SIGHUP set *is_interrupted, so that the job can remove what it
  * has written and end with LM_E_INTERRUPTED. */
-const volatile sig_atomic_t *write_job_catch_signals(void);
+enum lm_status write_job_catch_signals(const volatile sig_atomic_t **is_interrupted,
+                                       struct lm_error *err);
 
 /* The result on stdout: a line, or with --json the last event. path NULL: nothing was written. */
 void write_job_print(const struct options *options, const char *path, uint64_t n_bytes,
