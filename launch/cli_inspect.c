@@ -481,7 +481,7 @@ static const struct option_spec options_inspect[] = {
     {"memory", 0, OPTION_FLAG, .help = "what memory is needed for what, and the context that fits"},
     {"check", 0, OPTION_FLAG,
      .help = "fail with exit code 9 if the model does not run or fit here"},
-    {"ctx", 'c', OPTION_INT, "N", .key = "model.ctx", .min = 1, .max = INT32_MAX,
+    {"ctx", 'c', OPTION_INT, "N", .key = "model.ctx", .min = 1, .max = ENGINE_N_CTX_MAX,
      .help = "context to plan for; default: what fits, at most the trained context"},
     {"parallel", 0, OPTION_INT, "N", .def = "1", .key = "serve.parallel", .min = 1, .max = 64,
      .help = "sequences to plan for"},

@@ -14,7 +14,7 @@
 #include "proto/model/hparams.h"
 #include "worker/worker.h"
 
-enum { PREFILL_CHUNK_AUTO = 512, N_CTX_MAX = 1 << 25 };
+enum { PREFILL_CHUNK_AUTO = 512 };
 
 struct engine {
     struct gguf_file *file;
@@ -72,7 +72,7 @@ enum lm_status engine_memory_request(struct memory_request *out, const struct en
     if (kv_type < 0)
         return lm_fail(err, LM_E_USAGE, "unknown type of KV cache '%s'", config->kv_type);
     const uint32_t n_slot = config->n_slot ? config->n_slot : 1;
-    *out = (struct memory_request){.n_ctx = config->n_ctx < N_CTX_MAX ? config->n_ctx : N_CTX_MAX,
+    *out = (struct memory_request){.n_ctx = config->n_ctx,
                                    .n_slot = n_slot,
                                    .n_snapshot = hparams_can_cut_state(hp) ? 0 : config->n_snapshot,
                                    .n_batch = prefill_chunk(config) + n_slot,
@@ -103,7 +103,7 @@ static enum lm_status plan_memory(struct engine *engine, const struct engine_con
     if (status != LM_OK) return status;
     memory_plan_make(&plan, engine->file, &engine->hp, &request);
     status = memory_plan_check(&plan, err);
-    engine->n_ctx = plan.n_ctx < N_CTX_MAX ? plan.n_ctx : N_CTX_MAX;
+    engine->n_ctx = plan.n_ctx < ENGINE_N_CTX_MAX ? plan.n_ctx : ENGINE_N_CTX_MAX;
     engine->n_slot = request.n_slot;
     engine->n_snapshot = request.n_snapshot;
     engine->kv_type = request.kv_type;

@@ -22,7 +22,10 @@ struct memory_request;
 struct tokenizer;
 struct engine;
 
-enum { ENGINE_N_SNAPSHOT = 2 }; /* of a conversation: its last turns */
+enum {
+    ENGINE_N_SNAPSHOT = 2,      /* of a conversation: its last turns */
+    ENGINE_N_CTX_MAX = 1 << 25, /* no longer context, whatever the model says */
+};
 
 struct engine_config {
     const char *model_path;

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "launch/engine.h"
+
 #include "launch/config.h"
 #include "proto/base/nearest.h"
 #include "proto/base/units.h"
@@ -28,7 +30,7 @@ const struct option_spec options_common[] = {
 };
 
 const struct option_spec options_engine[] = {
-    {"ctx", 'c', OPTION_INT, "N", .key = "model.ctx", .min = 1, .max = INT32_MAX,
+    {"ctx", 'c', OPTION_INT, "N", .key = "model.ctx", .min = 1, .max = ENGINE_N_CTX_MAX,
      .help = "context of one sequence in tokens; default: what fits, at most the trained context"},
     {"parallel", 0, OPTION_INT, "N", .def = "1", .key = "serve.parallel", .min = 1, .max = 64,
      .help = "sequences held at once"},

@@ -60,7 +60,7 @@ enum lm_status lm_fail_errno(struct lm_error *err, const char *format, ...)
 {
     const int code = errno;
     enum lm_status status = LM_E_IO;
-    if (code == ENOENT) status = LM_E_NOT_FOUND;
+    if (code == ENOENT || code == ENOTDIR) status = LM_E_NOT_FOUND;
     if (code == ENOMEM) status = LM_E_NO_MEM;
     if (code == ENOSPC || code == EDQUOT) status = LM_E_NO_SPACE;
     if (err) {

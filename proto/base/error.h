@@ -24,7 +24,8 @@ enum lm_status lm_fail(struct lm_error *err, enum lm_status status, const char *
     LM_PRINTF(3, 4);
 
 /* As lm_fail, with ": " and the text of errno appended; the status is chosen from errno
- * (ENOENT: LM_E_NOT_FOUND, ENOMEM: LM_E_NO_MEM, ENOSPC and EDQUOT: LM_E_NO_SPACE, else LM_E_IO). */
+ * (ENOENT and ENOTDIR: LM_E_NOT_FOUND, ENOMEM: LM_E_NO_MEM, ENOSPC and EDQUOT: LM_E_NO_SPACE, else
+ * LM_E_IO). */
 enum lm_status lm_fail_errno(struct lm_error *err, const char *format, ...) LM_PRINTF(2, 3);
 
 /* Adds the hint line to an error that has been filled. Returns err->status. */

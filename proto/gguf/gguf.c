@@ -565,6 +565,7 @@ static enum lm_status find_alignment(const struct header *header, const struct r
 static enum lm_status map_file(struct gguf_shard *shard, const char *path, struct lm_error *err)
 {
     struct stat info;
+    if (!*path) return lm_fail(err, LM_E_NOT_FOUND, "the name of the file is empty");
     shard->path = strdup(path);
     if (!shard->path) return lm_fail(err, LM_E_NO_MEM, "%s: no memory", path);
     shard->fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not block */
