@@ -36,31 +36,38 @@ class Tensor:
 
 
 class File:
-    """keys: name -> (type, value), a value of ARRAY being (element type, list)."""
+    """keys: name -> (type, value), a value of ARRAY being (element type, list).
+    bounds: offsets in the file read where a section, an entry or a tensor begins or ends."""
 
     def __init__(self, path):
         self.keys, self.tensors = {}, {}
         with open(path, "rb") as file:
             self.bytes = file.read()
         self.at = 8
+        self.bounds = {0, 4, 8, 16}
         n_tensor, n_key = self.take("<QQ")
         for _ in range(n_key):
+            self.bounds.add(self.at)
             name = self.take_string()
             kind, = self.take("<I")
+            self.bounds.add(self.at)
             self.keys[name] = (kind, self.take_value(kind))
         infos = []
         for _ in range(n_tensor):
+            self.bounds.add(self.at)
             name = self.take_string()
             n_dims, = self.take("<I")
             shape = list(self.take(f"<{n_dims}Q"))
             infos.append((name, shape, *self.take("<IQ")))
         start = -(-self.at // 32) * 32
+        self.bounds |= {self.at, start}
         for name, shape, kind, offset in infos:
             elems, size = BLOCKS[kind]
             n = size
             for extent in shape:
                 n *= extent
             self.tensors[name] = Tensor(shape, kind, self.bytes[start + offset:][:n // elems])
+            self.bounds |= {start + offset, start + offset + n // elems}
 
     def take(self, form):
         values = struct.unpack_from(form, self.bytes, self.at)
@@ -81,18 +88,24 @@ class File:
         return element, [self.take_value(element) for _ in range(n)]
 
     def write(self, path):
-        out = struct.pack("<4sIQQ", b"GGUF", 3, len(self.tensors), len(self.keys))
-        for name, (kind, value) in self.keys.items():
-            out += pack_string(name) + struct.pack("<I", kind) + pack_value(kind, value)
-        offset, data = 0, []
-        for name, tensor in self.tensors.items():
-            out += pack_string(name) + struct.pack("<I", len(tensor.shape))
-            out += struct.pack(f"<{len(tensor.shape)}QIQ", *tensor.shape, tensor.type, offset)
-            padded = tensor.data + bytes(-len(tensor.data) % 32)
-            offset += len(padded)
-            data.append(padded)
+        infos = [(name, t.shape, t.type, len(t.data)) for name, t in self.tensors.items()]
         with open(path, "wb") as file:
-            file.write(out + bytes(-len(out) % 32) + b"".join(data))
+            file.write(pack_header(self.keys, infos)[0])
+            for tensor in self.tensors.values():
+                file.write(tensor.data + bytes(-len(tensor.data) % 32))
+
+
+def pack_header(keys, infos):
+    """All that is before the data, and the bytes of data; infos: (name, shape, type, bytes)."""
+    out = struct.pack("<4sIQQ", b"GGUF", 3, len(infos), len(keys))
+    for name, (kind, value) in keys.items():
+        out += pack_string(name) + struct.pack("<I", kind) + pack_value(kind, value)
+    offset = 0
+    for name, shape, kind, n_bytes in infos:
+        out += pack_string(name) + struct.pack("<I", len(shape))
+        out += struct.pack(f"<{len(shape)}QIQ", *shape, kind, offset)
+        offset += n_bytes + -n_bytes % 32
+    return out + bytes(-len(out) % 32), offset
 
 
 def pack_string(text):
