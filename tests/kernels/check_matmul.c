@@ -14,7 +14,7 @@
 #include "kernels/kernels.h"
 #include "proto/base/half.h"
 
-enum { N_TOKEN_MAX = 64, CASES_PER_TYPE = 60 };
+enum { N_TOKEN_MAX = 130, CASES_PER_TYPE = 60 };
 
 static uint64_t random_state;
 
@@ -194,13 +194,14 @@ static struct shape random_shape(enum tensor_type type)
 {
     static const uint32_t n_cols_256[] = {256, 512, 768, 1024, 1280, 2048, 3072};
     static const uint32_t n_cols_32[] = {32, 64, 96, 256, 288, 480, 512, 2048, 3072};
-    static const uint32_t n_tokens[] = {1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 33, 64};
+    static const uint32_t n_tokens[] = {1, 1, 1,  2,  3,  4,  5,  6,  7,
+                                        8, 9, 12, 13, 16, 33, 64, 65, 130};
     const uint32_t block = tensor_type_info(type)->block_elems;
     struct shape s = {.fill = (enum fill)random_below(FILL_COUNT), .at_front = random_below(2)};
     s.n_col = block == 256  ? n_cols_256[random_below(7)]
               : block == 32 ? n_cols_32[random_below(9)]
                             : 1 + random_below(random_below(2) ? 40 : 1000);
-    s.n_token = n_tokens[random_below(16)];
+    s.n_token = n_tokens[random_below(sizeof(n_tokens) / sizeof(*n_tokens))];
     s.n_row = 1 + random_below(s.n_token > 9 ? 40 : 80);
     if (random_below(2)) s.n_row = (s.n_row + 15) / 16 * 16;
     s.row_end = s.n_row;
