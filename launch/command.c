@@ -12,6 +12,7 @@ extern const struct command command_help;
 extern const struct command command_inspect;
 extern const struct command command_quantize;
 extern const struct command command_synth;
+extern const struct command command_template;
 extern const struct command command_tokenize;
 extern const struct command command_version;
 
@@ -20,6 +21,14 @@ const struct command *const commands[] = {
     &command_completion, &command_config, &command_eval,     &command_help,    &command_inspect,
     &command_quantize,   &command_synth,  &command_tokenize, &command_version, NULL,
     // clang-format on
+    &command_config,
+    &command_help,
+    &command_quantize,
+    &command_synth,
+    &command_template,
+    &command_tokenize,
+    &command_version,
+    NULL,
 };
 
 enum lm_status command_find(const struct command **out, const char *name, struct lm_error *err)

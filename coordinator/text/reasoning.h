@@ -1,0 +1,47 @@
+/* Tells the reasoning from the answer in generated text, as it arrives.
+ *
+ *   prompt ends in <think> --------------> REASONING --</think>--> CONTENT
+ *   else START --<think> comes first-----> REASONING
+ *              --anything else--------------------------------> CONTENT
+ *
+ * The markers themselves are dropped, and with them the line breaks around the reasoning and at
+ * the start of the content after it; nothing else is changed. White space may precede <think>.
+ * Text that never sees </think> is all reasoning. A <think> later on is plain content.
+ *
+ * Any division of the text into pieces gives the same result. What cannot be told yet is held
+ * back: part of a marker, white space at the start (at most 32 bytes), line breaks at the end of
+ * the reasoning. Threads: a splitter belongs to one thread. */
+#ifndef LEAN_COORDINATOR_TEXT_REASONING_H
+#define LEAN_COORDINATOR_TEXT_REASONING_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+enum reasoning_part { PART_REASONING, PART_CONTENT };
+
+/* Receives consecutive bytes of one part, n > 0. */
+typedef void (*reasoning_emit_fn)(void *context, enum reasoning_part part, const char *bytes,
+                                  size_t n);
+
+struct reasoning_splitter {
+    enum { REASONING_START, REASONING_INSIDE, REASONING_AFTER, REASONING_PLAIN } state;
+    bool at_start;  /* of the reasoning or of the content after it: line breaks are dropped */
+    size_t n_space; /* held, REASONING_START */
+    char space[32];
+    size_t n_break;  /* line breaks held, at what may be the end of the reasoning */
+    size_t n_marker; /* bytes of the marker that have been seen */
+    reasoning_emit_fn emit;
+    void *context;
+};
+
+/* Whether a rendered prompt ends inside a reasoning block: in <think>, white space after it. */
+bool reasoning_prompt_opens(const char *prompt, size_t n);
+
+void reasoning_init(struct reasoning_splitter *splitter, bool opened, reasoning_emit_fn emit,
+                    void *context);
+/* The next n bytes. They need not end with a whole character. */
+void reasoning_push(struct reasoning_splitter *splitter, const char *bytes, size_t n);
+/* Nothing follows: emits what was held back and belongs to a part. */
+void reasoning_finish(struct reasoning_splitter *splitter);
+
+#endif
