@@ -170,7 +170,7 @@ static void test_context_runs_to_its_end(void **state)
 {
     (void)state;
     for (int i = 0; i < N_MODEL; i++) {
-        int32_t ids[N_CTX];
+        int32_t ids[N_CTX + 1] = {0};
         struct answer answer = {.n = 0};
         struct lm_error err;
         struct engine *engine = open_engine(models[i], 1, 2);
