@@ -17,18 +17,19 @@ extern const struct command command_tokenize;
 extern const struct command command_version;
 
 const struct command *const commands[] = {
-    // clang-format off: one per line merges
-    &command_completion, &command_config, &command_eval,     &command_help,    &command_inspect,
-    &command_quantize,   &command_synth,  &command_tokenize, &command_version, NULL,
-    // clang-format on
+    // clang-format off: one to a line, so that changes merge
+    &command_completion,
     &command_config,
+    &command_eval,
     &command_help,
+    &command_inspect,
     &command_quantize,
     &command_synth,
     &command_template,
     &command_tokenize,
     &command_version,
     NULL,
+    // clang-format on
 };
 
 enum lm_status command_find(const struct command **out, const char *name, struct lm_error *err)
