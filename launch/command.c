@@ -16,8 +16,9 @@ extern const struct command command_template;
 extern const struct command command_tokenize;
 extern const struct command command_version;
 
+/* One to a line, so that changes merge. */
 const struct command *const commands[] = {
-    // clang-format off: one to a line, so that changes merge
+    // clang-format off
     &command_completion,
     &command_config,
     &command_eval,
