@@ -11,6 +11,7 @@ extern const struct command command_eval;
 extern const struct command command_help;
 extern const struct command command_inspect;
 extern const struct command command_quantize;
+extern const struct command command_run;
 extern const struct command command_synth;
 extern const struct command command_template;
 extern const struct command command_tokenize;
@@ -25,6 +26,7 @@ const struct command *const commands[] = {
     &command_help,
     &command_inspect,
     &command_quantize,
+    &command_run,
     &command_synth,
     &command_template,
     &command_tokenize,

@@ -3,6 +3,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -144,9 +145,10 @@ static enum lm_status dispatch(int argc, char **argv, struct lm_error *err)
  * process ends as the signal would have ended it. */
 static enum lm_status finish_stdout(enum lm_status status, struct lm_error *err)
 {
+    struct pollfd reader = {.fd = STDOUT_FILENO};
     errno = 0;
     if (!fflush(stdout) && !ferror(stdout)) return status;
-    if (errno == EPIPE) {
+    if (errno == EPIPE || (poll(&reader, 1, 0) == 1 && reader.revents & POLLERR)) {
         signal(SIGPIPE, SIG_DFL);
         raise(SIGPIPE);
     }

@@ -203,7 +203,8 @@ static void LM_PRINTF(2, 3) out_printf(struct buffer *out, const char *format, .
     buffer_splice(out, out->n, 0, text, (size_t)n);
 }
 
-static void draw(struct line_editor *editor)
+/* whole: all rows, though the first ones scroll away; else those around the cursor that fit. */
+static void draw_rows(struct line_editor *editor, bool whole)
 {
     int n_line;
     struct screen screen = {.n_column = terminal_columns(editor->config.out_fd, &n_line)};
@@ -212,8 +213,7 @@ static void draw(struct line_editor *editor)
         editor->out_of_memory = true;
         goto free_buffers;
     }
-    /* The window of rows that fits, with the cursor in it. */
-    const size_t height = (size_t)(n_line > 1 ? n_line : 1);
+    const size_t height = whole ? screen.n_row : (size_t)(n_line > 1 ? n_line : 1);
     size_t first = 0;
     if (screen.n_row > height && (size_t)screen.cursor_row >= height)
         first = (size_t)screen.cursor_row - height + 1;
@@ -243,11 +243,16 @@ free_buffers:
     free(screen.row_start);
 }
 
+static void draw(struct line_editor *editor)
+{
+    draw_rows(editor, false);
+}
+
 /* Leaves the message standing and goes to the line below it. */
 static void leave_message(struct line_editor *editor)
 {
     editor->cursor = editor->text.n;
-    draw(editor);
+    draw_rows(editor, true);
     write_out(editor, "\r\n", 2);
     editor->cursor_row = 0;
 }

@@ -23,6 +23,11 @@ void log_configure(const struct log_config *new_config)
         config.progress = isatty(STDERR_FILENO) ? LOG_PROGRESS_TTY : LOG_PROGRESS_PLAIN;
 }
 
+bool log_color(void)
+{
+    return config.color;
+}
+
 static void clear_bar_locked(void)
 {
     if (bar_visible) fputs("\r\033[K", stderr);

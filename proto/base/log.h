@@ -24,6 +24,9 @@ struct log_config {
 
 void log_configure(const struct log_config *config);
 
+/* Whether colours and other attributes are wanted. */
+bool log_color(void);
+
 /* "lean: warning: TEXT" for warnings and errors, "lean: TEXT" below. */
 void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
