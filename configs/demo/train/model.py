@@ -136,12 +136,12 @@ class DeltaNet(nn.Module):
         return F.linear(o.reshape(B, T, val).to(x.dtype), self.ssm_out)
 
     @staticmethod
-    @torch.autocast("cpu", enabled=False)
     def run(q, k, v, g, beta, chunk=64):
         pad = -q.shape[2] % chunk
         q, k, v = (F.pad(y, (0, 0, 0, pad)) for y in (q, k, v))
         g, beta = F.pad(g, (0, pad)), F.pad(beta, (0, pad))
-        o = delta_rule_chunked(q, k, v, g, beta, chunk)
+        with torch.autocast(q.device.type, enabled=False):
+            o = delta_rule_chunked(q, k, v, g, beta, chunk)
         return o[:, :, : o.shape[2] - pad]
 
 
