@@ -5,7 +5,8 @@
 #include "proto/base/log.h"
 #include "proto/model/hparams.h"
 
-enum { KV_BLOCK = 128, PROGRAM_BYTES = 128 << 20 };
+/* PROGRAM_BYTES: measured with a vocabulary of 248320, 38 MiB; the rest is for threads. */
+enum { KV_BLOCK = 128, PROGRAM_BYTES = 96 << 20 };
 
 static uint64_t div_up(uint64_t n, uint64_t by)
 {
