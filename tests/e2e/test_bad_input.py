@@ -61,25 +61,27 @@ class Case(unittest.TestCase):
         """Runs `lean ARGS`, which must fail with code and a message that has words; and the same
         with --json, which must print that message as one object. Returns stderr."""
         options.setdefault("stdin", subprocess.DEVNULL)
-        for more in ([], ["--json"]):
-            command = [*prefix, LEAN, *map(str, args), *more]
-            started = time.monotonic()
-            done = subprocess.run(command, env=environment(), capture_output=True, timeout=60,
-                                  **options)
-            seconds = time.monotonic() - started
-            stdout, stderr = done.stdout.decode(), done.stderr.decode()
-            what = " ".join(command[len(prefix) + 1:])
-            self.assertEqual(done.returncode, code, f"{what}: {stderr!r}")
-            self.assertLess(seconds, SECONDS, what)
-            self.assert_one_error(stderr, what)
-            for word in words:
-                self.assertIn(str(word), stderr, what)
-            if not more:
-                self.assertEqual(stdout, "", what)
-                continue
-            event = json.loads(stdout)
-            self.assertEqual((event["event"], event["exit_code"]), ("error", code), what)
-            self.assertEqual("lean: error: " + event["message"], stderr.splitlines()[0], what)
+        self.run_once(code, args, words, prefix, **options)
+        return self.run_once(code, [*args, "--json"], words, prefix, **options)
+
+    def run_once(self, code, args, words=(), prefix=(), **options):
+        command = [*prefix, LEAN, *map(str, args)]
+        started = time.monotonic()
+        done = subprocess.run(command, env=environment(), capture_output=True, timeout=60, **options)
+        seconds = time.monotonic() - started
+        stdout, stderr = done.stdout.decode(), done.stderr.decode()
+        what = " ".join(command[len(prefix) + 1:])[:300]
+        self.assertEqual(done.returncode, code, f"{what}: {stderr!r}")
+        self.assertLess(seconds, SECONDS, what)
+        self.assert_one_error(stderr, what)
+        for word in words:
+            self.assertIn(str(word), stderr, what)
+        if args[-1] != "--json":
+            self.assertEqual(stdout, "", what)
+            return stderr
+        event = json.loads(stdout)
+        self.assertEqual((event["event"], event["exit_code"]), ("error", code), what)
+        self.assertEqual("lean: error: " + event["message"], stderr.splitlines()[0], what)
         return stderr
 
     def refuse_model(self, code, path, words=(), commands=("eval", "inspect", "quantize")):
@@ -434,6 +436,48 @@ class Writing(Case):
                               capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(gguf_file.File(path).tensors["token_embd.weight"].type, 8)
+
+
+class Templates(Case):
+    def refuse_template(self, code, text, words=(), variables=b"{}"):
+        path = self.write("t.jinja", text.encode("latin-1"))
+        given = self.write("variables", variables)
+        for more in ([], ["--json"]):  # each reads the variables
+            with open(given, "rb") as stdin:
+                self.run_once(code, ["template", path, *more], words, stdin=stdin)
+
+    def test_malformed(self):
+        for text in ("{{ 1", "{% for x in y %}", "{% endif %}", "{{ x|nosuch }}", "{# open",
+                     "{% include 'a' %}", "\xff\xfe", "{{ 99999999999999999999 }}"):
+            self.refuse_template(MALFORMED, text)
+
+    def test_operations_that_fail(self):
+        for text, word in (("a\nb{{ x.y.z }}", "line 2: 'x' is undefined"),
+                           ("{{ 1 / 0 }}", "division by zero"), ("{{ 'a' + 1 }}", "'str' and 'int'"),
+                           ("{{ 2 ** 64 }}", "64 bits"), ("{{ ''.__class__.__mro__ }}", "__class__"),
+                           ("{{ 'abc'[::0] }}", "zero")):
+            self.refuse_template(MALFORMED, text, [word])
+        self.refuse_template(USAGE, "{{ raise_exception('roles must\nalternate\x1b[31m') }}",
+                             ["roles must alternate\\x1b[31m"])
+
+    def test_bombs(self):
+        for text in ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+                     "{{ 'x' * 10000000000 }}", "{{ [1] * 1000000000 }}", "{{ " + "(" * 100000,
+                     "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+                     "{% set n = namespace(s='x') %}{% for i in range(64) %}"
+                     "{% set n.s = n.s + n.s %}{% endfor %}",
+                     "{% set a = [] %}{% set _ = a.append(a) %}{{ a }}"):
+            self.refuse_template(UNFIT, text)
+
+    def test_variables(self):
+        for variables in (b"", b"{", b"[1]", b'{"a": 1} more', b"[" * 100000, b"\xff"):
+            self.refuse_template(MALFORMED, "{{ x }}", ["variables"], variables)
+
+    def test_sources(self):
+        self.refuse(NOT_FOUND, "template", self.path("none.jinja"))
+        self.refuse(OTHER, "template", self.folder)
+        self.refuse(USAGE, "template", __file__, "--now", "2026-02-31T00:00:00", words=["--now"])
+        self.refuse_model(MALFORMED, self.write("cut.gguf", content(LLAMA)[:999]), [], ["template"])
 
 
 class Ends(Case):
