@@ -395,6 +395,34 @@ class Requests(Case):
         self.refuse(OTHER, "tokenize", LLAMA, words=["standard input"], stdin=folder)
 
 
+class Runs(Case):
+    def run_refuses(self, code, *args, words=()):
+        self.refuse(code, "run", LLAMA, *args, words=words)
+
+    def test_prompts(self):
+        self.run_refuses(UNFIT, "hello", words=["no chat template", "hint: --raw"])
+        self.run_refuses(USAGE, "--raw", "", words=["prompt is empty"])
+        self.run_refuses(UNFIT, "--raw", "hello", "--ctx", 4, words=["5 tokens", "context of 4"])
+        self.run_refuses(UNFIT, "--raw", "word " * 5000, words=["context of 4096"])
+        self.run_refuses(UNFIT, "--raw", "hello", "--ram", "1M", words=["1.00 MiB may be used"])
+        self.refuse(NOT_FOUND, "run", self.path("none.gguf"), "hello", words=["none.gguf"])
+
+    def test_options(self):
+        for code, *args in ((USAGE, "--temperature=-1"), (USAGE, "--temperature=nan"),
+                            (USAGE, "--top-p=2"), (USAGE, "--seed=99999999999999999999"),
+                            (USAGE, "--logit-bias=512=1"),
+                            (NOT_FOUND, "--system", "@" + self.path("none")),
+                            (NOT_FOUND, "--chat-template", self.path("none"))):
+            given = [] if "template" in args[0] or "system" in args[0] else ["--raw"]
+            self.run_refuses(code, "hello", *given, *args)
+
+    def test_templates(self):
+        for code, text, word in ((MALFORMED, b"{{ 1", "line 1"), (MALFORMED, b"{{ a.b.c }}", "'a'"),
+                                 (USAGE, b"{{ raise_exception('no such role') }}", "no such role")):
+            path = self.write("t.jinja", text)
+            self.run_refuses(code, "hello", "--chat-template", path, words=[word])
+
+
 class Writing(Case):
     SYNTH = ["synth", "llama", "Q8_0", "-o"]
 
@@ -472,6 +500,11 @@ class Templates(Case):
     def test_variables(self):
         for variables in (b"", b"{", b"[1]", b'{"a": 1} more', b"[" * 100000, b"\xff"):
             self.refuse_template(MALFORMED, "{{ x }}", ["variables"], variables)
+
+    def test_a_template_from_a_pipe_is_read_whole(self):
+        done = subprocess.run(["bash", "-c", "\"$0\" template <(echo '{{ 1 }} as written') <<< '{}'",
+                               LEAN], env=environment(), capture_output=True, timeout=SECONDS)
+        self.assertEqual((done.returncode, done.stdout), (0, b"1 as written"), done.stderr)
 
     def test_sources(self):
         self.refuse(NOT_FOUND, "template", self.path("none.jinja"))
