@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -48,9 +49,12 @@ struct source {
     struct gguf_string view;
 };
 
+/* What is read from a pipe to find out would be gone. */
 static bool is_gguf(const char *path)
 {
     char magic[4] = "";
+    struct stat info;
+    if (stat(path, &info) || !S_ISREG(info.st_mode)) return false;
     FILE *file = fopen(path, "rb");
     const bool is = file && fread(magic, 1, 4, file) == 4 && !memcmp(magic, "GGUF", 4);
     if (file) fclose(file);
