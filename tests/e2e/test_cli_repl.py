@@ -34,6 +34,11 @@ class Repl(unittest.TestCase):
         self.addCleanup(lambda: terminal.status is None and terminal.close(patience=0))
         return terminal
 
+    @staticmethod
+    def assert_ends_in(terminal, rows):
+        """The last rows of the screen are these, at once or soon."""
+        terminal.wait_for(lambda t: t.rows()[-len(rows):] == rows)
+
     def messages(self, terminal):
         """What the conversation holds, by /save; as (role, content)."""
         path = os.path.join(self.folder.name, "saved.json")
@@ -54,14 +59,14 @@ class Keys(Repl):
     def test_a_message_of_several_lines(self):
         terminal = self.start()
         terminal.type("one" + ALT_ENTER + "two\\\rthree\nfour")
-        self.assertEqual(terminal.rows()[-4:], [">>> one", "... two", "... three", "... four"])
+        self.assert_ends_in(terminal, [">>> one", "... two", "... three", "... four"])
         self.ask(terminal, "\r")
         self.assertEqual(self.messages(terminal)[0], ("user", "one\ntwo\nthree\nfour"))
 
     def test_a_block_in_triple_quotes(self):
         terminal = self.start()
         terminal.type('"""\rone\rtwo\r')
-        self.assertEqual(len(terminal.rows()), 4)
+        terminal.wait_for(lambda t: len(t.rows()) == 4)
         self.ask(terminal, '"""\r')
         self.assertEqual(self.messages(terminal)[0], ("user", "one\ntwo"))
 
@@ -69,20 +74,20 @@ class Keys(Repl):
         terminal = self.start()
         self.assertIn(b"\x1b[?2004h", terminal.output)
         terminal.type("\x1b[200~first\rsecond\r\nthird\x1b[201~")
-        self.assertEqual(terminal.rows()[-3:], [">>> first", "... second", "... third"])
+        self.assert_ends_in(terminal, [">>> first", "... second", "... third"])
         self.ask(terminal, "\r")
         self.assertEqual(self.messages(terminal)[0], ("user", "first\nsecond\nthird"))
 
     def test_wide_and_combining_characters_keep_the_cursor_right(self):
         terminal = self.start(columns=20)
         terminal.type("日本e\u0301" + "x" * 12)
-        self.assertEqual(terminal.rows(), [">>> 日本éxxxxxxxxxxx", "x"])
+        self.assert_ends_in(terminal, [">>> 日本éxxxxxxxxxxx", "x"])
         terminal.type(LEFT * 14)
-        self.assertEqual((terminal.screen.cursor.x, terminal.screen.cursor.y), (6, 0))
+        terminal.wait_for(lambda t: (t.screen.cursor.x, t.screen.cursor.y) == (6, 0))
         terminal.type("|")
-        self.assertEqual(terminal.rows()[0], ">>> 日|本éxxxxxxxxxx")
+        terminal.wait_for(lambda t: t.rows()[:1] == [">>> 日|本éxxxxxxxxxx"])
         terminal.type("\x7f" + "\x1b[C" * 2 + "\x7f")
-        self.assertEqual(terminal.rows()[0], ">>> 日本xxxxxxxxxxxx")
+        terminal.wait_for(lambda t: t.rows()[:1] == [">>> 日本xxxxxxxxxxxx"])
 
     def test_resize_draws_anew(self):
         terminal = self.start(columns=60)
@@ -90,20 +95,20 @@ class Keys(Repl):
         terminal.resize(40, 12)
         os.kill(terminal.pid, signal.SIGWINCH)
         terminal.pump(0.2)
-        self.assertEqual(terminal.rows(), [">>> " + "a" * 36, "a" * 14])
+        self.assert_ends_in(terminal, [">>> " + "a" * 36, "a" * 14])
         terminal.type("b")
-        self.assertEqual(terminal.rows()[-1], "a" * 14 + "b")
+        self.assert_ends_in(terminal, ["a" * 14 + "b"])
         terminal.resize(60, 12)
         os.kill(terminal.pid, signal.SIGWINCH)
         terminal.pump(0.2)
-        self.assertEqual(terminal.rows()[-1], ">>> " + "a" * 50 + "b")
+        self.assert_ends_in(terminal, [">>> " + "a" * 50 + "b"])
 
     def test_a_message_taller_than_the_screen(self):
         terminal = self.start(lines=5)
         terminal.type("\n".join(f"line {i}" for i in range(9)))
-        self.assertEqual(terminal.rows(), [f"... line {i}" for i in range(4, 9)])
+        self.assert_ends_in(terminal, [f"... line {i}" for i in range(4, 9)])
         terminal.type("\x1b[A" * 8)
-        self.assertEqual(terminal.rows()[0], ">>> line 0")
+        terminal.wait_for(lambda t: t.rows()[:1] == [">>> line 0"])
         self.ask(terminal, "\r")
         self.assertTrue(self.messages(terminal)[0][1].endswith("line 8"))
 
@@ -117,9 +122,9 @@ class Keys(Repl):
 
         terminal = self.start()
         terminal.type(UP)
-        self.assertEqual(terminal.rows()[-1], ">>> the second")
+        self.assert_ends_in(terminal, [">>> the second"])
         terminal.type("\x03\x12fir")
-        self.assertEqual(terminal.rows()[-1], "(search: fir) the first message")
+        self.assert_ends_in(terminal, ["(search: fir) the first message"])
         self.ask(terminal, "\r")
         self.assertEqual(self.messages(terminal)[0], ("user", "the first message"))
 
@@ -134,9 +139,9 @@ class Keys(Repl):
     def test_ctrl_c_clears_and_tells_how_to_leave(self):
         terminal = self.start()
         terminal.type("never mind\x03")
-        self.assertEqual(terminal.rows(), [">>> never mind", ">>>"])
+        self.assert_ends_in(terminal, [">>> never mind", ">>>"])
         terminal.type("\x03")
-        self.assertEqual(terminal.rows()[-2:], ["Ctrl-D or /bye to leave", ">>>"])
+        self.assert_ends_in(terminal, ["Ctrl-D or /bye to leave", ">>>"])
         terminal.type("\x04")
         self.assertEqual(terminal.close(), 0)
 
@@ -145,13 +150,13 @@ class Keys(Repl):
             file.write("from a file")
         terminal = self.start(columns=100)
         terminal.type("/und\t")
-        self.assertEqual(terminal.rows()[-1], ">>> /undo")
+        self.assert_ends_in(terminal, [">>> /undo"])
         terminal.type("\x15/s\t\t")
-        self.assertIn("/set", terminal.rows()[-2])
+        terminal.wait_for(lambda t: "/set" in t.rows()[-2])
         terminal.type("\x15/set temp\t")
-        self.assertEqual(terminal.rows()[-1], ">>> /set temperature")
+        self.assert_ends_in(terminal, [">>> /set temperature"])
         terminal.type(f"\x15/read {self.folder.name}/lo\t")
-        self.assertTrue(terminal.rows()[-1].endswith("long_name.txt"))
+        terminal.wait_for(lambda t: t.rows()[-1].endswith("long_name.txt"))
         self.ask(terminal, "\r")
         self.assertEqual(self.messages(terminal)[0], ("user", "from a file"))
 
@@ -166,12 +171,12 @@ class Keys(Repl):
         terminal.type("hello")
         raw = termios.tcgetattr(terminal.fd)
         os.kill(terminal.pid, signal.SIGTERM)
+        terminal.wait_for(lambda t: t.output.rstrip().endswith(b"\x1b[?2004l"))
         terminal.pump(0.3)
         cooked = termios.tcgetattr(terminal.fd)
         self.assertFalse(raw[3] & termios.ICANON)
         self.assertTrue(cooked[3] & termios.ICANON and cooked[3] & termios.ECHO)
         self.assertEqual(terminal.close(), -signal.SIGTERM)
-        self.assertTrue(terminal.output.rstrip().endswith(b"\x1b[?2004l"))
 
 
 class Conversation(Repl):
@@ -207,7 +212,7 @@ class Conversation(Repl):
         terminal = self.start()
         self.ask(terminal, "frist\r")
         self.ask(terminal, "/edit\r")
-        self.assertEqual(terminal.rows()[-1], ">>> frist")
+        self.assert_ends_in(terminal, [">>> frist"])
         self.ask(terminal, "\x15first\r")
         messages = self.messages(terminal)
         self.assertEqual((len(messages), messages[0]), (2, ("user", "first")))
