@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what lean needs on Debian 12 (or Ubuntu 22.04 and newer), builds it, and shows that it
 # works. Asks nothing; may be run again at any time. Root is needed only while a package is
-# missing: as root directly, as another user through sudo.
+# missing: as root directly, as another user through sudo. --packages installs and stops there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,6 +24,8 @@ if [ ${#missing[@]} -gt 0 ]; then
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
         apt-get install -y -q --no-install-recommends "${missing[@]}"
 fi
+
+[ "${1:-}" = --packages ] && exit
 
 cmake --preset release
 cmake --build --preset release --target lean

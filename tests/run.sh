@@ -6,6 +6,7 @@
 # one was skipped that tests/expected_skips does not name.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
+launch/setup.sh --packages || exit 1
 jobs=$(nproc)
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
