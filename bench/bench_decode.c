@@ -1,0 +1,83 @@
+/* Prefill and decode speed of one model on this machine, without tokenizer or sampler options.
+ *
+ *   bench_decode MODEL [--prompt 512] [--tokens 128] [--repeat 3] [--threads N] [--kernels NAME]
+ *
+ * Prints one JSON line per repetition: what ran and the two rates. The prompt is a fixed sequence
+ * of ids that differs between repetitions, so that no prefix is found in the cache; the answer is
+ * greedy. bench/compare_llamacpp.py alternates this program with a peer and prints ratios. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "coordinator/text/tokenizer.h"
+#include "launch/engine.h"
+
+static uint32_t argument(int argc, char **argv, const char *name, uint32_t otherwise)
+{
+    for (int i = 2; i + 1 < argc; i++)
+        if (!strcmp(argv[i], name)) return (uint32_t)strtoul(argv[i + 1], NULL, 10);
+    return otherwise;
+}
+
+static bool keep_going(void *context, const struct sampled_token *token)
+{
+    (void)context, (void)token;
+    return true;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        fprintf(stderr, "usage: bench_decode MODEL [--prompt N] [--tokens N] [--repeat N] "
+                        "[--threads N] [--kernels NAME]\n");
+        return 2;
+    }
+    const uint32_t n_prompt = argument(argc, argv, "--prompt", 512);
+    const uint32_t n_token = argument(argc, argv, "--tokens", 128);
+    const uint32_t n_repeat = argument(argc, argv, "--repeat", 3);
+    struct engine_config config = {
+        .model_path = argv[1],
+        .n_ctx = n_prompt + n_token + 1,
+        .kv_type = "f16",
+        .kernels = "auto",
+        .n_thread = argument(argc, argv, "--threads", 0),
+    };
+    for (int i = 2; i + 1 < argc; i++)
+        if (!strcmp(argv[i], "--kernels")) config.kernels = argv[i + 1];
+
+    struct lm_error err;
+    struct engine *engine;
+    int32_t *prompt = calloc(n_prompt ? n_prompt : 1, sizeof(*prompt));
+    if (!prompt || engine_open(&engine, &config, &err) != LM_OK) {
+        fprintf(stderr, "bench_decode: %s\n", prompt ? err.message : "no memory");
+        free(prompt);
+        return 1;
+    }
+    const uint32_t n_vocab = tokenizer_n_vocab(engine_tokenizer(engine));
+    for (uint32_t repeat = 0; repeat < n_repeat; repeat++) {
+        for (uint32_t i = 0; i < n_prompt; i++)
+            prompt[i] = (int32_t)(((uint64_t)i * 7919 + 104729 * (repeat + 1)) % (n_vocab - 300));
+        struct generate_request request = {
+            .prompt = prompt,
+            .n_prompt = n_prompt,
+            .sampling = sampling_params_default(),
+            .n_max = n_token,
+            .ignore_end = true,
+            .on_token = keep_going,
+        };
+        struct generate_result result;
+        if (engine_generate(engine, &request, &result, &err) != LM_OK) {
+            fprintf(stderr, "bench_decode: %s\n", err.message);
+            return 1;
+        }
+        /* The first token comes out of the prompt's last step; the others are decode steps. */
+        printf(
+            "{\"prompt\": %u, \"prefill_tok_s\": %.2f, \"tokens\": %zu, \"decode_tok_s\": %.2f}\n",
+            n_prompt, (double)n_prompt / result.prefill_s, result.n_generated,
+            (double)(result.n_generated - 1) / result.decode_s);
+        fflush(stdout);
+    }
+    engine_close(engine);
+    free(prompt);
+    return 0;
+}
