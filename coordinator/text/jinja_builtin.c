@@ -182,6 +182,7 @@ static void update_dict(struct jinja_run *run, struct jinja_dict *dict, struct j
             jinja_dict_set(run, dict, pair->key, pair->value);
         return;
     }
+    if (from.type == JINJA_UNDEFINED) jinja_fail_undefined(run, from);
     struct jinja_iter *iter = jinja_iterate(run, from);
     for (struct jinja_value item; jinja_next(run, iter, &item);) {
         const struct jinja_list *pair = jinja_to_list(run, item).list;

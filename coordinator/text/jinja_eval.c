@@ -2,6 +2,7 @@
  * numbered; text goes to the innermost open buffer. */
 #include "coordinator/text/jinja_eval.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "coordinator/text/jinja_builtin.h"
@@ -725,6 +726,25 @@ bool jinja_object_attribute(struct jinja_run *run, struct jinja_value object,
                                      : macro_attribute(run, object.macro->node, name, out);
 }
 
+void jinja_print_object(struct jinja_run *run, struct jinja_buffer *buffer,
+                        struct jinja_value object)
+{
+    char text[64];
+    if (object.type == JINJA_LOOP) {
+        snprintf(text, sizeof(text), "<LoopContext %lld/%lld>", (long long)object.loop->index0 + 1,
+                 (long long)jinja_loop_length(run, object.loop));
+        jinja_put_text(run, buffer, text);
+        return;
+    }
+    const struct jinja_string *name = object.macro->node->name;
+    jinja_put_text(run, buffer, "<Macro ");
+    if (name)
+        jinja_print_repr(run, buffer, (struct jinja_value){.type = JINJA_STRING, .string = name});
+    else
+        jinja_put_text(run, buffer, "anonymous");
+    jinja_put_char(run, buffer, '>');
+}
+
 /* ---- statements */
 
 static enum flow execute_if(struct eval *eval, struct env *env, const struct jinja_node *node)
@@ -747,6 +767,14 @@ static enum flow execute_for(struct eval *eval, struct env *env, const struct ji
     return flow;
 }
 
+/* The result of a filter or call block goes out as it is, so it must be text. */
+static void put_text(struct eval *eval, struct jinja_value value)
+{
+    if (value.type != JINJA_STRING)
+        jinja_fail(eval->run, "a block gives %s, not str", jinja_type_name(value));
+    jinja_print(eval->run, eval->out, value);
+}
+
 /* Set and filter blocks: the body's text, through the filters if there are any. */
 static enum flow execute_captured(struct eval *eval, struct env *env, const struct jinja_node *node)
 {
@@ -764,7 +792,7 @@ static enum flow execute_captured(struct eval *eval, struct env *env, const stru
         if (node->type == NODE_SET_BLOCK)
             assign(eval, env, node->a, text);
         else
-            jinja_print(eval->run, eval->out, text);
+            put_text(eval, text);
     }
     leave(env, &node->frame);
     return flow;
@@ -791,7 +819,7 @@ static void execute_call_block(struct eval *eval, struct env *env, const struct 
     add_named(eval, &named, jinja_text(eval->run, "caller"), caller);
     call.named = named.pairs;
     call.n_named = named.n;
-    jinja_print(eval->run, eval->out, call_value(eval, callee, &call));
+    put_text(eval, call_value(eval, callee, &call));
 }
 
 static void print_items(struct eval *eval, struct env *env, const struct jinja_node *node)

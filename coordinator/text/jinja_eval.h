@@ -12,4 +12,8 @@ void jinja_render(struct jinja_run *run, const struct jinja_template *tmpl,
 bool jinja_object_attribute(struct jinja_run *run, struct jinja_value object,
                             const struct jinja_string *name, struct jinja_value *out);
 
+/* repr of a macro or a loop, appended. */
+void jinja_print_object(struct jinja_run *run, struct jinja_buffer *buffer,
+                        struct jinja_value object);
+
 #endif

@@ -211,7 +211,6 @@ BUILTIN(filter_indent)
 BUILTIN(filter_truncate)
 {
     UNUSED;
-    const struct jinja_string *text = jinja_arg_string(run, self);
     const int64_t length = jinja_arg_int(run, arg[0], 255);
     const bool killwords = jinja_arg_truth(run, arg[1], false);
     const struct jinja_value end = arg[2].type == JINJA_MISSING ? jinja_text(run, "...") : arg[2];
@@ -219,7 +218,8 @@ BUILTIN(filter_truncate)
     const int64_t n_end = (int64_t)jinja_arg_string(run, end)->n_chars;
     if (length < n_end) jinja_fail(run, "truncate: expected length >= %lld", (long long)n_end);
     if (leeway < 0) jinja_fail(run, "truncate: expected leeway >= 0");
-    if ((int64_t)text->n_chars - leeway <= length) return self;
+    if (jinja_length(run, self) - leeway <= length) return self;
+    jinja_arg_string(run, self);
     struct jinja_value kept =
         jinja_slice(run, self, jinja_none(), jinja_int(length - n_end), jinja_none(), false);
     if (!killwords) {

@@ -421,10 +421,12 @@ static struct jinja_value positional(struct braces *at, int64_t i)
     return at->call->positional[i];
 }
 
-static struct jinja_value first_value(struct braces *at, const char *p, const char *end)
+/* whole: the field is nothing more. Only then does its number count as given by hand. */
+static struct jinja_value first_value(struct braces *at, const char *p, const char *end, bool whole)
 {
     int64_t number = all_digits(p, end);
-    if (p == end || number >= 0) {
+    if (number >= 0 && !whole) return positional(at, number);
+    if (whole && (p == end || number >= 0)) {
         const bool automatic = p == end;
         if (automatic ? at->n_auto < 0 : at->n_auto > 0)
             jinja_fail(at->run, "automatic and manual field numbers do not mix");
@@ -452,7 +454,7 @@ static struct jinja_value read_field(struct braces *at, const char *p, const cha
     const char *stop = p;
     while (stop < end && *stop != '.' && *stop != '[')
         stop++;
-    struct jinja_value value = first_value(at, p, stop);
+    struct jinja_value value = first_value(at, p, stop, stop == end);
     while (stop < end) {
         const bool attribute = *stop == '.';
         p = ++stop;

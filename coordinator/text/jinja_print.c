@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "coordinator/text/jinja_builtin.h"
+#include "coordinator/text/jinja_eval.h"
 #include "coordinator/text/jinja_unicode.h"
 
 /* ---- floats */
@@ -201,6 +202,10 @@ void jinja_print_repr(struct jinja_run *run, struct jinja_buffer *buffer, struct
         break;
     case JINJA_RANGE:
         print_range(run, buffer, value.range);
+        break;
+    case JINJA_MACRO:
+    case JINJA_LOOP:
+        jinja_print_object(run, buffer, value);
         break;
     default: /* Python shows an address here, so no template depends on it */
         jinja_put_char(run, buffer, '<');
