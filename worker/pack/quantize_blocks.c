@@ -453,7 +453,7 @@ static void block_q2_k_from(const float *x, struct block_q2_k *y)
     y->d = f16_from_f32(max_scale / 15);
     y->dmin = f16_from_f32(max_min / 15);
     for (int g = 0; g < 16; g++) {
-        y->scales[g] = (uint8_t)(nearest(iscale * scales[g]) | nearest(imin * mins[g]) << 4);
+        y->scales[g] = (uint8_t)(nearest(iscale * scales[g]) | 16 * nearest(imin * mins[g]));
         const float scale = f32_from_f16(y->d) * (float)(y->scales[g] & 15);
         const float min = f32_from_f16(y->dmin) * (float)(y->scales[g] >> 4);
         recode(x + 16 * g, 16, scale, min, 0, 3, codes + 16 * g);
