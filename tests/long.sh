@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The full counts of what tests/run.sh samples: fuzzing with libFuzzer under sanitizers, more random
+# templates, more seeds of the kernel comparison. Takes about an hour; needs clang. Prints one line
+# per job and appends the same to bench/results/long-DATE.md. MINUTES=N sets the length of a fuzz job.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+minutes=${MINUTES:-10}
+report=bench/results/long-$(date +%F).md
+status=0
+
+# job NAME COMMAND...: runs it, keeps its last line.
+job() {
+    local name=$1 log last
+    shift
+    log=$(mktemp)
+    if "$@" >"$log" 2>&1; then last="ok: $(tail -n 1 "$log" | cut -c1-120)"; else
+        last="FAILED, log in $log"
+        status=1
+    fi
+    echo "- $name: $last" | tee -a "$report"
+}
+
+echo "# Long tests, $(date +%F), $(git describe --always --dirty), $(nproc) cores" >>"$report"
+cmake -S . -B build-fuzz -G Ninja -DCMAKE_C_COMPILER=clang -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+      -DLEAN_FUZZ=ON -DLEAN_ASAN=ON >/dev/null && cmake --build build-fuzz || exit 1
+export LEAN_SOURCE_DIR=$PWD
+for source in tests/fuzz/fuzz_*.c; do
+    name=$(basename "$source" .c)
+    found=$(mktemp -d)
+    job "$name, $minutes minutes" "build-fuzz/tests/$name" -max_total_time=$((minutes * 60)) \
+        -timeout=10 -rss_limit_mb=2048 "$found" "tests/fuzz/corpus/${name#fuzz_}"
+done
+cmake --preset release >/dev/null && cmake --build --preset release || exit 1
+for seed in $(seq 1 20); do
+    job "kernels.matmul, seed $seed" build/tests/test_kernels_matmul "$seed"
+done
+exit $status
