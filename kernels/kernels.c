@@ -1,6 +1,7 @@
 /* Which variants this CPU runs, and their tables. */
 #include "kernels/kernels.h"
 
+#include <cpuid.h>
 #include <pthread.h>
 #include <string.h>
 
@@ -15,8 +16,9 @@ static pthread_once_t tables_once = PTHREAD_ONCE_INIT;
 
 static bool cpu_has_avx2(void)
 {
+    unsigned eax, ebx, ecx, edx; /* clang 14 does not know "f16c" by name */
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+           __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
 }
 
 static bool cpu_has_avx512(void)

@@ -58,8 +58,8 @@ static const char *const end_texts[] = {
     "<turn|>",
     "<|tool_response>",
     "[e~[",
-    "<\xEF\xBD\x9C"
-    "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",
+    ("<\xEF\xBD\x9C"
+     "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>"),
 };
 
 /* Fill-in-the-middle tokens, one of each kind: the file's key, else the first text found. */
