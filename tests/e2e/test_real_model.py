@@ -22,7 +22,8 @@ except ImportError:
 LEAN = os.environ.get("LEAN", "build/lean")
 N_ANSWER = 200
 # Both programs round activations to 8 bits, and llama.cpp also rounds the sum of each Q4_1 block to
-# binary16, which lean keeps exact. On this file that moves a logit's lead by some tenths (the answer
+# binary16, which lean keeps exact; that this is the whole cause is not shown. On this file leads of
+# some tenths of a logit flip (the answer
 # to the first question changes altogether when activations are not rounded, lean eval --reference);
 # a lead below that decides nothing. Last seen: 82 near-ties in 3108 positions, the largest 0.59.
 NEAR_TIE = 0.75
