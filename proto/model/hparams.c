@@ -500,7 +500,9 @@ static void check_roles(struct tensor_check *check, int first, int end, uint32_t
     }
 }
 
-static void warn_unused(const struct gguf_file *file, const struct hparams *hp)
+/* An unknown tensor is left alone with a warning, except a bias: it would change every answer. */
+static enum lm_status check_unused(const struct gguf_file *file, const struct hparams *hp,
+                                   struct lm_error *err)
 {
     struct name_list unused = {.n = 0};
     for (size_t i = 0; i < gguf_n_tensor(file); i++) {
@@ -511,11 +513,18 @@ static void warn_unused(const struct gguf_file *file, const struct hparams *hp)
                            il < hp->n_layer + hp->n_layer_mtp && ie < HPARAMS_MAX_EXPERT &&
                            tensor_shape(hp, role, il).need != TENSOR_ABSENT;
         char name[TENSOR_NAME_MAX];
-        if (!known) list_add(&unused, log_printable(tensor->name.data, tensor->name.n, name, 64));
+        if (known) continue;
+        log_printable(tensor->name.data, tensor->name.n, name, 64);
+        const size_t length = strlen(name);
+        if (length > 5 && !strcmp(name + length - 5, ".bias"))
+            return lm_fail(err, LM_E_UNSUPPORTED, "%s: tensor %s: no such bias in architecture %s",
+                           gguf_path(file), name, hp->arch->name);
+        list_add(&unused, name);
     }
     if (unused.n)
         log_warning("%s: %u tensors are not used: %s%s", gguf_path(file), unused.n, unused.text,
                     is_cut(&unused) ? ", ..." : "");
+    return LM_OK;
 }
 
 static enum lm_status fail_missing(const struct gguf_file *file, const struct name_list *keys,
@@ -545,6 +554,5 @@ enum lm_status hparams_read(struct hparams *out, const struct gguf_file *file, s
     if (check.status != LM_OK) return check.status;
     if (missing_keys.n || check.missing.n)
         return fail_missing(file, &missing_keys, &check.missing, err);
-    warn_unused(file, out);
-    return LM_OK;
+    return check_unused(file, out, err);
 }

@@ -38,6 +38,7 @@ static struct hparams tiny_hparams(void)
 struct variant {
     const char *without_key;    /* one key left out */
     const char *without_tensor; /* tensors left out whose name contains this */
+    const char *extra_tensor;   /* a vector of one element more */
     const char *extra_key;      /* a u32 key more */
     uint32_t extra_value;
     uint64_t n_embd; /* other than in the keys; 0: the same */
@@ -114,6 +115,10 @@ static enum lm_status read_variant(const struct variant *variant, struct hparams
             n_left += 4 * shape.ne[0] * shape.ne[1] * shape.ne[2];
         }
     }
+    if (variant->extra_tensor) {
+        gguf_writer_tensor(writer, variant->extra_tensor, TENSOR_F32, 1, &(const uint64_t){1});
+        n_left += 4;
+    }
     static const char zeros[65536];
     while (n_left) {
         const uint64_t n = n_left < sizeof(zeros) ? n_left : sizeof(zeros);
@@ -187,6 +192,17 @@ static void test_missing_keys_and_tensors_are_named_together(void **state)
                    "tensors: blk.0.ssm_norm.weight, blk.1.ssm_norm.weight, blk.2.ssm_norm.weight");
 }
 
+static void test_unknown_tensors_are_ignored_but_not_biases(void **state)
+{
+    (void)state;
+    struct hparams hp;
+    struct lm_error err;
+    const struct variant unused = {.extra_tensor = "blk.0.unheard_of.weight"};
+    assert_int_equal(read_variant(&unused, &hp, &err), LM_OK);
+    const struct variant bias = {.extra_tensor = "blk.0.ffn_up.bias"};
+    expect_failure(&bias, LM_E_UNSUPPORTED, "blk.0.ffn_up.bias", "qwen35moe");
+}
+
 static void test_sizes_are_checked(void **state)
 {
     (void)state;
@@ -236,6 +252,7 @@ int main(void)
         cmocka_unit_test(test_fused_tensors_are_accepted),
         cmocka_unit_test(test_declared_prediction_layer_may_be_absent),
         cmocka_unit_test(test_missing_keys_and_tensors_are_named_together),
+        cmocka_unit_test(test_unknown_tensors_are_ignored_but_not_biases),
         cmocka_unit_test(test_sizes_are_checked),
         cmocka_unit_test(test_names_round_trip),
     };
