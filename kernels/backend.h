@@ -151,7 +151,8 @@ struct ffn_args {
     struct weight gate_exp, up_exp, down_exp; /* shape and type of one expert's, data unused */
     const struct weight *gate, *up, *down;    /* shared expert or dense FFN; NULL: none */
     const float *shared_gate;                 /* [n_embd] or NULL: not gated */
-    float *y;                                 /* [n_token][n_embd]; unused with a residual */
+    float *expert_out; /* [n_token * n_expert_used][n_embd] for ffn_experts and ffn_finish */
+    float *y;          /* [n_token][n_embd]; unused with a residual */
     struct epilogue epilogue;
 };
 
@@ -186,6 +187,12 @@ struct backend_ops {
     void (*delta_net)(struct backend *backend, const struct delta_net_args *args);
     void (*route)(struct backend *backend, const struct route_args *args);
     void (*ffn)(struct backend *backend, const struct ffn_args *args);
+    /* The same in steps, for experts that become readable one group after another. ffn_experts
+     * leaves in expert_out what the experts with selected[id] give for the rows that chose them;
+     * when all have had their turn, ffn_finish combines the rows as ffn does, with the same bits.
+     * selected: [n_expert]. */
+    void (*ffn_experts)(struct backend *backend, const struct ffn_args *args, const bool *selected);
+    void (*ffn_finish)(struct backend *backend, const struct ffn_args *args);
 };
 
 struct backend_cpu_config {

@@ -269,6 +269,8 @@ static const struct backend_ops cpu_ops = {
     .delta_net = cpu_delta_net,
     .route = cpu_route,
     .ffn = cpu_ffn,
+    .ffn_experts = cpu_ffn_experts,
+    .ffn_finish = cpu_ffn_finish,
 };
 
 /* "ref, avx2, avx512" for the error message. */

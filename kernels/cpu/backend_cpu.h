@@ -81,5 +81,7 @@ void cpu_route(struct backend *backend, const struct route_args *args);
 void cpu_attention(struct backend *backend, const struct attention_args *args);
 void cpu_delta_net(struct backend *backend, const struct delta_net_args *args);
 void cpu_ffn(struct backend *backend, const struct ffn_args *args);
+void cpu_ffn_experts(struct backend *backend, const struct ffn_args *args, const bool *selected);
+void cpu_ffn_finish(struct backend *backend, const struct ffn_args *args);
 
 #endif

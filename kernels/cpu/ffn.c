@@ -26,12 +26,20 @@ struct unit {
     size_t h_offset, h_act_offset; /* of pair 0 of the unit; floats, bytes */
 };
 
+enum pass {
+    PASS_WHOLE,   /* routed and shared, combined as soon as rows are there */
+    PASS_EXPERTS, /* some routed ones, into expert_out */
+    PASS_FINISH   /* the shared one, combined with expert_out */
+};
+
 struct ffn {
     struct cpu_backend *cpu;
     const struct ffn_args *args;
+    enum pass pass;
+    const bool *selected; /* [n_expert] experts that PASS_EXPERTS computes */
     uint32_t n_unit;
     struct unit *unit;
-    uint32_t n_pair;
+    uint32_t n_pair, pair_begin; /* pairs of this call, and the lowest pair id among them */
     uint32_t *pair;              /* [n_pair] pair ids, unit after unit */
     const void **gate_x, **up_x; /* [n_pair] activation rows, in the order of pair */
     const void **h_x;            /* [n_pair] quantized hidden rows */
@@ -128,9 +136,20 @@ static void hidden_task(void *context, uint32_t task, uint32_t worker)
         quantize_group(f, unit, group);
 }
 
-/* Output rows [row_begin, row_end) of one token from its pairs' rows in out [n_pair][n_row]. */
+/* Where output rows [row_begin, row_begin + n_row) of a pair are: a task keeps them in out
+ * [n_pair][n_row], or they outlive the call in expert_out. */
+static float *pair_rows(const struct ffn *f, uint32_t pair, uint32_t row_begin, uint32_t n_row,
+                        float *out)
+{
+    const struct ffn_args *args = f->args;
+    if (f->pass != PASS_WHOLE && pair < args->n_token * args->n_expert_used)
+        return args->expert_out + (size_t)pair * args->n_embd + row_begin;
+    return out + (size_t)(pair - f->pair_begin) * n_row;
+}
+
+/* Output rows [row_begin, row_begin + n_row) of one token from those of its pairs. */
 static void combine(const struct ffn *f, uint32_t it, uint32_t row_begin, uint32_t n_row,
-                    const float *out, float *sum)
+                    float *out, float *sum)
 {
     const struct kernel_table *kernels = f->cpu->kernels;
     const struct ffn_args *args = f->args;
@@ -138,11 +157,12 @@ static void combine(const struct ffn *f, uint32_t it, uint32_t row_begin, uint32
     float *y = f->y ? f->y + (size_t)it * args->n_embd + row_begin : sum;
     memset(y, 0, n_row * sizeof(float));
     for (uint32_t rank = 0; rank < k; rank++) {
-        const size_t pair = (size_t)it * k + rank;
-        kernels->add_scaled(args->weights[pair], out + pair * n_row, n_row, y);
+        const uint32_t pair = it * k + rank;
+        kernels->add_scaled(args->weights[pair], pair_rows(f, pair, row_begin, n_row, out), n_row,
+                            y);
     }
     if (args->gate) {
-        const float *shared = out + ((size_t)args->n_token * k + it) * n_row;
+        const float *shared = pair_rows(f, args->n_token * k + it, row_begin, n_row, out);
         if (f->shared_gate)
             kernels->add_scaled(f->shared_gate[it], shared, n_row, y);
         else
@@ -160,7 +180,7 @@ static void output_task(void *context, uint32_t task, uint32_t worker)
     const uint32_t row_end =
         row_begin + f->rows_per_output_task < n_embd ? row_begin + f->rows_per_output_task : n_embd;
     const uint32_t n_row = row_end - row_begin;
-    float *out = f->cpu->worker[worker].data; /* [n_pair][n_row], by pair id */
+    float *out = f->cpu->worker[worker].data; /* [n_pair][n_row] */
     float *sum = out + (size_t)f->n_pair * n_row;
     for (uint32_t u = 0; u < f->n_unit; u++) {
         const struct unit *unit = &f->unit[u];
@@ -170,7 +190,7 @@ static void output_task(void *context, uint32_t task, uint32_t worker)
                 unit->n_pair - begin < TILE_PAIRS ? unit->n_pair - begin : TILE_PAIRS;
             const uint32_t first = unit->first_pair + begin;
             for (uint32_t i = 0; i < n; i++)
-                y[i] = out + (size_t)f->pair[first + i] * n_row - row_begin;
+                y[i] = pair_rows(f, f->pair[first + i], row_begin, n_row, out) - row_begin;
             const struct matmul_args args = {
                 .w = unit->down,
                 .w_row_bytes = unit->down_row_bytes,
@@ -184,8 +204,19 @@ static void output_task(void *context, uint32_t task, uint32_t worker)
             f->cpu->kernels->matmul[unit->down_type](&args);
         }
     }
+    if (f->pass == PASS_EXPERTS) return;
     for (uint32_t it = 0; it < f->args->n_token; it++)
         combine(f, it, row_begin, n_row, out, sum);
+}
+
+static bool has_shared(const struct ffn *f)
+{
+    return f->args->gate && f->pass != PASS_EXPERTS;
+}
+
+static bool has_pair(const struct ffn *f, uint32_t routed)
+{
+    return f->pass == PASS_WHOLE || (f->pass == PASS_EXPERTS && f->selected[f->args->ids[routed]]);
 }
 
 /* sigmoid(shared_gate . x) of each token. */
@@ -193,7 +224,7 @@ static bool gate_shared(struct ffn *f)
 {
     struct cpu_backend *cpu = f->cpu;
     const struct ffn_args *args = f->args;
-    if (!args->gate || !args->shared_gate) return true;
+    if (!has_shared(f) || !args->shared_gate) return true;
     f->shared_gate = buffer_reserve(cpu, &cpu->q, args->n_token * sizeof(*f->shared_gate), "ffn");
     float **y = buffer_reserve(cpu, &cpu->y_rows, args->n_token * sizeof(*y), "ffn");
     if (!f->shared_gate || !y) return false;
@@ -257,7 +288,7 @@ static void make_units(struct ffn *f, uint32_t *count, uint32_t n_id)
     const struct ffn_args *args = f->args;
     const uint32_t n_routed = args->n_token * args->n_expert_used;
     for (uint32_t p = 0; p < n_routed; p++)
-        count[args->ids[p]]++;
+        if (has_pair(f, p)) count[args->ids[p]]++;
     uint32_t first = 0;
     for (uint32_t id = 0; id < n_id; id++) {
         if (!count[id]) continue;
@@ -269,13 +300,13 @@ static void make_units(struct ffn *f, uint32_t *count, uint32_t n_id)
         first += unit->n_pair;
     }
     for (uint32_t p = 0; p < n_routed; p++)
-        f->pair[count[args->ids[p]]++] = p;
-    if (!args->gate) return;
+        if (has_pair(f, p)) f->pair[count[args->ids[p]]++] = p;
+    if (!has_shared(f)) return;
     struct unit *unit = &f->unit[f->n_unit++];
     *unit = shared_unit(args);
-    unit->first_pair = n_routed;
+    unit->first_pair = first;
     for (uint32_t it = 0; it < args->n_token; it++)
-        f->pair[n_routed + it] = n_routed + it;
+        f->pair[first + it] = n_routed + it;
 }
 
 /* Cuts the units into tasks and lays out their hidden rows. Sets the counts of tasks and groups
@@ -289,6 +320,9 @@ static void plan_units(struct ffn *f, uint32_t *n_task, uint32_t *n_group, size_
         gate_up_bytes += (uint64_t)unit->n_ff * (unit->gate_row_bytes + unit->up_row_bytes);
         down_bytes += (uint64_t)f->args->n_embd * unit->down_row_bytes;
     }
+    if (f->pass == PASS_FINISH)
+        down_bytes +=
+            (uint64_t)f->args->n_token * f->args->n_expert_used * f->args->n_embd * sizeof(float);
     f->rows_per_output_task = rows_per_task(f->cpu, down_bytes, down_bytes / f->args->n_embd);
     *n_task = *n_group = 0;
     *h_floats = *h_act_bytes = 0;
@@ -350,11 +384,11 @@ static bool prepare_inputs(struct ffn *f)
     struct cpu_backend *cpu = f->cpu;
     const struct ffn_args *args = f->args;
     unsigned types = 0;
-    if (args->n_expert_used)
+    if (f->pass != PASS_FINISH && args->n_expert_used)
         types |= act_bit(cpu, args->gate_exp.type) |
                  act_bit(cpu, args->up_exp.row_bytes ? args->up_exp.type : args->gate_exp.type);
-    if (args->gate) types |= act_bit(cpu, args->gate->type) | act_bit(cpu, args->up->type);
-    if (args->gate && args->shared_gate) types |= 1u << ACT_F32;
+    if (has_shared(f)) types |= act_bit(cpu, args->gate->type) | act_bit(cpu, args->up->type);
+    if (has_shared(f) && args->shared_gate) types |= 1u << ACT_F32;
     return prepare_activations(cpu, "ffn", args->x, args->n_token, args->n_embd, NULL, 0.0f,
                                types) &&
            gate_shared(f);
@@ -367,7 +401,7 @@ static bool make_plan(struct ffn *f)
     const uint32_t n_unit_max = (n_id < f->n_pair ? n_id : f->n_pair) + 1;
     /* A unit has at most n_ff / GROUP + 1 groups. */
     const uint32_t n_group_max = n_unit_max * (f->args->n_ff_exp / GROUP + 1) +
-                                 (f->args->gate ? f->args->gate->n_row / GROUP + 1 : 0);
+                                 (has_shared(f) ? f->args->gate->n_row / GROUP + 1 : 0);
     const size_t unit_bytes = round_up_64(n_unit_max * sizeof(*f->unit));
     const size_t pair_bytes = round_up_64(f->n_pair * sizeof(*f->pair));
     const size_t count_bytes = round_up_64(((size_t)n_id + 1) * sizeof(uint32_t));
@@ -389,16 +423,25 @@ static bool make_plan(struct ffn *f)
     return true;
 }
 
-void cpu_ffn(struct backend *backend, const struct ffn_args *args)
+/* Pairs of the call, and the lowest of their ids. */
+static void count_pairs(struct ffn *f)
 {
-    struct cpu_backend *cpu = (struct cpu_backend *)backend;
+    const struct ffn_args *args = f->args;
+    const uint32_t n_routed = args->n_token * args->n_expert_used;
+    for (uint32_t p = 0; p < n_routed; p++)
+        f->n_pair += has_pair(f, p);
+    f->pair_begin = f->pass == PASS_FINISH ? n_routed : 0;
+    if (has_shared(f)) f->n_pair += args->n_token;
+}
+
+static void run(struct cpu_backend *cpu, const struct ffn_args *args, enum pass pass,
+                const bool *selected)
+{
     const struct epilogue *epilogue = &args->epilogue;
-    struct ffn f = {
-        .cpu = cpu,
-        .args = args,
-        .n_pair = args->n_token * (args->n_expert_used + (args->gate ? 1 : 0)),
-    };
+    struct ffn f = {.cpu = cpu, .args = args, .pass = pass, .selected = selected};
     assert(args->n_expert_used || args->gate);
+    count_pairs(&f);
+    if (pass == PASS_EXPERTS && !f.n_pair) return;
     if (!args->n_token || !prepare_inputs(&f) || !make_plan(&f)) return;
     uint32_t n_task, n_group;
     size_t h_floats, h_act_bytes;
@@ -413,7 +456,7 @@ void cpu_ffn(struct backend *backend, const struct ffn_args *args)
                          "ffn"))
         return;
     if (!epilogue->residual) f.y = args->y;
-    if (epilogue->residual && epilogue->post_norm) {
+    if (pass != PASS_EXPERTS && epilogue->residual && epilogue->post_norm) {
         f.y = buffer_reserve(cpu, &cpu->y, (size_t)args->n_token * args->n_embd * sizeof(float),
                              "ffn");
         if (!f.y) return;
@@ -421,5 +464,21 @@ void cpu_ffn(struct backend *backend, const struct ffn_args *args)
     pool_run(cpu->pool, hidden_task, &f, n_task);
     pool_run(cpu->pool, output_task, &f,
              (args->n_embd + f.rows_per_output_task - 1) / f.rows_per_output_task);
-    if (f.y) finish_rows(cpu, epilogue, args->n_token, args->n_embd, f.y, args->n_embd);
+    if (f.y && pass != PASS_EXPERTS)
+        finish_rows(cpu, epilogue, args->n_token, args->n_embd, f.y, args->n_embd);
+}
+
+void cpu_ffn(struct backend *backend, const struct ffn_args *args)
+{
+    run((struct cpu_backend *)backend, args, PASS_WHOLE, NULL);
+}
+
+void cpu_ffn_experts(struct backend *backend, const struct ffn_args *args, const bool *selected)
+{
+    run((struct cpu_backend *)backend, args, PASS_EXPERTS, selected);
+}
+
+void cpu_ffn_finish(struct backend *backend, const struct ffn_args *args)
+{
+    run((struct cpu_backend *)backend, args, PASS_FINISH, NULL);
 }

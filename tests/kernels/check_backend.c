@@ -480,6 +480,31 @@ static void check_route(const struct subject *s)
         free(all[i]);
 }
 
+/* ffn, or the same in steps with the experts in random groups. */
+static void run_ffn(const struct subject *s, struct ffn_args *args, uint32_t n_expert, bool steps)
+{
+    const struct backend_ops *ops = s->backend->ops;
+    if (!steps) {
+        ops->ffn(s->backend, args);
+        return;
+    }
+    const uint32_t n_group = 1 + random_below(4);
+    uint32_t *group = take(n_expert * sizeof(*group));
+    bool *selected = take(n_expert * sizeof(*selected));
+    args->expert_out = take((size_t)args->n_token * args->n_expert_used * args->n_embd * 4 + 4);
+    for (uint32_t ie = 0; ie < n_expert; ie++)
+        group[ie] = random_below(n_group);
+    for (uint32_t ig = 0; ig < n_group; ig++) {
+        for (uint32_t ie = 0; ie < n_expert; ie++)
+            selected[ie] = group[ie] == ig;
+        ops->ffn_experts(s->backend, args, selected);
+    }
+    ops->ffn_finish(s->backend, args);
+    free(args->expert_out);
+    free(selected);
+    free(group);
+}
+
 static void check_ffn(const struct subject *s)
 {
     const uint32_t n_token = 1 + random_below(random_below(2) ? 4 : 40);
@@ -542,7 +567,7 @@ static void check_ffn(const struct subject *s)
         part.weights = weights + (size_t)it * k;
         part.y = y + (size_t)it * n_embd;
         if (residual) part.epilogue.residual = residual + (size_t)it * n_embd;
-        s->backend->ops->ffn(s->backend, &part);
+        run_ffn(s, &part, n_expert, k && random_below(2));
     }
     expect_sync(s);
     compare(s, "y", y, expected, n * sizeof(float));
