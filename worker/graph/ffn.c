@@ -80,7 +80,7 @@ enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
     for (size_t i = 0; i < n_key; i++)
         graph->views[graph->keys[i].expert] = graph->acquired[i];
 
-    const struct expert_shape *shape = expert_pager_shape(graph->pager, il);
+    const struct expert_layer *shape = expert_pager_shape(graph->pager, il);
     struct ffn_args args = dense_args(graph, w);
     args.n_expert_used = hp->n_expert_used;
     args.n_ff_exp = hp->n_ff_exp;

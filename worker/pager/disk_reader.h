@@ -9,7 +9,8 @@
  * cache (O_DIRECT) or through it, as a probe at create finds faster or the caller decides.
  *
  * Ownership: a struct disk_read belongs to the caller, but must stay where it is and its memory
- *            untouched from submit until it is reaped or cancelled.
+ *            untouched from submit until it is reaped or cancelled, or the reader destroyed. The
+ *            arena outlives the reader.
  * Threads:   submit, promote, cancel and reap from one thread; internal threads run the reads.
  * Errors:    a failed read says what happened; other reads go on. */
 #ifndef LEAN_WORKER_PAGER_DISK_READER_H
@@ -53,7 +54,8 @@ struct disk_read {
     /* private to the reader */
     struct disk_read *next, *previous;
     uint8_t state, priority;
-    uint32_t n_left;
+    uint32_t at_extent, n_running; /* what has not begun starts at at_offset of at_extent */
+    uint64_t at_offset;
 };
 
 enum disk_engine { DISK_ENGINE_AUTO, DISK_ENGINE_URING, DISK_ENGINE_THREADS };
@@ -67,6 +69,7 @@ struct disk_reader_config {
     uint32_t depth; /* 0: 8 */
     enum disk_engine engine;
     enum disk_access access;
+    bool drop_cached; /* buffered: what has been read leaves the page cache */
 };
 
 struct disk_reader_stats {
@@ -94,6 +97,6 @@ bool disk_reader_cancel(struct disk_reader *reader, struct disk_read *read);
 size_t disk_reader_reap(struct disk_reader *reader, struct disk_read **out, size_t n_max,
                         bool wait);
 
-struct disk_reader_stats disk_reader_stats(const struct disk_reader *reader);
+struct disk_reader_stats disk_reader_stats(struct disk_reader *reader);
 
 #endif

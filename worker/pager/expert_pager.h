@@ -4,28 +4,14 @@
  * so logits cannot depend on it. Here every expert is resident: its weights are read in the mapping
  * of the file, and the operating system's page cache is the only tier.
  *
- * Files store routed experts in one of three forms, which all become the same views: a stack per
- * matrix {.., n_expert}; gate and up fused in one stack, gate rows first; one tensor per expert.
- *
  * Ownership: views are lent by acquire until release; the mapping belongs to the gguf_file.
  * Threads:   the step thread. */
 #ifndef LEAN_WORKER_PAGER_EXPERT_PAGER_H
 #define LEAN_WORKER_PAGER_EXPERT_PAGER_H
 
-#include "kernels/backend.h"
+#include "worker/pager/expert_store.h"
 
-struct gguf_file;
-struct hparams;
 struct expert_pager;
-
-struct expert_key {
-    uint32_t layer, expert;
-};
-
-/* Type and size of the matrices of one expert; all experts of a layer are alike. data is NULL. */
-struct expert_shape {
-    struct weight gate, up, down;
-};
 
 struct expert_pager_stats {
     uint64_t n_lookup, n_miss; /* experts asked for, and of them not resident */
@@ -39,7 +25,8 @@ enum lm_status expert_pager_create(struct expert_pager **out, const struct gguf_
                                    uint32_t layer_end, struct lm_error *err);
 void expert_pager_destroy(struct expert_pager *pager);
 
-const struct expert_shape *expert_pager_shape(const struct expert_pager *pager, uint32_t layer);
+/* What the experts of a layer have in common. */
+const struct expert_layer *expert_pager_shape(const struct expert_pager *pager, uint32_t layer);
 
 /* Makes n experts of one layer readable. keys: [n], distinct; out: [n] in the order of keys, valid
  * until expert_pager_release of the same keys. */
