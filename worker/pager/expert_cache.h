@@ -3,18 +3,30 @@
  * The pager follows its decisions with reads, and bench_pager replays routing traces through it, so
  * what the simulator reports is what the engine does.
  *
- * Slots come in classes, one per size of expert; a layer belongs to one class, and experts compete
- * for slots inside their class. Every expert has a value under the policy, higher is kept longer;
- * a victim is the expert of least value among those that may go:
- *   - pinned slots never go (they are being read or computed with),
- *   - a layer keeps `floor` slots (its top-k), as far as the slots reach, so that a budget below
- *     one token's cycle does not turn LRU into a cache that always misses,
- *   - transients go first: experts that were read but not admitted.
- * An expert is admitted into a free slot always; in another's place if the policy finds it worth
- * more. Not admitted, it is placed as a transient: it must be somewhere while it is computed with.
+ *             admitted into a free slot, or in another's place
+ *   ABSENT ------------------------------------------------------> ADMITTED
+ *      | ^ not admitted             worth more than the least         |  |
+ *      | |              +----------- of the admitted -----------------^  |
+ *      v |              |                                                | displaced by such a one
+ *      TRANSIENT -------+<-----------------------------------------------+
  *
- * Time is counted in tokens: heat decays by the half-life, recency breaks ties.
- * Threads: none of its own; one caller at a time. */
+ * Slots come in classes, one per size of expert; a layer belongs to one class, and experts compete
+ * for slots inside their class. Every expert has a worth under the policy, higher is kept longer.
+ * What goes when a slot is needed:
+ *   - pinned slots never (they are being read or computed with),
+ *   - transients first, in the order in which they came: experts that had to be somewhere while
+ *     they were computed with, but were not found worth keeping. A policy names how many slots
+ *     they share; as long as it is fewer, they take the place of admitted ones,
+ *   - then the admitted expert of least worth, but a layer keeps `floor` of them (its top-k), as
+ *     far as the slots reach, so that a budget below one token's cycle does not turn LRU into a
+ *     cache that always misses. Of equals the older goes first, then the one whose layer will run
+ *     last.
+ *
+ * Time is counted in tokens: heat decays by the policy's half-life.
+ * Threads: none of its own; one caller at a time.
+ * Cost:    use, find, place, pin and unpin allocate nothing; place looks at one candidate a layer.
+ * Source:  Least-Stale (arXiv 2602.03921) is the order inside one token; transients are the window
+ *          of W-TinyLFU (arXiv 1512.00727). */
 #ifndef LEAN_WORKER_PAGER_EXPERT_CACHE_H
 #define LEAN_WORKER_PAGER_EXPERT_CACHE_H
 
@@ -28,49 +40,63 @@
 struct expert_cache;
 struct cache_policy; /* policy.h */
 
-enum { EXPERT_NO_SLOT = -1 };
+enum { EXPERT_NO_SLOT = -1, EXPERT_REMISS_TOKENS = 64 };
 
 struct expert_cache_config {
     uint32_t n_layer, n_expert;    /* keys: layer < n_layer, expert < n_expert */
     const uint32_t *class_of;      /* [n_layer] < n_class; UINT32_MAX: the layer has no experts */
     const uint32_t *slot_of_class; /* [n_class] slots of the class */
     uint32_t n_class;
-    uint32_t floor;                    /* slots a layer keeps */
+    uint32_t floor;          /* slots a layer keeps */
+    uint32_t n_prefill_slot; /* slots of a class that prefill may make transients; 0: default */
     const struct cache_policy *policy; /* static */
 };
 
 enum place_kind {
     PLACE_DEMAND,      /* needed now */
-    PLACE_PREFILL,     /* needed now, by a step of many tokens */
-    PLACE_SPECULATIVE, /* predicted: takes a free slot, a transient, or one not used in this token
-                        */
+    PLACE_SPECULATIVE, /* predicted: a transient until it is used; takes a free slot, a transient
+                          not used in this token, an admitted one not used in the last two */
     PLACE_BACKGROUND   /* preload: takes free slots only */
 };
 
 struct cache_placement {
-    int32_t slot; /* pinned once; EXPERT_NO_SLOT: nothing may go */
+    int32_t slot; /* pinned once; EXPERT_NO_SLOT: nothing may go until something is unpinned */
     bool admitted;
     bool evicts; /* then victim is what was in the slot */
     struct expert_key victim;
 };
 
+/* Since create. */
+struct expert_cache_stats {
+    uint64_t n_placed, n_admitted; /* on demand; of them admitted at once */
+    uint64_t n_evicted;
+    uint64_t n_remiss; /* placed on demand less than EXPERT_REMISS_TOKENS after eviction */
+    uint64_t n_speculative, n_speculative_used; /* placed; of them used before eviction */
+};
+
+/* LM_E_NO_MEM. */
 enum lm_status expert_cache_create(struct expert_cache **out,
                                    const struct expert_cache_config *config, struct lm_error *err);
 void expert_cache_destroy(struct expert_cache *cache); /* NULL is legal */
 
-/* A step of n_token tokens begins. */
-void expert_cache_advance(struct expert_cache *cache, uint32_t n_token);
-/* n_row rows of this step chose the expert. Before find and place, resident or not. */
+/* A step of n_token tokens begins. prefill: it has more than one token of a sequence; such steps
+ * need nearly every expert once, and do not displace what decoding wants but by the policy. */
+void expert_cache_advance(struct expert_cache *cache, uint32_t n_token, bool prefill);
+/* n_row rows of this step chose the expert, resident or not. For all experts that the step needs of
+ * a layer before any of them is placed. */
 void expert_cache_use(struct expert_cache *cache, struct expert_key key, uint32_t n_row);
 /* Heat from a profile, in uses, before the first step. */
 void expert_cache_seed(struct expert_cache *cache, struct expert_key key, float heat);
+/* Decayed to the layer's last step. */
 float expert_cache_heat(const struct expert_cache *cache, struct expert_key key);
 
+/* Slots of class 0 are numbered from 0, those of the next class follow. EXPERT_NO_SLOT: absent. */
 int32_t expert_cache_find(const struct expert_cache *cache, struct expert_key key);
-/* For an expert without a slot. */
+/* For an expert without a slot. As long as nothing of its class is pinned, PLACE_DEMAND finds a
+ * slot; a step that needs more experts than it is given slots goes in groups. */
 struct cache_placement expert_cache_place(struct expert_cache *cache, struct expert_key key,
                                           enum place_kind kind);
-/* The expert leaves its slot, which becomes free: its bytes could not be read. */
+/* The expert leaves its slot, which becomes free, and its pins end: its bytes could not be read. */
 void expert_cache_drop(struct expert_cache *cache, struct expert_key key);
 
 void expert_cache_pin(struct expert_cache *cache, int32_t slot);
@@ -78,5 +104,6 @@ void expert_cache_unpin(struct expert_cache *cache, int32_t slot);
 
 uint32_t expert_cache_n_resident(const struct expert_cache *cache, uint32_t layer);
 uint32_t expert_cache_n_free(const struct expert_cache *cache, uint32_t class_index);
+struct expert_cache_stats expert_cache_stats(const struct expert_cache *cache);
 
 #endif
