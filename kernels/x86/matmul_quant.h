@@ -23,8 +23,8 @@
 #define TOKEN_GROUP 6
 #define FOR_EACH_GROUP_SIZE(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #else
-#define TOKEN_GROUP 2
-#define FOR_EACH_GROUP_SIZE(X) X(1) X(2)
+#define TOKEN_GROUP 3
+#define FOR_EACH_GROUP_SIZE(X) X(1) X(2) X(3)
 #endif
 enum { TOKEN_CHUNK = 64, SLOT_MAX = 8 };
 
@@ -163,6 +163,7 @@ ALWAYS_INLINE void decode_tile(struct code_class c, decode_fn decode, size_t blo
             o.prefetch = prefetch;
             o.prefetch_bytes = LANES * block_bytes;
             o.n_put = 0;
+            o.to_tile = true;
             o.tile = tile;
             o.g = g;
             o.b = b;
@@ -181,7 +182,7 @@ ALWAYS_INLINE void dot_rows(struct code_class c, decode_fn decode, size_t block_
         o.prefetch = prefetch;
         o.prefetch_bytes = LANES * block_bytes;
         o.n_put = 0;
-        o.tile = NULL;
+        o.to_tile = false;
         o.corr = vec_set1(0);
         if (c.n_sub) {
             const struct act_q8_k *act = (const struct act_q8_k *)x + b;

@@ -58,11 +58,12 @@ struct tile {
     vfloat m[8][TILE_GROUPS];
 };
 
-/* Where a decoder's output goes. With a tile: to group g of it, 32-blocks to block b. Without:
+/* Where a decoder's output goes. To a tile: to group g of it, 32-blocks to block b. Otherwise
  * codes are multiplied by x and summed as they come, a decoder puts all scales before any codes,
  * and what remains to be done with the totals is left to the caller. */
 struct sink {
     struct code_class c;
+    bool to_tile;         /* a constant wherever a decoder is compiled */
     const char *prefetch; /* prefetch_bytes from here on are what will be decoded later */
     size_t prefetch_bytes;
     unsigned n_put; /* calls of put_codes so far */
@@ -78,7 +79,7 @@ struct sink {
 
 ALWAYS_INLINE void put_d(struct sink *o, vfloat d)
 {
-    if (o->tile)
+    if (o->to_tile)
         o->tile->d[o->b][o->g] = d;
     else
         o->d = d;
@@ -86,7 +87,7 @@ ALWAYS_INLINE void put_d(struct sink *o, vfloat d)
 
 ALWAYS_INLINE void put_m(struct sink *o, vfloat m)
 {
-    if (o->tile)
+    if (o->to_tile)
         o->tile->m[o->b][o->g] = m;
     else
         o->m = m;
@@ -94,7 +95,7 @@ ALWAYS_INLINE void put_m(struct sink *o, vfloat m)
 
 ALWAYS_INLINE void put_scale(struct sink *o, unsigned s, vint scale)
 {
-    if (o->tile)
+    if (o->to_tile)
         o->tile->scale[s][o->g] = vec_scale(scale);
     else
         o->scale[s] = vec_scale(scale);
@@ -102,7 +103,7 @@ ALWAYS_INLINE void put_scale(struct sink *o, unsigned s, vint scale)
 
 ALWAYS_INLINE void put_corr(struct sink *o, unsigned j, vint pair)
 {
-    if (o->tile)
+    if (o->to_tile)
         o->tile->corr[j][o->g] = pair;
     else if (o->c.has_min || o->c.has_offset)
         o->corr = vec_dot_pairs(o->corr, pair, vec_set1(load_u32(o->bsums + 2 * j)));
@@ -126,7 +127,7 @@ ALWAYS_INLINE vint prefetch_share(struct sink *o, vint codes)
 ALWAYS_INLINE void put_codes(struct sink *o, unsigned k, vint codes)
 {
     codes = prefetch_share(o, codes);
-    if (o->tile) {
+    if (o->to_tile) {
         o->tile->codes[o->b * (QK32 / 4) + k][o->g] = codes;
         return;
     }
