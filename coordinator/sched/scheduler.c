@@ -81,7 +81,7 @@ static enum lm_status seq_op(struct scheduler *scheduler, enum seq_op_kind kind,
 
 static void clear_slot(struct scheduler *scheduler, uint32_t slot)
 {
-    if (scheduler->slot[slot].n) seq_op(scheduler, SEQ_CLEAR, slot, 0, 0, NULL);
+    seq_op(scheduler, SEQ_CLEAR, slot, 0, 0, NULL);
     scheduler->slot[slot].n = 0;
 }
 
@@ -127,7 +127,7 @@ static void fail_request(struct scheduler *scheduler, uint32_t index, const stru
     slot->request->status = err->status;
     slot->request->error = *err;
     finish(slot);
-    clear_slot(scheduler, index);
+    clear_slot(scheduler, index); /* even if n is 0: the step may have come halfway */
 }
 
 /* ---- choice of a slot --------------------------------------------------------------------- */
@@ -192,7 +192,7 @@ static uint32_t place_prompt(struct scheduler *scheduler, const struct request *
         limit = best_length;
     }
     const uint32_t fresh = least_used(scheduler, 0, n_slot);
-    clear_slot(scheduler, fresh);
+    if (scheduler->slot[fresh].n) clear_slot(scheduler, fresh);
     return fresh;
 }
 

@@ -11,7 +11,7 @@ struct books {
     uint32_t length[N_SLOT_MAX];
     uint32_t room; /* positions that all slots together may hold */
     bool can_cut;
-    enum lm_status fail_with; /* the next step fails so */
+    enum lm_status fail_with; /* the next step fails so, halfway */
     uint32_t n_fork, n_clear, n_token_max, n_prefill_seq_max;
     int32_t next_token;
 };
@@ -35,6 +35,8 @@ static enum lm_status books_step(void *context, const struct step_plan *plan,
     if (books->fail_with != LM_OK) {
         const enum lm_status status = books->fail_with;
         books->fail_with = LM_OK;
+        for (uint32_t i = 0; i < plan->n_seq; i++)
+            books->length[plan->seq[i].slot] += plan->seq[i].n_token;
         return lm_fail(err, status, "the step fails");
     }
     if (held + n_token > books->room) return lm_fail(err, LM_E_LIMIT, "full");
@@ -233,6 +235,27 @@ static void test_a_failed_step_ends_its_requests(void **state)
     scheduler_destroy(fixture.scheduler);
 }
 
+/* What the first chunk of a prompt has left in a slot when it fails is cleared too, though the
+ * scheduler has counted nothing there yet. */
+static void test_a_failed_first_step_leaves_nothing(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct request first, second;
+    int32_t ids[100];
+    open_fixture(&fixture, 1, 0, true);
+    fill(ids, 100, 0);
+    submit(&fixture, &first, ids, CHUNK, 4);
+    fixture.books.fail_with = LM_E_FAIL;
+    run_all(&fixture);
+    assert_int_equal(first.status, LM_E_FAIL);
+    assert_int_equal(fixture.books.length[0], 0);
+    submit(&fixture, &second, ids, 100, 4), run_all(&fixture);
+    assert_int_equal(second.status, LM_OK);
+    assert_int_equal(second.n_generated, 4);
+    scheduler_destroy(fixture.scheduler);
+}
+
 static void test_cancelled_requests_leave(void **state)
 {
     (void)state;
@@ -281,6 +304,7 @@ int main(void)
         cmocka_unit_test(test_snapshots_serve_what_cannot_be_cut),
         cmocka_unit_test(test_room_is_made_by_giving_up_what_is_idle),
         cmocka_unit_test(test_a_failed_step_ends_its_requests),
+        cmocka_unit_test(test_a_failed_first_step_leaves_nothing),
         cmocka_unit_test(test_cancelled_requests_leave),
         cmocka_unit_test(test_prompts_are_held_to_the_context),
     };
