@@ -65,6 +65,8 @@ enum rope_kind { ROPE_NONE, ROPE_NORM /* pairs 2i, 2i+1 */, ROPE_NEOX /* pairs i
 
 /* Positions per block of the KV cache; also the block of the canonical attention sum. */
 enum { KV_BLOCK = 128 };
+/* Query heads of one key head, at most. */
+enum { ATTENTION_GROUP_MAX = 64 };
 
 /* Bytes of one block: K [n_head_kv][KV_BLOCK][head_dim], then V in the same shape, rows of
  * kv_type (F16, BF16, F32 or Q8_0). */

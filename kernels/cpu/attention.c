@@ -12,8 +12,8 @@
 _Static_assert((int)KV_BLOCK == (int)ATTEND_BLOCK, "a block of the cache is a block of the sum");
 
 enum {
-    TILE_QUERIES = 64,            /* queries of one key head in a tile, at most */
-    PARTIAL_BYTES_MAX = 64 << 20, /* above this a single task walks all blocks */
+    TILE_QUERIES = ATTENTION_GROUP_MAX, /* queries of one key head in a tile, at most */
+    PARTIAL_BYTES_MAX = 64 << 20,       /* above this a single task walks all blocks */
 };
 
 /* Consecutive rows of one sequence and the blocks they see. */

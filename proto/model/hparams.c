@@ -180,8 +180,8 @@ static void read_attention(struct key_reader *reader, struct hparams *hp, uint32
     }
     hp->head_dim = hp->n_embd / n_head_max;
     uint32_t value_length = hp->head_dim;
-    read_u32(reader, OPTIONAL, "attention.key_length", 2, 1024, &hp->head_dim);
-    read_u32(reader, OPTIONAL, "attention.value_length", 2, 1024, &value_length);
+    read_u32(reader, OPTIONAL, "attention.key_length", 2, HPARAMS_MAX_HEAD_DIM, &hp->head_dim);
+    read_u32(reader, OPTIONAL, "attention.value_length", 2, HPARAMS_MAX_HEAD_DIM, &value_length);
     read_f32(reader, REQUIRED, "attention.layer_norm_rms_epsilon", 0, 1, &hp->rms_eps);
     if (reader->status == LM_OK && value_length != hp->head_dim)
         reader->status = lm_fail(reader->err, LM_E_UNSUPPORTED,
@@ -209,6 +209,7 @@ static void read_rope_scaling(struct key_reader *reader, struct rope_hparams *ro
         return;
     }
     rope->scaling = (enum rope_scaling)kind;
+    read_f32(reader, OPTIONAL, "rope.scale_linear", 0, 1e6f, &factor); /* its name in old files */
     read_f32(reader, OPTIONAL, "rope.scaling.factor", 0, 1e6f, &factor);
     rope->factor = factor > 0 ? factor : 1;
     read_u32(reader, OPTIONAL, "rope.scaling.original_context_length", 1, 1u << 30,
@@ -366,14 +367,26 @@ static void read_vocab_size(struct key_reader *reader, struct hparams *hp)
 
 static void check_heads(struct key_reader *reader, const struct hparams *hp, uint32_t n_block)
 {
+    /* the default is bounded by nothing else */
+    if (reader->status == LM_OK && (hp->head_dim < 2 || hp->head_dim > HPARAMS_MAX_HEAD_DIM))
+        reader->status =
+            fail_range(reader, "attention.key_length", hp->head_dim, 2, HPARAMS_MAX_HEAD_DIM);
     for (uint32_t il = 0; il < n_block && reader->status == LM_OK; il++) {
         const struct layer_hparams *layer = &hp->layer[il];
         const bool fits =
             layer->n_head_kv && layer->n_head && layer->n_head % layer->n_head_kv == 0;
-        if (layer->recurrent || fits) continue;
-        reader->status = lm_fail(reader->err, LM_E_FORMAT,
-                                 "%s: layer %u: %u heads do not share %u key-value heads evenly",
-                                 gguf_path(reader->file), il, layer->n_head, layer->n_head_kv);
+        if (layer->recurrent) continue;
+        if (!fits)
+            reader->status =
+                lm_fail(reader->err, LM_E_FORMAT,
+                        "%s: layer %u: %u heads do not share %u key-value heads evenly",
+                        gguf_path(reader->file), il, layer->n_head, layer->n_head_kv);
+        else if (layer->n_head / layer->n_head_kv > HPARAMS_MAX_HEAD_GROUP)
+            reader->status = lm_fail(
+                reader->err, LM_E_UNSUPPORTED,
+                "%s: layer %u: %u heads to each key-value head are not supported, at most %d",
+                gguf_path(reader->file), il, layer->n_head / layer->n_head_kv,
+                HPARAMS_MAX_HEAD_GROUP);
     }
 }
 
@@ -500,7 +513,14 @@ static void check_roles(struct tensor_check *check, int first, int end, uint32_t
     }
 }
 
-/* An unknown tensor is left alone with a warning, except a bias: it would change every answer. */
+static bool ends_in(const char *name, const char *end)
+{
+    const size_t n = strlen(name), n_end = strlen(end);
+    return n > n_end && !strcmp(name + n - n_end, end);
+}
+
+/* An unknown tensor is left alone with a warning, except a bias or a scale, which would change
+ * every answer. */
 static enum lm_status check_unused(const struct gguf_file *file, const struct hparams *hp,
                                    struct lm_error *err)
 {
@@ -515,10 +535,9 @@ static enum lm_status check_unused(const struct gguf_file *file, const struct hp
         char name[TENSOR_NAME_MAX];
         if (known) continue;
         log_printable(tensor->name.data, tensor->name.n, name, 64);
-        const size_t length = strlen(name);
-        if (length > 5 && !strcmp(name + length - 5, ".bias"))
-            return lm_fail(err, LM_E_UNSUPPORTED, "%s: tensor %s: no such bias in architecture %s",
-                           gguf_path(file), name, hp->arch->name);
+        if (ends_in(name, ".bias") || ends_in(name, ".scale"))
+            return lm_fail(err, LM_E_UNSUPPORTED, "%s: tensor %s: no such %s in architecture %s",
+                           gguf_path(file), name, strrchr(name, '.') + 1, hp->arch->name);
         list_add(&unused, name);
     }
     if (unused.n)

@@ -19,7 +19,12 @@
 
 struct gguf_file;
 
-enum { HPARAMS_MAX_LAYER = 512, HPARAMS_MAX_EXPERT = 4096 };
+enum {
+    HPARAMS_MAX_LAYER = 512,
+    HPARAMS_MAX_EXPERT = 4096,
+    HPARAMS_MAX_HEAD_DIM = 1024,
+    HPARAMS_MAX_HEAD_GROUP = 64 /* query heads that share a key head */
+};
 
 struct layer_hparams {
     bool recurrent;  /* gated delta net; else attention */

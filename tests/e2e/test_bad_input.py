@@ -265,6 +265,26 @@ class Models(Case):
             path = self.derive(lambda f: f.keys.update({key: (STRING, "many")}))
             self.refuse_model(MALFORMED, path, [key], ("eval",))
 
+    def test_heads_that_are_too_large(self):
+        """A head as wide as the embedding, where no key says how wide."""
+        def widen(file):
+            file.keys["llama.embedding_length"] = (U32, 2**20)
+            for name in ("head_count", "head_count_kv"):
+                file.keys["llama.attention." + name] = (U32, 1)
+            for name in ("attention.key_length", "attention.value_length", "rope.dimension_count"):
+                file.keys.pop("llama." + name, None)
+        self.refuse_model(MALFORMED, self.derive(widen), ["attention.key_length is 1048576"], ("eval",))
+
+    def test_variants_that_do_not_run(self):
+        """Mixtral is an architecture llama with experts."""
+        def mixtral(file):
+            file.keys["llama.expert_count"] = (U32, 8)
+            file.keys["llama.expert_used_count"] = (U32, 2)
+        self.refuse_model(UNFIT, self.derive(mixtral), ["llama with 8 experts is not supported"],
+                          ("eval",))
+        self.refuse_model(UNFIT, self.derive(lambda f: f.keys.update(
+            {"llama.rope.scaling.type": (STRING, "longrope")})), ["longrope", "yarn"], ("eval",))
+
     def test_shapes_and_types(self):
         def reshape(file):
             file.tensors["blk.2.ffn_up.weight"].shape = [192, 64]

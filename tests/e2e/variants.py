@@ -188,6 +188,21 @@ def llama_bias(file):
     add_bias(file, ("attn_q", "attn_k", "attn_v", "attn_output"))
 
 
+def llama_fused_bias(file):
+    """The biases fused, the matrices not."""
+    llama_bias(file)
+    matrices = dict(file.tensors)
+    fuse_qkv(file)
+    for i in layers(file):
+        del file.tensors[f"blk.{i}.attn_qkv.weight"]
+        for x in "qkv":
+            file.tensors[f"blk.{i}.attn_{x}.weight"] = matrices[f"blk.{i}.attn_{x}.weight"]
+
+
+def old_linear_rope(file):
+    file.keys["llama.rope.scale_linear"] = (F32, 4.0)
+
+
 def qwen3(file):
     dim = file.keys["llama.attention.key_length"][1]
     for i in layers(file):
@@ -284,7 +299,9 @@ OTHER = {
     "llama with biases": ("llama-s-f32", llama_bias),
     "qwen3": ("llama-s-f32", qwen3),
     "qwen35": ("qwen35moe-s-q8_0", qwen35),
+    "llama with biases, fused": ("llama-s-f32", llama_fused_bias),
     "llama, linear rope": ("llama-s-f32", rope_scaling("llama", "linear", 4.0)),
+    "llama, linear rope, old key": ("llama-s-f32", old_linear_rope),
     "llama, yarn": ("llama-s-f32", rope_scaling("llama", "yarn", 4.0)),
     "llama, yarn and rope_freqs": ("llama-s-f32", rope_freqs_and_yarn),
     "qwen3moe, yarn, attn_factor": (
@@ -299,6 +316,10 @@ OTHER = {
     "qwen35moe, tiny norms": ("qwen35moe-s-q8_0", tiny_norms),
     "afmoe, weak router": ("afmoe-s-q8_0", weak_router),
 }
+
+# Forms of a relative: their logits are recorded under its name.
+FORM_OF = {"llama with biases, fused": "llama with biases",
+           "llama, linear rope, old key": "llama, linear rope"}
 
 
 def make(table, name, path):

@@ -5,6 +5,8 @@
 #include "worker/graph/rope_table.h"
 #include "worker/state/seq_state.h"
 
+_Static_assert((int)HPARAMS_MAX_HEAD_GROUP <= (int)ATTENTION_GROUP_MAX, "what hparams_read admits");
+
 void graph_attention(struct graph *graph, uint32_t il, enum rope_kind rope)
 {
     const struct hparams *hp = graph->hp;

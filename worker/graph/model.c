@@ -72,7 +72,7 @@ static struct weight rows_of(struct weight w, uint32_t begin, uint32_t n)
     return w;
 }
 
-/* Splits attn_qkv, and its bias, of an attention layer. */
+/* Splits attn_qkv, and its bias, of an attention layer; either may be there without the other. */
 static void bind_fused_qkv(struct layer *layer, const struct gguf_file *file,
                            const struct hparams *hp, uint32_t il)
 {
@@ -166,7 +166,7 @@ static enum lm_status bind_layer(struct model *model, const struct gguf_file *fi
     }
     if (hp->layer[il].recurrent) return bind_delta_net(model, layer, file, il, err);
     layer->gate = find(file, hp, ROLE_ATTN_GATE, il);
-    if (!layer->q.data || !layer->k.data || !layer->v.data) bind_fused_qkv(layer, file, hp, il);
+    bind_fused_qkv(layer, file, hp, il);
     return LM_OK;
 }
 

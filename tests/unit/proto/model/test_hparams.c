@@ -192,7 +192,7 @@ static void test_missing_keys_and_tensors_are_named_together(void **state)
                    "tensors: blk.0.ssm_norm.weight, blk.1.ssm_norm.weight, blk.2.ssm_norm.weight");
 }
 
-static void test_unknown_tensors_are_ignored_but_not_biases(void **state)
+static void test_unknown_tensors_are_ignored_but_not_what_changes_answers(void **state)
 {
     (void)state;
     struct hparams hp;
@@ -201,6 +201,8 @@ static void test_unknown_tensors_are_ignored_but_not_biases(void **state)
     assert_int_equal(read_variant(&unused, &hp, &err), LM_OK);
     const struct variant bias = {.extra_tensor = "blk.0.ffn_up.bias"};
     expect_failure(&bias, LM_E_UNSUPPORTED, "blk.0.ffn_up.bias", "qwen35moe");
+    const struct variant scale = {.extra_tensor = "blk.0.ffn_up_exps.scale"};
+    expect_failure(&scale, LM_E_UNSUPPORTED, "blk.0.ffn_up_exps.scale", "no such scale");
 }
 
 static void test_sizes_are_checked(void **state)
@@ -220,6 +222,10 @@ static void test_sizes_are_checked(void **state)
                                    .extra_key = "qwen35moe.block_count",
                                    .extra_value = UINT32_MAX};
     expect_failure(&layers, LM_E_FORMAT, "block_count is 4.2949673e+09", "from 1 to 512");
+    const struct variant heads = {.without_key = "qwen35moe.attention.head_count",
+                                  .extra_key = "qwen35moe.attention.head_count",
+                                  .extra_value = 130};
+    expect_failure(&heads, LM_E_UNSUPPORTED, "layer 3: 65 heads", "at most 64");
 }
 
 /* Every role's name is read back as the role, the layer and the expert. */
@@ -252,7 +258,7 @@ int main(void)
         cmocka_unit_test(test_fused_tensors_are_accepted),
         cmocka_unit_test(test_declared_prediction_layer_may_be_absent),
         cmocka_unit_test(test_missing_keys_and_tensors_are_named_together),
-        cmocka_unit_test(test_unknown_tensors_are_ignored_but_not_biases),
+        cmocka_unit_test(test_unknown_tensors_are_ignored_but_not_what_changes_answers),
         cmocka_unit_test(test_sizes_are_checked),
         cmocka_unit_test(test_names_round_trip),
     };
