@@ -2,6 +2,7 @@
 #include "worker/worker.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
 
 #include "proto/transport/transport.h"
@@ -181,6 +182,8 @@ static enum lm_status use_logits(struct worker *worker, const struct step_plan *
     const uint32_t index = worker->out_seq[out], n_vocab = worker->config.hp->n_vocab;
     const struct step_seq *seq = &plan->seq[index];
     backend->ops->download(backend, worker->host_logits, row, n_vocab * sizeof(float));
+    for (uint32_t i = 0; i < worker->model->n_suppressed; i++)
+        worker->host_logits[worker->model->suppressed[i]] = -INFINITY;
     if (seq->output == STEP_OUTPUT_LOGITS)
         seq->on_logits(seq->context, worker->token[worker->out_rows[out]].pos, worker->host_logits,
                        n_vocab);

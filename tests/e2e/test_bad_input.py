@@ -307,6 +307,10 @@ class Models(Case):
                                  ("merges", (ARRAY, (STRING, ["nospace"])), MALFORMED),
                                  ("token_type", (ARRAY, (U32, [1])), MALFORMED)):
             self.refuse_model(code, spoil(key, value), commands=("eval", "tokenize"))
+        for value in ((U32, 1), (ARRAY, (STRING, ["a"])), (ARRAY, (U32, [1, 512])),
+                      (ARRAY, (gguf_file.I32, [-1])), (ARRAY, (U32, [1] * 513))):
+            self.refuse_model(MALFORMED, spoil("suppress_tokens", value),
+                              ["tokenizer.ggml.suppress_tokens"], ("eval",))
 
 
 class Memory(Case):

@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 
+import gguf_file
 import golden
 import variants
 
@@ -31,10 +32,28 @@ def check_relatives(folder):
             sys.exit(f"{name}: rel rms {error:.3g}, must be at most 1e-4")
 
 
+def check_suppressed(folder):
+    """The tokens that a greedy answer would begin with, forbidden by the file."""
+    ids, path = [5, 6, 7], os.path.join(folder, "model.gguf")
+    _, rows = golden.evaluate(os.path.join(golden.SUBSET, "models", "llama-s-f32.gguf"), ids,
+                              logits=True)
+    best = sorted(range(len(rows[-1])), key=lambda t: -rows[-1][t])
+    file = variants.load("llama-s-f32")
+    file.keys["tokenizer.ggml.suppress_tokens"] = (gguf_file.ARRAY, (gguf_file.I32, best[:2]))
+    file.write(path)
+    got, suppressed = golden.evaluate(path, ids, "-n", 1, logits=True)
+    for row, plain in zip(suppressed, rows):
+        if [row[t] for t in best[:2]] != [float("-inf")] * 2 or row[best[2]] != plain[best[2]]:
+            sys.exit("suppressed tokens have logits, or others have changed")
+    if got["generated"] != [best[2]]:
+        sys.exit(f"generated {got['generated']}, the best that is not suppressed is {best[2]}")
+
+
 def main():
     with tempfile.TemporaryDirectory() as folder:
         check_same(folder)
         check_relatives(folder)
+        check_suppressed(folder)
     print(f"{len(variants.SAME)} forms with the same bits, {len(variants.OTHER)} relatives within 1e-4")
 
 

@@ -170,6 +170,29 @@ static enum lm_status bind_layer(struct model *model, const struct gguf_file *fi
     return LM_OK;
 }
 
+static enum lm_status read_suppressed(struct model *model, const struct gguf_file *file,
+                                      struct lm_error *err)
+{
+    static const char key[] = "tokenizer.ggml.suppress_tokens";
+    const struct gguf_kv *kv = gguf_find_kv(file, key);
+    const uint32_t n_vocab = model->hp->n_vocab;
+    if (!kv) return LM_OK;
+    if (kv->type != GGUF_ARRAY || (kv->element != GGUF_I32 && kv->element != GGUF_U32) ||
+        kv->n > n_vocab)
+        return lm_fail(err, LM_E_FORMAT, "%s: key %s: must be a list of at most %u token ids",
+                       gguf_path(file), key, n_vocab);
+    model->suppressed = calloc(kv->n + 1, sizeof(*model->suppressed));
+    if (!model->suppressed) return lm_fail(err, LM_E_NO_MEM, "model: no memory for token ids");
+    for (uint64_t i = 0; i < kv->n; i++) {
+        const int64_t id = gguf_array_int(kv, i);
+        if (id < 0 || id >= n_vocab)
+            return lm_fail(err, LM_E_FORMAT, "%s: key %s: %lld, the vocabulary has %u tokens",
+                           gguf_path(file), key, (long long)id, n_vocab);
+        model->suppressed[model->n_suppressed++] = (int32_t)id;
+    }
+    return LM_OK;
+}
+
 enum lm_status model_create(struct model **out, const struct gguf_file *file,
                             const struct hparams *hp, struct backend *backend, uint32_t layer_begin,
                             uint32_t layer_end, struct lm_error *err)
@@ -191,6 +214,7 @@ enum lm_status model_create(struct model **out, const struct gguf_file *file,
     enum lm_status status = LM_OK;
     if (!model->layer || !model->copies)
         status = lm_fail(err, LM_E_NO_MEM, "model: no memory for %u layers", hp->n_layer);
+    if (status == LM_OK) status = read_suppressed(model, file, err);
     for (uint32_t il = layer_begin; il < layer_end && status == LM_OK; il++)
         status = bind_layer(model, file, il, err);
     if (status != LM_OK) {
@@ -207,6 +231,7 @@ void model_destroy(struct model *model)
     for (uint32_t i = 0; i < model->n_copy; i++)
         model->backend->ops->free(model->backend, model->copies[i]);
     free(model->copies);
+    free(model->suppressed);
     free(model->layer);
     free(model);
 }

@@ -57,12 +57,15 @@ struct model {
     const float *output_norm; /* (d) */
     const float *rope_freqs;  /* (n_rot/2) or NULL; on the host */
     struct layer *layer;      /* [n_layer]; those of the range are bound */
-    struct backend *backend;  /* of the copies */
-    void **copies;            /* [n_copy] */
+    int32_t *suppressed;      /* [n_suppressed] tokens whose logits are minus infinity */
+    uint32_t n_suppressed;
+    struct backend *backend; /* of the copies */
+    void **copies;           /* [n_copy] */
     uint32_t n_copy;
 };
 
-/* hp: of this file, accepted by hparams_read. LM_E_NO_MEM. */
+/* hp: of this file, accepted by hparams_read. LM_E_NO_MEM; LM_E_FORMAT: the list of suppressed
+ * tokens is none. */
 enum lm_status model_create(struct model **out, const struct gguf_file *file,
                             const struct hparams *hp, struct backend *backend, uint32_t layer_begin,
                             uint32_t layer_end, struct lm_error *err);
