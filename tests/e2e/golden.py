@@ -28,7 +28,8 @@ def evaluate(model, ids, *options, logits=False):
     answer = json.loads(result.stdout)
     if not out:
         return answer
-    values = array.array("f", open(out.name, "rb").read())
+    with out:
+        values = array.array("f", out.read())
     n = len(values) // len(ids)
     return answer, [values[i * n:(i + 1) * n] for i in range(len(ids))]
 

@@ -1,4 +1,5 @@
-"""The demonstration model against PyTorch (the trained weights) and llama.cpp (the same file)."""
+"""The demonstration model against PyTorch (the trained weights) and llama.cpp (the same file), and
+the traces of its routing."""
 import hashlib
 import json
 import math
@@ -7,20 +8,15 @@ import sys
 import tempfile
 import unittest
 
+import demo_traces
+import golden
+import route_trace
 from cli import SOURCE_DIR, lean
 
-MODEL = os.path.join(SOURCE_DIR, "configs/demo/lean-demo-q4_k_m.gguf")
+MODEL = demo_traces.MODEL
 DATA = os.path.join(SOURCE_DIR, "tests/data/demo")
-
-
-def evaluate(ids, *options):
-    """`lean eval` of token ids: its result object."""
-    with tempfile.NamedTemporaryFile("w", suffix=".ids") as f:
-        f.write(",".join(map(str, ids)))
-        f.flush()
-        result = lean("eval", MODEL, "--ids-file", f.name, "--json", *options, timeout=600)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout.splitlines()[-1])
+LIKE_LLAMA = ["--kv-type", "f32"]  # as expect.py sets it there
+N_PROMPT, N_GREEDY = 20, 200
 
 
 class Demo(unittest.TestCase):
@@ -41,34 +37,84 @@ class Demo(unittest.TestCase):
             self.assertEqual(json.loads(result.stdout)["ids"], prompt["ids"])
 
     def test_perplexity_is_that_of_pytorch_plus_the_quantization_loss_of_llama(self):
-        pieces = self.expected["pieces"]
-        loss = {"lean": 0.0, "llama": 0.0, "torch_bf16": 0.0}
-        for piece in pieces:
-            loss["lean"] += math.log(evaluate(piece["ids"])["perplexity"]) / len(pieces)
-            for name in ("llama", "torch_bf16"):
-                loss[name] += piece[name] / len(pieces)
-        perplexity = {name: math.exp(x) for name, x in loss.items()}
-        print({name: round(p, 4) for name, p in perplexity.items()}, file=sys.stderr)
-        self.assertLess(perplexity["lean"],
-                        1.01 * perplexity["torch_bf16"] + perplexity["llama"] - perplexity["torch_bf16"])
-        self.assertLess(abs(perplexity["lean"] / perplexity["llama"] - 1), 0.01)
+        """Of the whole held-out text, its documents joined, in windows of the context."""
+        heldout = self.expected["heldout"]
+        with open(os.path.join(DATA, "heldout.txt")) as f, tempfile.NamedTemporaryFile("w") as joined:
+            joined.write(f.read().replace("\f", "\n\n"))
+            joined.flush()
+            result = lean("eval", MODEL, "--text", joined.name, "--json", timeout=600)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        answer = json.loads(result.stdout)
+        self.assertEqual(answer["n_tokens"], heldout["n_tokens"])
+        perplexity = {name: math.exp(x) for name, x in heldout["loss"].items()}
+        print({"lean": answer["perplexity"], **perplexity}, file=sys.stderr)
+        lost = perplexity["llama"] - perplexity["llama_bf16"]
+        bound = 0.01 * perplexity["torch_bf16"]
+        self.assertLess(abs(answer["perplexity"] - perplexity["torch_bf16"] - lost), bound)
 
     def test_greedy_text_is_that_of_llama(self):
         """Up to the first step at which the two most likely tokens were nearly level."""
-        n_equal = 0
-        for prompt in self.expected["prompts"]:
+        prompts, n_equal = self.expected["prompts"], 0
+        self.assertEqual([len(p["greedy"]) for p in prompts], [N_GREEDY] * N_PROMPT)
+        for prompt in prompts:
             greedy = prompt["greedy"]
-            ours = evaluate(prompt["ids"], "-n", len(greedy))["generated"]
-            differing = [i for i, (a, b) in enumerate(zip(ours, greedy)) if a != b]
-            if differing:
-                step = str(differing[0])
-                self.assertIn(step, prompt["near_ties"], f"{prompt['text']!r} at step {step}")
-                print(f"{prompt['text']!r}: near tie at step {step}, margin "
-                      f"{prompt['near_ties'][step]}", file=sys.stderr)
-            else:
-                self.assertEqual(len(ours), len(greedy))
+            ours = golden.evaluate(MODEL, prompt["ids"], *LIKE_LLAMA, "-n", N_GREEDY)["generated"]
+            self.assertEqual(len(ours), N_GREEDY)
+            step = next((i for i, (a, b) in enumerate(zip(ours, greedy)) if a != b), None)
+            if step is None:
                 n_equal += 1
-        self.assertGreaterEqual(n_equal, len(self.expected["prompts"]) // 4)
+                continue
+            self.assertIn(str(step), prompt["near_ties"], f"{prompt['text']!r} at step {step}")
+            print(f"{prompt['text']!r}: near tie at step {step}, margin "
+                  f"{prompt['near_ties'][str(step)]}", file=sys.stderr)
+        print(f"{n_equal} of {len(prompts)} texts equal to the end", file=sys.stderr)
+        self.assertGreaterEqual(n_equal, len(prompts) // 2)
+
+    def test_every_choice_along_the_text_of_llama_is_the_same(self):
+        """Also behind a near tie, where the two texts went apart."""
+        for prompt in self.expected["prompts"]:
+            n, greedy = len(prompt["ids"]), prompt["greedy"]
+            _, rows = golden.evaluate(MODEL, prompt["ids"] + greedy[:-1], *LIKE_LLAMA, logits=True)
+            ours = [row.index(max(row)) for row in rows[n - 1:]]
+            self.assertEqual(len(ours), N_GREEDY)
+            differing = {str(i) for i, (a, b) in enumerate(zip(ours, greedy)) if a != b}
+            self.assertLessEqual(differing, set(prompt["near_ties"]), repr(prompt["text"]))
+
+
+class Traces(unittest.TestCase):
+    """The recorded routing of tests/data/demo/traces."""
+
+    def recorded(self, name):
+        with open(os.path.join(demo_traces.FOLDER, f"{name}.trace"), "rb") as f:
+            return f.read()
+
+    def test_recording_again_gives_the_same_bytes(self):
+        for name in ("chat", "generated"):
+            with tempfile.NamedTemporaryFile() as f:
+                demo_traces.record(name, f.name)
+                self.assertEqual(f.read(), self.recorded(name), name)
+
+    def test_they_hold_every_token_and_layer_of_their_texts(self):
+        for name in demo_traces.NAMES:
+            header, steps = route_trace.steps(self.recorded(name))
+            self.assertEqual(header, {1: 1, 2: b"qwen35moe", 3: 4, 4: 40, 5: 4})
+            self.assertEqual([p for rows, _ in steps for _, p, _ in rows], list(range(len(steps))))
+            self.assertGreater(len(steps), 900)
+            if name in demo_traces.READ:
+                self.assertEqual([t for rows, _ in steps for _, _, t in rows], demo_traces.tokens(name))
+            n_kept = n_choice = 0
+            for (_, before), (_, layers) in zip(steps, steps[1:]):
+                self.assertEqual(sorted(layers), [0, 1, 2, 3])
+                for layer, [(experts, weights)] in layers.items():
+                    self.assertEqual(len(set(experts)), 4)
+                    self.assertLess(max(experts), 40)
+                    self.assertEqual(list(weights), sorted(weights, reverse=True))
+                    self.assertAlmostEqual(sum(weights), 1, 5)
+                    n_kept += len(set(experts) & set(before[layer][0][0]))
+                    n_choice += 4
+            print(f"{name}: {len(steps)} tokens, {n_kept / n_choice:.3f} of the experts those of the "
+                  "token before", file=sys.stderr)
+            self.assertGreater(n_kept / n_choice, 1.2 * 4 / 40, "hardly above chance")
 
 
 if __name__ == "__main__":

@@ -1,55 +1,15 @@
 """The routing trace, read by the description in proto/trace.proto."""
 import os
-import struct
 import sys
 import tempfile
 
 import cli
 import golden
+import route_trace
 
 MODEL = os.path.join(golden.SUBSET, "models/qwen35moe-s-q8_0.gguf")
 N_LAYER, N_EXPERT, N_USED = 8, 8, 3
 IDS = [(i * 31 + 5) % 512 for i in range(21)]
-
-
-def varint(data, at):
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
-
-
-def fields(message):
-    """(number, value) of each field; submessages, strings and packed lists as bytes."""
-    at = 0
-    while at < len(message):
-        tag, at = varint(message, at)
-        if tag & 7 == 0:
-            value, at = varint(message, at)
-        else:
-            n, at = varint(message, at)
-            value, at = message[at:at + n], at + n
-        yield tag >> 3, value
-
-
-def packed(data):
-    at, values = 0, []
-    while at < len(data):
-        value, at = varint(data, at)
-        values.append(value)
-    return values
-
-
-def records(data):
-    at = 0
-    while at < len(data):
-        n, at = varint(data, at)
-        (kind, message), = fields(data[at:at + n])
-        yield kind, dict(fields(message))
-        at += n
 
 
 def trace(*options):
@@ -57,19 +17,13 @@ def trace(*options):
     with tempfile.NamedTemporaryFile() as file:
         answer = golden.evaluate(MODEL, IDS, "-n", 4, "--trace", file.name, *options)
         data = file.read()
-    choices, header, n_distinct = {}, None, 0
-    for kind, message in records(data):
-        if kind == 1:
-            header = message
-        elif kind == 2:
-            rows = list(zip(packed(message[2]), packed(message[3])))
-        else:
-            experts = packed(message[2])
-            weights = struct.unpack(f"<{len(message[3]) // 4}f", message[3])
-            n_distinct += len(set(experts))
-            for i, (position, token) in enumerate(rows):
-                part = slice(i * N_USED, (i + 1) * N_USED)
-                choices[position, token, message[1]] = experts[part], weights[part]
+    header, steps = route_trace.steps(data)
+    choices, n_distinct = {}, 0
+    for rows, layers in steps:
+        for layer, chosen in layers.items():
+            n_distinct += len({e for experts, _ in chosen for e in experts})
+            for (_, position, token), choice in zip(rows, chosen, strict=True):
+                choices[position, token, layer] = choice
     if n_distinct != answer["effective"]["expert_lookups"]:
         sys.exit(f"{n_distinct} experts in the trace, {answer['effective']} looked up")
     return header, choices, answer["generated"]

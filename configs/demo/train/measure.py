@@ -16,6 +16,9 @@ import model as lm
 
 
 def load(work):
+    """The checkpoint's model with its weights rounded as in the BF16 file, and the checkpoint."""
+    torch.set_num_threads(1)  # workers that wait for each other are slow where cores are shared
+    torch.set_flush_denormal(True)
     saved = torch.load(work / "checkpoint.pt", map_location="cpu")
     net = lm.Model(lm.Config(**saved["config"]))
     net.load_state_dict(saved["state"])
@@ -26,9 +29,8 @@ def load(work):
 
 
 def encode(tokenizer, path):
-    """The documents of a text file one after the other, each ended by the end-of-text token."""
-    end = tokenizer.token_to_id("<|endoftext|>")
-    return torch.tensor([i for doc in path.read_text().split("\f") for i in tokenizer.encode(doc).ids + [end]])
+    """The documents of a text file as one text, so that `lean eval --text` reads the same tokens."""
+    return torch.tensor(tokenizer.encode(path.read_text().replace("\f", "\n\n")).ids)
 
 
 class Recorder:
@@ -67,7 +69,6 @@ def routing_table(net, recorder):
 
 @torch.no_grad()
 def main(work, heldout):
-    torch.set_flush_denormal(True)
     net, saved = load(work)
     ids = encode(Tokenizer.from_file(str(work / "tokenizer.json")), heldout)
     recorder = Recorder(net)
@@ -81,9 +82,8 @@ def main(work, heldout):
         mtp_total += torch.nn.functional.cross_entropy(logits, window[2:], reduction="sum").item()
         mtp_hits += (logits.argmax(-1) == (hidden[0, 1:] @ net.output.T).argmax(-1)).sum().item()
         n, mtp_n = n + len(window) - 1, mtp_n + len(window) - 2
-    text = heldout.read_text()
     print(f"steps {saved['step']}, tokens seen {saved['tokens']}, hours {saved['elapsed'] / 3600:.2f}")
-    print(f"held-out: {n} tokens, loss {total / n:.4f}, perplexity {math.exp(total / n):.3f}, bits per byte {total / math.log(2) / len(text):.3f}")
+    print(f"held-out: {n} tokens, loss {total / n:.4f}, perplexity {math.exp(total / n):.3f}, bits per byte {total / math.log(2) / heldout.stat().st_size:.3f}")
     print(f"MTP block: loss {mtp_total / mtp_n:.4f}, agrees with the trunk's next choice {mtp_hits / mtp_n:.3f}")
     print("\n".join(routing_table(net, recorder)))
 

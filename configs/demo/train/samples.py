@@ -1,20 +1,18 @@
-"""Draws the model card's samples: samples.py MODEL.gguf TOKENIZER.json HELDOUT.txt
+"""Draws the model card's samples: samples.py LEAN MODEL.gguf TOKENIZER.json HELDOUT.txt [OPTION...]
 
-Each opening is continued by 200 tokens with the sampler settings in the file's metadata and a fixed seed. Prints
-perplexity under SmolLM2-135M and the share of distinct 4-grams, both beside those of 20 passages of held-out text of the
-same length, and then the samples.
+Each opening is continued by 200 tokens by `lean run --raw` with a fixed seed and the sampler settings in the file's
+metadata, or those of OPTION. Prints perplexity under SmolLM2-135M and the share of distinct 4-grams, both beside those of
+20 passages of held-out text of the same length, and then the samples.
 """
 
+import subprocess
 import sys
 from pathlib import Path
 
-import gguf
 import torch
-import numpy as np
 from tokenizers import Tokenizer
 
 from judge import Judge, distinct_4grams
-from reference import Reference
 
 N_TOKEN = 200
 OPENINGS = """The first thing to do is
@@ -39,26 +37,11 @@ The language of the court
 Water is""".splitlines()
 
 
-def draw(logits, rng, temperature, top_p):
-    logits = logits.astype(np.float64) / temperature
-    p = np.exp(logits - logits.max())
-    p /= p.sum()
-    order = np.argsort(-p)
-    keep = order[: int(np.searchsorted(p[order].cumsum(), top_p)) + 1]
-    return int(rng.choice(keep, p=p[keep] / p[keep].sum()))
-
-
-def sample(model, tokenizer, opening, seed, temperature, top_p):
-    rng = np.random.default_rng(seed)
-    never = [tokenizer.token_to_id(t) for t in ("<|endoftext|>", "<|im_end|>", "<|im_start|>")]  # always the full length
-    ids = tokenizer.encode(opening).ids
-    model.reset()
-    logits = model.feed(ids)[0]
-    for _ in range(N_TOKEN):
-        logits[never] = -np.inf
-        ids.append(draw(logits, rng, temperature, top_p))
-        logits = model.feed(ids[-1:])[0]
-    return tokenizer.decode(ids)
+def sample(lean, model, tokenizer, opening, seed, options):
+    """Always of the full length: the tokens that end a text are forbidden."""
+    never = [f"--logit-bias={tokenizer.token_to_id(t)}=-100" for t in ("<|endoftext|>", "<|im_end|>", "<|im_start|>")]
+    command = [lean, "run", model, "--raw", "--ignore-eos", *never, "--seed", str(seed), "--max-tokens", str(N_TOKEN), *options]
+    return opening + subprocess.run([*command, opening], check=True, capture_output=True, text=True).stdout.rstrip("\n")
 
 
 def passages(tokenizer, heldout):
@@ -67,14 +50,11 @@ def passages(tokenizer, heldout):
     return [tokenizer.decode(tokenizer.encode(d).ids[: N_TOKEN + 8]) for d in documents[:: len(documents) // 20][:20]]
 
 
-def main(path, tokenizer_path, heldout_path):
+def main(lean, model, tokenizer_path, heldout_path, *options):
     torch.set_num_threads(1)  # workers that wait for each other are slow where cores are shared
-    fields = gguf.GGUFReader(path).fields
-    temperature, top_p = (float(fields[f"general.sampling.{k}"].contents()) for k in ("temp", "top_p"))
-    tokenizer, model, judge = Tokenizer.from_file(tokenizer_path), Reference(path), Judge()
-    texts = [sample(model, tokenizer, opening, seed, temperature, top_p) for seed, opening in enumerate(OPENINGS)]
+    tokenizer, judge = Tokenizer.from_file(tokenizer_path), Judge()
+    texts = [sample(lean, model, tokenizer, opening, seed, options) for seed, opening in enumerate(OPENINGS)]
     held = passages(tokenizer, Path(heldout_path).read_text())
-    print(f"temperature {temperature:.2f}, top-p {top_p:.2f}")
     print("| | perplexity under SmolLM2-135M | distinct 4-grams |\n|---|---|---|")
     for name, group in (("held-out text", held), ("samples", texts)):
         print(f"| {name} | {judge.perplexity(group):.1f} | {distinct_4grams(group):.3f} |")
@@ -83,4 +63,4 @@ def main(path, tokenizer_path, heldout_path):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4])
+    main(*sys.argv[1:])
