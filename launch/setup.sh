@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(gcc libc6-dev cmake ninja-build pkg-config protobuf-c-compiler protobuf-compiler
-          libprotobuf-c-dev libjson-c-dev libxxhash-dev libhwloc-dev libcmocka-dev
-          python3 python3-venv)
+          libprotobuf-c-dev libjson-c-dev libxxhash-dev libhwloc-dev liburing-dev
+          libcmocka-dev python3 python3-venv)
 
 missing=()
 for package in "${packages[@]}"; do
