@@ -269,7 +269,9 @@ static bool beats_least(const struct expert_cache *cache, struct expert_key key,
     *least = least_admitted(cache, key, &rank);
     if (below_floor(cache, key)) return true;
     if (cache->prefill && !cache->policy->admits_prefill) return false;
-    return *least != NONE && cache->policy->admits(rank_of(cache, key).worth, rank.worth);
+    if (*least == NONE || isinf(cache->policy->advantage)) return false;
+    return cache->policy->advantage == 0 ||
+           rank_of(cache, key).worth > cache->policy->advantage * rank.worth;
 }
 
 /* The transients of a class have become more than the policy wants, by a burst of misses. */

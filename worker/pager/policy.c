@@ -10,29 +10,18 @@ static double worth_recency(const struct expert_use *use)
     return -(double)use->age;
 }
 
-static bool admits_always(double candidate, double victim)
-{
-    (void)candidate, (void)victim;
-    return true;
-}
-
 const struct cache_policy policy_lru = {
-    .name = "lru", .half_life = INFINITY, .worth = worth_recency, .admits = admits_always};
+    .name = "lru", .half_life = INFINITY, .worth = worth_recency, .advantage = 0};
 
 static double worth_heat(const struct expert_use *use)
 {
     return use->heat;
 }
 
-static bool admits_hotter(double candidate, double victim)
-{
-    return candidate > 1.3 * victim;
-}
-
 const struct cache_policy policy_lfru = {.name = "lfru",
                                          .half_life = 700,
                                          .worth = worth_heat,
-                                         .admits = admits_hotter,
+                                         .advantage = 1.3,
                                          .admits_prefill = true,
                                          .window = 1.0 / 64};
 
@@ -41,16 +30,10 @@ static double worth_profile(const struct expert_use *use)
     return use->profile;
 }
 
-static bool admits_never(double candidate, double victim)
-{
-    (void)candidate, (void)victim;
-    return false;
-}
-
 const struct cache_policy policy_static = {.name = "static",
                                            .half_life = 700, /* for the profile that is kept */
                                            .worth = worth_profile,
-                                           .admits = admits_never,
+                                           .advantage = INFINITY,
                                            .window = 1.0 / 64};
 
 const struct cache_policy *policy_find(const char *name)

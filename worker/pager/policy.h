@@ -29,8 +29,9 @@ struct cache_policy {
     /* Higher is kept longer; of equals the older goes. The order of two experts of one layer must
      * stay as it is until one of them is used. */
     double (*worth)(const struct expert_use *use);
-    /* May the candidate take the place of the victim? */
-    bool (*admits)(double candidate, double victim);
+    /* A newcomer takes another's place for this many times its worth. 0: always; INFINITY: never.
+     */
+    double advantage;
     bool admits_prefill; /* whether steps of many tokens may displace what is resident */
     /* Share of the slots that experts which were not admitted pass through, least first. */
     double window;

@@ -135,8 +135,9 @@ static bool naive_beats(const struct naive *naive, struct expert_key key, bool *
     *found = naive_least(naive, key.layer, least);
     if (below_floor(naive, key.layer)) return true;
     if (naive->prefill && !naive->config.policy->admits_prefill) return false;
-    return *found &&
-           naive->config.policy->admits(naive_worth(naive, key), naive_worth(naive, *least));
+    const double advantage = naive->config.policy->advantage;
+    if (!*found || advantage == INFINITY) return false;
+    return advantage == 0 || naive_worth(naive, key) > advantage * naive_worth(naive, *least);
 }
 
 static bool naive_shrinks(const struct naive *naive, uint32_t class_index)
