@@ -2,8 +2,9 @@
  *
  * Rows of one sequence are taken in tiles, so that a block of keys is decoded once for all
  * queries of the tile that share a key head. Enough tiles: one task walks all blocks of its tile
- * and joins them as it goes. Few tiles and a long context (decode): one task for each block, the
- * partials are joined in block order afterwards. Both do the same arithmetic. */
+ * and joins them as it goes. Few tiles and a long context (decode): one task for each block, in
+ * rounds of as many blocks as keep the threads busy, so that memory does not grow with the context;
+ * after each round its partials are joined in block order. Both do the same arithmetic. */
 #include <assert.h>
 #include <string.h>
 
@@ -13,14 +14,13 @@ _Static_assert((int)KV_BLOCK == (int)ATTEND_BLOCK, "a block of the cache is a bl
 
 enum {
     TILE_QUERIES = ATTENTION_GROUP_MAX, /* queries of one key head in a tile, at most */
-    PARTIAL_BYTES_MAX = 64 << 20,       /* above this a single task walks all blocks */
+    ROUND_TASKS_PER_THREAD = 8,
 };
 
 /* Consecutive rows of one sequence and the blocks they see. */
 struct tile {
     uint32_t it_begin, n_row;
     uint32_t block_begin, block_end;
-    uint32_t first_partial; /* split: partials of blocks before this tile, over all tiles */
 };
 
 struct attention {
@@ -31,7 +31,10 @@ struct attention {
     uint32_t n_tile, group; /* group: query heads of a key head */
     uint32_t stride;        /* floats of a partial, padded */
     size_t kv_row_bytes;
-    float *partial; /* split: [tile][block][row][n_head][stride] */
+    /* split: the joined blocks of each row, and the partials of a round */
+    float *joined;  /* [n_token][n_head][stride] */
+    float *partial; /* [tile][round_blocks][row][n_head][stride] */
+    uint32_t round_blocks, round;
 };
 
 size_t kv_block_bytes(enum tensor_type kv_type, uint32_t n_head_kv, uint32_t head_dim)
@@ -180,11 +183,21 @@ static void walk_tile(void *context, uint32_t task, uint32_t worker)
                         acc + i * row_stride + g * a->stride);
 }
 
-static float *split_partial(const struct attention *a, const struct tile *tile, uint32_t block)
+/* The blocks of a tile in the current round: [*begin, *end), none if it is done. */
+static void round_of(const struct attention *a, const struct tile *tile, uint32_t *begin,
+                     uint32_t *end)
 {
-    const size_t block_floats = (size_t)a->args->n_head * a->stride;
+    const uint32_t n = tile->block_end - tile->block_begin, done = a->round * a->round_blocks;
+    *begin = tile->block_begin + (done < n ? done : n);
+    *end = n - (*begin - tile->block_begin) < a->round_blocks ? tile->block_end
+                                                              : *begin + a->round_blocks;
+}
+
+static float *split_partial(const struct attention *a, const struct tile *tile, uint32_t i)
+{
+    const size_t row_floats = (size_t)a->args->n_head * a->stride;
     return a->partial +
-           (tile->first_partial + (size_t)(block - tile->block_begin) * tile->n_row) * block_floats;
+           ((size_t)tile->it_begin * a->round_blocks + (size_t)i * tile->n_row) * row_floats;
 }
 
 /* Task: one block of a tile and key head. Tasks of all tiles follow one another. */
@@ -193,20 +206,20 @@ static void attend_split(void *context, uint32_t task, uint32_t worker)
     const struct attention *a = context;
     const struct tile *tile = a->tile;
     const uint32_t head = task % a->args->n_head_kv;
+    uint32_t begin, end;
     task /= a->args->n_head_kv;
-    while (task >= tile->block_end - tile->block_begin) {
-        task -= tile->block_end - tile->block_begin;
+    for (round_of(a, tile, &begin, &end); task >= end - begin; round_of(a, tile, &begin, &end)) {
+        task -= end - begin;
         tile++;
     }
-    const uint32_t block = tile->block_begin + task;
-    float *into = split_partial(a, tile, block) + (size_t)head * a->group * a->stride;
+    float *into = split_partial(a, tile, task) + (size_t)head * a->group * a->stride;
     struct block_call call;
-    gather_queries(a, tile, head, block, into, (size_t)a->args->n_head * a->stride, a->stride,
-                   &call);
-    attend_block(a, tile, head, block, &call, a->cpu->worker[worker].data);
+    gather_queries(a, tile, head, begin + task, into, (size_t)a->args->n_head * a->stride,
+                   a->stride, &call);
+    attend_block(a, tile, head, begin + task, &call, a->cpu->worker[worker].data);
 }
 
-/* Task: one query head of all rows of a tile; joins its blocks in order. */
+/* Task: one query head of all rows of a tile; joins the round's blocks in order. */
 static void merge_split(void *context, uint32_t task, uint32_t worker)
 {
     (void)worker;
@@ -214,26 +227,57 @@ static void merge_split(void *context, uint32_t task, uint32_t worker)
     const struct attention_args *args = a->args;
     const struct tile *tile = &a->tile[task / args->n_head];
     const uint32_t ih = task % args->n_head;
+    uint32_t begin, end;
+    round_of(a, tile, &begin, &end);
     for (uint32_t i = 0; i < tile->n_row; i++) {
         const uint32_t it = tile->it_begin + i;
         const size_t offset = ((size_t)i * args->n_head + ih) * a->stride;
         const uint32_t first = first_visible(args, it) / KV_BLOCK;
         const uint32_t last = args->token[it].pos / KV_BLOCK;
-        float *acc = split_partial(a, tile, first) + offset;
-        for (uint32_t block = first + 1; block <= last; block++)
-            a->cpu->kernels->attend_merge(acc, split_partial(a, tile, block) + offset,
-                                          args->head_dim);
-        finish_head(a, it, ih, acc);
+        float *acc = a->joined + ((size_t)it * args->n_head + ih) * a->stride;
+        for (uint32_t block = first > begin ? first : begin; block < end && block <= last;
+             block++) {
+            const float *partial = split_partial(a, tile, block - begin) + offset;
+            if (block == first)
+                memcpy(acc, partial, a->stride * sizeof(float));
+            else
+                a->cpu->kernels->attend_merge(acc, partial, args->head_dim);
+        }
+        if (last >= begin && last < end) finish_head(a, it, ih, acc);
     }
 }
 
-/* Cuts the rows into tiles. Returns the number of (row, block) pairs over all tiles, which is
- * the number of partials of one head that a split needs. */
-static uint64_t make_tiles(struct attention *a)
+/* One task for each block, round after round. */
+static void run_split(struct attention *a)
+{
+    struct cpu_backend *cpu = a->cpu;
+    const struct attention_args *args = a->args;
+    const uint32_t n_walk = a->n_tile * args->n_head_kv;
+    a->round_blocks = (ROUND_TASKS_PER_THREAD * pool_n_thread(cpu->pool) + n_walk - 1) / n_walk;
+    const size_t row_floats = (size_t)args->n_head * a->stride;
+    const size_t n_row = (size_t)args->n_token * (1 + a->round_blocks);
+    a->joined = buffer_reserve(cpu, &cpu->partial, n_row * row_floats * sizeof(float), "attention");
+    if (!a->joined) return;
+    a->partial = a->joined + args->n_token * row_floats;
+    for (a->round = 0;; a->round++) {
+        uint32_t n_block = 0;
+        for (uint32_t i = 0; i < a->n_tile; i++) {
+            uint32_t begin, end;
+            round_of(a, &a->tile[i], &begin, &end);
+            n_block += end - begin;
+        }
+        if (!n_block) return;
+        pool_run(cpu->pool, attend_split, a, n_block * args->n_head_kv);
+        pool_run(cpu->pool, merge_split, a, a->n_tile * args->n_head);
+    }
+}
+
+/* Cuts the rows into tiles. Returns the number of blocks over all tiles. */
+static uint32_t make_tiles(struct attention *a)
 {
     const struct attention_args *args = a->args;
     const uint32_t n_row_max = a->group < TILE_QUERIES ? TILE_QUERIES / a->group : 1;
-    uint64_t n_partial = 0;
+    uint32_t n_block = 0;
     for (uint32_t it = 0; it < args->n_token;) {
         struct tile *tile = &a->tile[a->n_tile++];
         *tile = (struct tile){.it_begin = it, .block_begin = first_visible(args, it) / KV_BLOCK};
@@ -243,10 +287,9 @@ static uint64_t make_tiles(struct attention *a)
             tile->n_row++;
             it++;
         }
-        tile->first_partial = (uint32_t)n_partial;
-        n_partial += (uint64_t)(tile->block_end - tile->block_begin) * tile->n_row;
+        n_block += tile->block_end - tile->block_begin;
     }
-    return n_partial;
+    return n_block;
 }
 
 void cpu_attention(struct backend *backend, const struct attention_args *args)
@@ -272,19 +315,9 @@ void cpu_attention(struct backend *backend, const struct attention_args *args)
         return;
     pool_run(cpu->pool, append_row, &a, args->n_token);
 
-    const uint64_t n_partial = make_tiles(&a);
-    const uint64_t partial_bytes = n_partial * args->n_head * a.stride * sizeof(float);
-    const uint32_t n_walk = a.n_tile * args->n_head_kv;
-    uint32_t n_block = 0;
-    for (uint32_t i = 0; i < a.n_tile; i++)
-        n_block += a.tile[i].block_end - a.tile[i].block_begin;
-    if (n_walk < 2 * n_thread && n_thread > 1 && n_block > a.n_tile &&
-        partial_bytes <= PARTIAL_BYTES_MAX) {
-        a.partial = buffer_reserve(cpu, &cpu->partial, partial_bytes, "attention");
-        if (!a.partial) return;
-        pool_run(cpu->pool, attend_split, &a, n_block * args->n_head_kv);
-        pool_run(cpu->pool, merge_split, &a, a.n_tile * args->n_head);
-        return;
-    }
-    pool_run(cpu->pool, walk_tile, &a, n_walk);
+    const uint32_t n_block = make_tiles(&a), n_walk = a.n_tile * args->n_head_kv;
+    if (n_walk < 2 * n_thread && n_thread > 1 && n_block > a.n_tile)
+        run_split(&a);
+    else
+        pool_run(cpu->pool, walk_tile, &a, n_walk);
 }

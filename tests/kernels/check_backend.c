@@ -595,7 +595,7 @@ static uint32_t make_batch(uint32_t n_max, uint32_t next_pos[N_SLOT], uint32_t n
 
 static void check_attention(const struct subject *s)
 {
-    enum { N_CTX = 400, N_BLOCK = (N_CTX + KV_BLOCK - 1) / KV_BLOCK };
+    enum { N_CTX = 1300, N_BLOCK = (N_CTX + KV_BLOCK - 1) / KV_BLOCK };
     static const uint32_t dims[] = {32, 64, 128, 256, 96};
     static const enum tensor_type kv_types[] = {TENSOR_F16, TENSOR_F32, TENSOR_BF16, TENSOR_Q8_0};
     const uint32_t dim = dims[random_below(5)], n_head_kv = 1 + random_below(3);
@@ -635,9 +635,12 @@ static void check_attention(const struct subject *s)
     args.kv_stride = n_head_kv * dim + random_below(3);
     uint32_t next_pos[N_SLOT] = {0};
     const bool gated = random_below(2);
+    const bool far = random_below(2); /* few rows behind a long past, all of it zeros */
+    for (int slot = 0; far && slot < N_SLOT; slot++)
+        next_pos[slot] = random_below(N_CTX - 100);
     for (int round = 0; round < 5; round++) {
         struct token_ref token[150];
-        const uint32_t n = make_batch(round % 2 ? 6 : 150, next_pos, N_CTX, token);
+        const uint32_t n = make_batch(far || round % 2 ? 6 : 150, next_pos, N_CTX, token);
         float *q = random_floats(n * args.q_stride), *gate = random_floats(n * args.q_stride);
         float *k = random_floats(n * args.kv_stride), *v = random_floats(n * args.kv_stride);
         const size_t n_out = (size_t)n * n_head * dim;
