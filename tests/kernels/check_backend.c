@@ -595,7 +595,7 @@ static uint32_t make_batch(uint32_t n_max, uint32_t next_pos[N_SLOT], uint32_t n
 
 static void check_attention(const struct subject *s)
 {
-    enum { N_CTX = 1300, N_BLOCK = (N_CTX + KV_BLOCK - 1) / KV_BLOCK };
+    enum { N_CTX = 4100, N_BLOCK = (N_CTX + KV_BLOCK - 1) / KV_BLOCK };
     static const uint32_t dims[] = {32, 64, 128, 256, 96};
     static const enum tensor_type kv_types[] = {TENSOR_F16, TENSOR_F32, TENSOR_BF16, TENSOR_Q8_0};
     const uint32_t dim = dims[random_below(5)], n_head_kv = 1 + random_below(3);
