@@ -239,14 +239,15 @@ static void print_memory(const struct memory_plan *plan)
         const char *what;
         uint64_t n_bytes;
     } rows[] = {
-        {"weights", plan->weight_bytes},  {"  routed experts", plan->expert_bytes},
-        {"KV cache", plan->kv_bytes},     {"recurrent state", plan->recurrent_bytes},
-        {"scratch", plan->scratch_bytes}, {"program", plan->program_bytes},
-        {"total", plan->total_bytes},     {"may be used", plan->budget_bytes},
+        {"weights", plan->weight_bytes},     {"  routed experts", plan->expert_bytes},
+        {"KV cache", plan->kv_bytes},        {"recurrent state", plan->recurrent_bytes},
+        {"angles", plan->angle_bytes},       {"scratch", plan->scratch_bytes},
+        {"program", plan->program_bytes},    {"total", plan->total_bytes},
+        {"may be used", plan->budget_bytes},
     };
     char size[24];
-    printf("\nmemory for %u sequence%s of %u tokens\n", plan->n_slot, plan->n_slot == 1 ? "" : "s",
-           plan->n_ctx);
+    printf("\nmemory for %u sequence%s of %u tokens, prompts %u at a time\n", plan->n_slot,
+           plan->n_slot == 1 ? "" : "s", plan->n_ctx, plan->prefill_chunk);
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
         printf("%-18s %10s\n", rows[i].what, log_format_bytes(rows[i].n_bytes, size));
     if (plan->n_ctx_fit)
@@ -379,11 +380,13 @@ static struct json_object *json_memory(const struct memory_plan *plan)
     struct json_object *object = json_object_new_object();
     add_number(object, "n_ctx", plan->n_ctx);
     add_number(object, "n_slot", plan->n_slot);
+    add_number(object, "prefill_chunk", plan->prefill_chunk);
     add_number(object, "n_ctx_fit", plan->n_ctx_fit);
     add_number(object, "weights", plan->weight_bytes);
     add_number(object, "routed_experts", plan->expert_bytes);
     add_number(object, "kv_cache", plan->kv_bytes);
     add_number(object, "recurrent_state", plan->recurrent_bytes);
+    add_number(object, "angles", plan->angle_bytes);
     add_number(object, "scratch", plan->scratch_bytes);
     add_number(object, "program", plan->program_bytes);
     add_number(object, "total", plan->total_bytes);

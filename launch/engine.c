@@ -14,8 +14,6 @@
 #include "proto/model/hparams.h"
 #include "worker/worker.h"
 
-enum { PREFILL_CHUNK_AUTO = 512 };
-
 struct engine {
     struct gguf_file *file;
     struct hparams hp;
@@ -60,11 +58,6 @@ static enum lm_status run_seq(void *context, const struct seq_op *op, struct lm_
     return worker_seq(context, op, err);
 }
 
-static uint32_t prefill_chunk(const struct engine_config *config)
-{
-    return config->prefill_chunk ? config->prefill_chunk : PREFILL_CHUNK_AUTO;
-}
-
 enum lm_status engine_memory_request(struct memory_request *out, const struct engine_config *config,
                                      const struct hparams *hp, struct lm_error *err)
 {
@@ -75,7 +68,7 @@ enum lm_status engine_memory_request(struct memory_request *out, const struct en
     *out = (struct memory_request){.n_ctx = config->n_ctx,
                                    .n_slot = n_slot,
                                    .n_snapshot = hparams_can_cut_state(hp) ? 0 : config->n_snapshot,
-                                   .n_batch = prefill_chunk(config) + n_slot,
+                                   .prefill_chunk = config->prefill_chunk,
                                    .kv_type = (enum tensor_type)kv_type,
                                    .budget_bytes = config->ram_bytes};
     return LM_OK;
@@ -107,7 +100,7 @@ static enum lm_status plan_memory(struct engine *engine, const struct engine_con
     engine->n_slot = request.n_slot;
     engine->n_snapshot = request.n_snapshot;
     engine->kv_type = request.kv_type;
-    engine->prefill_chunk = prefill_chunk(config);
+    engine->prefill_chunk = plan.prefill_chunk;
     if (engine->prefill_chunk > engine->n_ctx) engine->prefill_chunk = engine->n_ctx;
     return status;
 }

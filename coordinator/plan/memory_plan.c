@@ -5,8 +5,15 @@
 #include "proto/base/log.h"
 #include "proto/model/hparams.h"
 
-/* PROGRAM_BYTES: measured with a vocabulary of 248320, 38 MiB; the rest is for threads. */
-enum { KV_BLOCK = 128, PROGRAM_BYTES = 96 << 20 };
+/* PROGRAM_BYTES: measured with a vocabulary of 248320, 38 MiB; the rest is for threads, which take
+ * a MiB or two each. */
+enum {
+    KV_BLOCK = 128,
+    LOGIT_ROWS = 32, /* of which the worker makes logits at a time */
+    CHUNK_MAX = 512,
+    CHUNK_STEP = 64, /* and the least */
+    PROGRAM_BYTES = 96 << 20
+};
 
 static uint64_t div_up(uint64_t n, uint64_t by)
 {
@@ -20,7 +27,7 @@ static uint64_t kv_blocks(const struct layer_hparams *layer, const struct memory
     const uint64_t n_held = (uint64_t)request->n_slot + request->n_snapshot;
     const uint64_t everything =
         request->n_slot * div_up(n_ctx, KV_BLOCK) + n_held; /* forks split */
-    const uint64_t reach = (uint64_t)layer->window + request->n_batch;
+    const uint64_t reach = (uint64_t)layer->window + request->prefill_chunk + request->n_slot;
     const uint64_t kept = n_held * (div_up(reach, KV_BLOCK) + 2);
     return layer->window && kept < everything ? kept : everything;
 }
@@ -48,26 +55,48 @@ static uint64_t recurrent_bytes(const struct hparams *hp, uint64_t n_held)
     return n_held * n_layer * (n_conv + n_state) * sizeof(float);
 }
 
-/* Floats of one token in flight: the residual stream three times, the widest mixer, the widest
- * FFN with its inputs quantized. */
-static uint64_t floats_per_token(const struct hparams *hp)
+static uint64_t most(uint64_t a, uint64_t b)
 {
-    uint64_t mixer = 0, ffn = 0;
+    return a > b ? a : b;
+}
+
+/* An activation is kept as F32 and, for the products with weights, once more as that or quantized,
+ * which takes 9.1 bits at most (a Q8_K block: 292 bytes for 256). */
+static uint64_t act_bytes(uint64_t n, bool quantized)
+{
+    return quantized ? n / 256 * 292 + 292 : n * sizeof(float);
+}
+
+/* Bytes of one token in flight: the residual stream, the norm of it and what the widest mixer
+ * needs (worker/graph/graph.h); beside them the backend's: inputs of products, queries, results
+ * before they are added, and of the experts and the shared or dense network the hidden rows, their
+ * quantized form, and the results where experts come in groups. */
+static uint64_t bytes_per_token(const struct hparams *hp, bool quantized)
+{
+    enum { LISTS = 256 }; /* of pointers and indices */
+    const uint64_t n_embd = hp->n_embd, n_value = (uint64_t)hp->n_head_v * hp->dim_v;
+    uint64_t mixer = 0, query = 0, input = n_embd, hidden = 0, n_used = 0;
     for (uint32_t il = 0; il < hp->n_layer; il++) {
         const struct layer_hparams *layer = &hp->layer[il];
-        const uint64_t n_attention =
-            (3 * (uint64_t)layer->n_head + 2 * (uint64_t)layer->n_head_kv) * hp->head_dim;
-        const uint64_t n_value = (uint64_t)hp->n_head_v * hp->dim_v;
-        const uint64_t n_mixer =
-            layer->recurrent ? hparams_conv_dim(hp) + 2 * n_value : n_attention;
-        const uint64_t n_ffn =
-            layer->moe ? (uint64_t)hp->n_expert_used * (2 * (uint64_t)hp->n_ff_exp + hp->n_embd) +
-                             2 * (uint64_t)hp->n_ff_shexp
-                       : 2 * (uint64_t)layer->n_ff;
-        mixer = n_mixer > mixer ? n_mixer : mixer;
-        ffn = n_ffn > ffn ? n_ffn : ffn;
+        const uint64_t n_q = (uint64_t)layer->n_head * hp->head_dim;
+        const uint64_t n_kv = (uint64_t)layer->n_head_kv * hp->head_dim;
+        if (layer->recurrent) {
+            mixer = most(mixer, hparams_conv_dim(hp) + 2 * n_value + 2 * (uint64_t)hp->n_head_v);
+            input = most(input, n_value);
+        } else {
+            mixer = most(mixer, 3 * n_q + 2 * n_kv);
+            input = most(input, n_q);
+            query = most(query, n_q);
+        }
+        n_used = layer->moe ? hp->n_expert_used : n_used;
+        hidden =
+            most(hidden, layer->moe ? (uint64_t)hp->n_expert_used * hp->n_ff_exp : layer->n_ff);
     }
-    return 3 * (uint64_t)hp->n_embd + mixer + ffn + ffn / 2;
+    const uint64_t shared = hp->n_ff_shexp; /* may be of floats where the experts are not */
+    const uint64_t n_float = 2 * n_embd + mixer + query + most(n_embd, hp->n_expert) + hidden +
+                             2 * shared + n_used * n_embd;
+    return n_float * sizeof(float) + act_bytes(input, false) + act_bytes(input, quantized) +
+           act_bytes(hidden, quantized) + 32 * n_used + LISTS;
 }
 
 /* Tables of cos and sin: one for layers that see everything, one for those with a window. */
@@ -84,11 +113,18 @@ static uint64_t n_angle_table(const struct hparams *hp)
 }
 
 static uint64_t scratch_bytes(const struct hparams *hp, const struct memory_request *request,
-                              uint32_t n_ctx)
+                              const struct weight_census *census)
 {
-    const uint64_t angles = n_angle_table(hp) * n_ctx * hp->rope.n_rot;
-    const uint64_t logits = (uint64_t)request->n_slot * hp->n_vocab;
-    return (request->n_batch * floats_per_token(hp) + angles + logits) * sizeof(float);
+    const struct weight_count *dense = &census->group[WEIGHTS_DENSE_FFN];
+    const struct weight_count *experts = &census->group[WEIGHTS_EXPERTS];
+    static const enum tensor_type floats[] = {TENSOR_F32, TENSOR_F16, TENSOR_BF16};
+    bool quantized = true;
+    for (size_t i = 0; i < sizeof(floats) / sizeof(floats[0]); i++)
+        quantized &= !dense->n_of_type[floats[i]] && !experts->n_of_type[floats[i]];
+    const uint64_t n_batch = (uint64_t)request->prefill_chunk + request->n_slot;
+    /* logits, and what the sampler keeps of a row of them */
+    const uint64_t vocabulary = (uint64_t)(LOGIT_ROWS + 8) * hp->n_vocab;
+    return n_batch * bytes_per_token(hp, quantized) + vocabulary * sizeof(float);
 }
 
 /* Fills what depends on the context, and the total. */
@@ -97,9 +133,9 @@ static void set_context(struct memory_plan *plan, const struct hparams *hp,
 {
     plan->n_ctx = n_ctx;
     plan->kv_bytes = kv_bytes(hp, request, n_ctx);
-    plan->scratch_bytes = scratch_bytes(hp, request, n_ctx);
+    plan->angle_bytes = n_angle_table(hp) * n_ctx * hp->rope.n_rot * sizeof(float);
     plan->total_bytes = plan->weight_bytes + plan->kv_bytes + plan->recurrent_bytes +
-                        plan->scratch_bytes + plan->program_bytes;
+                        plan->angle_bytes + plan->scratch_bytes + plan->program_bytes;
 }
 
 /* The largest multiple of a block up to the trained context (or that itself) that fits; 0: none. */
@@ -119,10 +155,23 @@ static uint32_t longest_context(struct memory_plan *plan, const struct hparams *
     return n_ctx < hp->n_ctx_train ? n_ctx : hp->n_ctx_train;
 }
 
+/* Fills everything that depends on the request, whose chunk is settled. */
+static void plan_request(struct memory_plan *plan, const struct hparams *hp,
+                         const struct memory_request *request, const struct weight_census *census)
+{
+    plan->prefill_chunk = request->prefill_chunk;
+    plan->scratch_bytes = scratch_bytes(hp, request, census);
+    plan->n_ctx_fit = longest_context(plan, hp, request);
+    const uint32_t smallest = hp->n_ctx_train < KV_BLOCK ? hp->n_ctx_train : KV_BLOCK;
+    const uint32_t best = plan->n_ctx_fit ? plan->n_ctx_fit : smallest;
+    set_context(plan, hp, request, request->n_ctx ? request->n_ctx : best);
+}
+
 void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
                       const struct hparams *hp, const struct memory_request *request)
 {
     struct weight_census census;
+    struct memory_request with_chunk = *request;
     weight_census_take(&census, file, hp);
     *plan = (struct memory_plan){
         .n_slot = request->n_slot,
@@ -132,10 +181,17 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
         .recurrent_bytes = recurrent_bytes(hp, (uint64_t)request->n_slot + request->n_snapshot),
         .program_bytes = PROGRAM_BYTES,
     };
-    plan->n_ctx_fit = longest_context(plan, hp, request);
-    const uint32_t smallest = hp->n_ctx_train < KV_BLOCK ? hp->n_ctx_train : KV_BLOCK;
-    const uint32_t best = plan->n_ctx_fit ? plan->n_ctx_fit : smallest;
-    set_context(plan, hp, request, request->n_ctx ? request->n_ctx : best);
+    if (request->prefill_chunk) {
+        plan_request(plan, hp, request, &census);
+        return;
+    }
+    for (uint32_t chunk = CHUNK_MAX; chunk >= CHUNK_STEP; chunk -= CHUNK_STEP) {
+        with_chunk.prefill_chunk = chunk;
+        plan_request(plan, hp, &with_chunk, &census);
+        if (plan->scratch_bytes + plan->program_bytes <= MEMORY_PLAN_OVERHEAD_MAX &&
+            plan->total_bytes <= plan->budget_bytes)
+            return;
+    }
 }
 
 enum lm_status memory_plan_check(const struct memory_plan *plan, struct lm_error *err)

@@ -4,8 +4,12 @@
  *   KV cache       whole blocks of 128 positions for every sequence; a layer with a window keeps
  *                  the window and one step
  *   recurrent      records of the gated delta net layers, one for each sequence and snapshot
- *   scratch        activations of one step, logits, tables of rotary angles
- *   program        code, vocabulary, thread stacks: a bound, the same for every model
+ *   angles         sine and cosine of the rotary angles of every position
+ *   scratch        activations of one step, logits
+ *   program        code, vocabulary, threads: a bound, the same for every model
+ *
+ * Scratch and program together are the overhead, which MEMORY_PLAN_OVERHEAD_MAX bounds: where a
+ * model is so wide that it would be more, prompts are read in shorter chunks.
  *
  * Threads: pure functions but for host_memory_available, which reads /proc and cgroup files. */
 #ifndef LEAN_COORDINATOR_PLAN_MEMORY_PLAN_H
@@ -19,23 +23,26 @@
 struct gguf_file;
 struct hparams;
 
+#define MEMORY_PLAN_OVERHEAD_MAX 300000000u
+
 struct memory_request {
     uint32_t n_ctx;  /* tokens of one sequence; 0: as many as fit, at most the trained context */
     uint32_t n_slot; /* sequences held at once */
-    uint32_t n_snapshot; /* states of sequences kept besides */
-    uint32_t n_batch;    /* tokens of one step at most */
+    uint32_t n_snapshot;    /* states of sequences kept besides */
+    uint32_t prefill_chunk; /* tokens of a prompt in one step; 0: chosen */
     enum tensor_type kv_type;
     uint64_t budget_bytes; /* what may be used; 0: what is available */
 };
 
 struct memory_plan {
     uint32_t n_ctx, n_slot;
+    uint32_t prefill_chunk; /* as asked, or 512, less where the overhead demands it, at least 64 */
     uint32_t n_ctx_fit; /* the longest context that fits, at most the trained one; 0: none does */
     uint64_t budget_bytes;
 
     uint64_t expert_bytes; /* routed experts */
     uint64_t weight_bytes; /* all weights, experts included */
-    uint64_t kv_bytes, recurrent_bytes, scratch_bytes, program_bytes;
+    uint64_t kv_bytes, recurrent_bytes, angle_bytes, scratch_bytes, program_bytes;
     uint64_t total_bytes;
 };
 

@@ -41,7 +41,7 @@ class Inspect(unittest.TestCase):
         self.assertEqual(memory["n_ctx"], 1000)
         self.assertTrue(memory["fits"])
         self.assertEqual(memory["total"], sum(memory[k] for k in (
-            "weights", "kv_cache", "recurrent_state", "scratch", "program")))
+            "weights", "kv_cache", "recurrent_state", "angles", "scratch", "program")))
 
     def test_text(self):
         result = lean("inspect", self.model, "--tensors", "--tokenizer", "--memory")

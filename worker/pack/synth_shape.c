@@ -109,8 +109,7 @@ enum lm_status synth_check(const struct synth_shape *shape, bool mtp, struct lm_
 
 /* Tensors */
 
-/* The hyperparameters that decide which tensors there are. */
-static void hparams_of(struct hparams *hp, const struct synth_shape *shape, bool mtp)
+void synth_hparams(struct hparams *hp, const struct synth_shape *shape, bool mtp)
 {
     memset(hp, 0, sizeof(*hp));
     hp->arch = arch_of(shape);
@@ -118,10 +117,12 @@ static void hparams_of(struct hparams *hp, const struct synth_shape *shape, bool
     hp->n_layer_mtp = mtp;
     hp->n_vocab = shape->n_vocab;
     hp->n_embd = shape->n_embd;
+    hp->n_ctx_train = shape->n_ctx;
     hp->head_dim = shape->head_dim;
     hp->tied = shape->tied;
     hp->rope.n_rot = shape->n_rot;
     hp->n_expert = shape->n_expert;
+    hp->n_expert_used = shape->n_expert_used;
     hp->n_ff_exp = shape->n_ff_exp;
     hp->n_ff_shexp = shape->n_ff_shexp;
     hp->n_conv = hp->arch->delta_net ? N_CONV : 0;
@@ -133,6 +134,8 @@ static void hparams_of(struct hparams *hp, const struct synth_shape *shape, bool
             .recurrent = hp->arch->delta_net && il < shape->n_layer &&
                          (il + 1) % shape->full_attention_interval != 0,
             .moe = shape->n_expert && il >= shape->n_layer_dense,
+            .rope = !shape->n_swa || (il + 1) % 4 != 0,
+            .window = (il + 1) % 4 ? shape->n_swa : 0,
             .n_head = shape->n_head,
             .n_head_kv = shape->n_head_kv,
             .n_ff = shape->n_ff,
@@ -248,7 +251,7 @@ enum lm_status synth_tensors(const struct synth_shape *shape, bool mtp, struct s
     struct synth_tensor *tensors = calloc((size_t)ROLE_COUNT * (n_block + 1), sizeof(*tensors));
     if (!tensors)
         return lm_fail(err, LM_E_NO_MEM, "no memory for the tensors of %u layers", n_block);
-    hparams_of(&hp, shape, mtp);
+    synth_hparams(&hp, shape, mtp);
     *n = 0;
     for (int role = 0; role < ROLE_GLOBAL_COUNT; role++)
         *n += make_tensor(&hp, (enum tensor_role)role, 0, &tensors[*n]);

@@ -5,6 +5,8 @@
 #include "proto/gguf/gguf_write.h"
 #include "worker/pack/synth.h"
 
+struct hparams;
+
 enum synth_fill {
     SYNTH_NORMAL, /* mean + std * n */
     SYNTH_DECAY,  /* -0.05 - |std * n|: the delta net's ssm_a */
@@ -16,6 +18,10 @@ struct synth_tensor {
     enum synth_fill fill;
     float mean, std;
 };
+
+/* The hyperparameters that a file of the shape gives, as far as its tensors and its memory follow
+ * from them. */
+void synth_hparams(struct hparams *hp, const struct synth_shape *shape, bool mtp);
 
 /* The tensors of a model in the order of the file. The caller frees *out. LM_E_NO_MEM. */
 enum lm_status synth_tensors(const struct synth_shape *shape, bool mtp, struct synth_tensor **out,

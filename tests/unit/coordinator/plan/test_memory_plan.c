@@ -9,7 +9,7 @@
 #include "proto/gguf/gguf.h"
 #include "proto/model/hparams.h"
 #include "tests/unit/cmocka_all.h"
-#include "worker/pack/synth.h"
+#include "worker/pack/synth_shape.h"
 
 #define MIB (1024.0 * 1024.0)
 
@@ -44,7 +44,7 @@ static struct memory_plan plan_of(const struct hparams *hp, uint32_t n_ctx, uint
     struct memory_plan plan;
     const struct memory_request request = {.n_ctx = n_ctx,
                                            .n_slot = 1,
-                                           .n_batch = 512,
+                                           .prefill_chunk = 511,
                                            .kv_type = TENSOR_F16,
                                            .budget_bytes = budget_bytes};
     memory_plan_make(&plan, file, hp, &request);
@@ -110,7 +110,8 @@ static void test_sums(void **state)
     const struct memory_plan plan = plan_of(&tiny, 1000, UINT64_MAX);
     weight_census_take(&census, file, &tiny);
     assert_int_equal(plan.total_bytes, plan.weight_bytes + plan.kv_bytes + plan.recurrent_bytes +
-                                           plan.scratch_bytes + plan.program_bytes);
+                                           plan.angle_bytes + plan.scratch_bytes +
+                                           plan.program_bytes);
     uint64_t n_bytes = 0, n_tensor = 0;
     for (int i = 0; i < WEIGHT_GROUP_COUNT; i++) {
         n_bytes += census.group[i].n_bytes;
@@ -159,6 +160,55 @@ static void test_refusal_names_the_numbers(void **state)
     assert_non_null(strstr(err.hint, hint));
 }
 
+/* Scratch and program stay within their bound for each published model, and prompts are still read
+ * in chunks that are worth it. */
+static void test_overhead_of_published_models(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        uint32_t chunk;
+    } models[] = {{"qwen3.5-35b-a3b", 512},
+                  {"qwen3.5-122b-a10b", 384},
+                  {"qwen3.5-397b-a17b", 320},
+                  {"qwen3-coder-next", 512},
+                  {"trinity-large-thinking", 448}};
+    for (size_t i = 0; i < sizeof(models) / sizeof(models[0]); i++) {
+        struct synth_shape shape;
+        struct hparams hp;
+        struct memory_plan plan;
+        const struct memory_request request = {
+            .n_slot = 1, .kv_type = TENSOR_F16, .budget_bytes = UINT64_MAX};
+        assert_int_equal(synth_shape_find(models[i].name, &shape, NULL), LM_OK);
+        synth_hparams(&hp, &shape, false);
+        memory_plan_make(&plan, file, &hp, &request);
+        print_message("%s: chunk %u, overhead %.0f MB\n", models[i].name, plan.prefill_chunk,
+                      (double)(plan.scratch_bytes + plan.program_bytes) / 1e6);
+        assert_int_equal(plan.n_ctx, 262144);
+        assert_true(plan.scratch_bytes + plan.program_bytes <= MEMORY_PLAN_OVERHEAD_MAX);
+        assert_true(plan.prefill_chunk >= models[i].chunk);
+    }
+}
+
+/* A chunk that is asked for is kept, whatever it takes. */
+static void test_a_given_chunk_is_kept(void **state)
+{
+    (void)state;
+    struct synth_shape shape;
+    struct hparams hp;
+    struct memory_plan plan;
+    const struct memory_request request = {.n_ctx = 4096,
+                                           .n_slot = 1,
+                                           .prefill_chunk = 2048,
+                                           .kv_type = TENSOR_F16,
+                                           .budget_bytes = UINT64_MAX};
+    assert_int_equal(synth_shape_find("qwen3.5-397b-a17b", &shape, NULL), LM_OK);
+    synth_hparams(&hp, &shape, false);
+    memory_plan_make(&plan, file, &hp, &request);
+    assert_int_equal(plan.prefill_chunk, 2048);
+    assert_true(plan.scratch_bytes > MEMORY_PLAN_OVERHEAD_MAX);
+}
+
 static void test_host_memory(void **state)
 {
     (void)state;
@@ -176,6 +226,8 @@ int main(void)
         cmocka_unit_test(test_sums),
         cmocka_unit_test(test_longest_context),
         cmocka_unit_test(test_refusal_names_the_numbers),
+        cmocka_unit_test(test_overhead_of_published_models),
+        cmocka_unit_test(test_a_given_chunk_is_kept),
         cmocka_unit_test(test_host_memory),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
