@@ -198,7 +198,7 @@ struct backend_ops {
 };
 
 struct backend_cpu_config {
-    uint32_t n_thread;   /* 0: physical cores this process may use */
+    uint32_t n_thread;   /* 0: as many as pool_create finds useful */
     const char *kernels; /* kernels_select's name */
     bool pin;            /* bind each worker thread to a core */
 };

@@ -24,6 +24,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "proto/base/cgroup.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -230,6 +232,9 @@ enum lm_status pool_create(struct pool **out, uint32_t n_thread, bool pin, struc
     if (!n_thread) {
         const long n_online = sysconf(_SC_NPROCESSORS_ONLN);
         n_thread = n_core ? n_core : n_online > 0 ? (uint32_t)n_online : 1;
+        /* Threads beyond a quota are all stopped together for the rest of each period. */
+        const uint32_t limit = cgroup_cpu_limit("");
+        if (n_thread > limit) n_thread = limit;
     }
     enum lm_status status = LM_E_NO_MEM;
     struct pool *pool = aligned_alloc(CACHE_LINE, sizeof(*pool));

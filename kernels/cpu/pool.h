@@ -27,7 +27,8 @@ struct pool;
 /* worker: 0 .. n_thread - 1, constant during the call; picks per-thread scratch. */
 typedef void (*pool_task_fn)(void *context, uint32_t task, uint32_t worker);
 
-/* n_thread 0: one for each physical core this process may run on. pin: binds each of the pool's
+/* n_thread 0: one for each physical core this process may run on, but no more than a quota of its
+ * control group lets run at once. pin: binds each of the pool's
  * own threads to a core of its own (the caller's thread is left alone, since threads it creates
  * would inherit the binding). LM_E_NO_MEM, LM_E_FAIL: a thread could not be created. */
 enum lm_status pool_create(struct pool **out, uint32_t n_thread, bool pin, struct lm_error *err);
