@@ -10,10 +10,12 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include "proto/base/log.h"
+#include "proto/base/write_behind.h"
 
-enum { NAME_BYTES_MAX = 63, BUFFER_BYTES = 1 << 20 };
+enum { HEAD_BYTES = 24, NAME_BYTES_MAX = 63, BUFFER_BYTES = 1 << 20 };
 
 struct bytes {
     uint8_t *data;
@@ -40,6 +42,9 @@ struct gguf_writer {
     uint64_t tensor_done; /* bytes of it that have been given */
     uint8_t *buffer;      /* [BUFFER_BYTES], gathers small pieces */
     size_t n_buffered;
+    uint64_t n_written;
+    struct write_behind behind;
+    XXH3_state_t *checksum;
     struct lm_error error; /* the first failure; status LM_OK: none */
 };
 
@@ -127,7 +132,9 @@ enum lm_status gguf_writer_create(struct gguf_writer **out, const char *path, st
     writer->alignment = 32;
     writer->path = strdup(path ? path : "GGUF header");
     writer->buffer = malloc(BUFFER_BYTES);
-    if (!writer->path || !writer->buffer ||
+    writer->checksum = XXH3_createState();
+    if (writer->checksum) XXH3_64bits_reset(writer->checksum);
+    if (!writer->path || !writer->buffer || !writer->checksum ||
         asprintf(&writer->partial_path, "%s.partial", writer->path) < 0) {
         writer->partial_path = NULL;
         status = lm_fail(err, LM_E_NO_MEM, "%s: no memory", path ? path : "GGUF header");
@@ -247,14 +254,51 @@ void gguf_writer_tensor(struct gguf_writer *writer, const char *name, enum tenso
     writer->n_data += round_up(writer, n_bytes);
 }
 
-static uint64_t header_bytes(const struct gguf_writer *writer)
+void gguf_writer_declare(struct gguf_writer *writer, const struct gguf_tensor *tensor)
 {
-    return round_up(writer, 24 + writer->kvs.n + writer->infos.n);
+    char name[NAME_BYTES_MAX + 1] = "";
+    memcpy(name, tensor->name.data, tensor->name.n); /* < 64 by gguf_open */
+    gguf_writer_tensor(writer, name, tensor->type, tensor->n_dims, tensor->ne);
+}
+
+uint64_t gguf_writer_header_bytes(const struct gguf_writer *writer)
+{
+    return HEAD_BYTES + writer->kvs.n + writer->infos.n;
+}
+
+static uint64_t padded_header_bytes(const struct gguf_writer *writer)
+{
+    return round_up(writer, gguf_writer_header_bytes(writer));
 }
 
 uint64_t gguf_writer_n_bytes(const struct gguf_writer *writer)
 {
-    return header_bytes(writer) + writer->n_data;
+    return padded_header_bytes(writer) + writer->n_data;
+}
+
+/* The first bytes of the file. */
+static void file_head(const struct gguf_writer *writer, uint8_t head[HEAD_BYTES])
+{
+    const uint32_t version = 3;
+    const uint64_t n_tensor = writer->n_tensor;
+    memcpy(head, "GGUF", 4);
+    memcpy(head + 4, &version, sizeof(version));
+    memcpy(head + 8, &n_tensor, sizeof(n_tensor));
+    memcpy(head + 16, &writer->n_kv, sizeof(writer->n_kv));
+}
+
+uint64_t gguf_writer_header_checksum(const struct gguf_writer *writer)
+{
+    uint8_t head[HEAD_BYTES];
+    assert(!writer->header_written);
+    file_head(writer, head);
+    XXH3_64bits_reset(writer->checksum);
+    XXH3_64bits_update(writer->checksum, head, sizeof(head));
+    XXH3_64bits_update(writer->checksum, writer->kvs.data, writer->kvs.n);
+    XXH3_64bits_update(writer->checksum, writer->infos.data, writer->infos.n);
+    const uint64_t checksum = XXH3_64bits_digest(writer->checksum);
+    XXH3_64bits_reset(writer->checksum);
+    return checksum;
 }
 
 /* Data */
@@ -262,6 +306,7 @@ uint64_t gguf_writer_n_bytes(const struct gguf_writer *writer)
 static void write_all(struct gguf_writer *writer, const void *data, size_t n)
 {
     const char *at = data;
+    XXH3_64bits_update(writer->checksum, data, n);
     while (n && writer->error.status == LM_OK) {
         const ssize_t done = write(writer->fd, at, n);
         if (done < 0 && errno == EINTR) continue;
@@ -271,7 +316,9 @@ static void write_all(struct gguf_writer *writer, const void *data, size_t n)
         }
         at += done;
         n -= (size_t)done;
+        writer->n_written += (uint64_t)done;
     }
+    write_behind_advance(&writer->behind, writer->fd, writer->n_written);
 }
 
 static void flush(struct gguf_writer *writer)
@@ -314,17 +361,14 @@ static void reserve_space(struct gguf_writer *writer)
 
 static void write_header(struct gguf_writer *writer)
 {
-    const uint32_t version = 3;
-    const uint64_t n_tensor = writer->n_tensor;
+    uint8_t head[HEAD_BYTES];
+    file_head(writer, head);
     reserve_space(writer);
     writer->header_written = true;
-    put(writer, "GGUF", 4);
-    put(writer, &version, sizeof(version));
-    put(writer, &n_tensor, sizeof(n_tensor));
-    put(writer, &writer->n_kv, sizeof(writer->n_kv));
+    put(writer, head, sizeof(head));
     put(writer, writer->kvs.data, writer->kvs.n);
     put(writer, writer->infos.data, writer->infos.n);
-    put(writer, NULL, header_bytes(writer) - 24 - writer->kvs.n - writer->infos.n);
+    put(writer, NULL, padded_header_bytes(writer) - gguf_writer_header_bytes(writer));
 }
 
 enum lm_status gguf_writer_data(struct gguf_writer *writer, const void *data, uint64_t n_bytes,
@@ -355,6 +399,13 @@ enum lm_status gguf_writer_data(struct gguf_writer *writer, const void *data, ui
     return report(writer, err);
 }
 
+uint64_t gguf_writer_checksum(struct gguf_writer *writer)
+{
+    gguf_writer_data(writer, NULL, 0, NULL); /* there may be no tensor that wrote the header */
+    flush(writer);
+    return XXH3_64bits_digest(writer->checksum);
+}
+
 enum lm_status gguf_writer_finish(struct gguf_writer *writer, struct lm_error *err)
 {
     gguf_writer_data(writer, NULL, 0, NULL);
@@ -368,6 +419,7 @@ enum lm_status gguf_writer_finish(struct gguf_writer *writer, struct lm_error *e
         lm_fail_errno(&writer->error, "%s: rename to %s", writer->partial_path, writer->path);
     const enum lm_status status = report(writer, err);
     if (status == LM_OK) {
+        write_behind_end(writer->fd);
         close(writer->fd);
         writer->fd = -1; /* nothing left to remove */
     }
@@ -382,6 +434,7 @@ void gguf_writer_destroy(struct gguf_writer *writer)
         unlink(writer->partial_path);
         close(writer->fd);
     }
+    XXH3_freeState(writer->checksum);
     free(writer->path);
     free(writer->partial_path);
     free(writer->kvs.data);
@@ -389,4 +442,49 @@ void gguf_writer_destroy(struct gguf_writer *writer)
     free(writer->tensors);
     free(writer->buffer);
     free(writer);
+}
+
+/* Fingerprint */
+
+bool gguf_kv_is_split(const struct gguf_kv *kv)
+{
+    return kv->key.n > 6 && !memcmp(kv->key.data, "split.", 6);
+}
+
+/* 16 hexadecimal digits. */
+static bool parse_fingerprint(struct gguf_string text, uint64_t *out)
+{
+    uint64_t value = 0;
+    for (size_t i = 0; i < text.n; i++) {
+        const char c = text.data[i];
+        const bool letter = c >= 'a' && c <= 'f';
+        if (!letter && !(c >= '0' && c <= '9')) return false;
+        value = value << 4 | (uint64_t)(letter ? c - 'a' + 10 : c - '0');
+    }
+    *out = value;
+    return text.n == 16;
+}
+
+enum lm_status gguf_fingerprint(const struct gguf_file *file, uint64_t *out, struct lm_error *err)
+{
+    struct gguf_writer *writer;
+    struct gguf_string packed = {NULL, 0};
+    enum lm_status status = gguf_get_string(file, GGUF_KEY_PACK_FINGERPRINT, &packed, NULL, err);
+    if (status != LM_OK) return status;
+    if (packed.data && parse_fingerprint(packed, out)) return LM_OK;
+    if (packed.data)
+        return lm_fail(err, LM_E_FORMAT, "%s: key " GGUF_KEY_PACK_FINGERPRINT " is malformed",
+                       gguf_path(file));
+
+    status = gguf_writer_create(&writer, NULL, err);
+    if (status != LM_OK) return status;
+    for (size_t i = 0; i < gguf_n_kv(file); i++)
+        if (!gguf_kv_is_split(gguf_kv_at(file, i)))
+            gguf_writer_copy(writer, file, gguf_kv_at(file, i));
+    for (size_t i = 0; i < gguf_n_tensor(file); i++)
+        gguf_writer_declare(writer, gguf_tensor_at(file, i));
+    status = report(writer, err);
+    if (status == LM_OK) *out = gguf_writer_header_checksum(writer);
+    gguf_writer_destroy(writer);
+    return status;
 }

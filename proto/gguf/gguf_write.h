@@ -32,14 +32,34 @@ void gguf_writer_copy(struct gguf_writer *writer, const struct gguf_file *file,
 
 void gguf_writer_tensor(struct gguf_writer *writer, const char *name, enum tensor_type type,
                         uint32_t n_dims, const uint64_t *ne);
+/* The same for a tensor like that of another file. */
+void gguf_writer_declare(struct gguf_writer *writer, const struct gguf_tensor *tensor);
 /* Size of the file that the declarations so far will give. */
 uint64_t gguf_writer_n_bytes(const struct gguf_writer *writer);
+/* Size and XXH3-64 of the header that the declarations so far will give, without its padding. */
+uint64_t gguf_writer_header_bytes(const struct gguf_writer *writer);
+uint64_t gguf_writer_header_checksum(const struct gguf_writer *writer);
 
 /* The next bytes of tensor data; pieces are split and padded at tensor ends by the writer. */
 enum lm_status gguf_writer_data(struct gguf_writer *writer, const void *data, uint64_t n_bytes,
                                 struct lm_error *err);
+/* XXH3-64 of the whole file, once the last tensor is complete. */
+uint64_t gguf_writer_checksum(struct gguf_writer *writer);
 /* Syncs, renames and destroys. LM_E_FAIL if tensors are incomplete. */
 enum lm_status gguf_writer_finish(struct gguf_writer *writer, struct lm_error *err);
 void gguf_writer_destroy(struct gguf_writer *writer); /* abandons; NULL is legal */
+
+/* Keys of the dense part of a pack (proto/lmpack/FORMAT.md): the version of the pack, and the
+ * fingerprint of the model that was packed, 16 hexadecimal digits. */
+#define GGUF_KEY_PACK_VERSION "lean.pack.version"
+#define GGUF_KEY_PACK_FINGERPRINT "lean.pack.fingerprint"
+
+/* Whether an entry is about how the model was split into files. */
+bool gguf_kv_is_split(const struct gguf_kv *kv);
+
+/* What tells a model from another without reading its weights: XXH3-64 of the header that it has as
+ * one file of version 3, without the entries about its split. The dense part of a pack says what
+ * the fingerprint of the whole is, and has that. LM_E_NO_MEM. */
+enum lm_status gguf_fingerprint(const struct gguf_file *file, uint64_t *out, struct lm_error *err);
 
 #endif
