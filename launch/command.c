@@ -10,6 +10,7 @@ extern const struct command command_config;
 extern const struct command command_eval;
 extern const struct command command_help;
 extern const struct command command_inspect;
+extern const struct command command_pack;
 extern const struct command command_quantize;
 extern const struct command command_run;
 extern const struct command command_synth;
@@ -25,6 +26,7 @@ const struct command *const commands[] = {
     &command_eval,
     &command_help,
     &command_inspect,
+    &command_pack,
     &command_quantize,
     &command_run,
     &command_synth,
