@@ -24,9 +24,8 @@ enum { MAX_TEMPLATE_BYTES = 1 << 20 };
 
 const struct option_spec chat_options[] = {
     {"system", 0, OPTION_STRING, "TEXT|@FILE", .help = "the system message"},
-    {"think", 0, OPTION_STRING, "on|off|LEVEL",
-     .help = "whether the model reasons first, where its template can switch that; LEVEL: low, "
-             "medium, high"},
+    {"think", 0, OPTION_ENUM, "on|off|none|minimal|low|medium|high|xhigh|max",
+     .help = "whether, or how much, the model reasons first, where its template can tell it"},
     {"chat-template", 0, OPTION_PATH, "FILE", .help = "use this Jinja template, not the model's"},
     {0},
 };
@@ -211,7 +210,7 @@ static enum lm_status render(const struct chat *chat, char **text, size_t *n, st
     }
     struct conversation conversation = {.messages = chat->messages, .add_generation_prompt = true};
     if (think && *think) {
-        const bool off = !strcmp(think, "off");
+        const bool off = !strcmp(think, "off") || !strcmp(think, "none");
         conversation.thinking = off ? THINKING_OFF : THINKING_ON;
         if (!off && strcmp(think, "on")) {
             extra = json_object_new_object();

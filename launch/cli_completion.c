@@ -225,18 +225,20 @@ static enum lm_status run_completion(struct options *options, struct lm_error *e
         const char *shell;
         void (*print)(void);
     } shells[] = {{"bash", print_bash}, {"zsh", print_zsh}, {"fish", print_fish}};
-    if (options_n_arg(options) == 1)
-        for (size_t i = 0; i < sizeof(shells) / sizeof(shells[0]); i++)
-            if (!strcmp(options_arg(options, 0), shells[i].shell)) {
-                shells[i].print();
-                return LM_OK;
-            }
-    return lm_fail(err, LM_E_USAGE, "completion takes one shell: bash, zsh or fish");
+    const char *shell = options_arg(options, 0);
+    for (size_t i = 0; i < sizeof(shells) / sizeof(shells[0]); i++)
+        if (!strcmp(shell, shells[i].shell)) {
+            shells[i].print();
+            return LM_OK;
+        }
+    return lm_fail(err, LM_E_USAGE, "unknown shell '%.80s': bash, zsh or fish", shell);
 }
 
 const struct command command_completion = {
     .name = "completion",
     .usage = "bash|zsh|fish",
+    .n_arg_min = 1,
+    .n_arg_max = 1,
     .words = "bash|zsh|fish",
     .summary = "print a shell completion script",
     .details = "  bash   source <(lean completion bash)\n"

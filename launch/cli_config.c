@@ -143,7 +143,6 @@ static enum lm_status get(struct options *options, struct lm_error *err)
 static enum lm_status check(struct options *options, struct lm_error *err)
 {
     const bool json = options_flag(options, "json");
-    if (options_n_arg(options) > 2) return lm_fail(err, LM_E_USAGE, "config check takes one FILE");
     const char *named = options_n_arg(options) > 1 ? options_arg(options, 1) : NULL;
     struct json_object *good = json_object_new_array();
     enum lm_status status = LM_OK;
@@ -192,17 +191,24 @@ static enum lm_status run_config(struct options *options, struct lm_error *err)
 {
     static const struct {
         const char *name;
+        bool takes_word;
         enum lm_status (*run)(struct options *options, struct lm_error *err);
-    } actions[] = {{"show", show}, {"get", get}, {"check", check}, {"path", path}};
+    } actions[] = {
+        {"show", false, show}, {"get", true, get}, {"check", true, check}, {"path", false, path}};
     const char *name = options_n_arg(options) ? options_arg(options, 0) : "show";
-    for (size_t i = 0; i < sizeof(actions) / sizeof(actions[0]); i++)
-        if (!strcmp(name, actions[i].name)) return actions[i].run(options, err);
+    for (size_t i = 0; i < sizeof(actions) / sizeof(actions[0]); i++) {
+        if (strcmp(name, actions[i].name)) continue;
+        if (options_n_arg(options) > 1 && !actions[i].takes_word)
+            return lm_fail(err, LM_E_USAGE, "config %s takes no argument", name);
+        return actions[i].run(options, err);
+    }
     return lm_fail(err, LM_E_USAGE, "unknown action '%.80s': show, get, check or path", name);
 }
 
 const struct command command_config = {
     .name = "config",
     .usage = "[show | get KEY | check [FILE] | path]",
+    .n_arg_max = 2,
     .words = "show|get|check|path",
     .summary = "show the settings and where they come from",
     .details = "  show          every effective value, as a configuration file (the default)\n"

@@ -417,7 +417,6 @@ static void cancel(void *engine)
 
 static enum lm_status run_eval(struct options *options, struct lm_error *err)
 {
-    if (options_n_arg(options) != 1) return lm_fail(err, LM_E_USAGE, "eval takes one MODEL");
     struct engine_config config;
     enum lm_status status = engine_config_from_options(&config, options, err);
     if (status != LM_OK) return status;
@@ -446,11 +445,14 @@ static enum lm_status run_eval(struct options *options, struct lm_error *err)
 const struct command command_eval = {
     .name = "eval",
     .usage = "MODEL",
+    .n_arg_min = 1,
+    .n_arg_max = 1,
     .summary = "logits of given tokens: hash, perplexity, comparison",
     .details =
         "Reads tokens, computes the logits behind each of them and prints their hash and the\n"
         "perplexity of the tokens. With --json also what really ran (\"effective\"): threads,\n"
         "kernels, ranks with their first and last layer, expert lookups, the largest batch.",
     .options = (const struct option_spec *const[]){eval_options, options_engine, NULL},
+    .reads_config = true,
     .run = run_eval,
 };

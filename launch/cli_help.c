@@ -100,6 +100,7 @@ static enum lm_status run_help(struct options *options, struct lm_error *err)
 const struct command command_help = {
     .name = "help",
     .usage = "[COMMAND]",
+    .n_arg_max = 1,
     .summary = "explain a command",
     .run = run_help,
 };

@@ -453,14 +453,7 @@ static void print_json(const struct inspection *in, const struct options *option
 static enum lm_status run_inspect(struct options *options, struct lm_error *err)
 {
     struct inspection in = {0};
-    char *path;
-    bool is_demo;
-    if (options_n_arg(options) != 1) return lm_fail(err, LM_E_USAGE, "inspect takes one MODEL");
-    enum lm_status status =
-        model_ref_resolve(options, options_arg(options, 0), &path, &is_demo, err);
-    if (status != LM_OK) return status;
-    status = gguf_open(&in.file, path, err);
-    free(path);
+    enum lm_status status = model_ref_open(options, options_arg(options, 0), &in.file, err);
     if (status == LM_OK) status = collect(&in, options, err);
     if (status == LM_OK && options_flag(options, "json")) {
         print_json(&in, options);
@@ -498,9 +491,12 @@ static const struct option_spec options_inspect[] = {
 const struct command command_inspect = {
     .name = "inspect",
     .usage = "MODEL",
+    .n_arg_min = 1,
+    .n_arg_max = 1,
     .summary = "what a model is, and what it needs",
     .details = "Reads the headers of a GGUF file and, if it is split, of its siblings; never the\n"
                "weights.",
     .options = (const struct option_spec *const[]){options_inspect, NULL},
+    .reads_config = true,
     .run = run_inspect,
 };

@@ -1,5 +1,6 @@
 /* lean quantize SRC DST TYPE */
 #include "launch/command.h"
+#include "launch/model_ref.h"
 #include "launch/write_job.h"
 #include "proto/base/log.h"
 #include "worker/pack/quantizer.h"
@@ -30,11 +31,8 @@ static enum lm_status run_quantize(struct options *options, struct lm_error *err
 {
     const struct recipe *recipe;
     struct gguf_file *source;
-    if (options_n_arg(options) != 3)
-        return lm_fail(err, LM_E_USAGE, "quantize takes SRC, DST and TYPE, got %zu arguments",
-                       options_n_arg(options));
     enum lm_status status = recipe_find(options_arg(options, 2), &recipe, err);
-    if (status == LM_OK) status = gguf_open(&source, options_arg(options, 0), err);
+    if (status == LM_OK) status = model_ref_open(options, options_arg(options, 0), &source, err);
     if (status != LM_OK) return status;
     status = quantize(options, source, recipe, err);
     gguf_close(source);
@@ -52,6 +50,8 @@ static const struct option_spec options_quantize[] = {
 const struct command command_quantize = {
     .name = "quantize",
     .usage = "SRC DST TYPE",
+    .n_arg_min = 3,
+    .n_arg_max = 3,
     .summary = "quantize an F32, F16 or BF16 model",
     .details =
         "TYPE is a recipe, Q3_K_M, Q4_K_M or Q5_K_M, which gives sensitive tensors a better type,\n"
@@ -59,5 +59,6 @@ const struct command command_quantize = {
         "split files; DST is one file. The result is the same, byte for byte, on every machine\n"
         "and with any number of threads.",
     .options = (const struct option_spec *const[]){options_quantize, NULL},
+    .reads_config = true,
     .run = run_quantize,
 };

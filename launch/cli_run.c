@@ -1,5 +1,6 @@
 /* lean run: one answer to a prompt, or a conversation on the terminal. */
 #include <signal.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -315,6 +316,7 @@ static enum lm_status run_run(struct options *options, struct lm_error *err)
 const struct command command_run = {
     .name = "run",
     .usage = "[MODEL] [PROMPT...]",
+    .n_arg_max = SIZE_MAX,
     .summary = "answer a prompt, or chat",
     .details =
         "MODEL is a GGUF file (of a split one the first part), a name from the configuration,\n"
@@ -322,5 +324,6 @@ const struct command command_run = {
         "With a PROMPT, or with one piped in, the answer goes to stdout and that is all; `-`\n"
         "in the prompt stands for stdin. Otherwise a conversation begins; /help explains it.",
     .options = run_tables,
+    .reads_config = true,
     .run = run_run,
 };

@@ -38,9 +38,6 @@ static enum lm_status run_synth(struct options *options, struct lm_error *err)
     const char *path = dry_run ? NULL : options_string(options, "output");
     const double started_s = log_now_s();
     uint64_t n_bytes = 0;
-    if (options_n_arg(options) != 2)
-        return lm_fail(err, LM_E_USAGE, "synth takes a model and a type, got %zu arguments",
-                       options_n_arg(options));
     enum lm_status status = read_config(options, &config, err);
     if (status != LM_OK) return status;
     if (!path && !dry_run) return lm_fail(err, LM_E_USAGE, "no output file given, use -o FILE");
@@ -71,6 +68,8 @@ static const struct option_spec options_synth[] = {
 const struct command command_synth = {
     .name = "synth",
     .usage = "ARCH|MODEL QUANT -o FILE",
+    .n_arg_min = 2,
+    .n_arg_max = 2,
     .summary = "write a model of random weights, for tests and measurements",
     .details =
         "ARCH makes a tiny model: qwen35moe, qwen3next, afmoe, qwen3moe, qwen35, qwen3, qwen2 or\n"

@@ -10,6 +10,7 @@
 #include "coordinator/text/chat_template.h"
 #include "coordinator/text/conversation.h"
 #include "launch/command.h"
+#include "launch/model_ref.h"
 #include "proto/base/read_all.h"
 
 enum { MAX_TEMPLATE_BYTES = 4 << 20, MAX_VARIABLES_BYTES = 256 << 20 };
@@ -49,29 +50,32 @@ struct source {
     struct gguf_string view;
 };
 
-/* What is read from a pipe to find out would be gone. */
-static bool is_gguf(const char *path)
+/* Whether path is a file or a pipe that holds a template. What is read from a pipe to find out
+ * would be gone, so a pipe is taken for one. */
+static bool is_template(const char *path)
 {
     char magic[4] = "";
     struct stat info;
-    if (stat(path, &info) || !S_ISREG(info.st_mode)) return false;
+    if (stat(path, &info) || S_ISDIR(info.st_mode)) return false;
+    if (!S_ISREG(info.st_mode)) return true;
     FILE *file = fopen(path, "rb");
-    const bool is = file && fread(magic, 1, 4, file) == 4 && !memcmp(magic, "GGUF", 4);
+    const bool is_model = file && fread(magic, 1, 4, file) == 4 && !memcmp(magic, "GGUF", 4);
     if (file) fclose(file);
-    return is;
+    return !is_model;
 }
 
-static enum lm_status open_source(struct source *source, const char *path, const char *name,
+static enum lm_status open_source(struct source *source, const struct options *options,
                                   struct lm_error *err)
 {
+    const char *path = options_arg(options, 0), *name = options_string(options, "name");
     enum lm_status status;
-    if (!is_gguf(path)) {
+    if (is_template(path)) {
         if (name) return lm_fail(err, LM_E_USAGE, "--name: %.200s is not a GGUF file", path);
         status = read_all_path(path, MAX_TEMPLATE_BYTES, &source->text, &source->view.n, err);
         source->view.data = source->text;
         return status;
     }
-    status = gguf_open(&source->file, path, err);
+    status = model_ref_open(options, path, &source->file, err);
     if (status != LM_OK) return status;
     return model_template_source(source->file, name, &source->view, err);
 }
@@ -115,11 +119,9 @@ static enum lm_status run_template(struct options *options, struct lm_error *err
     struct source source = {0};
     struct json_object *variables = NULL;
     struct tm now;
-    if (options_n_arg(options) != 1)
-        return lm_fail(err, LM_E_USAGE, "template takes one MODEL or FILE.jinja");
     enum lm_status status = read_clock(options_string(options, "now"), &now, err);
     if (status != LM_OK) return status;
-    status = open_source(&source, options_arg(options, 0), options_string(options, "name"), err);
+    status = open_source(&source, options, err);
     if (status == LM_OK) status = read_variables(&variables, err);
     if (status == LM_OK) {
         if (source.file) model_template_tokens(source.file, variables);
@@ -133,6 +135,8 @@ static enum lm_status run_template(struct options *options, struct lm_error *err
 const struct command command_template = {
     .name = "template",
     .usage = "MODEL|FILE.jinja",
+    .n_arg_min = 1,
+    .n_arg_max = 1,
     .summary = "render a chat template",
     .details =
         "Renders the chat template of a GGUF model, or of a file, with the variables of the JSON\n"
@@ -143,5 +147,6 @@ const struct command command_template = {
         "Exit code 2: the template refused with raise_exception, and the message is its own.\n"
         "5: the template or the JSON is malformed, or an operation in the template failed.",
     .options = (const struct option_spec *const[]){template_options, NULL},
+    .reads_config = true,
     .run = run_template,
 };

@@ -6,6 +6,7 @@
 
 #include "coordinator/text/tokenizer.h"
 #include "launch/command.h"
+#include "launch/model_ref.h"
 #include "proto/base/log.h"
 #include "proto/base/read_all.h"
 #include "proto/gguf/gguf.h"
@@ -73,10 +74,8 @@ static enum lm_status tokenize(const struct tokenizer *tokenizer, const struct o
 static enum lm_status run_tokenize(struct options *options, struct lm_error *err)
 {
     const size_t n_arg = options_n_arg(options);
-    if (n_arg < 1 || n_arg > 2) return lm_fail(err, LM_E_USAGE, "tokenize takes MODEL and TEXT");
-
     struct gguf_file *file;
-    enum lm_status status = gguf_open(&file, options_arg(options, 0), err);
+    enum lm_status status = model_ref_open(options, options_arg(options, 0), &file, err);
     if (status != LM_OK) return status;
     struct tokenizer *tokenizer = NULL;
     status = tokenizer_create(&tokenizer, file, err);
@@ -102,10 +101,13 @@ static enum lm_status run_tokenize(struct options *options, struct lm_error *err
 const struct command command_tokenize = {
     .name = "tokenize",
     .usage = "MODEL [TEXT]",
+    .n_arg_min = 1,
+    .n_arg_max = 2,
     .summary = "text to token ids",
     .details =
         "Reads TEXT, or the bytes of standard input, and prints one line per token, or with\n"
         "--json {\"ids\":[...]}. MODEL is a GGUF file; vocabulary-only files will do.",
     .options = (const struct option_spec *const[]){tokenize_options, NULL},
+    .reads_config = true,
     .run = run_tokenize,
 };

@@ -11,11 +11,13 @@ struct command {
     const char *name;                         /* "tokenize" */
     const char *alias;                        /* another name, or NULL */
     const char *usage;                        /* arguments after the options: "MODEL [TEXT]" */
+    size_t n_arg_min, n_arg_max;              /* how many of them there may be */
     const char *words;                        /* what arguments can be, "show|get"; NULL: files */
     const char *summary;                      /* one line for `lean help` */
     const char *details;                      /* paragraphs for --help, or NULL */
     const struct option_spec *const *options; /* NULL-terminated list of the command's own tables;
                                                  NULL: none. options_common is always added */
+    bool reads_config; /* files and environment fill in what the command line leaves out */
     enum lm_status (*run)(struct options *options, struct lm_error *err);
 };
 

@@ -111,18 +111,31 @@ static enum lm_status run_configured(const struct command *command, struct optio
     return status;
 }
 
+static enum lm_status check_arguments(const struct command *command, const struct options *options,
+                                      struct lm_error *err)
+{
+    const size_t n = options_n_arg(options);
+    if (n >= command->n_arg_min && n <= command->n_arg_max) return LM_OK;
+    return lm_fail(err, LM_E_USAGE, "%s takes %s, got %zu argument%s", command->name,
+                   *command->usage ? command->usage : "no arguments", n, n == 1 ? "" : "s");
+}
+
 static enum lm_status run_command(const struct command *command, int argc, char **argv,
                                   struct lm_error *err)
 {
-    struct options *options;
+    struct options *options = NULL;
     enum lm_status status = options_parse(&options, command->options, argc, argv, err);
-    if (status != LM_OK) return status;
-    configure_log(options);
-    if (options_flag(options, "help"))
-        help_print_command(command);
-    else
-        status = options_have_key(options) ? run_configured(command, options, err)
+    const bool wants_help = status == LM_OK && options_flag(options, "help");
+    if (status == LM_OK && !wants_help) status = check_arguments(command, options, err);
+    if (status == LM_E_USAGE) lm_hint(err, "lean help %s explains it", command->name);
+    if (status == LM_OK) {
+        configure_log(options);
+        if (wants_help)
+            help_print_command(command);
+        else
+            status = command->reads_config ? run_configured(command, options, err)
                                            : command->run(options, err);
+    }
     options_destroy(options);
     return status;
 }

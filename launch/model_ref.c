@@ -1,15 +1,17 @@
 /* Model references. */
 #include "launch/model_ref.h"
 
-#include <glob.h>
+#include <dirent.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "launch/config.h"
 #include "launch/options.h"
+#include "proto/gguf/gguf.h"
 
 /* The folder of the running program, without a slash at its end; false if it cannot be told. */
 static bool program_folder(char path[PATH_MAX])
@@ -22,18 +24,19 @@ static bool program_folder(char path[PATH_MAX])
     return slash != NULL;
 }
 
-/* The first GGUF file of a folder, malloc'ed; NULL: there is none. */
+/* The first GGUF file of a folder by name, malloc'ed; NULL: there is none. */
 static char *first_model(const char *folder)
 {
-    char *pattern = NULL, *path = NULL;
-    glob_t found;
-    if (asprintf(&pattern, "%s/*.gguf", folder) < 0) return NULL;
-    if (!glob(pattern, 0, NULL, &found)) {
-        path = strdup(found.gl_pathv[0]);
-        globfree(&found);
+    char first[NAME_MAX + 1] = "", *path = NULL;
+    DIR *stream = opendir(folder);
+    if (!stream) return NULL;
+    for (const struct dirent *entry; (entry = readdir(stream));) {
+        const char *suffix = strrchr(entry->d_name, '.');
+        if (suffix && !strcmp(suffix, ".gguf") && (!*first || strcmp(entry->d_name, first) < 0))
+            strcpy(first, entry->d_name);
     }
-    free(pattern);
-    return path;
+    closedir(stream);
+    return *first && asprintf(&path, "%s/%s", folder, first) >= 0 ? path : NULL;
 }
 
 /* Installed beside the program (PREFIX/bin, PREFIX/share), in its source tree, or where the build
@@ -78,7 +81,16 @@ static enum lm_status use_demo(char **path, bool *is_demo, struct lm_error *err)
 
 static enum lm_status use_path(const char *name, char **path, struct lm_error *err)
 {
-    if (access(name, F_OK)) return lm_fail_errno(err, "model '%s'", name);
+    struct stat info;
+    if (stat(name, &info)) return lm_fail_errno(err, "model '%.400s'", name);
+    if (!S_ISREG(info.st_mode)) {
+        lm_fail(err, LM_E_USAGE, "model '%.400s': %s, not a file", name,
+                S_ISDIR(info.st_mode) ? "a folder" : "a device or pipe");
+        char *inside = S_ISDIR(info.st_mode) ? first_model(name) : NULL;
+        if (inside) lm_hint(err, "name a file in it, as %.150s", inside);
+        free(inside);
+        return LM_E_USAGE;
+    }
     *path = strdup(name);
     return *path ? LM_OK : lm_fail(err, LM_E_NO_MEM, "no memory for a path");
 }
@@ -101,6 +113,8 @@ enum lm_status model_ref_resolve(const struct options *options, const char *ref,
         status = use_path(strncmp(configured, "file:", 5) ? configured : configured + 5, path, err);
     else if (!ref || !strcmp(ref, "demo"))
         status = use_demo(path, is_demo, err);
+    else if (!*ref)
+        status = lm_fail(err, LM_E_NOT_FOUND, "the name of the model is empty");
     else {
         lm_fail(err, LM_E_NOT_FOUND,
                 "model '%.400s': no such file, and no such name in the "
@@ -110,5 +124,17 @@ enum lm_status model_ref_resolve(const struct options *options, const char *ref,
                               "demonstration model");
     }
     free(configured);
+    return status;
+}
+
+enum lm_status model_ref_open(const struct options *options, const char *ref,
+                              struct gguf_file **out, struct lm_error *err)
+{
+    char *path;
+    bool is_demo;
+    enum lm_status status = model_ref_resolve(options, ref, &path, &is_demo, err);
+    if (status != LM_OK) return status;
+    status = gguf_open(out, path, err);
+    free(path);
     return status;
 }

@@ -6,12 +6,18 @@
 
 #include "proto/base/error.h"
 
+struct gguf_file;
 struct options;
 
 /* ref: a path, file:PATH, "demo", or the name or an alias of the configured model; NULL: the
  * configured model, else the demonstration model. *path: malloc'ed. *is_demo tells that it is the
- * demonstration model. LM_E_NOT_FOUND. */
+ * demonstration model. LM_E_NOT_FOUND: there is no such file or name; LM_E_USAGE: it is a folder, a
+ * device or a pipe. */
 enum lm_status model_ref_resolve(const struct options *options, const char *ref, char **path,
                                  bool *is_demo, struct lm_error *err);
+
+/* Resolves ref and opens the file; what gguf_open can find, besides. */
+enum lm_status model_ref_open(const struct options *options, const char *ref,
+                              struct gguf_file **out, struct lm_error *err);
 
 #endif

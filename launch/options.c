@@ -78,7 +78,7 @@ const struct option_spec options_sampling[] = {
     {"logit-bias", 0, OPTION_STRING, "ID=X", .repeat = true,
      .help = "add X (-100 to 100) to the logit of a token; -100 forbids it"},
     {"seed", 0, OPTION_INT, "N", .help = "same seed, prompt and settings: same answer"},
-    {"max-tokens", 0, OPTION_INT, "N", .key = "model.sampling.max_tokens", .min = -1,
+    {"max-tokens", 'n', OPTION_INT, "N", .key = "model.sampling.max_tokens", .min = -1,
      .max = INT32_MAX, .help = "longest answer; -1: to the end of the context"},
     {"min-tokens", 0, OPTION_INT, "N", .min = 0, .max = INT32_MAX,
      .help = "end tokens and stop strings do not act before"},
@@ -362,13 +362,6 @@ enum lm_status options_parse(struct options **out, const struct option_spec *con
     }
     *out = options;
     return LM_OK;
-}
-
-bool options_have_key(const struct options *options)
-{
-    for (size_t i = 0; i < options->n_slot; i++)
-        if (options->slots[i].spec->key) return true;
-    return false;
 }
 
 static void clear_slot(struct slot *slot)

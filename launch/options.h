@@ -56,7 +56,6 @@ void options_destroy(struct options *options);
  * where there is one. config must outlive options. */
 enum lm_status options_fill(struct options *options, const struct config *config,
                             struct lm_error *err);
-bool options_have_key(const struct options *options); /* of any option: worth filling */
 /* The configuration that options were filled from, or NULL. */
 const struct config *options_config(const struct options *options);
 

@@ -458,7 +458,7 @@ static const struct slash_command {
     {"unset", command_unset, true, "NAME", "back to the model's value"},
     {"show", command_show, false, "[model|params|system|template|stats]", "show what is in force"},
     {"system", command_system, false, "[TEXT]", "set or show the system message"},
-    {"think", command_think, false, "[on|off|LEVEL]", "whether the model reasons first"},
+    {"think", command_think, false, "[on|off|low|...]", "whether, or how much, it reasons first"},
     {"clear", command_clear, false, "", "forget the conversation, but for the system message"},
     {"undo", command_undo, false, "", "remove the last exchange"},
     {"retry", command_retry, false, "", "answer the last message again"},

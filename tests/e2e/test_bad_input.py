@@ -96,8 +96,8 @@ class Files(Case):
     """What is given as a model and is no file that can be read."""
 
     def test_things_that_are_no_model(self):
-        for path, code in ((self.folder, OTHER), ("/", OTHER), ("/dev/null", OTHER),
-                           ("/dev/zero", OTHER), (self.path("none.gguf"), NOT_FOUND),
+        for path, code in ((self.folder, USAGE), ("/", USAGE), ("/dev/null", USAGE),
+                           ("/dev/zero", USAGE), (self.path("none.gguf"), NOT_FOUND),
                            (LLAMA + "/x", NOT_FOUND), (self.write("empty", b""), MALFORMED),
                            (__file__, MALFORMED), (LEAN, MALFORMED)):
             for command in ("eval", "inspect", "tokenize", "quantize"):
@@ -109,7 +109,7 @@ class Files(Case):
 
     def test_a_fifo_is_not_waited_for(self):
         os.mkfifo(self.path("fifo"))
-        self.refuse(OTHER, "eval", self.path("fifo"), "--ids", 1)
+        self.refuse(USAGE, "eval", self.path("fifo"), "--ids", 1)
 
     def test_without_permission(self):
         path = self.write("secret.gguf", content(LLAMA))
@@ -532,7 +532,7 @@ class Templates(Case):
 
     def test_sources(self):
         self.refuse(NOT_FOUND, "template", self.path("none.jinja"))
-        self.refuse(OTHER, "template", self.folder)
+        self.refuse(USAGE, "template", self.folder)
         self.refuse(USAGE, "template", __file__, "--now", "2026-02-31T00:00:00", words=["--now"])
         self.refuse_model(MALFORMED, self.write("cut.gguf", content(LLAMA)[:999]), [], ["template"])
 

@@ -2,9 +2,12 @@
 import json
 import os
 import subprocess
+import tempfile
 import unittest
 
-from cli import LEAN, environment, lean
+from cli import LEAN, SOURCE_DIR, environment, lean
+
+MODEL = os.path.join(SOURCE_DIR, "tests/data/golden/models/qwen35moe-s-q8_0.gguf")
 
 
 class Help(unittest.TestCase):
@@ -36,7 +39,49 @@ class Mistakes(unittest.TestCase):
         self.assert_fails(lean("versoin"), 2,
                           "lean: error: unknown command 'versoin', did you mean version?\n" + hint)
         self.assert_fails(lean("version", "--jsn"), 2,
-                          "lean: error: unknown option --jsn, did you mean --json?\n")
+                          "lean: error: unknown option --jsn, did you mean --json?\n"
+                          "hint: lean help version explains it\n")
+
+    def test_too_few_or_many_arguments(self):
+        for args, message in ((["version", "x"], "version takes no arguments, got 1 argument"),
+                              (["inspect"], "inspect takes MODEL, got 0 arguments"),
+                              (["quantize", "a", "b"], "quantize takes SRC DST TYPE, got 2 arg"),
+                              (["config", "show", "x"], "config show takes no argument"),
+                              (["help", "run", "x"], r"help takes [COMMAND], got 2 arguments")):
+            result = lean(*args)
+            self.assertEqual((result.returncode, result.stdout), (2, ""), args)
+            self.assertIn(message, result.stderr)
+        self.assertEqual(lean("inspect", "--help").returncode, 0)
+
+    def test_every_command_takes_the_same_names_for_a_model(self):
+        by_path = lean("tokenize", MODEL, "hello")
+        self.assertEqual(by_path.returncode, 0, by_path.stderr)
+        with tempfile.TemporaryDirectory() as folder:
+            config = os.path.join(folder, "config.textproto")
+            with open(config, "w") as file:
+                file.write(f'model {{ name: "small" ref: "{MODEL}" }}')
+            for name in ("small", "file:" + MODEL):
+                result = lean("tokenize", name, "hello", LEAN_CONFIG=config)
+                self.assertEqual(result.stdout, by_path.stdout, name)
+                for words in (["inspect", name], ["eval", name, "--ids", "1"],
+                              ["template", name], ["quantize", name, "x", "Q8_0", "--dry-run"]):
+                    result = lean(*words, LEAN_CONFIG=config, input="{}")
+                    self.assertNotEqual(result.returncode, 3, words)
+
+    def test_what_is_no_file_is_no_model(self):
+        folder = os.path.dirname(MODEL)
+        first = sorted(name for name in os.listdir(folder) if name.endswith(".gguf"))[0]
+        for words in (["run", folder, "hi"], ["inspect", folder], ["tokenize", folder, "hi"],
+                      ["eval", folder, "--ids", "1"], ["template", folder],
+                      ["quantize", folder, "x", "Q8_0"]):
+            result = lean(*words, input="")
+            self.assertEqual(result.returncode, 2, words)
+            self.assertIn(f"model '{folder}': a folder, not a file\nhint: name a file in it, as ",
+                          result.stderr)
+            self.assertIn(first, result.stderr)
+        result = lean("run", "/dev/zero", "hi")
+        self.assertEqual((result.returncode, result.stderr), (
+            2, "lean: error: model '/dev/zero': a device or pipe, not a file\n"))
 
     def test_json_error_is_one_object(self):
         result = lean("config", "get", "serve.paralel", "--json")

@@ -80,6 +80,7 @@ class Prompt(unittest.TestCase):
                     (["--system", "@" + template.name],
                      f"<system>{TEMPLATE}\n<user>hi\n<assistant>"),
                     (["--think", "off"], "<user>hi\n[False]<assistant>"),
+                    (["--think", "none"], "<user>hi\n[False]<assistant>"),
                     (["--think", "high"], "<user>hi\n[True]<assistant>")):
                 self.assertEqual(answer(*chat, *options, "hi")["content"],
                                  answer("--raw", prompt)["content"], options)
@@ -208,6 +209,7 @@ class Mistakes(unittest.TestCase):
                           "--logit-bias", "512=1")
         self.assert_fails(2, "--logit-bias must be ID=X", MODEL, "--raw", "hi", "--logit-bias", "x")
         self.assert_fails(2, "--top-p must be at most 1", MODEL, "--raw", "hi", "--top-p", "2")
+        self.assert_fails(2, r"--think must be one of on\|off\|", MODEL, "--think", "banana", "hi")
         self.assert_fails(9, r"\b16\b", MODEL, "--raw", "--ctx", "16", "word " * 100)
 
     def test_a_template_that_fails_says_so(self):
