@@ -173,7 +173,9 @@ static void print_zsh(void)
     }
     puts("    esac\n"
          "}\n"
-         "compdef _lean lean");
+         "# Loaded through fpath, this file is the function's first call; sourced, it only "
+         "declares.\n"
+         "if [ \"$funcstack[1]\" = _lean ]; then _lean \"$@\"; else compdef _lean lean; fi");
 }
 
 /* ---- fish ---- */

@@ -216,7 +216,7 @@ const struct command command_config = {
                "  check [FILE]  whether a file, or all that would be read, is right\n"
                "  path          the files that would be read, highest precedence first\n\n"
                "Precedence: command line, LEAN_<SECTION>_<KEY> variables, the file of --config or\n"
-               "LEAN_CONFIG, the user's file, the system's file, defaults.",
+               "LEAN_CONFIG, the user's file, the installation's file, defaults.",
     .options = config_tables,
     .run = run_config,
 };

@@ -23,7 +23,7 @@ extern char **environ;
 
 enum { MAX_SETTINGS = 64, MAX_FILE_BYTES = 1 << 20 };
 
-static const char system_path[] = "/etc/lean/config.textproto";
+static const char system_path[] = LEAN_CONFIG_DIR "/config.textproto";
 
 /* Variables of ours that are no settings; the last three belong to the test suite. */
 static const char *const other_variables[] = {"LEAN_CONFIG", "LEAN_NOHISTORY", "LEAN_GOLDEN_DIR",

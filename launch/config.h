@@ -1,9 +1,9 @@
 /* The configuration: settings from files and the environment, each with its origin.
  *
  * Precedence, highest first: command line (options.h), LEAN_<SECTION>_<KEY> variables, the file of
- * --config or LEAN_CONFIG, the user's file, the system's file, built-in defaults. Files are text
- * format of the message lean.Config (proto/config.proto); an override block ranks just above the
- * file that holds it and counts if its host and rank are this process's.
+ * --config or LEAN_CONFIG, the user's file, the installation's file, built-in defaults. Files are
+ * text format of the message lean.Config (proto/config.proto); an override block ranks just above
+ * the file that holds it and counts if its host and rank are this process's.
  *
  * A setting is an option_spec with a key: kind, bounds, default and help stand there once.
  *

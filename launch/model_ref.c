@@ -120,8 +120,7 @@ enum lm_status model_ref_resolve(const struct options *options, const char *ref,
                 "model '%.400s': no such file, and no such name in the "
                 "configuration",
                 ref);
-        status = lm_hint(err, "name a GGUF file; without a model `lean run` uses a small "
-                              "demonstration model");
+        status = lm_hint(err, "name a GGUF file, or demo for the small demonstration model");
     }
     free(configured);
     return status;
