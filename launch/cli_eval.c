@@ -59,6 +59,8 @@ struct evaluation {
 
     int32_t *generated;             /* [n_generated] */
     size_t n_generated, n_generate; /* so far; in the end */
+
+    struct log_bar bar; /* over the rows */
 };
 
 /* ln of the sum of e^x, less the maximum, which is returned too. */
@@ -127,6 +129,7 @@ static void on_logits(void *context, uint32_t pos, const float *logits, uint32_t
         eval->nll_sum -= (double)logits[eval->ids[row + 1]] - (double)max - sum;
         eval->n_nll++;
     }
+    log_bar_update(&eval->bar, eval->n_done);
 }
 
 static bool on_token(void *context, const struct sampled_token *token)
@@ -396,7 +399,9 @@ static enum lm_status evaluate(struct engine *engine, const struct options *opti
     else
         XXH3_64bits_reset(eval->hash);
     if (status == LM_OK) status = open_files(eval, options, engine_hparams(engine)->n_vocab, err);
+    log_bar_begin(&eval->bar, "evaluating", "tok", eval->n_ids);
     if (status == LM_OK) status = run_pieces(engine, eval, options, err);
+    log_bar_end(&eval->bar);
     if (status == LM_OK && options_flag(options, "json"))
         print_json(eval, engine, options_arg(options, 0));
     else if (status == LM_OK)

@@ -83,10 +83,25 @@ static enum lm_status read_prompt(const struct run *run, char **text, size_t *n,
 
 struct output {
     bool quiet; /* --json: everything comes at the end */
-    bool show_thinking, terminal;
+    bool show_thinking;
+    bool reading;       /* the prompt, with the bar */
     bool thinking;      /* in the dim part on stderr */
     bool ends_in_break; /* of what went to stdout */
+    struct log_bar bar;
 };
+
+static void on_prefill(void *context, size_t n_done, size_t n_total)
+{
+    struct output *output = context;
+    output->bar.total = n_total;
+    log_bar_update(&output->bar, n_done);
+}
+
+static void end_reading(struct output *output)
+{
+    if (output->reading) log_bar_end(&output->bar);
+    output->reading = false;
+}
 
 static void end_thinking(struct output *output)
 {
@@ -94,9 +109,8 @@ static void end_thinking(struct output *output)
     output->thinking = false;
 }
 
-static bool write_text(struct output *output, const char *text, size_t n, FILE *out)
+static bool write_text(const char *text, size_t n, FILE *out)
 {
-    (void)output;
     if (!isatty(fileno(out))) return fwrite(text, 1, n, out) == n && !fflush(out);
     char *shown = malloc(4 * n + 1);
     if (!shown) return false;
@@ -108,16 +122,17 @@ static bool write_text(struct output *output, const char *text, size_t n, FILE *
 static bool on_text(void *context, enum chat_part part, const char *text, size_t n)
 {
     struct output *output = context;
+    end_reading(output);
     if (output->quiet) return true;
     if (part == CHAT_REASONING) {
         if (!output->show_thinking) return true;
         if (!output->thinking && log_color()) fputs("\x1b[2m", stderr);
         output->thinking = true;
-        return write_text(output, text, n, stderr);
+        return write_text(text, n, stderr);
     }
     end_thinking(output);
     output->ends_in_break = text[n - 1] == '\n';
-    return write_text(output, text, n, stdout);
+    return write_text(text, n, stdout);
 }
 
 static struct json_object *usage_json(const struct chat_answer *answer)
@@ -226,8 +241,10 @@ static enum lm_status run_once(struct run *run, struct lm_error *err)
     struct output output = {
         .quiet = options_flag(run->options, "json"),
         .show_thinking = run_shows_thinking(run, false),
+        .reading = true,
     };
-    const struct chat_sink sink = {.on_text = on_text, .context = &output};
+    const struct chat_sink sink = {
+        .on_text = on_text, .on_prefill = on_prefill, .context = &output};
     struct chat_answer answer;
     char *prompt = NULL;
     size_t n = 0;
@@ -236,7 +253,9 @@ static enum lm_status run_once(struct run *run, struct lm_error *err)
         status = lm_fail(err, LM_E_USAGE, "the prompt is empty");
         lm_hint(err, "lean run MODEL PROMPT, or pipe the prompt in");
     }
+    log_bar_begin(&output.bar, "reading prompt", "tok", 0);
     if (status == LM_OK) status = answer_prompt(run, prompt, n, &sink, &answer, err);
+    end_reading(&output);
     free(prompt);
     if (status != LM_OK) return status;
 

@@ -101,6 +101,16 @@ class Output(unittest.TestCase):
         self.assertRegex(lines[-1], r"^answer +24 tok +\d+\.\d\ds +\d+\.\d tok/s   first token "
                                     r"\d+\.\d\ds   stop: length$")
 
+    def test_a_long_prompt_shows_how_far_it_is(self):
+        """Slow on purpose: what takes less than a second shows nothing."""
+        result = run("--raw", "--max-tokens", "1", "--kernels", "ref", "--threads", "1",
+                     "--prefill-chunk", "16", input="word " * 2500)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for line in result.stderr.splitlines():
+            self.assertRegex(line, r"^reading prompt +\d+%  \d+/\d+ tok  \d+/s  [\dhms.]+$")
+        self.assertIn("reading prompt", result.stderr)
+        self.assertNotIn("reading prompt", result.stdout)
+
     def test_json_counts(self):
         result = answer("--raw", "hello")
         self.assertEqual(result["finish_reason"], "length")
