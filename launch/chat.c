@@ -14,10 +14,12 @@
 #include "coordinator/text/reasoning.h"
 #include "coordinator/text/stop_strings.h"
 #include "coordinator/text/tokenizer.h"
+#include "launch/json_constraint.h"
 #include "launch/options.h"
 #include "launch/sampling_options.h"
 #include "proto/base/log.h"
 #include "proto/base/read_all.h"
+#include "proto/base/utf8.h"
 #include "proto/gguf/gguf.h"
 
 enum { MAX_TEMPLATE_BYTES = 1 << 20 };
@@ -26,6 +28,7 @@ const struct option_spec chat_options[] = {
     {"system", 0, OPTION_STRING, "TEXT|@FILE", .help = "the system message"},
     {"think", 0, OPTION_ENUM, "on|off|none|minimal|low|medium|high|xhigh|max",
      .help = "whether, or how much, the model reasons first, where its template can tell it"},
+    {"format", 0, OPTION_ENUM, "json|off", .help = "json: the answer is one JSON object"},
     {"chat-template", 0, OPTION_PATH, "FILE", .help = "use this Jinja template, not the model's"},
     {0},
 };
@@ -36,6 +39,12 @@ struct chat {
     struct chat_template *template; /* NULL: the model has none */
     struct json_object *messages;   /* array */
 };
+
+bool chat_wants_json(const struct options *options)
+{
+    const char *format = options_string(options, "format");
+    return format && !strcmp(format, "json");
+}
 
 /* ---- messages ---- */
 
@@ -59,9 +68,24 @@ static struct json_object *last_message(const struct chat *chat)
     return n ? json_object_array_get_idx(chat->messages, n - 1) : NULL;
 }
 
+/* Templates work on characters. */
+static enum lm_status check_utf8(const char *what, const char *text, struct lm_error *err)
+{
+    const size_t n = strlen(text);
+    for (size_t i = 0, length; i < n; i += length) {
+        length = utf8_decode(text + i, n - i, NULL);
+        if (!length)
+            return lm_fail(err, LM_E_FORMAT, "the %s message is not UTF-8: byte %zu is 0x%02x",
+                           what, i, (unsigned char)text[i]);
+    }
+    return LM_OK;
+}
+
 static enum lm_status add_message(struct chat *chat, const char *role, const char *content,
                                   const char *reasoning, struct lm_error *err)
 {
+    const enum lm_status status = check_utf8(role, content, err);
+    if (status != LM_OK) return status;
     struct json_object *message = json_object_new_object();
     if (!message) return lm_fail(err, LM_E_NO_MEM, "no memory for a message");
     json_object_object_add(message, "role", json_object_new_string(role));
@@ -161,6 +185,7 @@ static enum lm_status set_system_option(struct chat *chat, struct lm_error *err)
     if (!value || *value != '@') return chat_set_system(chat, value, err);
     char *text;
     size_t n;
+    if (!value[1]) return lm_fail(err, LM_E_USAGE, "--system: no file is named behind the @");
     enum lm_status status = read_all_path(value + 1, MAX_TEMPLATE_BYTES, &text, &n, err);
     if (status != LM_OK) return status;
     status = chat_set_system(chat, text, err);
@@ -240,7 +265,8 @@ struct generation {
     struct stop_strings *stops;
     struct token_decoder decoder;
     struct reasoning_splitter splitter;
-    FILE *parts[2]; /* by enum reasoning_part, into the answer's strings */
+    struct json_constraint *constraint; /* of --format json, or NULL */
+    FILE *parts[2];                     /* by enum reasoning_part, into the answer's strings */
     size_t n_token, min_tokens;
     int32_t think_begin, think_end; /* tokens, or -1 */
     double first_token_s;
@@ -248,7 +274,41 @@ struct generation {
     bool answering;      /* content has come */
     bool ended, stopped; /* by an end token, by a stop string */
     bool refused;        /* the sink wants no more */
+    bool broken; /* content came with the end of the reasoning, and does not fit the format */
 };
+
+/* Whether what comes next is content already. While the reasoning may still begin, its mark is as
+ * good as content. */
+static bool in_content(const struct generation *generation)
+{
+    return !generation->splits || generation->splitter.state != REASONING_INSIDE;
+}
+
+/* Lets the next token be only what the format allows, if it is one of the content. */
+static void constrain(struct generation *generation)
+{
+    const bool may_think = generation->splits && generation->splitter.state == REASONING_START;
+    if (!generation->constraint) return;
+    if (in_content(generation))
+        json_constraint_narrow(generation->constraint, may_think ? generation->think_begin : -1);
+    else
+        json_constraint_widen(generation->constraint);
+}
+
+/* After a token that was content, or that ended the reasoning and had content behind its end. */
+static void advance(struct generation *generation, bool content, const char *bytes, size_t n)
+{
+    struct json_constraint *constraint = generation->constraint;
+    if (!constraint) return;
+    if (!content && generation->answering && in_content(generation)) {
+        content = !fflush(generation->parts[PART_CONTENT]);
+        bytes = generation->answer->content;
+        n = content ? strlen(bytes) : 0;
+    }
+    if (content && !json_constraint_take(constraint, bytes, n)) generation->broken = true;
+    generation->ended = json_constraint_complete(constraint);
+    constrain(generation);
+}
 
 static void emit(void *context, enum reasoning_part part, const char *text, size_t n)
 {
@@ -295,18 +355,23 @@ static bool on_token(void *context, const struct sampled_token *token)
     }
     /* In some vocabularies the marks of reasoning are control tokens; the splitter wants them. */
     const bool mark = token->id == generation->think_begin || token->id == generation->think_end;
+    const bool opens = generation->splits && generation->splitter.state == REASONING_START &&
+                       token->id == generation->think_begin;
+    const bool content = in_content(generation) && !opens;
     size_t n;
     const char *bytes = tokenizer_token_bytes(generation->tokenizer, token->id, mark, &n);
     if (may_end)
         take_token(generation, bytes, n, false);
     else
         take_bytes(generation, bytes, n, false);
+    advance(generation, content, bytes, n);
     if (generation->splitter.state == REASONING_INSIDE || !generation->answering) {
         if (generation->n_token == 1) generation->first_token_s = log_now_s();
         generation->answer->reasoning_s = log_now_s() - generation->first_token_s;
         generation->answer->n_reasoning = generation->n_token;
     }
-    return !generation->stopped && !generation->refused;
+    return !generation->stopped && !generation->refused && !generation->ended &&
+           !generation->broken;
 }
 
 static void on_prefill(void *context, size_t n_done, size_t n_total)
@@ -320,6 +385,7 @@ static enum chat_finish finish_of(const struct generation *generation,
 {
     if (generation->ended) return CHAT_END_OF_TURN;
     if (generation->stopped) return CHAT_STOP_STRING;
+    if (generation->broken) return CHAT_LENGTH;
     return generation->refused || result->finish == FINISH_CANCELLED ? CHAT_INTERRUPTED
                                                                      : CHAT_LENGTH;
 }
@@ -343,15 +409,28 @@ void chat_answer_fini(struct chat_answer *answer)
     free(answer->reasoning);
 }
 
-/* Generates behind ids; the parts of the answer are complete strings afterwards. */
+/* Generates behind ids; the parts of the answer are complete strings afterwards. begun: what the
+ * answer goes on with, or NULL. */
 static enum lm_status generate_ids(struct chat *chat, const int32_t *ids, size_t n_ids,
-                                   struct generation *generation, struct lm_error *err)
+                                   const char *begun, struct generation *generation,
+                                   struct lm_error *err)
 {
     const struct options *options = chat->options;
     struct sampling_request sampling;
     enum lm_status status = sampling_request_init(&sampling, options, engine_file(chat->engine),
                                                   generation->tokenizer, err);
     if (status != LM_OK) return status;
+    if (chat_wants_json(options)) {
+        status = json_constraint_create(&generation->constraint, generation->tokenizer,
+                                        &sampling.params, err);
+        if (status != LM_OK) goto fini_sampling;
+        if (begun && (!json_constraint_take(generation->constraint, begun, strlen(begun)) ||
+                      json_constraint_complete(generation->constraint))) {
+            status = lm_fail(err, LM_E_USAGE, "the answer is not the beginning of a JSON object");
+            goto destroy_constraint;
+        }
+        constrain(generation);
+    }
     const int64_t n_max = options_int(options, "max-tokens");
     const struct generate_request request = {
         .prompt = ids,
@@ -366,15 +445,20 @@ static enum lm_status generate_ids(struct chat *chat, const int32_t *ids, size_t
     status = engine_generate(chat->engine, &request, &generation->answer->counts, err);
     if (status == LM_OK && !generation->stopped) take_token(generation, "", 0, true);
     generation->answer->finish = finish_of(generation, &generation->answer->counts);
+    generation->answer->complete =
+        !generation->constraint || json_constraint_complete(generation->constraint);
+destroy_constraint:
+    json_constraint_destroy(generation->constraint);
+fini_sampling:
     sampling_request_fini(&sampling);
     return status;
 }
 
 /* Generates behind n bytes of text. templated: control tokens in it are that, and it brings its
- * own begin token. */
+ * own begin token. begun: its last part, which is an answer to go on with, or NULL. */
 static enum lm_status generate(struct chat *chat, const char *text, size_t n, bool templated,
-                               const struct chat_sink *sink, struct chat_answer *answer,
-                               struct lm_error *err)
+                               const char *begun, const struct chat_sink *sink,
+                               struct chat_answer *answer, struct lm_error *err)
 {
     const struct tokenizer *tokenizer = engine_tokenizer(chat->engine);
     struct generation generation = {.sink = sink, .tokenizer = tokenizer, .answer = answer};
@@ -399,12 +483,15 @@ static enum lm_status generate(struct chat *chat, const char *text, size_t n, bo
     generation.parts[PART_REASONING] = open_memstream(&answer->reasoning, &n_bytes[0]);
     generation.parts[PART_CONTENT] = open_memstream(&answer->content, &n_bytes[1]);
     if (generation.parts[0] && generation.parts[1])
-        status = generate_ids(chat, ids, n_ids, &generation, err);
+        status = generate_ids(chat, ids, n_ids, begun, &generation, err);
     else
         status = lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
     for (int part = PART_REASONING; part <= PART_CONTENT; part++)
         if (generation.parts[part] && fclose(generation.parts[part]) && status == LM_OK)
             status = lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
+    /* fclose succeeds without the memory to cut the text to its length */
+    if (status == LM_OK && (!answer->reasoning || !answer->content))
+        status = lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
     stop_strings_destroy(generation.stops);
     if (status == LM_OK && !*answer->reasoning) {
         answer->n_reasoning = 0; /* what came first turned out to be the answer */
@@ -420,7 +507,7 @@ enum lm_status chat_complete(struct chat *chat, const char *text, size_t n,
                              const struct chat_sink *sink, struct chat_answer *answer,
                              struct lm_error *err)
 {
-    return generate(chat, text, n, false, sink, answer, err);
+    return generate(chat, text, n, false, NULL, sink, answer, err);
 }
 
 enum lm_status chat_reply(struct chat *chat, const struct chat_sink *sink,
@@ -430,7 +517,7 @@ enum lm_status chat_reply(struct chat *chat, const struct chat_sink *sink,
     size_t n;
     enum lm_status status = render(chat, &prompt, &n, err);
     if (status != LM_OK) return status;
-    status = generate(chat, prompt, n, true, sink, answer, err);
+    status = generate(chat, prompt, n, true, NULL, sink, answer, err);
     free(prompt);
     if (status == LM_OK)
         status = add_message(chat, "assistant", answer->content, answer->reasoning, err);
@@ -450,7 +537,8 @@ enum lm_status chat_continue(struct chat *chat, const struct chat_sink *sink,
     enum lm_status status = render(chat, &prompt, &n, err);
     if (status == LM_OK && asprintf(&joined, "%.*s%s", (int)n, prompt, begun) < 0)
         status = lm_fail(err, LM_E_NO_MEM, "no memory for a prompt");
-    if (status == LM_OK) status = generate(chat, joined, strlen(joined), true, sink, answer, err);
+    if (status == LM_OK)
+        status = generate(chat, joined, strlen(joined), true, begun, sink, answer, err);
     if (status == LM_OK) {
         free(joined);
         joined = NULL;

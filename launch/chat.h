@@ -20,7 +20,7 @@
 struct chat;
 struct json_object;
 
-extern const struct option_spec chat_options[]; /* --system, --think, --chat-template */
+extern const struct option_spec chat_options[]; /* --system, --think, --format, ... */
 
 enum chat_part { CHAT_REASONING, CHAT_CONTENT };
 
@@ -37,11 +37,15 @@ enum chat_finish { CHAT_END_OF_TURN, CHAT_STOP_STRING, CHAT_LENGTH, CHAT_INTERRU
 struct chat_answer {
     char *content, *reasoning; /* malloc'ed, never NULL */
     enum chat_finish finish;
+    bool complete; /* --format was kept to the end; true without it */
     struct generate_result counts;
     size_t n_reasoning; /* tokens */
     double reasoning_s;
 };
 void chat_answer_fini(struct chat_answer *answer);
+
+/* --format json: an answer is one JSON object, or the beginning of one if it is cut. */
+bool chat_wants_json(const struct options *options);
 
 /* engine and options are borrowed and must outlive the chat. A model without a template is an
  * error only when messages are to be answered. LM_E_FORMAT: the template does not compile. */

@@ -41,8 +41,14 @@ static enum lm_status collect(struct inspection *in, const struct options *optio
         free(in->hp);
         in->hp = NULL;
     }
-    if (tokenizer_create(&in->tokenizer, in->file, &in->why_no_tokenizer) != LM_OK)
+    if (tokenizer_create(&in->tokenizer, in->file, &in->why_no_tokenizer) != LM_OK) {
         in->tokenizer = NULL;
+        /* says nothing about the model */
+        if (in->why_no_tokenizer.status == LM_E_NO_MEM) {
+            *err = in->why_no_tokenizer;
+            return LM_E_NO_MEM;
+        }
+    }
     weight_census_take(&in->census, in->file, in->hp);
     if (!in->hp) return LM_OK;
     struct memory_request request;

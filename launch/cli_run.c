@@ -76,7 +76,8 @@ static enum lm_status read_prompt(const struct run *run, char **text, size_t *n,
         fwrite(input, 1, n_input, out);
     }
     free(input);
-    return fclose(out) ? lm_fail(err, LM_E_NO_MEM, "no memory for the prompt") : LM_OK;
+    if (!fclose(out) && *text) return LM_OK;
+    return lm_fail(err, LM_E_NO_MEM, "no memory for the prompt");
 }
 
 /* ---- one answer ---- */
@@ -267,8 +268,12 @@ static enum lm_status run_once(struct run *run, struct lm_error *err)
     fflush(stdout);
     if (run->verbose) run_print_timings(stderr, &answer);
     const bool stopped = interrupt_pending(INTERRUPT_STOP) || interrupt_pending(INTERRUPT_END);
+    const bool complete = answer.complete;
     chat_answer_fini(&answer);
-    return stopped ? lm_fail(err, LM_E_INTERRUPTED, "interrupted") : LM_OK;
+    if (stopped) return lm_fail(err, LM_E_INTERRUPTED, "interrupted");
+    if (complete) return LM_OK;
+    lm_fail(err, LM_E_MISMATCH, "the answer was cut before its JSON object was complete");
+    return lm_hint(err, "--max-tokens and --ctx give it more room");
 }
 
 /* ---- the command ---- */

@@ -87,7 +87,8 @@ static void report(const struct lm_error *err, bool json)
     keep_on_one_line(hint);
     log_line(LOG_ERROR, "%s", message);
     if (*hint) fprintf(stderr, "hint: %s\n", hint);
-    if (json) print_error_event(err, message, hint);
+    /* What did not hold has been printed as the command's own document. */
+    if (json && err->status != LM_E_MISMATCH) print_error_event(err, message, hint);
 }
 
 /* Whether --json is among the words, for errors found before they are parsed. */

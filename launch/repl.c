@@ -302,6 +302,15 @@ static void command_think(struct repl *repl, const char *argument)
         show_error(&err);
 }
 
+static void command_format(struct repl *repl, const char *argument)
+{
+    struct lm_error err = {0};
+    if (!*argument)
+        printf("%s\n", chat_wants_json(repl->run->options) ? "json" : "off");
+    else if (options_set(repl->run->options, chat_options, "format", argument, &err) != LM_OK)
+        show_error(&err);
+}
+
 static void command_verbose(struct repl *repl, const char *argument)
 {
     repl->run->verbose = *argument ? !strcmp(argument, "on") : !repl->run->verbose;
@@ -459,6 +468,7 @@ static const struct slash_command {
     {"show", command_show, false, "[model|params|system|template|stats]", "show what is in force"},
     {"system", command_system, false, "[TEXT]", "set or show the system message"},
     {"think", command_think, false, "[on|off|low|...]", "whether, or how much, it reasons first"},
+    {"format", command_format, false, "[json|off]", "whether answers are JSON objects"},
     {"clear", command_clear, false, "", "forget the conversation, but for the system message"},
     {"undo", command_undo, false, "", "remove the last exchange"},
     {"retry", command_retry, false, "", "answer the last message again"},

@@ -20,6 +20,6 @@ def environment(**extra):
 
 def lean(*args, input=None, text=True, timeout=120, **extra):
     """Runs `lean ARGS`; extra: environment variables. Returns the CompletedProcess."""
-    return subprocess.run([LEAN, *map(str, args)], input=input, text=text, capture_output=True,
+    return subprocess.run([LEAN, *(a if isinstance(a, bytes) else str(a) for a in args)], input=input, text=text, capture_output=True,
                           timeout=timeout, env=environment(**extra),
                           stdin=subprocess.DEVNULL if input is None else None)

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import time
 import unittest
+from unittest import mock
 
 from cli import LEAN, SOURCE_DIR, environment, lean
 
@@ -124,6 +125,49 @@ class Output(unittest.TestCase):
         self.assertAlmostEqual(timings["predicted_per_second"] / rate, 1, delta=0.01)
 
 
+class Format(unittest.TestCase):
+    """--format json: an object, or the beginning of one and exit code 10. The model is random, so
+    that a bias has to make it close what it opens."""
+
+    @classmethod
+    def setUpClass(cls):
+        def token(text):
+            return json.loads(lean("tokenize", MODEL, text, "--json").stdout)["ids"][0]
+        cls.closing = [f"--logit-bias={token(text)}=4" for text in '"}]']
+
+    def test_objects(self):
+        for seed in range(12):
+            result = run("--raw", "--format", "json", "--seed", seed, "--max-tokens", "300",
+                         *self.closing, "hi")
+            if result.returncode == 10:
+                continue
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertIsInstance(json.loads(result.stdout), dict)
+
+    def test_objects_behind_reasoning(self):
+        with tempfile.NamedTemporaryFile("w") as template:
+            template.write("{{ messages[0].content }}<think>x</think>")
+            template.flush()
+            result = run("--json", "--format", "json", "--seed", "1", "--max-tokens", "300",
+                         "--chat-template", template.name, *self.closing, "hi")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            answered = json.loads(result.stdout)
+            self.assertEqual(answered["finish_reason"], "stop")
+            self.assertIsInstance(json.loads(answered["content"]), dict)
+
+    def test_an_answer_that_is_cut(self):
+        for more in ([], ["--json"]):
+            result = run("--raw", "--format", "json", "--max-tokens", "1", "hi", *more)
+            self.assertEqual(result.returncode, 10)
+            self.assertIn("cut before its JSON object was complete", result.stderr)
+        self.assertTrue(json.loads(result.stdout)["content"].startswith("{"))
+
+    def test_off_and_unknown_formats(self):
+        self.assertEqual(answer("--raw", "--format", "off", "hello"), answer("--raw", "hello")
+                         | {"timings": mock.ANY})
+        self.assertEqual(run("--format", "xml", "hi").returncode, 2)
+
+
 class Options(unittest.TestCase):
     def test_seeds(self):
         def sample(*options):
@@ -220,6 +264,8 @@ class Mistakes(unittest.TestCase):
         self.assert_fails(2, "--logit-bias must be ID=X", MODEL, "--raw", "hi", "--logit-bias", "x")
         self.assert_fails(2, "--top-p must be at most 1", MODEL, "--raw", "hi", "--top-p", "2")
         self.assert_fails(2, r"--think must be one of on\|off\|", MODEL, "--think", "banana", "hi")
+        self.assert_fails(2, "no file is named", MODEL, "--system", "@", "hi")
+        self.assert_fails(5, "user message is not UTF-8: byte 1 is 0xff", MODEL, b"a\xff")
         self.assert_fails(9, r"\b16\b", MODEL, "--raw", "--ctx", "16", "word " * 100)
 
     def test_a_template_that_fails_says_so(self):
