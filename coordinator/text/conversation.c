@@ -4,10 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "coordinator/text/chat_template.h"
-#include "coordinator/text/reasoning.h"
 
 /* ---- what the model's file holds */
 
@@ -94,9 +92,9 @@ static void decode_arguments(struct json_object *message)
     struct json_object *calls = json_object_object_get(message, "tool_calls");
     if (!json_object_is_type(calls, json_type_array)) return;
     for (size_t i = 0; i < json_object_array_length(calls); i++) {
-        struct json_object *call = json_object_array_get_idx(calls, i), *function = call;
+        struct json_object *call = json_object_array_get_idx(calls, i), *function;
         if (!json_object_is_type(call, json_type_object)) continue;
-        json_object_object_get_ex(call, "function", &function);
+        if (!json_object_object_get_ex(call, "function", &function)) function = call;
         struct json_object *arguments = json_object_object_get(function, "arguments"), *decoded;
         if (!json_object_is_type(arguments, json_type_string)) continue;
         if (chat_template_read_variables(&decoded, json_object_get_string(arguments),
@@ -167,75 +165,4 @@ enum lm_status conversation_variables(struct json_object **out,
     model_template_tokens(file, variables);
     *out = variables;
     return LM_OK;
-}
-
-/* ---- what a template can do */
-
-/* Renders a user's message "lean-user" with more variables given as JSON members; NULL: it
- * failed. */
-static char *probe(const struct chat_template *tmpl, const char *first_messages,
-                   const char *variables, size_t *n)
-{
-    const struct tm now = {.tm_year = 126, .tm_mday = 2, .tm_hour = 3, .tm_wday = 5, .tm_yday = 1};
-    char json[800], *text = NULL;
-    struct json_object *object;
-    snprintf(json, sizeof(json),
-             "{\"messages\":[%s{\"role\":\"user\",\"content\":\"lean-user\"}],"
-             "\"add_generation_prompt\":true,\"bos_token\":\"\",\"eos_token\":\"\"%s}",
-             first_messages, variables);
-    if (chat_template_read_variables(&object, json, strlen(json), NULL) != LM_OK) return NULL;
-    if (chat_template_render(tmpl, object, &now, &text, n, NULL) != LM_OK) text = NULL;
-    json_object_put(object);
-    return text;
-}
-
-static bool probe_shows(const struct chat_template *tmpl, const char *first_messages,
-                        const char *variables, const char *wanted)
-{
-    size_t n;
-    char *text = probe(tmpl, first_messages, variables, &n);
-    const bool shown = text && strstr(text, wanted);
-    free(text);
-    return shown;
-}
-
-static bool probe_differs(const struct chat_template *tmpl, const char *variables_a,
-                          const char *variables_b)
-{
-    size_t n_a, n_b;
-    char *a = probe(tmpl, "", variables_a, &n_a), *b = probe(tmpl, "", variables_b, &n_b);
-    const bool differ = a && b && (n_a != n_b || memcmp(a, b, n_a) != 0);
-    free(a);
-    free(b);
-    return differ;
-}
-
-static bool has_text(const char *source, size_t n, const char *text)
-{
-    return memmem(source, n, text, strlen(text)) != NULL;
-}
-
-void template_detect(const struct chat_template *tmpl, const char *source, size_t n,
-                     struct template_traits *out)
-{
-    static const char tools[] =
-        ",\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"lean_tool\","
-        "\"description\":\"d\",\"parameters\":{\"type\":\"object\",\"properties\":"
-        "{\"x\":{\"type\":\"string\",\"description\":\"d\"}},\"required\":[\"x\"]}}}]";
-    size_t n_text;
-    *out = (struct template_traits){0};
-    out->system =
-        probe_shows(tmpl, "{\"role\":\"system\",\"content\":\"lean-system\"},", "", "lean-system");
-    out->tools = probe_shows(tmpl, "", tools, "lean_tool");
-    out->thinking = has_text(source, n, "</think>");
-    out->thinking_switch = probe_differs(tmpl, ",\"enable_thinking\":true,\"thinking\":true",
-                                         ",\"enable_thinking\":false,\"thinking\":false");
-    char *text = probe(tmpl, "", "", &n_text);
-    out->thinking_opened = text && reasoning_prompt_opens(text, n_text);
-    free(text);
-    if (has_text(source, n, "<function="))
-        out->tool_format = TOOL_FORMAT_XML;
-    else if (has_text(source, n, "<tool_call>") &&
-             (has_text(source, n, "\"name\"") || has_text(source, n, "arguments")))
-        out->tool_format = TOOL_FORMAT_JSON;
 }

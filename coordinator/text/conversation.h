@@ -1,4 +1,4 @@
-/* From a conversation to what a model's chat template needs, and what a template can do.
+/* From a conversation to what a model's chat template needs.
  *
  * Messages come in the shape of the chat API. Templates expect them slightly different, and this
  * is where they are made to fit: arguments of tool calls as objects, text parts as one text,
@@ -12,7 +12,6 @@
 #include "proto/base/error.h"
 #include "proto/gguf/gguf.h"
 
-struct chat_template;
 struct json_object; /* json-c */
 
 /* The text of a model's template, a view into the file. name: one of its further templates, or
@@ -40,24 +39,5 @@ struct conversation {
 enum lm_status conversation_variables(struct json_object **out,
                                       const struct conversation *conversation,
                                       const struct gguf_file *file, struct lm_error *err);
-
-enum tool_format {
-    TOOL_FORMAT_NONE,
-    TOOL_FORMAT_XML, /* <function=NAME><parameter=KEY>VALUE */
-    TOOL_FORMAT_JSON /* <tool_call>{"name": ..., "arguments": ...} */
-};
-
-/* What a template does, found out by rendering small conversations with it. */
-struct template_traits {
-    bool system;          /* shows a system message */
-    bool tools;           /* shows the definitions of tools */
-    bool thinking;        /* its models reason between <think> and </think> */
-    bool thinking_switch; /* enable_thinking or thinking changes what it writes */
-    bool thinking_opened; /* by default its generation prompt ends inside <think> */
-    enum tool_format tool_format;
-};
-
-void template_detect(const struct chat_template *tmpl, const char *source, size_t n,
-                     struct template_traits *out);
 
 #endif
