@@ -58,8 +58,9 @@ static struct env *open_env(struct eval *eval, const struct jinja_function *func
     return env;
 }
 
-static struct jinja_value *variable(struct env *env, struct jinja_ref ref)
+static struct jinja_value *variable(struct eval *eval, struct env *env, struct jinja_ref ref)
 {
+    jinja_spend(eval->run, ref.hops);
     while (ref.hops--)
         env = env->parent;
     return &env->slots[ref.slot];
@@ -77,6 +78,7 @@ static struct jinja_value resolve(struct eval *eval, const struct jinja_string *
 
 static void enter(struct eval *eval, struct env *env, const struct jinja_frame *frame)
 {
+    jinja_spend(eval->run, frame->n_load);
     for (size_t i = 0; i < frame->n_load; i++) {
         const struct jinja_load *load = &frame->loads[i];
         switch (load->kind) {
@@ -86,7 +88,7 @@ static void enter(struct eval *eval, struct env *env, const struct jinja_frame *
             env->slots[load->slot] = resolve(eval, load->name);
             break;
         case LOAD_ALIAS:
-            env->slots[load->slot] = *variable(env, load->from);
+            env->slots[load->slot] = *variable(eval, env, load->from);
             break;
         case LOAD_UNDEFINED:
             env->slots[load->slot] = jinja_missing();
@@ -131,7 +133,7 @@ static void assign(struct eval *eval, struct env *env, const struct jinja_node *
         unpack(eval, env, target, value);
         return;
     }
-    struct jinja_value *place = variable(env, target->ref);
+    struct jinja_value *place = variable(eval, env, target->ref);
     if (target->type == NODE_NAME) {
         *place = value;
         return;
@@ -225,12 +227,12 @@ static void bind_macro(struct eval *eval, struct env *env, const struct jinja_ma
     for (const struct jinja_node *param = node->params; param; param = param->next, i++) {
         has_caller_param |= jinja_string_is(param->value.string, "caller");
         if (i < call->n_positional) {
-            *variable(env, param->ref) = call->positional[i];
+            *variable(eval, env, param->ref) = call->positional[i];
             continue;
         }
         const ptrdiff_t found = find_named(call, param->value.string);
         if (found < 0) continue;
-        *variable(env, param->ref) = call->named[found].value;
+        *variable(eval, env, param->ref) = call->named[found].value;
         used[found] = true;
         n_used++;
     }
@@ -250,11 +252,11 @@ static void bind_macro(struct eval *eval, struct env *env, const struct jinja_ma
                        (int)(pair->key.string->n_bytes & 255), pair->key.string->bytes);
     }
     if (node->takes_caller && !has_caller_param)
-        *variable(env, node->caller) =
+        *variable(eval, env, node->caller) =
             caller.type == JINJA_NONE ? jinja_undefined_hint(run, "no caller defined") : caller;
-    if (node->takes_kwargs) *variable(env, node->kwargs) = kwargs;
+    if (node->takes_kwargs) *variable(eval, env, node->kwargs) = kwargs;
     if (node->takes_varargs)
-        *variable(env, node->varargs) = rest_of(eval, call, node->n_param);
+        *variable(eval, env, node->varargs) = rest_of(eval, call, node->n_param);
     else if (call->n_positional > node->n_param)
         jinja_fail(run, "the macro takes not more than %zu argument(s)", node->n_param);
 }
@@ -265,13 +267,13 @@ static void fill_defaults(struct eval *eval, struct env *env, const struct jinja
     size_t i = 0;
     for (const struct jinja_node *param = node->params; param; param = param->next, i++) {
         const bool has_default = i >= node->n_param - node->n_default;
-        if (variable(env, param->ref)->type == JINJA_MISSING) {
+        if (variable(eval, env, param->ref)->type == JINJA_MISSING) {
             struct jinja_value value;
             if (has_default)
                 value = evaluate(eval, env, def);
             else
                 value = jinja_undefined_hint(eval->run, "a parameter of a macro was not provided");
-            *variable(env, param->ref) = value;
+            *variable(eval, env, param->ref) = value;
         }
         if (has_default) def = def->next;
     }
@@ -464,7 +466,7 @@ static struct jinja_value evaluate(struct eval *eval, struct env *env,
     case NODE_CONST:
         return node->value;
     case NODE_NAME: {
-        const struct jinja_value value = *variable(env, node->ref);
+        const struct jinja_value value = *variable(eval, env, node->ref);
         return value.type == JINJA_MISSING ? jinja_undefined_name(run, node->value) : value;
     }
     case NODE_TUPLE:
@@ -528,7 +530,7 @@ struct tested {
 static struct jinja_value read_target(struct eval *eval, struct env *env,
                                       const struct jinja_node *target)
 {
-    if (target->type != NODE_TUPLE) return *variable(env, target->ref);
+    if (target->type != NODE_TUPLE) return *variable(eval, env, target->ref);
     struct jinja_value tuple = jinja_tuple_new(eval->run, NULL, 0);
     for (const struct jinja_node *item = target->items; item; item = item->next)
         jinja_list_append(eval->run, tuple.list, read_target(eval, env, item));
@@ -613,7 +615,8 @@ static void run_loop(struct eval *eval, struct env *env, struct env *outer,
     for (struct jinja_value item; jinja_loop_next(run, loop, &item);) {
         assign(eval, env, node->a, item);
         if (node->has_loop)
-            *variable(env, node->loop) = (struct jinja_value){.type = JINJA_LOOP, .loop = loop};
+            *variable(eval, env, node->loop) =
+                (struct jinja_value){.type = JINJA_LOOP, .loop = loop};
         enter(eval, env, &node->frame);
         const enum flow turn = execute(eval, env, node->body);
         if (turn == FLOW_BREAK) break;
@@ -848,7 +851,7 @@ static enum flow execute_one(struct eval *eval, struct env *env, const struct ji
     case NODE_WITH:
         return execute_with(eval, env, node);
     case NODE_MACRO:
-        *variable(env, node->ref) = make_macro(eval, env, node->macro);
+        *variable(eval, env, node->ref) = make_macro(eval, env, node->macro);
         return FLOW_NEXT;
     case NODE_CALL_BLOCK:
         execute_call_block(eval, env, node);

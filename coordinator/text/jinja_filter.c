@@ -1211,13 +1211,13 @@ BUILTIN(test_callable)
 BUILTIN(test_lower)
 {
     UNUSED;
-    return jinja_bool(jinja_is_lower(text_of(run, self)));
+    return jinja_bool(jinja_is_lower(run, text_of(run, self)));
 }
 
 BUILTIN(test_upper)
 {
     UNUSED;
-    return jinja_bool(jinja_is_upper(text_of(run, self)));
+    return jinja_bool(jinja_is_upper(run, text_of(run, self)));
 }
 
 static bool remainder_is(struct jinja_run *run, struct jinja_value value, struct jinja_value by,

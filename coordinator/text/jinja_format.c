@@ -330,6 +330,7 @@ static void read_conversion(struct percent *at, struct jinja_buffer *out)
     struct layout layout = {.fill = ' ', .align = '>', .sign = '-', .precision = -1};
     struct jinja_value value = jinja_missing();
     bool left = false, zero = false;
+    jinja_spend(at->run, 1);
     if (at->p < at->end && *at->p == '(') value = read_key(at);
     for (; at->p < at->end && strchr("-+ #0", *at->p) && *at->p; at->p++) {
         left |= *at->p == '-';
@@ -437,6 +438,7 @@ static struct jinja_value first_value(struct braces *at, const char *p, const ch
         return positional(at, number);
     }
     const struct jinja_value name = jinja_string_view(at->run, p, (size_t)(end - p));
+    if (at->call) jinja_spend(at->run, at->call->n_named);
     if (at->call)
         for (size_t i = 0; i < at->call->n_named; i++)
             if (jinja_string_equal(at->call->named[i].key.string, name.string))
@@ -578,6 +580,7 @@ static void format_field(struct braces *at, struct jinja_buffer *out, const char
                          const char *end, int depth)
 {
     const char *name_end = p;
+    jinja_spend(at->run, 1);
     for (bool bracket = false; name_end < end; name_end++) {
         if (*name_end == '[') bracket = true;
         if (*name_end == ']') bracket = false;

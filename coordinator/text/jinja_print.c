@@ -280,6 +280,7 @@ static void new_line(struct jinja_run *run, struct jinja_buffer *buffer,
                      const struct jinja_json_style *style, size_t depth)
 {
     jinja_put_char(run, buffer, '\n');
+    jinja_spend(run, depth);
     while (depth--)
         jinja_put(run, buffer, style->indent, style->n_indent);
 }

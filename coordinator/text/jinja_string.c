@@ -130,8 +130,10 @@ struct jinja_value jinja_title_words(struct jinja_run *run, const struct jinja_s
 }
 
 /* islower and isupper: some cased letter, none of the other kind. */
-static bool all_cased(const struct jinja_string *string, unsigned wanted, unsigned refused)
+static bool all_cased(struct jinja_run *run, const struct jinja_string *string, unsigned wanted,
+                      unsigned refused)
 {
+    jinja_spend(run, string->n_chars);
     const char *p = string->bytes, *const end = p + string->n_bytes;
     bool found = false;
     while (p < end) {
@@ -142,14 +144,14 @@ static bool all_cased(const struct jinja_string *string, unsigned wanted, unsign
     return found;
 }
 
-bool jinja_is_lower(const struct jinja_string *string)
+bool jinja_is_lower(struct jinja_run *run, const struct jinja_string *string)
 {
-    return all_cased(string, CHAR_LOWER, CHAR_UPPER);
+    return all_cased(run, string, CHAR_LOWER, CHAR_UPPER);
 }
 
-bool jinja_is_upper(const struct jinja_string *string)
+bool jinja_is_upper(struct jinja_run *run, const struct jinja_string *string)
 {
-    return all_cased(string, CHAR_UPPER, CHAR_LOWER);
+    return all_cased(run, string, CHAR_UPPER, CHAR_LOWER);
 }
 
 /* ---- stripping and padding */
@@ -635,7 +637,10 @@ static int64_t find_in(struct jinja_run *run, const struct jinja_string *string,
     const struct jinja_string *what = jinja_arg_string(run, arg[0]);
     if (!window(run, string, arg[1], arg[2], &from, &to)) return -1;
     const char *found = back ? search_back(run, from, to, what) : search(run, from, to, what);
-    return found ? (int64_t)jinja_utf8_count(string->bytes, (size_t)(found - string->bytes)) : -1;
+    if (!found) return -1;
+    const size_t n_before = (size_t)(found - string->bytes);
+    if (string->n_bytes == string->n_chars) return (int64_t)n_before;
+    return (int64_t)jinja_utf8_count(string->bytes, n_before); /* window has paid for it */
 }
 
 METHOD(method_find)
@@ -679,8 +684,10 @@ METHOD(method_count)
     return jinja_int(n);
 }
 
-static bool has_affix(const char *from, const char *to, const struct jinja_string *affix, bool end)
+static bool has_affix(struct jinja_run *run, const char *from, const char *to,
+                      const struct jinja_string *affix, bool end)
 {
+    jinja_spend(run, 1 + affix->n_bytes / 16);
     if ((size_t)(to - from) < affix->n_bytes) return false;
     return !memcmp(end ? to - affix->n_bytes : from, affix->bytes, affix->n_bytes);
 }
@@ -691,9 +698,9 @@ static struct jinja_value test_affix(struct jinja_run *run, const struct jinja_s
     const char *from, *to;
     if (arg[0].type != JINJA_TUPLE) jinja_arg_string(run, arg[0]);
     if (!window(run, string, arg[1], arg[2], &from, &to)) return jinja_bool(false);
-    if (arg[0].type != JINJA_TUPLE) return jinja_bool(has_affix(from, to, arg[0].string, end));
+    if (arg[0].type != JINJA_TUPLE) return jinja_bool(has_affix(run, from, to, arg[0].string, end));
     for (size_t i = 0; i < arg[0].list->n; i++)
-        if (has_affix(from, to, jinja_arg_string(run, arg[0].list->items[i]), end))
+        if (has_affix(run, from, to, jinja_arg_string(run, arg[0].list->items[i]), end))
             return jinja_bool(true);
     return jinja_bool(false);
 }
@@ -714,7 +721,7 @@ METHOD(method_removeprefix)
 {
     UNUSED;
     const struct jinja_string *string = self.string, *prefix = jinja_arg_string(run, arg[0]);
-    if (!has_affix(string->bytes, string->bytes + string->n_bytes, prefix, false)) return self;
+    if (!has_affix(run, string->bytes, string->bytes + string->n_bytes, prefix, false)) return self;
     return jinja_string_view(run, string->bytes + prefix->n_bytes,
                              string->n_bytes - prefix->n_bytes);
 }
@@ -723,7 +730,7 @@ METHOD(method_removesuffix)
 {
     UNUSED;
     const struct jinja_string *string = self.string, *suffix = jinja_arg_string(run, arg[0]);
-    if (!has_affix(string->bytes, string->bytes + string->n_bytes, suffix, true)) return self;
+    if (!has_affix(run, string->bytes, string->bytes + string->n_bytes, suffix, true)) return self;
     return jinja_string_view(run, string->bytes, string->n_bytes - suffix->n_bytes);
 }
 
@@ -794,8 +801,7 @@ METHOD(method_isidentifier)
 METHOD(method_islower)
 {
     UNUSED;
-    jinja_spend(run, self.string->n_chars);
-    return jinja_bool(jinja_is_lower(self.string));
+    return jinja_bool(jinja_is_lower(run, self.string));
 }
 
 METHOD(method_isnumeric)
@@ -835,8 +841,7 @@ METHOD(method_istitle)
 METHOD(method_isupper)
 {
     UNUSED;
-    jinja_spend(run, self.string->n_chars);
-    return jinja_bool(jinja_is_upper(self.string));
+    return jinja_bool(jinja_is_upper(run, self.string));
 }
 
 static const struct jinja_builtin methods[] = {

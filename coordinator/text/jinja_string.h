@@ -14,8 +14,8 @@ struct jinja_value jinja_lower(struct jinja_run *run, const struct jinja_string 
 struct jinja_value jinja_capitalize(struct jinja_run *run, const struct jinja_string *string);
 /* The title filter, which differs from str.title. */
 struct jinja_value jinja_title_words(struct jinja_run *run, const struct jinja_string *string);
-bool jinja_is_lower(const struct jinja_string *string);
-bool jinja_is_upper(const struct jinja_string *string);
+bool jinja_is_lower(struct jinja_run *run, const struct jinja_string *string);
+bool jinja_is_upper(struct jinja_run *run, const struct jinja_string *string);
 
 enum { STRIP_LEFT = 1, STRIP_RIGHT = 2, STRIP_BOTH = 3 };
 /* chars: the code points to remove, NULL for white space. */

@@ -153,6 +153,7 @@ static uint64_t hash_string(const struct jinja_string *string)
 static uint64_t hash_value(struct jinja_run *run, struct jinja_value key)
 {
     jinja_check_stack(run);
+    jinja_spend(run, 1); /* a tuple may hold one other many times over */
     switch (key.type) {
     case JINJA_STRING:
         jinja_spend_bytes(run, key.string->n_bytes);
@@ -280,6 +281,8 @@ struct jinja_value jinja_dict_remove(struct jinja_run *run, struct jinja_dict *d
     const struct jinja_value value = dict->pairs[found].value;
     dict->pairs[found].key = jinja_missing();
     dict->n--;
+    /* What walks over a dict pays for live pairs, so most of them must be. */
+    if (dict->n_pair > 2 * dict->n + 32) rebuild(run, dict);
     return value;
 }
 

@@ -216,6 +216,7 @@ static inline bool jinja_next(struct jinja_run *run, struct jinja_iter *iter,
                               struct jinja_value *out)
 {
     jinja_spend(run, 1);
+    jinja_check_stack(run); /* one lazy sequence may draw on another, and so on */
     return iter->next(run, iter, out);
 }
 /* A lazy sequence as a value; state is for next. */

@@ -78,6 +78,10 @@ static void test_variables_are_checked(void **state)
                         "64 bits");
 }
 
+#define TEN_BILLION_TIMES(statement)                                                               \
+    "{% for i in range(100000) %}{% for k in range(100000) %}" statement "{% endfor %}{% endfor "  \
+                                                                         "%}"
+
 /* A template cannot take the machine with it: each of these would run, grow or recurse without
  * end. */
 static void test_bounds(void **state)
@@ -98,6 +102,22 @@ static void test_bounds(void **state)
         "{% set l = [1] %}{% for x in l %}{% set _ = l.append(x) %}{% endfor %}",
         "{% set l = [1] %}{{ l|tojson(indent=1000000000) }}",
         "{% for t in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+        /* Work that one operation hides: a tuple that holds itself twice over, format fields that
+         * write nothing, scans of a long text, keys that are gone, sequences drawn from others. */
+        "{% set ns = namespace(t=()) %}{% for i in range(60) %}{% set ns.t = (ns.t, ns.t) %}"
+        "{% endfor %}{{ {}.get(ns.t) }}",
+        "{% set s = '{0}' * 100000 %}" TEN_BILLION_TIMES("{% set t = s.format('') %}"),
+        "{% set ns = namespace(t=('',)) %}"
+        "{% for i in range(16) %}{% set ns.t = ns.t + ns.t %}{% endfor %}{% set s = '%s' * 65536 "
+        "%}" TEN_BILLION_TIMES("{% set t = s % ns.t %}"),
+        "{% set s = 'A' * 8000000 %}" TEN_BILLION_TIMES("{% set t = s is upper %}"),
+        "{% set s = 'A' * 8000000 %}" TEN_BILLION_TIMES("{% set t = s.startswith(s) %}"),
+        "{% set s = 'A' * 8000000 %}" TEN_BILLION_TIMES("{% set t = s.find('A', 7999999) %}"),
+        "{% set d = {} %}{% for i in range(90000) %}{% set _ = d.update({i: 1}) %}{% endfor %}"
+        "{% for i in range(89999) %}{% set _ = d.pop(i) %}{% endfor %}" TEN_BILLION_TIMES(
+            "{% set t = d|first %}"),
+        "{% set ns = namespace(x=[1]) %}{% for i in range(100000) %}{% set ns.x = ns.x|unique %}"
+        "{% endfor %}{{ ns.x|list }}",
     };
     for (size_t i = 0; i < sizeof(sources) / sizeof(sources[0]); i++) {
         const char *answer = render(sources[i], "{}");
@@ -125,6 +145,27 @@ static void test_deep_nesting_is_refused(void **state)
     for (size_t k = 0; k < DEPTH; k++)
         memcpy(source + 4 + 2 * k, "+1", 2);
     strcpy(source + 4 + 2 * DEPTH, " }}");
+    assert_true(!strncmp(render(source, "{}"), "limit exceeded: ", 16));
+}
+
+/* Entering a scope costs its variables, and a variable of a far outer loop the way to it. */
+static void test_wide_and_deep_scopes_are_bounded(void **state)
+{
+    (void)state;
+    static char source[200000];
+    size_t at = (size_t)sprintf(source, "{%% for i in range(100000) %%}{%% for k in range(100000) "
+                                        "%%}{%% if false %%}");
+    for (int i = 0; i < 2500; i++)
+        at += (size_t)sprintf(source + at, "{%% set a%d = 1 %%}", i);
+    strcpy(source + at, "{% endif %}{% endfor %}{% endfor %}");
+    assert_true(!strncmp(render(source, "{}"), "limit exceeded: ", 16));
+
+    at = 0;
+    for (int i = 0; i < 1000; i++)
+        at += (size_t)sprintf(source + at, "{%% for a%d in [1] recursive %%}", i);
+    at += (size_t)sprintf(source + at, "%s", TEN_BILLION_TIMES("{% if a0 %}{% endif %}"));
+    for (int i = 0; i < 1000; i++)
+        at += (size_t)sprintf(source + at, "{%% endfor %%}");
     assert_true(!strncmp(render(source, "{}"), "limit exceeded: ", 16));
 }
 
@@ -159,6 +200,7 @@ int main(void)
         cmocka_unit_test(test_variables_are_checked),
         cmocka_unit_test(test_bounds),
         cmocka_unit_test(test_deep_nesting_is_refused),
+        cmocka_unit_test(test_wide_and_deep_scopes_are_bounded),
         cmocka_unit_test(test_a_template_serves_many_renders),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
