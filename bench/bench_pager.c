@@ -9,7 +9,7 @@
  *     --by-token                   every row of prefill is a step of its own, as if generated
  *     --warm-up N                  tokens that are not counted [0]
  *     --preload TRACE              begin full, with what this trace used most
- *     --half-life N  --advantage X  --window X    of lfru, instead of its own
+ *     --half-life N                of heat, in tokens, instead of the default
  *     --label TEXT                 names the traces in the output
  *     --tsv                        tab-separated, one row a policy and budget
  *     --speed                      time per decision instead, 60 layers of 512 experts */
@@ -31,7 +31,7 @@ struct settings {
     double share[MAX_SHARE]; /* 0 to 1 */
     size_t n_share;
     uint32_t class_of[MAX_LAYER], n_class;
-    struct cache_policy lfru;
+    double half_life;
     bool by_token, tsv, speed;
     uint64_t n_warm_up;
 };
@@ -87,11 +87,7 @@ static void parse(struct settings *settings, int argc, char **argv)
         else if (!strcmp(name, "--preload"))
             settings->preload = value;
         else if (!strcmp(name, "--half-life"))
-            settings->lfru.half_life = number(value, &end);
-        else if (!strcmp(name, "--advantage"))
-            settings->lfru.advantage = number(value, &end);
-        else if (!strcmp(name, "--window"))
-            settings->lfru.window = number(value, &end);
+            settings->half_life = number(value, &end);
         else if (!strcmp(name, "--label"))
             settings->label = value;
         else {
@@ -193,9 +189,8 @@ static void run_policy(const struct bench *bench, double share, const struct cac
 
 static void run_share(struct bench *bench, double share)
 {
-    struct cache_policy lfu = policy_lru;
-    lfu.name = "lfu"; /* uses since the beginning; always admits */
-    lfu.worth = policy_lfru.worth;
+    struct cache_policy lfu = policy_lfru;
+    lfu.name = "lfu"; /* uses since the beginning */
     for (uint32_t i = 0; i < bench->config.n_class; i++) {
         const double n = share * bench->n_layer_of[i] * bench->config.log[0]->n_expert;
         bench->slot_of_class[i] = n < 1 ? 1 : (uint32_t)lround(n);
@@ -203,9 +198,11 @@ static void run_share(struct bench *bench, double share)
     run_method(bench, share, "bound", replay_bound);
     run_method(bench, share, "plain-lru", replay_plain_lru);
     run_policy(bench, share, &policy_lru);
-    run_policy(bench, share, &lfu);
     run_policy(bench, share, &policy_static);
-    run_policy(bench, share, &bench->settings->lfru);
+    run_policy(bench, share, &policy_lfru);
+    bench->config.half_life = INFINITY;
+    run_policy(bench, share, &lfu);
+    bench->config.half_life = bench->settings->half_life;
 }
 
 /* Which layers have experts is in the trace. */
@@ -262,6 +259,7 @@ static void run_replay(struct settings *settings)
                                      .class_of = settings->class_of,
                                      .n_class = settings->n_class,
                                      .floor = log[0]->n_expert_used,
+                                     .half_life = settings->half_life,
                                      .by_token = settings->by_token,
                                      .n_warm_up = settings->n_warm_up,
                                      .heat = heat}};
@@ -355,12 +353,11 @@ static void run_speed(const struct cache_policy *policy)
 int main(int argc, char **argv)
 {
     static struct settings settings = {.n_class = 1, .label = "traces"};
-    settings.lfru = policy_lfru;
     parse_shares(&settings, "6.25,12.5,25,37.5,50,75");
     parse(&settings, argc, argv);
     if (settings.speed) {
         run_speed(&policy_lru);
-        run_speed(&settings.lfru);
+        run_speed(&policy_lfru);
         run_speed(&policy_static);
         return 0;
     }

@@ -47,13 +47,14 @@ struct layer {
 struct slot_class {
     uint32_t n_slot, n_layer, floor;
     uint32_t n_free;
-    int32_t free;                                     /* first of a list by next */
-    uint32_t n_transient, n_window, n_window_prefill; /* pinned ones too; how many there may be */
-    int32_t oldest, newest;                           /* of the unpinned transients */
+    int32_t free;                          /* first of a list by next */
+    uint32_t n_transient, n_transient_max; /* pinned ones too; how many prefill makes */
+    int32_t oldest, newest;                /* of the unpinned transients */
 };
 
 struct expert_cache {
     const struct cache_policy *policy;
+    double half_life; /* of heat, in tokens */
     uint32_t n_layer, n_expert, n_class;
     uint64_t now, before; /* tokens at this step, and at the one before it */
     bool prefill;         /* this step is one */
@@ -261,23 +262,13 @@ static int32_t least_admitted(const struct expert_cache *cache, struct expert_ke
     return least;
 }
 
-/* Whether an expert that is not admitted should be, and *least (NONE: nothing) give up its place.
- */
-static bool beats_least(const struct expert_cache *cache, struct expert_key key, int32_t *least)
+/* In prefill: whether an expert that is not admitted should be, in the place of `least`. */
+static bool beats(const struct expert_cache *cache, struct expert_key key, int32_t least,
+                  struct rank rank)
 {
-    struct rank rank;
-    *least = least_admitted(cache, key, &rank);
+    const double advantage = cache->policy->prefill_advantage;
     if (below_floor(cache, key)) return true;
-    if (cache->prefill && !cache->policy->admits_prefill) return false;
-    if (*least == NONE || isinf(cache->policy->advantage)) return false;
-    return cache->policy->advantage == 0 ||
-           rank_of(cache, key).worth > cache->policy->advantage * rank.worth;
-}
-
-/* The transients of a class have become more than the policy wants, by a burst of misses. */
-static bool window_shrinks(const struct expert_cache *cache, const struct slot_class *class)
-{
-    return class->n_transient > class->n_window && !cache->prefill;
+    return least != NONE && !isinf(advantage) && rank_of(cache, key).worth > advantage * rank.worth;
 }
 
 /* ---- victims ------------------------------------------------------------------------------ */
@@ -290,17 +281,24 @@ struct choice {
 
 static const struct choice no_choice = {NONE, NONE, false};
 
-static struct choice choose_demand(const struct expert_cache *cache, struct expert_key key)
+static struct choice choose_decode(const struct expert_cache *cache, struct expert_key key)
 {
     const struct slot_class *class = class_of(cache, key);
-    int32_t least;
-    const bool admitted = beats_least(cache, key, &least);
-    if (class->oldest != NONE && window_shrinks(cache, class))
-        return (struct choice){class->oldest, NONE, true};
+    struct rank rank = {0, 0};
+    const int32_t slot = class->oldest != NONE ? class->oldest : least_admitted(cache, key, &rank);
+    return (struct choice){slot, NONE, true};
+}
+
+/* Who takes an admitted one's place makes it a transient, so that there are no fewer of these. */
+static struct choice choose_prefill(const struct expert_cache *cache, struct expert_key key)
+{
+    const struct slot_class *class = class_of(cache, key);
+    struct rank rank = {0, 0};
+    const int32_t least = least_admitted(cache, key, &rank);
+    const bool admitted = beats(cache, key, least, rank);
     if (class->oldest != NONE)
         return (struct choice){class->oldest, admitted ? least : NONE, admitted};
-    if (!admitted && cache->prefill && class->n_transient >= class->n_window_prefill)
-        return no_choice;
+    if (!admitted && class->n_transient >= class->n_transient_max) return no_choice;
     return (struct choice){least, NONE, admitted};
 }
 
@@ -308,11 +306,11 @@ static struct choice choose_speculative(const struct expert_cache *cache, struct
 {
     const struct slot_class *class = class_of(cache, key);
     struct choice choice = no_choice;
-    struct rank rank;
+    struct rank rank = {0, 0};
     if (class->oldest != NONE) {
         const struct expert *oldest = expert_of(cache, cache->slot[class->oldest].key);
         if (!oldest->last_token || oldest->last_token < cache->now) choice.slot = class->oldest;
-    } else if (class->n_transient < class->n_window_prefill) {
+    } else if (class->n_transient < class->n_transient_max) {
         const int32_t least = least_admitted(cache, key, &rank);
         if (least == NONE) return no_choice;
         const struct expert *expert = expert_of(cache, cache->slot[least].key);
@@ -333,10 +331,8 @@ static void size_class(struct slot_class *class, const struct expert_cache_confi
 {
     const uint32_t n = class->n_slot;
     class->floor = class->n_layer ? clamp(config->floor, 0, n / class->n_layer) : 0;
-    class->n_window =
-        config->policy->window > 0 ? clamp(config->policy->window * n, class->floor, n) : 0;
-    class->n_window_prefill = config->n_prefill_slot ? clamp(config->n_prefill_slot, 1, n)
-                                                     : clamp(n / 8.0, 2 * class->floor + 1, n);
+    class->n_transient_max = config->n_prefill_slot ? clamp(config->n_prefill_slot, 1, n)
+                                                    : clamp(n / 8.0, 2 * class->floor + 1, n);
     class->oldest = class->newest = class->free = NONE;
 }
 
@@ -373,6 +369,9 @@ enum lm_status expert_cache_create(struct expert_cache **out,
     struct expert_cache *cache = calloc(1, sizeof(*cache));
     if (!cache) return lm_fail(err, LM_E_NO_MEM, "expert cache: no memory");
     cache->policy = config->policy;
+    cache->half_life = config->half_life > 0 ? config->half_life
+                                             : EXPERT_HALF_LIFE_TURNS * (double)config->n_expert /
+                                                   (config->floor ? config->floor : 1);
     cache->n_layer = config->n_layer;
     cache->n_expert = config->n_expert;
     cache->n_class = config->n_class;
@@ -427,7 +426,7 @@ void expert_cache_advance(struct expert_cache *cache, uint32_t n_token, bool pre
 static void advance_layer(struct expert_cache *cache, uint32_t il)
 {
     struct layer *layer = &cache->layer[il];
-    layer->unit *= exp2((double)(cache->now - layer->clock) / cache->policy->half_life);
+    layer->unit *= exp2((double)(cache->now - layer->clock) / cache->half_life);
     layer->clock = cache->now;
     if (layer->unit < ldexp(1, UNIT_LOG2_MAX)) return;
     const double shrink = 1 / layer->unit;
@@ -436,6 +435,19 @@ static void advance_layer(struct expert_cache *cache, uint32_t il)
     layer->unit = 1;
     for (uint32_t at = layer->n_heap; at-- > 0;) /* what became 0 is now ordered by age */
         heap_settle(cache, layer, at);
+}
+
+/* A transient is used. */
+static void promote(struct expert_cache *cache, struct expert_key key, int32_t slot)
+{
+    struct rank rank = {0, 0};
+    int32_t least = NONE;
+    if (cache->prefill) {
+        least = least_admitted(cache, key, &rank);
+        if (!beats(cache, key, least, rank)) return;
+    }
+    set_admitted(cache, slot, true);
+    if (least != NONE) set_admitted(cache, least, false);
 }
 
 void expert_cache_use(struct expert_cache *cache, struct expert_key key, uint32_t n_row)
@@ -453,11 +465,7 @@ void expert_cache_use(struct expert_cache *cache, struct expert_key key, uint32_
     if (slot->admitted) {
         if (!slot->n_pin) heap_settle(cache, &cache->layer[key.layer], slot->heap_index);
     } else {
-        int32_t least;
-        const bool shrinks = window_shrinks(cache, class_of(cache, key));
-        if (!beats_least(cache, key, &least) && !shrinks) return;
-        set_admitted(cache, expert->slot, true);
-        if (least != NONE && !shrinks) set_admitted(cache, least, false);
+        promote(cache, key, expert->slot);
     }
 }
 
@@ -515,8 +523,9 @@ struct cache_placement expert_cache_place(struct expert_cache *cache, struct exp
         class->free = cache->slot[placement.slot].next;
         class->n_free--;
     } else if (kind != PLACE_BACKGROUND) {
-        const struct choice choice =
-            kind == PLACE_DEMAND ? choose_demand(cache, key) : choose_speculative(cache, key);
+        const struct choice choice = kind == PLACE_SPECULATIVE ? choose_speculative(cache, key)
+                                     : cache->prefill          ? choose_prefill(cache, key)
+                                                               : choose_decode(cache, key);
         if (choice.slot == NONE) return placement;
         placement.slot = choice.slot;
         placement.admitted = choice.admitted;

@@ -3,30 +3,28 @@
  * The pager follows its decisions with reads, and bench_pager replays routing traces through it, so
  * what the simulator reports is what the engine does.
  *
- *             admitted into a free slot, or in another's place
- *   ABSENT ------------------------------------------------------> ADMITTED
- *      | ^ not admitted             worth more than the least         |  |
- *      | |              +----------- of the admitted -----------------^  |
- *      v |              |                                                | displaced by such a one
- *      TRANSIENT -------+<-----------------------------------------------+
+ *   ABSENT --needed--> ADMITTED                in decode, or while there are free slots
+ *   ABSENT --needed--> ADMITTED or TRANSIENT   in prefill: admitted if worth clearly more than the
+ *                                              least of the admitted, which becomes transient
+ *   ABSENT --predicted--> TRANSIENT --used--> ADMITTED
  *
  * Slots come in classes, one per size of expert; a layer belongs to one class, and experts compete
  * for slots inside their class. Every expert has a worth under the policy, higher is kept longer.
  * What goes when a slot is needed:
  *   - pinned slots never (they are being read or computed with),
  *   - transients first, in the order in which they came: experts that had to be somewhere while
- *     they were computed with, but were not found worth keeping. A policy names how many slots
- *     they share; as long as it is fewer, they take the place of admitted ones,
+ *     they were computed with, but were not found worth keeping, and predicted ones,
  *   - then the admitted expert of least worth, but a layer keeps `floor` of them (its top-k), as
  *     far as the slots reach, so that a budget below one token's cycle does not turn LRU into a
  *     cache that always misses. Of equals the older goes first, then the one whose layer will run
  *     last.
  *
- * Time is counted in tokens: heat decays by the policy's half-life.
+ * Time is counted in tokens: heat decays by a half-life. It is given in turns, the n_expert /
+ * n_expert_used tokens in which every expert is used once if all are used alike: what counts is how
+ * often an expert was used lately, not how long that took.
  * Threads: none of its own; one caller at a time.
  * Cost:    use, find, place, pin and unpin allocate nothing; place looks at one candidate a layer.
- * Source:  Least-Stale (arXiv 2602.03921) is the order inside one token; transients are the window
- *          of W-TinyLFU (arXiv 1512.00727). */
+ * Source:  the order among equals resembles Least-Stale (arXiv 2602.03921). */
 #ifndef LEAN_WORKER_PAGER_EXPERT_CACHE_H
 #define LEAN_WORKER_PAGER_EXPERT_CACHE_H
 
@@ -40,16 +38,17 @@
 struct expert_cache;
 struct cache_policy; /* policy.h */
 
-enum { EXPERT_NO_SLOT = -1, EXPERT_REMISS_TOKENS = 64 };
+enum { EXPERT_NO_SLOT = -1, EXPERT_REMISS_TOKENS = 64, EXPERT_HALF_LIFE_TURNS = 8 };
 
 struct expert_cache_config {
     uint32_t n_layer, n_expert;    /* keys: layer < n_layer, expert < n_expert */
     const uint32_t *class_of;      /* [n_layer] < n_class; UINT32_MAX: the layer has no experts */
     const uint32_t *slot_of_class; /* [n_class] slots of the class */
     uint32_t n_class;
-    uint32_t floor;          /* slots a layer keeps */
+    uint32_t floor;          /* slots a layer keeps: n_expert_used */
     uint32_t n_prefill_slot; /* slots of a class that prefill may make transients; 0: default */
     const struct cache_policy *policy; /* static */
+    double half_life; /* tokens; 0: EXPERT_HALF_LIFE_TURNS turns; INFINITY: no decay */
 };
 
 enum place_kind {

@@ -10,31 +10,19 @@ static double worth_recency(const struct expert_use *use)
     return -(double)use->age;
 }
 
-const struct cache_policy policy_lru = {
-    .name = "lru", .half_life = INFINITY, .worth = worth_recency, .advantage = 0};
-
 static double worth_heat(const struct expert_use *use)
 {
     return use->heat;
 }
-
-const struct cache_policy policy_lfru = {.name = "lfru",
-                                         .half_life = 700,
-                                         .worth = worth_heat,
-                                         .advantage = 1.3,
-                                         .admits_prefill = true,
-                                         .window = 1.0 / 64};
 
 static double worth_profile(const struct expert_use *use)
 {
     return use->profile;
 }
 
-const struct cache_policy policy_static = {.name = "static",
-                                           .half_life = 700, /* for the profile that is kept */
-                                           .worth = worth_profile,
-                                           .advantage = INFINITY,
-                                           .window = 1.0 / 64};
+const struct cache_policy policy_lru = {"lru", worth_recency, INFINITY};
+const struct cache_policy policy_lfru = {"lfru", worth_heat, 1.3};
+const struct cache_policy policy_static = {"static", worth_profile, INFINITY};
 
 const struct cache_policy *policy_find(const char *name)
 {

@@ -1,16 +1,16 @@
-/* Policies of the expert cache: how much an expert is worth, and when it may take another's place.
+/* Policies of the expert cache: how much an expert is worth.
  *
  *   lru     recency alone
- *   lfru    decayed use count (half-life 700 tokens), recency breaks ties; another's place only for
- *           1.3 times its worth, so that two experts do not take turns in one slot
- *   static  heat of the profile alone; nothing moves while running
+ *   lfru    decayed use count, recency breaks ties
+ *   static  heat of the profile alone: what it names stays, the rest share what is left
  *
- * Source: expert caches compared in public measurements favour decayed frequency with hysteresis.
- */
+ * A miss in decode must be read and put somewhere whatever it is worth, so it is always admitted in
+ * the place of the least; its own worth decides how soon it goes. To refuse it below 1.3 times the
+ * worth of what is there changed hits by less than 0.1 points, and to keep slots for the refused
+ * cost up to 2: bench/results/pager-policies-2026-11-22.md. */
 #ifndef LEAN_WORKER_PAGER_POLICY_H
 #define LEAN_WORKER_PAGER_POLICY_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 /* What is known of an expert, at the time of its layer's last step: so a layer that has yet to run
@@ -25,16 +25,12 @@ struct expert_use {
 
 struct cache_policy {
     const char *name;
-    double half_life; /* of heat, in tokens; INFINITY: it does not decay */
     /* Higher is kept longer; of equals the older goes. The order of two experts of one layer must
      * stay as it is until one of them is used. */
     double (*worth)(const struct expert_use *use);
-    /* A newcomer takes another's place for this many times its worth. 0: always; INFINITY: never.
-     */
-    double advantage;
-    bool admits_prefill; /* whether steps of many tokens may displace what is resident */
-    /* Share of the slots that experts which were not admitted pass through, least first. */
-    double window;
+    /* Prefill needs nearly every expert once: there, to be admitted in another's place takes more
+     * than this many times its worth. INFINITY: prefill displaces nothing. */
+    double prefill_advantage;
 };
 
 extern const struct cache_policy policy_lru, policy_lfru, policy_static;

@@ -228,6 +228,7 @@ enum lm_status replay_policy(const struct replay_config *config, const struct ca
                                                      .slot_of_class = config->slot_of_class,
                                                      .n_class = config->n_class,
                                                      .floor = config->floor,
+                                                     .half_life = config->half_life,
                                                      .policy = policy};
     struct policy_run run = {0};
     const struct visitor visitor = {policy_step, policy_layer, &run};

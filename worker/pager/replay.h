@@ -21,6 +21,7 @@ struct replay_config {
     const uint32_t *class_of;      /* [n_layer] as in struct expert_cache_config */
     const uint32_t *slot_of_class; /* [n_class] */
     uint32_t n_class, floor;
+    double half_life;   /* of heat, as in struct expert_cache_config */
     bool by_token;      /* every row is a step of its own, as if it had been generated */
     uint64_t n_warm_up; /* tokens that are not counted, at the beginning */
     const float *heat;  /* [n_layer][n_expert] a profile; the cache begins full with its hottest.

@@ -31,11 +31,12 @@ struct naive_expert {
 struct naive {
     struct expert_cache_config config;
     uint32_t class_of[MAX_LAYER], slot_of_class[N_CLASS], floor[N_CLASS];
-    uint32_t n_window[N_CLASS], n_window_prefill[N_CLASS];
+    uint32_t n_transient_max[N_CLASS];
     struct naive_expert expert[MAX_LAYER][MAX_EXPERT];
     double unit[MAX_LAYER];
     uint64_t clock[MAX_LAYER], now, before, n_arrived;
     bool prefill;
+    double half_life;
 };
 
 static struct naive_expert *naive_at(struct naive *naive, struct expert_key key)
@@ -133,17 +134,10 @@ static bool naive_beats(const struct naive *naive, struct expert_key key, bool *
                         struct expert_key *least)
 {
     *found = naive_least(naive, key.layer, least);
-    if (below_floor(naive, key.layer)) return true;
-    if (naive->prefill && !naive->config.policy->admits_prefill) return false;
-    const double advantage = naive->config.policy->advantage;
-    if (!*found || advantage == INFINITY) return false;
-    return advantage == 0 || naive_worth(naive, key) > advantage * naive_worth(naive, *least);
-}
-
-static bool naive_shrinks(const struct naive *naive, uint32_t class_index)
-{
-    return !naive->prefill &&
-           count_class(naive, class_index, COUNT_TRANSIENT) > naive->n_window[class_index];
+    if (!naive->prefill || below_floor(naive, key.layer)) return true;
+    const double advantage = naive->config.policy->prefill_advantage;
+    return *found && advantage != INFINITY &&
+           naive_worth(naive, key) > advantage * naive_worth(naive, *least);
 }
 
 static void naive_demote(struct naive *naive, struct expert_key key)
@@ -171,21 +165,17 @@ static struct cache_placement naive_choose(struct naive *naive, struct expert_ke
             const uint64_t last = naive_at(naive, placement.victim)->last;
             return last && last >= naive->now ? none : placement;
         }
-        if (n_transient >= naive->n_window_prefill[class_index]) return none;
+        if (n_transient >= naive->n_transient_max[class_index]) return none;
         if (!naive_least(naive, key.layer, &placement.victim)) return none;
         const uint64_t last = naive_at(naive, placement.victim)->last;
         return last && last >= naive->before ? none : placement;
     }
     placement.admitted = naive_beats(naive, key, &found, &least);
     if (has_oldest) {
-        if (naive_shrinks(naive, class_index))
-            placement.admitted = true;
-        else if (placement.admitted && found)
-            naive_demote(naive, least);
+        if (naive->prefill && placement.admitted && found) naive_demote(naive, least);
         return placement;
     }
-    if (!placement.admitted && naive->prefill &&
-        n_transient >= naive->n_window_prefill[class_index])
+    if (!placement.admitted && naive->prefill && n_transient >= naive->n_transient_max[class_index])
         return none;
     placement.victim = least;
     return found ? placement : none;
@@ -208,18 +198,16 @@ static void naive_use(struct naive *naive, struct expert_key key, uint32_t n_row
 {
     struct naive_expert *expert = naive_at(naive, key);
     const uint32_t il = key.layer;
-    naive->unit[il] *=
-        exp2((double)(naive->now - naive->clock[il]) / naive->config.policy->half_life);
+    naive->unit[il] *= exp2((double)(naive->now - naive->clock[il]) / naive->half_life);
     naive->clock[il] = naive->now;
     expert->heat += n_row * naive->unit[il];
     expert->last = naive->now;
     if (!expert->resident || expert->admitted) return;
     struct expert_key least;
     bool found;
-    const bool shrinks = naive_shrinks(naive, naive->class_of[il]);
-    if (!naive_beats(naive, key, &found, &least) && !shrinks) return;
+    if (!naive_beats(naive, key, &found, &least)) return;
     expert->admitted = true;
-    if (found && !shrinks) naive_demote(naive, least);
+    if (found && naive->prefill) naive_demote(naive, least);
 }
 
 static void naive_unpin(struct naive *naive, struct expert_key key)
@@ -250,6 +238,8 @@ static void open_pair(struct pair *pair, const struct cache_policy *policy)
                                                  .floor = random_below(5),
                                                  .n_prefill_slot = random_below(2) * 5,
                                                  .policy = policy};
+    naive->half_life =
+        8.0 * naive->config.n_expert / (naive->config.floor ? naive->config.floor : 1);
     uint32_t n_layer_of[N_CLASS] = {0};
     for (uint32_t il = 0; il < naive->config.n_layer; il++) {
         naive->class_of[il] = random_below(N_CLASS);
@@ -262,15 +252,12 @@ static void open_pair(struct pair *pair, const struct cache_policy *policy)
         naive->slot_of_class[i] = n;
         naive->floor[i] = n / n_layer < naive->config.floor ? n / n_layer : naive->config.floor;
         if (!n_layer_of[i]) naive->floor[i] = 0;
-        uint32_t window = (uint32_t)(policy->window * n);
-        if (window < naive->floor[i]) window = naive->floor[i];
-        naive->n_window[i] = policy->window > 0 ? window : 0;
         uint32_t prefill = naive->config.n_prefill_slot;
         if (!prefill) {
             prefill = n / 8;
             if (prefill < 2 * naive->floor[i] + 1) prefill = 2 * naive->floor[i] + 1;
         }
-        naive->n_window_prefill[i] = prefill < n ? prefill : n;
+        naive->n_transient_max[i] = prefill < n ? prefill : n;
     }
     assert_int_equal(expert_cache_create(&pair->cache, &naive->config, &err), LM_OK);
     for (uint32_t il = 0; il < naive->config.n_layer; il++)
@@ -574,18 +561,17 @@ static void nothing_goes_while_all_is_pinned(void **state)
 /* The growing unit of heat is taken back many times in this run. */
 static void heat_decays_by_the_half_life(void **state)
 {
-    struct cache_policy policy = policy_lfru;
+    const double half_life = 8 * 8 / 8; /* 8 turns of one token */
     double heat[8] = {0};
     (void)state;
-    policy.half_life = 4;
-    struct expert_cache *cache = small_cache(&policy, 1, 8, 8, 1);
+    struct expert_cache *cache = small_cache(&policy_lfru, 1, 8, 8, 8);
     random_state = 7;
     for (uint32_t step = 0; step < 20000; step++) {
         const uint32_t used = random_below(8);
         expert_cache_advance(cache, 1, false);
         expert_cache_use(cache, (struct expert_key){0, used}, 1);
         for (uint32_t ie = 0; ie < 8; ie++) {
-            heat[ie] = heat[ie] * exp2(-0.25) + (ie == used);
+            heat[ie] = heat[ie] * exp2(-1 / half_life) + (ie == used);
             const double got = (double)expert_cache_heat(cache, (struct expert_key){0, ie});
             assert_true(fabs(got - heat[ie]) <= 1e-6 * heat[ie]);
         }
