@@ -12,10 +12,10 @@
 #ifdef __AVX2__
 
 #ifdef __AVX512F__
-#define FLOAT_GROUP 6
+enum { FLOAT_GROUP = 6 };
 #define FOR_EACH_FLOAT_GROUP_SIZE(X) X(1) X(2) X(3) X(4) X(5) X(6)
 #else
-#define FLOAT_GROUP 3
+enum { FLOAT_GROUP = 3 };
 #define FOR_EACH_FLOAT_GROUP_SIZE(X) X(1) X(2) X(3)
 #endif
 enum { FLOAT_ROWS = 4, FLOAT_CHUNK = 48, N_PASS = 32 / LANES };
@@ -34,7 +34,8 @@ ALWAYS_INLINE float tree_of_passes(const vfloat part[N_PASS])
 }
 
 /* sum[t][r][p] of parts [p_begin, p_begin + n_part) over n_whole columns; the numbers of tokens
- * and parts are constants. Each line read asks for the one that lies `ahead` bytes behind it. */
+ * and parts are constants. One or two tokens wait for memory: there each line read asks for the one
+ * that lies `ahead` bytes behind it. */
 ALWAYS_INLINE void float_pass(load_float_fn load, size_t elem_bytes,
                               const uint8_t *const row[FLOAT_ROWS], const float *const *act,
                               unsigned n_token, uint32_t n_whole, unsigned p_begin, unsigned n_part,
@@ -60,7 +61,7 @@ ALWAYS_INLINE void float_pass(load_float_fn load, size_t elem_bytes,
             for (unsigned r = 0; r < FLOAT_ROWS; r++) {
                 const uint8_t *from = row[r] + (i + p * LANES) * elem_bytes;
                 vfloat w = load(from);
-                if (n_part == N_PASS && p * LANES * elem_bytes % 64 == 0)
+                if (n_token <= 2 && (p_begin + p) * LANES * elem_bytes % 64 == 0)
                     w = (vfloat)vec_prefetch((const char *)from + ahead, (vint)w);
 #pragma GCC unroll 8
                 for (unsigned t = 0; t < n_token; t++)
@@ -83,7 +84,9 @@ ALWAYS_INLINE void dot_float(load_float_fn load, size_t elem_bytes,
                              unsigned n_token, uint32_t n_col, ptrdiff_t ahead,
                              float result[FLOAT_GROUP][FLOAT_ROWS])
 {
-    const unsigned n_part = n_token * N_PASS <= FLOAT_GROUP ? N_PASS : 1;
+    unsigned n_part = N_PASS;
+    while (n_part > 1 && n_token * n_part > FLOAT_GROUP)
+        n_part /= 2;
     const uint32_t n_whole = n_col / 32 * 32, n_tail = n_col - n_whole;
     const float *act[FLOAT_GROUP];
     vfloat sum[FLOAT_GROUP][FLOAT_ROWS][N_PASS];
