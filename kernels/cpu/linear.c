@@ -159,6 +159,8 @@ static void choose_row(void *context, uint32_t it, uint32_t worker)
     const struct route_args *args = c->args;
     const uint32_t n_expert = args->router->n_row;
     float *probability = c->logits + (size_t)it * n_expert;
+    for (uint32_t ie = 0; ie < n_expert; ie++) /* a comparison of scores would lose a NaN */
+        if (!isfinite(probability[ie])) atomic_store(&c->cpu->not_finite_in, "route");
     if (args->gating == GATING_SOFTMAX)
         c->cpu->kernels->softmax(probability, n_expert);
     else

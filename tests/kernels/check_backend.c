@@ -819,6 +819,34 @@ static void check_nan_is_reported(const struct subject *s)
     free(x);
 }
 
+/* So is a router's, even of an expert that nobody would choose. */
+static void check_router_nan_is_reported(const struct subject *s)
+{
+    enum { N_EXPERT = 9, N_COL = 32 };
+    const float broken = random_below(2) ? NAN : -INFINITY;
+    float *rows = random_floats((size_t)N_EXPERT * N_COL), *x = random_floats(N_COL), weights[2];
+    rows[(2 + random_below(N_EXPERT - 2)) * N_COL] = broken;
+    x[0] = 1.0f;
+    const struct weight router = {rows, TENSOR_F32, N_COL, N_EXPERT, N_COL * sizeof(float)};
+    int32_t ids[2];
+    const struct route_args args = {.n_token = 1,
+                                    .x = x,
+                                    .router = &router,
+                                    .gating = GATING_SIGMOID,
+                                    .n_expert_used = 2,
+                                    .ids = ids,
+                                    .weights = weights};
+    struct lm_error err = {0};
+    s->backend->ops->route(s->backend, &args);
+    if (s->backend->ops->sync(s->backend, &err) != LM_E_FAIL || !strstr(err.message, "route")) {
+        printf("%s: a router's %f passed: \"%s\"\n", s->name, (double)broken, err.message);
+        n_failed++;
+    }
+    expect_sync(s);
+    free(rows);
+    free(x);
+}
+
 static const struct {
     const char *name;
     void (*check)(const struct subject *s);
@@ -826,7 +854,7 @@ static const struct {
     {"rows", check_rows},           {"linear", check_linear},
     {"route", check_route},         {"ffn", check_ffn},
     {"attention", check_attention}, {"delta_net", check_delta_net},
-    {"nan", check_nan_is_reported},
+    {"nan", check_nan_is_reported}, {"router's nan", check_router_nan_is_reported},
 };
 
 static void check_subject(struct subject *s, uint64_t seed)
