@@ -409,11 +409,49 @@ static void (*const checks[])(const struct pair *p) = {
     check_rows,  check_attend,       check_conv, check_delta,
 };
 
+/* Comparing a variant that silently fell back to a weaker one would prove nothing. */
+static void check_own_functions(const struct kernel_table *weaker, const struct kernel_table *table)
+{
+    const struct {
+        const char *name;
+        bool same;
+    } operations[] = {
+#define OPERATION(field) {#field, weaker->field == table->field}
+        OPERATION(quantize_act[ACT_F32]),
+        OPERATION(quantize_act[ACT_Q8_K]),
+        OPERATION(quantize_act[ACT_Q8_0]),
+        OPERATION(dequant_row[TENSOR_F16]),
+        OPERATION(dequant_row[TENSOR_Q8_0]),
+        OPERATION(encode_row[TENSOR_F16]),
+        OPERATION(rms_norm),
+        OPERATION(l2_norm),
+        OPERATION(swiglu),
+        OPERATION(add_scaled),
+        OPERATION(add),
+        OPERATION(softmax),
+        OPERATION(sigmoid),
+        OPERATION(rope),
+        OPERATION(attend),
+        OPERATION(attend_merge),
+        OPERATION(attend_finish),
+        OPERATION(conv_silu),
+        OPERATION(delta_gates),
+        OPERATION(delta_rule),
+#undef OPERATION
+    };
+    for (size_t i = 0; i < sizeof(operations) / sizeof(operations[0]); i++) {
+        if (!operations[i].same) continue;
+        printf("%s has no %s of its own\n", table->name, operations[i].name);
+        n_failed++;
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct pair first = {kernels_select("ref"), NULL};
     for (const char *const *name = kernels_available() + 1; *name; name++) {
         const struct pair pair = {first.ref, kernels_select(*name)};
+        check_own_functions(kernels_select(name[-1]), pair.table);
         for (size_t i = 0; i < sizeof(checks) / sizeof(checks[0]); i++)
             for (uint64_t n = 0; n < (argc > 1 ? 1 : CASES); n++) {
                 case_seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 77000 + n;
