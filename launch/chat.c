@@ -274,6 +274,7 @@ struct generation {
     bool answering;      /* content has come */
     bool ended, stopped; /* by an end token, by a stop string */
     bool refused;        /* the sink wants no more */
+    bool no_memory;      /* some of the text is lost */
     bool broken; /* content came with the end of the reasoning, and does not fit the format */
 };
 
@@ -314,7 +315,7 @@ static void emit(void *context, enum reasoning_part part, const char *text, size
 {
     struct generation *generation = context;
     if (part == PART_CONTENT) generation->answering = true;
-    fwrite(text, 1, n, generation->parts[part]);
+    if (fwrite(text, 1, n, generation->parts[part]) != n) generation->no_memory = true;
     if (generation->refused) return;
     const enum chat_part shown = part == PART_REASONING ? CHAT_REASONING : CHAT_CONTENT;
     if (!generation->sink->on_text(generation->sink->context, shown, text, n))
@@ -325,7 +326,10 @@ static void emit(void *context, enum reasoning_part part, const char *text, size
 static void take_bytes(struct generation *generation, const char *bytes, size_t n, bool last)
 {
     char small[1024], *text = small;
-    if (3 * (n + 4) > sizeof(small) && !(text = malloc(3 * (n + 4)))) return;
+    if (3 * (n + 4) > sizeof(small) && !(text = malloc(3 * (n + 4)))) {
+        generation->no_memory = true;
+        return;
+    }
     const size_t n_text = token_decoder_push(&generation->decoder, bytes, n, last, text);
     if (!generation->splits) {
         if (n_text) emit(generation, PART_CONTENT, text, n_text);
@@ -342,6 +346,7 @@ static void take_token(struct generation *generation, const char *bytes, size_t 
     const char *text;
     size_t n_text;
     generation->stopped = stop_strings_push(generation->stops, bytes, n, last, &text, &n_text);
+    if (generation->stopped && !text) generation->no_memory = true;
     take_bytes(generation, text ? text : "", n_text, last || generation->stopped);
 }
 
@@ -371,7 +376,7 @@ static bool on_token(void *context, const struct sampled_token *token)
         generation->answer->n_reasoning = generation->n_token;
     }
     return !generation->stopped && !generation->refused && !generation->ended &&
-           !generation->broken;
+           !generation->broken && !generation->no_memory;
 }
 
 static void on_prefill(void *context, size_t n_done, size_t n_total)
@@ -444,6 +449,8 @@ static enum lm_status generate_ids(struct chat *chat, const int32_t *ids, size_t
     };
     status = engine_generate(chat->engine, &request, &generation->answer->counts, err);
     if (status == LM_OK && !generation->stopped) take_token(generation, "", 0, true);
+    if (status == LM_OK && generation->no_memory)
+        status = lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
     generation->answer->finish = finish_of(generation, &generation->answer->counts);
     generation->answer->complete =
         !generation->constraint || json_constraint_complete(generation->constraint);

@@ -101,12 +101,14 @@ static void compare_row(struct evaluation *eval, const float *logits, uint32_t n
     const double other_sum = log_sum(eval->other, n_vocab, &other_max);
     double diff_sum = 0, kl = 0;
     for (uint32_t i = 0; i < n_vocab; i++) {
+        /* A token that both forbid, with -infinity, differs in nothing. */
+        if (logits[i] == eval->other[i] && isinf(logits[i])) continue;
         const double diff = fabs((double)logits[i] - (double)eval->other[i]);
         const double other_log = (double)eval->other[i] - (double)other_max - other_sum;
         const double this_log = (double)logits[i] - (double)max - sum;
         if (diff > eval->diff_max) eval->diff_max = diff;
         diff_sum += diff;
-        kl += exp(other_log) * (other_log - this_log);
+        if (!isinf(other_log)) kl += exp(other_log) * (other_log - this_log);
     }
     eval->diff_sum += diff_sum / n_vocab;
     eval->kl_sum += kl;
@@ -301,6 +303,12 @@ static void add(struct json_object *object, const char *key, struct json_object 
     json_object_object_add(object, key, value);
 }
 
+/* JSON has no infinities: null. */
+static struct json_object *real_json(double value)
+{
+    return isfinite(value) ? json_object_new_double(value) : NULL;
+}
+
 static struct json_object *ids_json(const int32_t *ids, size_t n)
 {
     struct json_object *list = json_object_new_array_ext((int)n);
@@ -343,13 +351,13 @@ static void print_json(const struct evaluation *eval, const struct engine *engin
     add(result, "n_tokens", json_object_new_int64((int64_t)eval->n_ids));
     add(result, "ids", ids_json(eval->ids, eval->n_ids));
     add(result, "generated", ids_json(eval->generated, eval->n_generated));
-    add(result, "perplexity", eval->n_nll ? json_object_new_double(perplexity(eval)) : NULL);
+    add(result, "perplexity", eval->n_nll ? real_json(perplexity(eval)) : NULL);
     add(result, "logits_xxh3", json_object_new_string(hash));
     if (eval->compare) {
         struct json_object *compare = json_object_new_object();
-        add(compare, "max_difference", json_object_new_double(eval->diff_max));
-        add(compare, "mean_difference", json_object_new_double(eval->diff_sum / eval->n_ids));
-        add(compare, "kl_divergence", json_object_new_double(eval->kl_sum / eval->n_ids));
+        add(compare, "max_difference", real_json(eval->diff_max));
+        add(compare, "mean_difference", real_json(eval->diff_sum / (double)eval->n_ids));
+        add(compare, "kl_divergence", real_json(eval->kl_sum / (double)eval->n_ids));
         add(compare, "top1_agreement",
             json_object_new_double((double)eval->n_agree / (double)eval->n_ids));
         add(result, "compare", compare);

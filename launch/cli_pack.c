@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include "launch/command.h"
+#include "launch/model_ref.h"
 #include "launch/write_job.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
@@ -48,10 +49,11 @@ static enum lm_status run_pack(struct options *options, struct lm_error *err)
     /* a pack that is there is only looked at, unless it is to be made again */
     const bool only_verify =
         options_flag(options, "verify") && !force && !dry_run && !access(folder, F_OK);
-    if (options_n_arg(options) > 1 || (options_n_arg(options) == 0 && !only_verify))
-        return lm_fail(err, LM_E_USAGE, "pack takes one MODEL, got %zu", options_n_arg(options));
+    if (options_n_arg(options) == 0 && !only_verify)
+        return lm_fail(err, LM_E_USAGE, "pack takes one MODEL, got none");
     enum lm_status status = LM_OK;
-    if (options_n_arg(options)) status = gguf_open(&source, options_arg(options, 0), err);
+    if (options_n_arg(options))
+        status = model_ref_open(options, options_arg(options, 0), &source, err);
     if (status == LM_OK) status = write_job_catch_signals(&config.is_interrupted, err);
     if (status == LM_OK)
         status = only_verify ? verify_pack(options, source, folder, &config, err)
@@ -75,6 +77,7 @@ static const struct option_spec options_pack[] = {
 const struct command command_pack = {
     .name = "pack",
     .usage = "MODEL -o DIR",
+    .n_arg_max = 1,
     .summary = "rewrite a model so that its experts are read fastest",
     .details =
         "A pack is a folder with the model's bytes in another order: each routed expert in one\n"
@@ -82,5 +85,6 @@ const struct command command_pack = {
         "wherever a model is asked for. Packing that was interrupted goes on when it is started\n"
         "again. `lean pack --verify -o DIR` checks a pack; with MODEL also against its source.",
     .options = (const struct option_spec *const[]){options_pack, NULL},
+    .reads_config = true,
     .run = run_pack,
 };

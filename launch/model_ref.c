@@ -12,6 +12,7 @@
 #include "launch/config.h"
 #include "launch/options.h"
 #include "proto/gguf/gguf.h"
+#include "proto/lmpack/lmpack.h"
 
 /* The folder of the running program, without a slash at its end; false if it cannot be told. */
 static bool program_folder(char path[PATH_MAX])
@@ -79,11 +80,27 @@ static enum lm_status use_demo(char **path, bool *is_demo, struct lm_error *err)
     return lm_hint(err, "name a GGUF file: lean run /path/to/model.gguf");
 }
 
+static bool is_folder(const char *path)
+{
+    struct stat info;
+    return !stat(path, &info) && S_ISDIR(info.st_mode);
+}
+
+/* Written by `lean pack`: the one kind of folder that is a model. */
+static bool is_pack(const char *path)
+{
+    char *manifest = NULL;
+    if (asprintf(&manifest, "%s/" LMPACK_MANIFEST_NAME, path) < 0) return false;
+    const bool is = !access(manifest, R_OK);
+    free(manifest);
+    return is;
+}
+
 static enum lm_status use_path(const char *name, char **path, struct lm_error *err)
 {
     struct stat info;
     if (stat(name, &info)) return lm_fail_errno(err, "model '%.400s'", name);
-    if (!S_ISREG(info.st_mode)) {
+    if (!S_ISREG(info.st_mode) && !is_pack(name)) {
         lm_fail(err, LM_E_USAGE, "model '%.400s': %s, not a file", name,
                 S_ISDIR(info.st_mode) ? "a folder" : "a device or pipe");
         char *inside = S_ISDIR(info.st_mode) ? first_model(name) : NULL;
@@ -107,12 +124,15 @@ enum lm_status model_ref_resolve(const struct options *options, const char *ref,
 
     if (ref && !strncmp(ref, "file:", 5))
         status = use_path(ref + 5, path, err);
-    else if (ref && !access(ref, F_OK))
+    else if (ref && !access(ref, F_OK) &&
+             (!is_folder(ref) || is_pack(ref))) /* a folder may have a model's name */
         status = use_path(ref, path, err);
     else if (configured && *configured && (!ref || is_configured_name(config, ref)))
         status = use_path(strncmp(configured, "file:", 5) ? configured : configured + 5, path, err);
     else if (!ref || !strcmp(ref, "demo"))
         status = use_demo(path, is_demo, err);
+    else if (is_folder(ref))
+        status = use_path(ref, path, err); /* which says so */
     else if (!*ref)
         status = lm_fail(err, LM_E_NOT_FOUND, "the name of the model is empty");
     else {

@@ -11,8 +11,8 @@ struct options;
 
 /* ref: a path, file:PATH, "demo", or the name or an alias of the configured model; NULL: the
  * configured model, else the demonstration model. *path: malloc'ed. *is_demo tells that it is the
- * demonstration model. LM_E_NOT_FOUND: there is no such file or name; LM_E_USAGE: it is a folder, a
- * device or a pipe. */
+ * demonstration model. LM_E_NOT_FOUND: there is no such file or name; LM_E_USAGE: it is a device, a
+ * pipe, or a folder that is no pack. */
 enum lm_status model_ref_resolve(const struct options *options, const char *ref, char **path,
                                  bool *is_demo, struct lm_error *err);
 

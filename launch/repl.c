@@ -47,10 +47,12 @@ struct repl {
 
 static void show_error(const struct lm_error *err)
 {
-    char message[4 * sizeof(err->message)];
+    char shown[4 * sizeof(err->message)];
     log_line(LOG_ERROR, "%s",
-             log_printable(err->message, strlen(err->message), message, sizeof(message)));
-    if (*err->hint) fprintf(stderr, "hint: %s\n", err->hint);
+             log_printable(err->message, strlen(err->message), shown, sizeof(shown)));
+    if (*err->hint)
+        fprintf(stderr, "hint: %s\n",
+                log_printable(err->hint, strlen(err->hint), shown, sizeof(shown)));
 }
 
 /* ---- display ---- */
@@ -75,7 +77,7 @@ static void on_prefill(void *context, size_t n_done, size_t n_total)
 {
     struct display *display = context;
     const double elapsed_s = log_now_s() - display->started_s;
-    if (elapsed_s < 0.3 || n_done >= n_total) return;
+    if (elapsed_s < 0.3 || n_done >= n_total || !isatty(STDOUT_FILENO)) return;
     printf("\r\x1b[K%sreading prompt %zu%% %.0f tok/s%s", dim(), 100 * n_done / n_total,
            (double)n_done / elapsed_s, normal());
     fflush(stdout);
@@ -381,7 +383,9 @@ static void command_read(struct repl *repl, const char *argument)
         show_error(&err);
         return;
     }
-    if (strlen(text) < n)
+    if (!n)
+        printf("%s is empty\n", argument);
+    else if (strlen(text) < n)
         printf("%s holds bytes that are no text\n", argument);
     else
         send(repl, text);
@@ -394,10 +398,23 @@ static enum lm_status save_messages(const struct repl *repl, const char *path, s
     json_object_object_add(object, "messages", json_object_get(chat_messages(repl->run->chat)));
     const int flags = JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE;
     const char *text = json_object_to_json_string_ext(object, flags);
-    FILE *file = fopen(path, "we");
-    const bool written = file && fputs(text, file) >= 0 && fputc('\n', file) >= 0;
+    /* Written beside it and renamed: what was saved before is not lost to a full disk. What is no
+     * regular file is written to as it is. */
+    struct stat info;
+    const bool beside = lstat(path, &info) || S_ISREG(info.st_mode);
+    char *target = NULL;
     enum lm_status status = LM_OK;
-    if (!file || (fclose(file) | !written)) status = lm_fail_errno(err, "%s", path);
+    if (asprintf(&target, "%s%s", path, beside ? ".partial" : "") < 0) {
+        json_object_put(object);
+        return lm_fail(err, LM_E_NO_MEM, "%s: no memory", path);
+    }
+    FILE *file = fopen(target, "we");
+    const bool written = file && fputs(text, file) >= 0 && fputc('\n', file) >= 0;
+    if (!file || (fclose(file) | !written) || (beside && rename(target, path))) {
+        status = lm_fail_errno(err, "%s", path);
+        if (beside) unlink(target);
+    }
+    free(target);
     json_object_put(object);
     return status;
 }

@@ -39,8 +39,9 @@ void write_job_print(const struct options *options, const char *path, uint64_t n
 {
     char size[24], time_text[24];
     if (!options_flag(options, "json")) {
-        printf("%s%s%s (%.1f GB)", path ? path : "", path ? "  " : "",
-               log_format_bytes(n_bytes, size), (double)n_bytes * 1e-9);
+        printf("%s%s%s", path ? path : "", path ? "  " : "", log_format_bytes(n_bytes, size));
+        /* as publishers state it */
+        if (n_bytes >= 100000000) printf(" (%.1f GB)", (double)n_bytes * 1e-9);
         if (path) printf("  %s", log_format_seconds(seconds, time_text));
         putchar('\n');
         return;

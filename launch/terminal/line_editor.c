@@ -26,6 +26,7 @@
 #include "launch/terminal/history.h"
 #include "launch/terminal/interrupt.h"
 #include "launch/terminal/text_width.h"
+#include "proto/base/log.h"
 #include "proto/base/read_all.h"
 #include "proto/base/utf8.h"
 
@@ -686,7 +687,8 @@ static void list_words(struct line_editor *editor, const struct completion *comp
         if (width > widest) widest = width;
     }
     for (size_t i = 0; i < completion->n; i++) {
-        const char *word = completion->words[i];
+        char word[1024]; /* a file may be called anything */
+        log_printable(completion->words[i], strlen(completion->words[i]), word, sizeof(word));
         const int width = text_columns(word, strlen(word));
         if (column > 0 && column + widest > n_column) {
             write_out(editor, "\r\n", 2);

@@ -18,8 +18,9 @@ def environment(**extra):
     return env
 
 
-def lean(*args, input=None, text=True, timeout=120, **extra):
+def lean(*args, input=None, text=True, timeout=120, cwd=None, **extra):
     """Runs `lean ARGS`; extra: environment variables. Returns the CompletedProcess."""
-    return subprocess.run([LEAN, *(a if isinstance(a, bytes) else str(a) for a in args)], input=input, text=text, capture_output=True,
-                          timeout=timeout, env=environment(**extra),
+    words = [word if isinstance(word, bytes) else str(word) for word in args]
+    return subprocess.run([LEAN, *words], input=input, text=text, capture_output=True,
+                          timeout=timeout, env=environment(**extra), cwd=cwd,
                           stdin=subprocess.DEVNULL if input is None else None)

@@ -5,6 +5,7 @@ import subprocess
 import tempfile
 import unittest
 
+import gguf_file
 from cli import LEAN, SOURCE_DIR, environment, lean
 
 MODEL = os.path.join(SOURCE_DIR, "tests/data/golden/models/qwen35moe-s-q8_0.gguf")
@@ -60,8 +61,9 @@ class Mistakes(unittest.TestCase):
             config = os.path.join(folder, "config.textproto")
             with open(config, "w") as file:
                 file.write(f'model {{ name: "small" ref: "{MODEL}" }}')
+            os.mkdir(os.path.join(folder, "small"))  # a folder of that name is not meant
             for name in ("small", "file:" + MODEL):
-                result = lean("tokenize", name, "hello", LEAN_CONFIG=config)
+                result = lean("tokenize", name, "hello", LEAN_CONFIG=config, cwd=folder)
                 self.assertEqual(result.stdout, by_path.stdout, name)
                 for words in (["inspect", name], ["eval", name, "--ids", "1"],
                               ["template", name], ["quantize", name, "x", "Q8_0", "--dry-run"]):
@@ -109,6 +111,21 @@ class Output(unittest.TestCase):
         self.assertRegex(lean("version").stdout, r"^lean \d+\.\d+\.\d+\n$")
         self.assertEqual(lean("--version").stdout, lean("version").stdout)
         self.assertIn("version", json.loads(lean("version", "--json").stdout))
+
+    def test_infinities_are_null_in_json(self):
+        """A file may forbid tokens: their logits are -infinity."""
+        with tempfile.TemporaryDirectory() as folder:
+            path, logits = os.path.join(folder, "m.gguf"), os.path.join(folder, "logits")
+            file = gguf_file.File(MODEL)
+            file.keys["tokenizer.ggml.suppress_tokens"] = (gguf_file.ARRAY, (gguf_file.I32, [7]))
+            file.write(path)
+            words = ["eval", path, "--ids", "5,7,6", "--json"]
+            self.assertEqual(lean(*words, "--logits", logits).returncode, 0)
+            result = json.loads(lean(*words, "--compare", logits).stdout,
+                                parse_constant=lambda name: self.fail(name))
+        self.assertIsNone(result["perplexity"])
+        same = {"max_difference": 0, "mean_difference": 0, "kl_divergence": 0, "top1_agreement": 1}
+        self.assertEqual(result["compare"], same)
 
     def run_with_stdout(self, stdout, **more):
         return subprocess.run([LEAN, "help"], stdout=stdout, stderr=subprocess.PIPE, text=True,
