@@ -1,6 +1,7 @@
 /* The parts of one process, put together: file, tokenizer, backend, worker, scheduler. */
 #include "launch/engine.h"
 
+#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,7 @@
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
 #include "proto/model/hparams.h"
+#include "worker/pager/policy.h"
 #include "worker/worker.h"
 
 struct engine {
@@ -19,10 +21,12 @@ struct engine {
     struct hparams hp;
     struct tokenizer *tokenizer;
     struct backend *backend;
+    struct expert_store *store;
     struct worker *worker;
     struct scheduler *scheduler;
     struct step_runner runner;
     uint32_t n_ctx, n_slot, n_snapshot, prefill_chunk;
+    uint32_t n_expert_slot; /* experts in memory; 0: all, mapped */
     enum tensor_type kv_type;
     atomic_bool cancelled;
 };
@@ -40,6 +44,10 @@ enum lm_status engine_config_from_options(struct engine_config *config,
         .prefill_chunk = (uint32_t)options_int(options, "prefill-chunk"),
         .ram_bytes = options_size(options, "ram"),
         .trace_path = options_string(options, "trace"),
+        .expert_slots = options_string(options, "expert-slots"),
+        .policy = options_string(options, "policy"),
+        .prefetch = options_string(options, "prefetch"),
+        .io = options_string(options, "io"),
         .n_snapshot = ENGINE_N_SNAPSHOT,
     };
     return LM_OK;
@@ -79,11 +87,52 @@ static enum lm_status open_model(struct engine *engine, const char *path, struct
     enum lm_status status = gguf_open(&engine->file, path, err);
     if (status == LM_OK) status = hparams_read(&engine->hp, engine->file, err);
     if (status == LM_OK) status = tokenizer_create(&engine->tokenizer, engine->file, err);
+    if (status == LM_OK)
+        status = expert_store_create(&engine->store, engine->file, &engine->hp, 0,
+                                     engine->hp.n_layer, err);
     if (status != LM_OK) return status;
     if (tokenizer_n_vocab(engine->tokenizer) > engine->hp.n_vocab)
         return lm_fail(err, LM_E_FORMAT, "%s: vocabulary of %u tokens, embeddings for %u", path,
                        tokenizer_n_vocab(engine->tokenizer), engine->hp.n_vocab);
     return LM_OK;
+}
+
+/* "N", "P%" or "min" of n_expert experts. */
+static enum lm_status parse_expert_slots(uint32_t *out, const char *text, uint32_t n_expert,
+                                         struct lm_error *err)
+{
+    char *end;
+    if (!strcmp(text, "min")) {
+        *out = 1; /* the pager raises it to the least that works */
+        return LM_OK;
+    }
+    const double value = strtod(text, &end);
+    const bool percent = *end == '%';
+    if (end == text || end[percent] || !(value > 0) || (percent && value > 100) ||
+        (!percent && (value > UINT32_MAX || value != (uint32_t)value)))
+        return lm_fail(
+            err, LM_E_USAGE,
+            "--expert-slots: '%s' is not a number of experts, a share such as 50%%, or min", text);
+    const double n_slot = percent ? ceil(value / 100 * n_expert) : value;
+    *out = n_slot < n_expert ? (uint32_t)n_slot : n_expert;
+    return LM_OK;
+}
+
+/* What the experts need of memory in slots: as many as asked for, or the fewest that work. */
+static enum lm_status request_slots(struct memory_request *request, struct engine *engine,
+                                    const char *expert_slots, struct lm_error *err)
+{
+    const struct hparams *hp = &engine->hp;
+    const uint32_t n_total = hparams_n_expert_total(hp);
+    if (!n_total) return LM_OK;
+    request->slot_bytes_min =
+        expert_pager_slot_bytes(engine->store, 0, hp->n_layer, hp->n_expert, 1);
+    if (!expert_slots) return LM_OK;
+    const enum lm_status status =
+        parse_expert_slots(&engine->n_expert_slot, expert_slots, n_total, err);
+    request->slot_bytes =
+        expert_pager_slot_bytes(engine->store, 0, hp->n_layer, hp->n_expert, engine->n_expert_slot);
+    return status;
 }
 
 /* Settles the sizes, and that they fit. */
@@ -92,10 +141,15 @@ static enum lm_status plan_memory(struct engine *engine, const struct engine_con
 {
     struct memory_request request;
     struct memory_plan plan;
-    enum lm_status status = engine_memory_request(&request, config, &engine->hp, err);
+    const struct hparams *hp = &engine->hp;
+    enum lm_status status = engine_memory_request(&request, config, hp, err);
+    if (status == LM_OK) status = request_slots(&request, engine, config->expert_slots, err);
     if (status != LM_OK) return status;
-    memory_plan_make(&plan, engine->file, &engine->hp, &request);
+    memory_plan_make(&plan, engine->file, hp, &request);
     status = memory_plan_check(&plan, err);
+    if (plan.paged && !engine->n_expert_slot)
+        engine->n_expert_slot =
+            expert_pager_slots_for(engine->store, 0, hp->n_layer, hp->n_expert, plan.slot_bytes);
     engine->n_ctx = plan.n_ctx < ENGINE_N_CTX_MAX ? plan.n_ctx : ENGINE_N_CTX_MAX;
     engine->n_slot = request.n_slot;
     engine->n_snapshot = request.n_snapshot;
@@ -105,11 +159,34 @@ static enum lm_status plan_memory(struct engine *engine, const struct engine_con
     return status;
 }
 
-static enum lm_status create_worker(struct engine *engine, const char *trace_path,
+static struct pager_options pager_options(const struct engine_config *config)
+{
+    const char *const io = config->io ? config->io : "auto";
+    const char *const prefetch = config->prefetch ? config->prefetch : "auto";
+    return (struct pager_options){
+        .policy = policy_find(config->policy ? config->policy : "lfru"),
+        .prefetch = strcmp(prefetch, "off") != 0,
+        .engine = !strcmp(io, "uring")   ? DISK_ENGINE_URING
+                  : !strcmp(io, "pread") ? DISK_ENGINE_THREADS
+                                         : DISK_ENGINE_AUTO,
+        .access = !strcmp(io, "buffered") ? DISK_ACCESS_BUFFERED : DISK_ACCESS_AUTO,
+    };
+}
+
+static enum lm_status create_worker(struct engine *engine, const struct engine_config *asked,
                                     struct lm_error *err)
 {
+    struct pager_options pager = pager_options(asked);
+    enum lm_status status =
+        expert_store_create(&engine->store, engine->file, &engine->hp, 0, engine->hp.n_layer, err);
+    if (status == LM_OK && asked->expert_slots)
+        status = parse_expert_slots(&pager.n_slot, asked->expert_slots,
+                                    hparams_n_expert_total(&engine->hp), err);
+    if (status != LM_OK) return status;
     const struct worker_config config = {.file = engine->file,
                                          .hp = &engine->hp,
+                                         .store = engine->store,
+                                         .pager = pager,
                                          .backend = engine->backend,
                                          .layer_end = engine->hp.n_layer,
                                          .n_slot = engine->n_slot + engine->n_snapshot,
@@ -117,7 +194,7 @@ static enum lm_status create_worker(struct engine *engine, const char *trace_pat
                                          .n_position = (uint64_t)engine->n_slot * engine->n_ctx,
                                          .n_batch = engine->prefill_chunk + engine->n_slot,
                                          .kv_type = engine->kv_type,
-                                         .trace_path = trace_path};
+                                         .trace_path = asked->trace_path};
     return worker_create(&engine->worker, &config, err);
 }
 
@@ -143,7 +220,7 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
     enum lm_status status = open_model(engine, config->model_path, err);
     if (status == LM_OK) status = plan_memory(engine, config, err);
     if (status == LM_OK) status = backend_cpu_create(&engine->backend, &backend, err);
-    if (status == LM_OK) status = create_worker(engine, config->trace_path, err);
+    if (status == LM_OK) status = create_worker(engine, config, err);
     if (status == LM_OK) status = create_scheduler(engine, err);
     return status;
 }
@@ -168,6 +245,7 @@ void engine_close(struct engine *engine)
     if (!engine) return;
     scheduler_destroy(engine->scheduler);
     if (worker_close(engine->worker, &err) != LM_OK) log_line(LOG_ERROR, "%s", err.message);
+    expert_store_destroy(engine->store);
     if (engine->backend) engine->backend->ops->destroy(engine->backend);
     tokenizer_destroy(engine->tokenizer);
     gguf_close(engine->file);
@@ -196,14 +274,11 @@ uint32_t engine_n_ctx(const struct engine *engine)
 
 struct engine_stats engine_stats(const struct engine *engine)
 {
-    const struct expert_pager_stats pager = worker_pager_stats(engine->worker);
     return (struct engine_stats){.n_thread = backend_cpu_n_thread(engine->backend),
                                  .prefill_chunk = engine->prefill_chunk,
                                  .kernels = backend_cpu_kernels(engine->backend),
                                  .n_layer = engine->hp.n_layer,
-                                 .n_expert_lookup = pager.n_lookup,
-                                 .n_expert_miss = pager.n_miss,
-                                 .read_bytes = pager.read_bytes,
+                                 .pager = worker_pager_stats(engine->worker),
                                  .n_seq_max = scheduler_stats(engine->scheduler).n_seq_max};
 }
 

@@ -14,6 +14,7 @@
 
 #include "proto/base/error.h"
 #include "proto/model/sampling.h"
+#include "worker/pager/expert_pager.h"
 
 struct options;
 struct gguf_file;
@@ -38,6 +39,10 @@ struct engine_config {
     uint64_t ram_bytes;     /* budget; 0: what is free */
     bool reference;         /* weights decoded to F32, activations not quantized */
     const char *trace_path; /* routing trace, or NULL */
+    const char *expert_slots; /* "N", "P%" or "min" experts kept in memory; NULL: by the budget */
+    const char *policy;       /* of the expert cache; NULL: lfru */
+    const char *prefetch;     /* "on", "off", "auto"; NULL: auto */
+    const char *io;           /* "uring", "pread", "buffered", "auto"; NULL: auto */
     uint32_t n_snapshot;    /* states kept to go back to where they cannot be cut (recurrent layers,
                              * windows), so that the next turn of a conversation starts there; costs
                              * one copy of the state each; 0: none */
@@ -103,7 +108,7 @@ struct engine_stats {
     uint32_t n_thread, prefill_chunk;
     const char *kernels;
     uint32_t n_layer;
-    uint64_t n_expert_lookup, n_expert_miss, read_bytes;
+    struct expert_pager_stats pager;
     uint32_t n_seq_max; /* sequences in one step, at most so far */
 };
 struct engine_stats engine_stats(const struct engine *engine);

@@ -44,6 +44,15 @@ const struct option_spec options_engine[] = {
      .min = 1, .max = 65536, .help = "prompt tokens computed in one step"},
     {"ram", 0, OPTION_SIZE, "SIZE", .key = "tiers.ram.size",
      .help = "memory budget; default: what is free"},
+    {"expert-slots", 0, OPTION_STRING, "N|P%|min", .key = "tiers.expert_slots",
+     .help = "experts kept in memory: a number, a share, or the fewest that run; default: what "
+             "the budget holds"},
+    {"policy", 0, OPTION_ENUM, "lru|lfru|static", .def = "lfru", .key = "tiers.policy",
+     .help = "which experts stay in memory"},
+    {"prefetch", 0, OPTION_ENUM, "on|off|auto", .def = "auto", .key = "tiers.prefetch",
+     .help = "read experts before they are needed; auto: while it pays"},
+    {"io", 0, OPTION_ENUM, "uring|pread|buffered|auto", .def = "auto", .key = "tiers.ssd.io",
+     .help = "how experts are read"},
     {"trace", 0, OPTION_PATH, "FILE", .help = "record the routing of every token and layer"},
     {0},
 };

@@ -68,6 +68,23 @@ static enum lm_status create_batch(struct worker *worker, struct lm_error *err)
     return lm_fail(err, LM_E_NO_MEM, "worker: no memory for steps of %zu tokens", n);
 }
 
+static enum lm_status create_pager(struct worker *worker, struct lm_error *err)
+{
+    const struct worker_config *config = &worker->config;
+    const struct expert_pager_config pager = {.store = config->store,
+                                              .layer_begin = config->layer_begin,
+                                              .layer_end = config->layer_end,
+                                              .n_expert = config->hp->n_expert,
+                                              .n_expert_used = config->hp->n_expert_used,
+                                              .n_slot = config->pager.n_slot,
+                                              .policy = config->pager.policy,
+                                              .prefetch = config->pager.prefetch,
+                                              .engine = config->pager.engine,
+                                              .access = config->pager.access,
+                                              .depth = config->pager.depth};
+    return expert_pager_create(&worker->pager, &pager, err);
+}
+
 static enum lm_status create_parts(struct worker *worker, struct lm_error *err)
 {
     const struct worker_config *config = &worker->config;
@@ -78,15 +95,16 @@ static enum lm_status create_parts(struct worker *worker, struct lm_error *err)
                                            .n_position = config->n_position,
                                            .n_batch = config->n_batch,
                                            .kv_type = config->kv_type};
-    const struct graph_config graph = {
-        .n_batch = config->n_batch, .n_ctx = config->n_ctx, .kv_type = config->kv_type};
-    enum lm_status status = model_create(&worker->model, config->file, config->hp, config->backend,
-                                         config->layer_begin, config->layer_end, err);
+    const struct graph_config graph = {.n_batch = config->n_batch,
+                                       .n_ctx = config->n_ctx,
+                                       .kv_type = config->kv_type,
+                                       .paged = config->pager.n_slot > 0};
+    enum lm_status status =
+        model_create(&worker->model, config->file, config->hp, config->backend, config->layer_begin,
+                     config->layer_end, config->pager.n_slot > 0, err);
     if (status == LM_OK)
         status = seq_state_create(&worker->state, config->backend, config->hp, &state, err);
-    if (status == LM_OK)
-        status = expert_pager_create(&worker->pager, config->file, config->hp, config->layer_begin,
-                                     config->layer_end, err);
+    if (status == LM_OK) status = create_pager(worker, err);
     if (status == LM_OK && config->trace_path)
         status = route_trace_create(&worker->trace, config->trace_path, config->hp, config->n_batch,
                                     err);

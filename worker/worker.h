@@ -6,7 +6,7 @@
  * The first stage embeds, the last one computes logits and samples. With one rank a worker is both
  * and has no edges.
  *
- * Ownership: borrows the file, the hparams, the backend and the edges; owns the rest.
+ * Ownership: borrows the file, the hparams, the store, the backend and the edges; owns the rest.
  * Threads:   one caller at a time, the step thread. */
 #ifndef LEAN_WORKER_WORKER_H
 #define LEAN_WORKER_WORKER_H
@@ -15,14 +15,25 @@
 #include "proto/step.h"
 #include "worker/pager/expert_pager.h"
 
+struct cache_policy;
 struct gguf_file;
 struct hparams;
 struct transport_edge;
 struct worker;
 
+struct pager_options {
+    uint32_t n_slot; /* experts kept in memory; 0: all, in the mapping of the file */
+    const struct cache_policy *policy;
+    bool prefetch;
+    enum disk_engine engine;
+    enum disk_access access;
+    uint32_t depth;
+};
+
 struct worker_config {
     const struct gguf_file *file;
     const struct hparams *hp;
+    const struct expert_store *store; /* of these layers at least */
     struct backend *backend;
     uint32_t layer_begin, layer_end;
     struct transport_edge *in, *out; /* NULL on the first, on the last stage */
@@ -32,6 +43,7 @@ struct worker_config {
     uint32_t n_batch;                /* tokens of one step at most */
     enum tensor_type kv_type;
     const char *trace_path; /* routing trace, or NULL */
+    struct pager_options pager;
 };
 
 enum lm_status worker_create(struct worker **out, const struct worker_config *config,

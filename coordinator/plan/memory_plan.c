@@ -155,13 +155,48 @@ static uint32_t longest_context(struct memory_plan *plan, const struct hparams *
     return n_ctx < hp->n_ctx_train ? n_ctx : hp->n_ctx_train;
 }
 
+/* Whether everything fits with a context that one would choose. */
+static bool fits_resident(const struct memory_plan *plan, const struct hparams *hp,
+                          const struct memory_request *request)
+{
+    const uint32_t enough = hp->n_ctx_train < MEMORY_PLAN_CTX ? hp->n_ctx_train : MEMORY_PLAN_CTX;
+    return plan->n_ctx_fit >= (request->n_ctx ? request->n_ctx : enough);
+}
+
+/* Experts get what the rest leaves of the budget; the context is the one asked for, or the usual
+ * one as far as it fits. */
+static void page_experts(struct memory_plan *plan, const struct hparams *hp,
+                         const struct memory_request *request)
+{
+    const uint64_t dense_bytes = plan->weight_bytes - plan->expert_bytes;
+    plan->paged = true;
+    plan->slot_bytes = request->slot_bytes ? request->slot_bytes : request->slot_bytes_min;
+    plan->weight_bytes = dense_bytes + plan->slot_bytes;
+    plan->n_ctx_fit = longest_context(plan, hp, request);
+    uint32_t n_ctx = plan->n_ctx_fit < MEMORY_PLAN_CTX ? plan->n_ctx_fit : MEMORY_PLAN_CTX;
+    if (!n_ctx) n_ctx = hp->n_ctx_train < KV_BLOCK ? hp->n_ctx_train : KV_BLOCK;
+    set_context(plan, hp, request, request->n_ctx ? request->n_ctx : n_ctx);
+    if (request->slot_bytes || plan->total_bytes >= plan->budget_bytes) return;
+    const uint64_t n_left = plan->budget_bytes - plan->total_bytes;
+    plan->slot_bytes += n_left;
+    plan->weight_bytes += n_left;
+    plan->total_bytes += n_left;
+}
+
 /* Fills everything that depends on the request, whose chunk is settled. */
 static void plan_request(struct memory_plan *plan, const struct hparams *hp,
                          const struct memory_request *request, const struct weight_census *census)
 {
     plan->prefill_chunk = request->prefill_chunk;
     plan->scratch_bytes = scratch_bytes(hp, request, census);
+    plan->paged = false;
+    plan->slot_bytes = plan->expert_bytes;
+    plan->weight_bytes = census->n_bytes;
     plan->n_ctx_fit = longest_context(plan, hp, request);
+    if (request->slot_bytes || (request->slot_bytes_min && !fits_resident(plan, hp, request))) {
+        page_experts(plan, hp, request);
+        return;
+    }
     const uint32_t smallest = hp->n_ctx_train < KV_BLOCK ? hp->n_ctx_train : KV_BLOCK;
     const uint32_t best = plan->n_ctx_fit ? plan->n_ctx_fit : smallest;
     set_context(plan, hp, request, request->n_ctx ? request->n_ctx : best);
@@ -177,6 +212,7 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
         .n_slot = request->n_slot,
         .budget_bytes = request->budget_bytes ? request->budget_bytes : host_memory_available(),
         .expert_bytes = census.group[WEIGHTS_EXPERTS].n_bytes,
+        .slot_bytes = census.group[WEIGHTS_EXPERTS].n_bytes,
         .weight_bytes = census.n_bytes,
         .recurrent_bytes = recurrent_bytes(hp, (uint64_t)request->n_slot + request->n_snapshot),
         .program_bytes = PROGRAM_BYTES,
@@ -198,14 +234,15 @@ enum lm_status memory_plan_check(const struct memory_plan *plan, struct lm_error
 {
     char total[24], budget[24], weights[24], kv[24], rest[24];
     if (plan->total_bytes <= plan->budget_bytes) return LM_OK;
-    lm_fail(err, LM_E_NO_MEM,
-            "the model needs %s of memory (weights %s, KV cache %s for %u x %u tokens, other %s), "
-            "%s may be used",
-            log_format_bytes(plan->total_bytes, total),
-            log_format_bytes(plan->weight_bytes, weights), log_format_bytes(plan->kv_bytes, kv),
-            plan->n_slot, plan->n_ctx,
-            log_format_bytes(plan->total_bytes - plan->weight_bytes - plan->kv_bytes, rest),
-            log_format_bytes(plan->budget_bytes, budget));
+    lm_fail(
+        err, LM_E_NO_MEM,
+        "the model needs %s of memory (weights %s%s, KV cache %s for %u x %u tokens, other %s), "
+        "%s may be used",
+        log_format_bytes(plan->total_bytes, total), log_format_bytes(plan->weight_bytes, weights),
+        plan->paged ? " with the fewest experts that work" : "",
+        log_format_bytes(plan->kv_bytes, kv), plan->n_slot, plan->n_ctx,
+        log_format_bytes(plan->total_bytes - plan->weight_bytes - plan->kv_bytes, rest),
+        log_format_bytes(plan->budget_bytes, budget));
     if (plan->n_ctx_fit)
         lm_hint(err, "a context of %u tokens fits: --ctx %u", plan->n_ctx_fit, plan->n_ctx_fit);
     else

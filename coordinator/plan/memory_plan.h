@@ -1,6 +1,7 @@
 /* Memory plan: how many bytes a model takes on this host and for what, before anything loads.
  *
- *   weights        mapped from the file; the decoder's, without MTP layers
+ *   weights        mapped from the file; the decoder's, without MTP layers. If they do not fit:
+ *                  all but the routed experts in memory, and of these as many as there is room for
  *   KV cache       whole blocks of 128 positions for every sequence; a layer with a window keeps
  *                  the window and one step
  *   recurrent      records of the gated delta net layers, one for each sequence and snapshot
@@ -15,6 +16,7 @@
 #ifndef LEAN_COORDINATOR_PLAN_MEMORY_PLAN_H
 #define LEAN_COORDINATOR_PLAN_MEMORY_PLAN_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "proto/base/error.h"
@@ -32,6 +34,9 @@ struct memory_request {
     uint32_t prefill_chunk; /* tokens of a prompt in one step; 0: chosen */
     enum tensor_type kv_type;
     uint64_t budget_bytes; /* what may be used; 0: what is available */
+    /* What experts take when they are paged: the least, 0: they cannot be; and what it shall be,
+     * 0: what the rest leaves of the budget. */
+    uint64_t slot_bytes_min, slot_bytes;
 };
 
 struct memory_plan {
@@ -40,13 +45,18 @@ struct memory_plan {
     uint32_t n_ctx_fit; /* the longest context that fits, at most the trained one; 0: none does */
     uint64_t budget_bytes;
 
+    bool paged;            /* experts come and go */
     uint64_t expert_bytes; /* routed experts */
-    uint64_t weight_bytes; /* all weights, experts included */
+    uint64_t slot_bytes;   /* of them in memory: all, or what is left of the budget */
+    uint64_t weight_bytes; /* all weights in memory, slot_bytes included */
     uint64_t kv_bytes, recurrent_bytes, angle_bytes, scratch_bytes, program_bytes;
     uint64_t total_bytes;
 };
 
-/* With n_ctx 0 and nothing that fits, plans the smallest context, of one block. */
+/* Pages the experts if all of them do not fit beside the context asked for, or beside a context of
+ * MEMORY_PLAN_CTX if none was: then that is the context. With n_ctx 0 and nothing that fits, plans
+ * the smallest context, of one block. */
+enum { MEMORY_PLAN_CTX = 8192 };
 void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
                       const struct hparams *hp, const struct memory_request *request);
 

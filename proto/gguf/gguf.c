@@ -5,6 +5,7 @@
  * of an array, so a vocabulary of 250000 tokens opens in milliseconds. */
 #include "proto/gguf/gguf.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -886,4 +887,60 @@ double gguf_array_float(const struct gguf_kv *kv, uint64_t i)
     }
     memcpy(&single, (const uint8_t *)kv->data + i * sizeof(single), sizeof(single));
     return single;
+}
+
+/* ---- copies ------------------------------------------------------------------------------- */
+
+/* The shard whose mapping holds from. */
+static const struct gguf_shard *find_shard(const struct gguf_file *file, const void *from,
+                                           size_t n_bytes, off_t *offset)
+{
+    for (size_t i = 0; i < file->n_shard; i++) {
+        const struct gguf_shard *shard = &file->shards[i];
+        const uintptr_t at = (uintptr_t)from, begin = (uintptr_t)shard->data;
+        if (at < begin || at - begin >= shard->n_bytes) continue;
+        assert(n_bytes <= shard->n_bytes - (at - begin));
+        *offset = (off_t)(at - begin);
+        return shard;
+    }
+    assert(!"not in the file");
+    return NULL;
+}
+
+void gguf_will_copy(const struct gguf_file *file, const void *from, size_t n_bytes)
+{
+    off_t offset;
+    const struct gguf_shard *shard = find_shard(file, from, n_bytes, &offset);
+    posix_fadvise(shard->fd, offset, (off_t)n_bytes, POSIX_FADV_WILLNEED);
+}
+
+bool gguf_is_cached(const struct gguf_file *file, const void *from)
+{
+    const uintptr_t page = (uintptr_t)from / (uintptr_t)getpagesize() * (uintptr_t)getpagesize();
+    off_t offset;
+    unsigned char resident = 0;
+    find_shard(file, from, 0, &offset);
+    return !mincore((void *)page, 1, &resident) && (resident & 1);
+}
+
+enum lm_status gguf_copy(const struct gguf_file *file, void *to, const void *from, size_t n_bytes,
+                         bool drop, struct lm_error *err)
+{
+    enum { READ_MAX = 8 << 20 };
+    off_t offset;
+    const struct gguf_shard *shard = find_shard(file, from, n_bytes, &offset);
+    for (size_t done = 0; done < n_bytes;) {
+        const size_t left = n_bytes - done, n_want = left < READ_MAX ? left : READ_MAX;
+        const ssize_t n = pread(shard->fd, (char *)to + done, n_want, offset + (off_t)done);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) return lm_fail_errno(err, "%s: read", shard->path);
+        if (n == 0)
+            return lm_fail(err, LM_E_IO,
+                           "%s: ends at %llu, where there was a tensor when it was "
+                           "opened",
+                           shard->path, (unsigned long long)offset + done);
+        done += (size_t)n;
+    }
+    if (drop) posix_fadvise(shard->fd, offset, (off_t)n_bytes, POSIX_FADV_DONTNEED);
+    return LM_OK;
 }

@@ -104,6 +104,15 @@ size_t gguf_n_tensor(const struct gguf_file *file);
 const struct gguf_tensor *gguf_tensor_at(const struct gguf_file *file, size_t index);
 const struct gguf_tensor *gguf_find_tensor(const struct gguf_file *file, const char *name);
 
+/* For a reader that wants its own copy in memory and no other. from, n_bytes: in a tensor's data.
+ * will_copy starts to read in the background; copy does not touch the mapping. drop: afterwards the
+ * range leaves the page cache, for what is_cached did not find there before. LM_E_IO, also when the
+ * file was cut off. */
+bool gguf_is_cached(const struct gguf_file *file, const void *from);
+void gguf_will_copy(const struct gguf_file *file, const void *from, size_t n_bytes);
+enum lm_status gguf_copy(const struct gguf_file *file, void *to, const void *from, size_t n_bytes,
+                         bool drop, struct lm_error *err);
+
 /* Typed getters. An absent key leaves *out as it is and is LM_OK, so that *out holds the default;
  * *found (may be NULL) tells. A value of another kind, or one that does not fit (any integer width
  * is accepted when the value fits), is LM_E_FORMAT. */

@@ -78,6 +78,15 @@ static inline uint32_t hparams_conv_dim(const struct hparams *hp)
     return 2 * hp->n_head_k * hp->dim_k + hp->n_head_v * hp->dim_v;
 }
 
+/* Routed experts of all decoder layers. */
+static inline uint32_t hparams_n_expert_total(const struct hparams *hp)
+{
+    uint32_t n = 0;
+    for (uint32_t il = 0; il < hp->n_layer; il++)
+        n += hp->layer[il].moe ? hp->n_expert : 0;
+    return n;
+}
+
 /* Whether what a sequence leaves behind can be cut back to any of its positions: there are neither
  * recurrent layers nor windows. */
 static inline bool hparams_can_cut_state(const struct hparams *hp)

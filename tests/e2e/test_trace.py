@@ -24,7 +24,8 @@ def trace(*options):
             n_distinct += len({e for experts, _ in chosen for e in experts})
             for (_, position, token), choice in zip(rows, chosen, strict=True):
                 choices[position, token, layer] = choice
-    if n_distinct != answer["effective"]["expert_lookups"]:
+    experts = answer["effective"]["experts"]
+    if n_distinct != experts["decode"]["lookups"] + experts["prefill"]["lookups"]:
         sys.exit(f"{n_distinct} experts in the trace, {answer['effective']} looked up")
     return header, choices, answer["generated"]
 

@@ -33,19 +33,63 @@ void graph_ffn(struct graph *graph, uint32_t il)
     graph->backend->ops->ffn(graph->backend, &args);
 }
 
-/* The distinct experts among the chosen, in the order of their first row. Returns how many. */
-static size_t collect_keys(struct graph *graph, uint32_t il)
+/* The distinct experts among the chosen, rising: the order in which they lie in a file. */
+static size_t collect_demand(struct graph *graph)
 {
     const size_t n_choice = (size_t)graph->n_row * graph->hp->n_expert_used;
-    size_t n_key = 0;
-    graph->stamp++;
-    for (size_t i = 0; i < n_choice; i++) {
-        const uint32_t ie = (uint32_t)graph->expert_ids[i];
-        if (graph->asked[ie] == graph->stamp) continue;
-        graph->asked[ie] = graph->stamp;
-        graph->keys[n_key++] = (struct expert_key){.layer = il, .expert = ie};
+    size_t n = 0;
+    for (size_t i = 0; i < n_choice; i++)
+        graph->n_chosen[graph->expert_ids[i]]++;
+    for (uint32_t ie = 0; ie < graph->hp->n_expert; ie++) {
+        if (!graph->n_chosen[ie]) continue;
+        graph->demand[n++] = (struct expert_demand){ie, graph->n_chosen[ie]};
+        graph->n_chosen[ie] = 0;
     }
-    return n_key;
+    return n;
+}
+
+/* Tells the pager what the router of the next layer makes of this layer's input: the residual
+ * stream changes little from layer to layer, so that this names most of what it will choose. */
+static enum lm_status predict_next(struct graph *graph, struct route_args route, uint32_t next,
+                                   struct lm_error *err)
+{
+    const uint32_t k = graph->hp->n_expert_used, n_row = graph->n_row;
+    const struct layer *w = &graph->model->layer[next];
+    int32_t *const ids = route.ids; /* by row; turned into `predicted`, best rank first */
+    route.router = &w->router;
+    route.selection_bias = w->selection_bias;
+    graph->backend->ops->route(graph->backend, &route);
+    const enum lm_status status = graph->backend->ops->sync(graph->backend, err);
+    for (uint32_t rank = 0; rank < k; rank++)
+        for (uint32_t it = 0; it < n_row; it++)
+            graph->predicted[(size_t)rank * n_row + it] = ids[(size_t)it * k + rank];
+    if (status == LM_OK)
+        expert_pager_predict(graph->pager, next, graph->predicted, (size_t)n_row * k);
+    return status;
+}
+
+/* Computes the routed experts as the pager lends them. What is lent at once is computed at once. */
+static enum lm_status run_experts(struct graph *graph, const struct ffn_args *args, size_t n_demand,
+                                  struct lm_error *err)
+{
+    const struct backend_ops *ops = graph->backend->ops;
+    struct expert_group group;
+    enum lm_status status;
+    while ((status = expert_pager_acquire(graph->pager, &group, err)) == LM_OK && group.n) {
+        for (size_t i = 0; i < group.n; i++)
+            graph->views[group.expert[i]] = group.view[i];
+        if (group.n == n_demand) {
+            ops->ffn(graph->backend, args);
+            return LM_OK;
+        }
+        for (size_t i = 0; i < group.n; i++)
+            graph->selected[group.expert[i]] = true;
+        ops->ffn_experts(graph->backend, args, graph->selected);
+        for (size_t i = 0; i < group.n; i++)
+            graph->selected[group.expert[i]] = false;
+    }
+    if (status == LM_OK) ops->ffn_finish(graph->backend, args);
+    return status;
 }
 
 enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
@@ -74,23 +118,26 @@ enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
     if (graph->trace)
         route_trace_layer(graph->trace, il, graph->expert_ids, graph->expert_weights, graph->n_row);
 
-    const size_t n_key = collect_keys(graph, il);
-    status = expert_pager_acquire(graph->pager, graph->keys, n_key, graph->acquired, err);
-    if (status != LM_OK) return status;
-    for (size_t i = 0; i < n_key; i++)
-        graph->views[graph->keys[i].expert] = graph->acquired[i];
+    const size_t n_demand = collect_demand(graph);
+    expert_pager_request(graph->pager, il, graph->demand, n_demand);
+    if (expert_pager_wants_prediction(graph->pager, il + 1)) {
+        struct route_args next = route;
+        next.ids = graph->next_ids;
+        next.weights = graph->next_weights;
+        status = predict_next(graph, next, il + 1, err);
+        if (status != LM_OK) return status;
+    }
 
-    const struct expert_layer *shape = expert_pager_shape(graph->pager, il);
+    const struct expert_layer *experts = expert_pager_layer(graph->pager, il);
     struct ffn_args args = dense_args(graph, w);
     args.n_expert_used = hp->n_expert_used;
     args.n_ff_exp = hp->n_ff_exp;
     args.ids = graph->expert_ids;
     args.weights = graph->expert_weights;
     args.expert = graph->views;
-    args.gate_exp = shape->gate;
-    args.up_exp = shape->up;
-    args.down_exp = shape->down;
-    backend->ops->ffn(backend, &args);
-    expert_pager_release(graph->pager, graph->keys, n_key);
-    return LM_OK;
+    args.gate_exp = experts->gate;
+    args.up_exp = experts->up;
+    args.down_exp = experts->down;
+    args.expert_out = graph->expert_out;
+    return run_experts(graph, &args, n_demand, err);
 }

@@ -35,19 +35,20 @@ static size_t mixer_floats(const struct hparams *hp)
 
 enum { N_MIXER_BUFFER = 6 };
 
-static size_t workspace_floats(const struct hparams *hp, size_t n_batch)
+static size_t workspace_floats(const struct hparams *hp, size_t n_batch, bool paged)
 {
-    const size_t routed = hp->n_expert_used;
+    const size_t n_pair = n_batch * hp->n_expert_used;
     return 2 * buffer_floats(n_batch * hp->n_embd) + n_batch * mixer_floats(hp) +
-           N_MIXER_BUFFER * buffer_floats(1) + 2 * buffer_floats(n_batch * routed);
+           N_MIXER_BUFFER * buffer_floats(1) + 2 * buffer_floats(n_pair) +
+           (paged ? 2 * buffer_floats(n_pair) + buffer_floats(n_pair * hp->n_embd) : 0);
 }
 
-uint64_t graph_workspace_bytes(const struct hparams *hp, uint32_t n_batch)
+uint64_t graph_workspace_bytes(const struct hparams *hp, uint32_t n_batch, bool paged)
 {
-    return workspace_floats(hp, n_batch) * sizeof(float);
+    return workspace_floats(hp, n_batch, paged) * sizeof(float);
 }
 
-static void divide_workspace(struct graph *graph, size_t n_batch)
+static void divide_workspace(struct graph *graph, size_t n_batch, bool paged)
 {
     const struct hparams *hp = graph->hp;
     float *at = graph->memory;
@@ -55,6 +56,11 @@ static void divide_workspace(struct graph *graph, size_t n_batch)
     graph->normed = take_buffer(&at, n_batch * hp->n_embd);
     graph->expert_weights = take_buffer(&at, n_batch * hp->n_expert_used);
     graph->expert_ids = (int32_t *)take_buffer(&at, n_batch * hp->n_expert_used);
+    if (paged) {
+        graph->next_weights = take_buffer(&at, n_batch * hp->n_expert_used);
+        graph->next_ids = (int32_t *)take_buffer(&at, n_batch * hp->n_expert_used);
+        graph->expert_out = take_buffer(&at, n_batch * hp->n_expert_used * hp->n_embd);
+    }
     graph->mixer = at;
 }
 
@@ -89,15 +95,18 @@ enum lm_status graph_init(struct graph *graph, const struct graph_config *config
                             .kv_type = config->kv_type};
     enum lm_status status = LM_OK;
     const size_t n_expert = hp->n_expert;
-    graph->memory =
-        backend->ops->alloc(backend, workspace_floats(hp, config->n_batch) * sizeof(float), err);
+    graph->memory = backend->ops->alloc(
+        backend, workspace_floats(hp, config->n_batch, config->paged) * sizeof(float), err);
     if (!graph->memory) return LM_E_NO_MEM;
-    divide_workspace(graph, config->n_batch);
+    divide_workspace(graph, config->n_batch, config->paged);
+    const size_t n_pair = (size_t)config->n_batch * hp->n_expert_used;
     graph->views = calloc(n_expert + 1, sizeof(*graph->views));
-    graph->acquired = calloc(n_expert + 1, sizeof(*graph->acquired));
-    graph->keys = calloc(n_expert + 1, sizeof(*graph->keys));
-    graph->asked = calloc(n_expert + 1, sizeof(*graph->asked));
-    if (!graph->views || !graph->acquired || !graph->keys || !graph->asked)
+    graph->demand = calloc(n_expert + 1, sizeof(*graph->demand));
+    graph->n_chosen = calloc(n_expert + 1, sizeof(*graph->n_chosen));
+    graph->selected = calloc(n_expert + 1, sizeof(*graph->selected));
+    graph->predicted = calloc(n_pair + 1, sizeof(*graph->predicted));
+    if (!graph->views || !graph->demand || !graph->n_chosen || !graph->selected ||
+        !graph->predicted)
         status = lm_fail(err, LM_E_NO_MEM, "graph: no memory for %zu experts", n_expert);
     if (status == LM_OK) status = create_rope(graph, config->n_ctx, err);
     if (status != LM_OK) graph_fini(graph);
@@ -108,9 +117,10 @@ void graph_fini(struct graph *graph)
 {
     rope_table_destroy(graph->rope_window);
     rope_table_destroy(graph->rope);
-    free(graph->asked);
-    free(graph->keys);
-    free(graph->acquired);
+    free(graph->predicted);
+    free(graph->selected);
+    free(graph->n_chosen);
+    free(graph->demand);
     free(graph->views);
     if (graph->memory) graph->backend->ops->free(graph->backend, graph->memory);
     *graph = (struct graph){.memory = NULL};
@@ -137,10 +147,19 @@ static void keep_wanted(struct graph *graph)
     graph->n_row = graph->n_out;
 }
 
+/* Whether a sequence has more than one row: those are adjacent. */
+static bool is_prefill(const struct graph *graph)
+{
+    for (uint32_t it = 1; it < graph->n_token; it++)
+        if (graph->token[it].slot == graph->token[it - 1].slot) return true;
+    return false;
+}
+
 enum lm_status graph_forward(struct graph *graph, struct lm_error *err)
 {
     graph->n_row = graph->n_token;
     fill_rope(graph);
+    expert_pager_step(graph->pager, graph->n_token, is_prefill(graph));
     const enum lm_status status = forward_table[graph->hp->arch->id](graph, err);
     if (status != LM_OK) return status;
     if (graph->model->layer_end == graph->hp->n_layer) keep_wanted(graph);

@@ -14,7 +14,7 @@
 #include "kernels/backend.h"
 #include "worker/graph/model.h"
 
-struct expert_key;
+struct expert_demand;
 struct expert_pager;
 struct rope_table;
 struct route_trace;
@@ -30,17 +30,21 @@ struct graph {
     enum tensor_type kv_type;
     struct rope_table *rope, *rope_window; /* NULL where no layer needs one */
 
-    /* Workspace for n_batch rows, in backend memory but for the last four. */
+    /* Workspace for n_batch rows; up to expert_out in backend memory. */
     float *memory;
     float *x;
-    float *normed;                        /* [n_batch][n_embd] input of router and experts */
-    float *mixer;                         /* parts of it as the mixer of the layer needs them */
-    int32_t *expert_ids;                  /* [n_batch][n_expert_used] */
-    float *expert_weights;                /* likewise */
-    struct expert_view *views, *acquired; /* [n_expert] by id; in the order of keys */
-    struct expert_key *keys;              /* [n_expert] */
-    uint32_t *asked;                      /* [n_expert] stamp of the block that asked last */
-    uint32_t stamp;
+    float *normed;         /* [n_batch][n_embd] input of router and experts */
+    float *mixer;          /* parts of it as the mixer of the layer needs them */
+    int32_t *expert_ids;   /* [n_batch][n_expert_used] */
+    float *expert_weights; /* likewise */
+    int32_t *next_ids;     /* likewise, as the router behind would choose; and if paged: */
+    float *next_weights;
+    float *expert_out;            /* rows of ffn_experts */
+    struct expert_view *views;    /* [n_expert] */
+    struct expert_demand *demand; /* [n_expert] */
+    uint32_t *n_chosen;           /* [n_expert] rows that chose the expert, 0 between uses */
+    bool *selected;               /* [n_expert] false between uses */
+    int32_t *predicted;           /* [n_batch][n_expert_used] */
 
     /* The batch, set by the worker for each step. */
     uint32_t n_token;
@@ -54,6 +58,7 @@ struct graph {
 struct graph_config {
     uint32_t n_batch, n_ctx;
     enum tensor_type kv_type;
+    bool paged; /* experts may come in groups */
 };
 
 /* model, state, pager and trace are borrowed until fini. */
@@ -63,7 +68,7 @@ enum lm_status graph_init(struct graph *graph, const struct graph_config *config
                           struct lm_error *err);
 void graph_fini(struct graph *graph);
 /* Bytes that graph_init takes from the backend. */
-uint64_t graph_workspace_bytes(const struct hparams *hp, uint32_t n_batch);
+uint64_t graph_workspace_bytes(const struct hparams *hp, uint32_t n_batch, bool paged);
 
 /* Runs the stage's layers over the batch; x holds the result: the wanted rows if this stage is the
  * last, all rows otherwise. Positions must be reserved. Errors: those of the backend (a NaN) and of

@@ -49,6 +49,12 @@ static const struct {
       {ROLE_FFN_DOWN_SHEXP, offsetof(struct layer, ffn_down)},
 };
 
+enum {
+    N_MATRIX_FIELD = sizeof(matrix_fields) / sizeof(matrix_fields[0]),
+    N_OTHER_MATRIX = 3, /* gate, qkv, z: bound by hand */
+    MATRICES_PER_LAYER = N_MATRIX_FIELD + N_OTHER_MATRIX
+};
+
 /* What the file has for a role that the layer may have; data NULL: nothing. */
 static struct weight find(const struct gguf_file *file, const struct hparams *hp,
                           enum tensor_role role, uint32_t il)
@@ -193,11 +199,64 @@ static enum lm_status read_suppressed(struct model *model, const struct gguf_fil
     return LM_OK;
 }
 
+/* Matrix i of a layer: those of matrix_fields, then the others; i < MATRICES_PER_LAYER. */
+static struct weight *matrix_at(struct layer *layer, size_t i)
+{
+    struct weight *const others[N_OTHER_MATRIX] = {&layer->gate, &layer->qkv, &layer->z};
+    if (i >= N_MATRIX_FIELD) return others[i - N_MATRIX_FIELD];
+    return (struct weight *)((char *)layer + matrix_fields[i].offset);
+}
+
+static bool is_copy(const struct model *model, const void *data)
+{
+    for (uint32_t i = 0; i < model->n_copy; i++)
+        if (model->copies[i] == data) return true;
+    return false;
+}
+
+/* Makes a matrix of the file a copy of its own. */
+static enum lm_status copy_matrix(struct model *model, const struct gguf_file *file,
+                                  struct weight *w, bool drop, struct lm_error *err)
+{
+    const size_t n_bytes = (size_t)w->n_row * w->row_bytes;
+    if (!w->data || is_copy(model, w->data)) return LM_OK;
+    void *copy = model->backend->ops->alloc(model->backend, n_bytes, err);
+    if (!copy) return LM_E_NO_MEM;
+    model->copies[model->n_copy++] = copy;
+    const enum lm_status status = gguf_copy(file, copy, w->data, n_bytes, drop, err);
+    w->data = copy;
+    return status;
+}
+
+/* Copies the matrices of the stage. All are announced first, so that the disk is never idle. */
+static enum lm_status copy_matrices(struct model *model, const struct gguf_file *file,
+                                    struct lm_error *err)
+{
+    /* Asked of a matrix: vectors are in the cache after any run. */
+    const struct weight *output = &model->output;
+    const bool cached =
+        gguf_is_cached(file, (const char *)output->data + output->n_row / 2 * output->row_bytes);
+    enum lm_status status = LM_OK;
+    for (uint32_t il = model->layer_begin; il < model->layer_end; il++) {
+        for (size_t i = 0; i < MATRICES_PER_LAYER; i++) {
+            const struct weight *w = matrix_at(&model->layer[il], i);
+            if (w->data && !is_copy(model, w->data))
+                gguf_will_copy(file, w->data, (size_t)w->n_row * w->row_bytes);
+        }
+    }
+    for (uint32_t il = model->layer_begin; il < model->layer_end; il++)
+        for (size_t i = 0; i < MATRICES_PER_LAYER && status == LM_OK; i++)
+            status = copy_matrix(model, file, matrix_at(&model->layer[il], i), !cached, err);
+    if (status == LM_OK && model->layer_end == model->hp->n_layer)
+        status = copy_matrix(model, file, &model->output, !cached, err);
+    if (model->hp->tied) model->token_embd = model->output;
+    return status;
+}
+
 enum lm_status model_create(struct model **out, const struct gguf_file *file,
                             const struct hparams *hp, struct backend *backend, uint32_t layer_begin,
-                            uint32_t layer_end, struct lm_error *err)
+                            uint32_t layer_end, bool copy, struct lm_error *err)
 {
-    enum { COPIES_PER_LAYER = 4 };
     struct model *model = calloc(1, sizeof(*model));
     if (!model) return lm_fail(err, LM_E_NO_MEM, "model: no memory");
     *model = (struct model){.hp = hp,
@@ -210,13 +269,14 @@ enum lm_status model_create(struct model **out, const struct gguf_file *file,
                             .backend = backend};
     if (hp->tied) model->output = model->token_embd;
     model->layer = calloc(hp->n_layer, sizeof(*model->layer));
-    model->copies = calloc((size_t)hp->n_layer * COPIES_PER_LAYER, sizeof(*model->copies));
+    model->copies = calloc((size_t)hp->n_layer * MATRICES_PER_LAYER + 1, sizeof(*model->copies));
     enum lm_status status = LM_OK;
     if (!model->layer || !model->copies)
         status = lm_fail(err, LM_E_NO_MEM, "model: no memory for %u layers", hp->n_layer);
     if (status == LM_OK) status = read_suppressed(model, file, err);
     for (uint32_t il = layer_begin; il < layer_end && status == LM_OK; il++)
         status = bind_layer(model, file, il, err);
+    if (status == LM_OK && copy) status = copy_matrices(model, file, err);
     if (status != LM_OK) {
         model_destroy(model);
         return status;

@@ -1,9 +1,11 @@
 /* The weights of a stage: tensors of a file bound to their places in the graph.
  *
- * Weights are views into the mapping of the file. Fused tensors (attn_qkv on attention layers) are
- * bound as row ranges of it; old layouts that interleave rows by key head (ssm_in, ssm_ba) are
- * copied once, row by row, into the order that the graph uses. The same graph then serves all
- * forms. Routed experts are not here: worker/pager has them.
+ * Weights are views into the mapping of the file, or copies of their own where the file is larger
+ * than memory: the page cache may then drop a mapping's pages, and reads around them what is not
+ * wanted. Vectors and the rows of token_embd stay in the mapping. Fused tensors (attn_qkv on
+ * attention layers) are bound as row ranges of it; old layouts that interleave rows by key head
+ * (ssm_in, ssm_ba) are copied once, row by row, into the order that the graph uses. The same graph
+ * then serves all forms. Routed experts are not here: worker/pager has them.
  *
  * Ownership: borrows the gguf_file and the hparams, owns the copies.
  * Threads:   immutable after create. */
@@ -64,11 +66,11 @@ struct model {
     uint32_t n_copy;
 };
 
-/* hp: of this file, accepted by hparams_read. LM_E_NO_MEM; LM_E_FORMAT: the list of suppressed
- * tokens is none. */
+/* hp: of this file, accepted by hparams_read. copy: matrices become copies. LM_E_NO_MEM;
+ * LM_E_FORMAT: the list of suppressed tokens is none; LM_E_IO: a copy could not be read. */
 enum lm_status model_create(struct model **out, const struct gguf_file *file,
                             const struct hparams *hp, struct backend *backend, uint32_t layer_begin,
-                            uint32_t layer_end, struct lm_error *err);
+                            uint32_t layer_end, bool copy, struct lm_error *err);
 void model_destroy(struct model *model);
 
 #endif

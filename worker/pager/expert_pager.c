@@ -1,23 +1,786 @@
-/* All experts resident: views into the mapping. */
+/* Visits, reads and slots; which expert is in which slot is the cache's decision. */
 #include "worker/pager/expert_pager.h"
 
+#include <assert.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "proto/base/log.h"
+#include "worker/pager/expert_cache.h"
+#include "worker/pager/policy.h"
+
+enum {
+    CLASS_MAX = 16,        /* sizes of experts in one model */
+    CLASS_SLOTS_MIN = 2,   /* one to compute with, one to read into */
+    AHEAD_MAX = 32,        /* experts read before their layer is reached */
+    SPECULATE_MAX = 4,     /* of a prediction */
+    SPECULATE_TRIAL = 256, /* reads after which predictions must have paid */
+    NO_CLASS = -1
+};
+
+/* Layers whose experts take the same memory share slots. */
+struct slot_class {
+    uint64_t slot_bytes;
+    uint32_t n_expert, n_slot;
+};
+
+struct slot {
+    struct disk_read read;
+    uint8_t *memory;
+    struct expert_key key;
+    const void *part[EXPERT_PART_MAX];
+    bool reading, ready;
+    bool preload, speculated;
+    enum read_priority priority;
+};
+
+struct preload {
+    struct expert_key key;
+    float heat;
+};
+
+enum visit_state { VISIT_WAITING /* for a slot */, VISIT_READING, VISIT_READY, VISIT_OVER };
+
+/* One expert of the current request. */
+struct visit {
+    uint32_t expert;
+    int32_t slot; /* pinned for the visit unless WAITING or OVER */
+    enum visit_state state;
+};
 
 struct expert_pager {
-    struct expert_store *store;
+    struct expert_pager_config config;
+    struct slot_class class[CLASS_MAX];
+    uint32_t n_class;
+    uint32_t *class_of; /* [layer_end] */
+    uint8_t *arena;
+    uint64_t arena_bytes;
+    struct slot *slot; /* [n_slot], class after class */
+    struct expert_cache *cache;
+    struct disk_reader *reader;
+
+    /* the current request */
+    uint32_t layer;
+    struct visit *visit; /* [n_expert] */
+    size_t n_visit, n_waiting, n_reading, n_left;
+    uint32_t *lent; /* [n_expert] visits lent by the last acquire */
+    size_t n_lent;
+    uint32_t *lent_expert;         /* [n_expert] */
+    struct expert_view *lent_view; /* [n_expert] */
+    struct lm_error failure;       /* of a read that the request needs */
+
+    /* slots pinned for the layer behind, and the prediction for it */
+    uint32_t ahead_layer;
+    int32_t ahead_slot[AHEAD_MAX];
+    size_t n_ahead;
+    uint32_t ahead_next; /* expert to look at next */
+    uint32_t predicted_layer;
+    uint32_t *predicted; /* [n_expert] likeliest first */
+    size_t n_predicted;
+    bool predicted_read; /* what is worth it of the prediction */
+    bool speculation_off;
+
+    /* the profile's experts, hottest first */
+    struct preload *preload;
+    size_t n_preload, next_preload;
+    size_t give_way[CLASS_MAX]; /* preloads from here on have no read to take back */
+
+    bool prefill;
+    uint32_t n_step_token;
     struct expert_pager_stats stats;
 };
 
-enum lm_status expert_pager_create(struct expert_pager **out, const struct gguf_file *file,
-                                   const struct hparams *hp, uint32_t layer_begin,
-                                   uint32_t layer_end, struct lm_error *err)
+static uint64_t align_up(uint64_t n)
+{
+    return (n + DISK_ALIGN - 1) / DISK_ALIGN * DISK_ALIGN;
+}
+
+/* A part may begin anywhere in a disk block, so it gets one more. */
+static uint64_t region_bytes(uint64_t part_bytes)
+{
+    return align_up(part_bytes) + DISK_ALIGN;
+}
+
+static uint64_t slot_bytes_of(const struct expert_layer *layer)
+{
+    uint64_t n_bytes = 0;
+    for (uint32_t i = 0; i < layer->n_part; i++)
+        n_bytes += region_bytes(layer->part_bytes[i]);
+    return n_bytes;
+}
+
+/* ---- classes ------------------------------------------------------------------------------ */
+
+/* Returns the class of a layer, which is made if there is none; NO_CLASS: no experts. With more
+ * sizes than classes the last one takes them, in slots of the largest. */
+static int find_class(struct slot_class *class, uint32_t *n_class, const struct expert_layer *layer)
+{
+    if (!layer->n_part) return NO_CLASS;
+    const uint64_t n_bytes = slot_bytes_of(layer);
+    for (uint32_t i = 0; i < *n_class; i++)
+        if (class[i].slot_bytes == n_bytes) return (int)i;
+    if (*n_class < CLASS_MAX) {
+        class[*n_class] = (struct slot_class){.slot_bytes = n_bytes};
+        return (int)(*n_class)++;
+    }
+    if (class[CLASS_MAX - 1].slot_bytes < n_bytes) class[CLASS_MAX - 1].slot_bytes = n_bytes;
+    return CLASS_MAX - 1;
+}
+
+/* class_of: [layer_end] or NULL. Returns the number of experts in all classes. */
+static uint32_t make_classes(struct slot_class class[CLASS_MAX], uint32_t *n_class,
+                             uint32_t *class_of, const struct expert_store *store,
+                             uint32_t layer_begin, uint32_t layer_end, uint32_t n_expert)
+{
+    uint32_t n_all = 0;
+    *n_class = 0;
+    for (uint32_t il = layer_begin; il < layer_end; il++) {
+        const int found = find_class(class, n_class, expert_store_layer(store, il));
+        if (class_of) class_of[il] = found == NO_CLASS ? UINT32_MAX : (uint32_t)found;
+        if (found == NO_CLASS) continue;
+        class[found].n_expert += n_expert;
+        n_all += n_expert;
+    }
+    return n_all;
+}
+
+/* Shares n_slot out by experts. Every class gets at least what works, none more than it has
+ * experts. */
+static void share_slots(struct slot_class *class, uint32_t n_class, uint32_t n_all, uint32_t n_slot)
+{
+    for (uint32_t i = 0; i < n_class; i++) {
+        const uint64_t share = (uint64_t)n_slot * class[i].n_expert / (n_all ? n_all : 1);
+        class[i].n_slot = share < CLASS_SLOTS_MIN ? CLASS_SLOTS_MIN : (uint32_t)share;
+        if (class[i].n_slot > class[i].n_expert) class[i].n_slot = class[i].n_expert;
+    }
+}
+
+static uint64_t bytes_of_classes(const struct slot_class *class, uint32_t n_class)
+{
+    uint64_t n_bytes = 0;
+    for (uint32_t i = 0; i < n_class; i++)
+        n_bytes += class[i].n_slot * class[i].slot_bytes;
+    return n_bytes;
+}
+
+uint64_t expert_pager_slot_bytes(const struct expert_store *store, uint32_t layer_begin,
+                                 uint32_t layer_end, uint32_t n_expert, uint32_t n_slot)
+{
+    struct slot_class class[CLASS_MAX];
+    uint32_t n_class;
+    const uint32_t n_all =
+        make_classes(class, &n_class, NULL, store, layer_begin, layer_end, n_expert);
+    share_slots(class, n_class, n_all, n_slot);
+    return bytes_of_classes(class, n_class);
+}
+
+uint32_t expert_pager_slots_for(const struct expert_store *store, uint32_t layer_begin,
+                                uint32_t layer_end, uint32_t n_expert, uint64_t n_bytes)
+{
+    uint32_t fits = 0, end = (layer_end - layer_begin) * n_expert + 1;
+    while (end - fits > 1) {
+        const uint32_t middle = fits + (end - fits) / 2;
+        if (expert_pager_slot_bytes(store, layer_begin, layer_end, n_expert, middle) <= n_bytes)
+            fits = middle;
+        else
+            end = middle;
+    }
+    return fits;
+}
+
+/* ---- reads -------------------------------------------------------------------------------- */
+
+const struct expert_layer *expert_pager_layer(const struct expert_pager *pager, uint32_t il)
+{
+    return expert_store_layer(pager->config.store, il);
+}
+
+static struct expert_pager_counts *counts(struct expert_pager *pager)
+{
+    return pager->prefill ? &pager->stats.prefill : &pager->stats.decode;
+}
+
+/* Lays the parts of an expert out in its slot and reads them. */
+static void start_read(struct expert_pager *pager, int32_t index, struct expert_key key,
+                       enum read_priority priority)
+{
+    struct slot *slot = &pager->slot[index];
+    const struct expert_layer *layer = expert_pager_layer(pager, key.layer);
+    uint8_t *region = slot->memory;
+    assert(!slot->reading);
+    slot->key = key;
+    slot->reading = true;
+    slot->ready = slot->preload = slot->speculated = false;
+    slot->priority = priority;
+    slot->read = (struct disk_read){.n_extent = layer->n_part, .owner = slot};
+    expert_store_locate(pager->config.store, key, slot->read.extent);
+    for (uint32_t i = 0; i < layer->n_part; i++) {
+        slot->part[i] = region + slot->read.extent[i].offset % DISK_ALIGN;
+        slot->read.to[i] = region + slot->read.extent[i].offset % DISK_ALIGN;
+        region += region_bytes(layer->part_bytes[i]);
+    }
+    slot->read.has_checksum = expert_store_checksum(pager->config.store, key, &slot->read.checksum);
+    disk_reader_submit(pager->reader, &slot->read, priority);
+}
+
+static void promote(struct expert_pager *pager, struct slot *slot, enum read_priority priority)
+{
+    if (!slot->reading || slot->priority <= priority) return;
+    slot->priority = priority;
+    disk_reader_promote(pager->reader, &slot->read, priority);
+}
+
+/* A preload that has not begun gives way to what is needed, the coolest of the class first. */
+static void give_way(struct expert_pager *pager, uint32_t class_index)
+{
+    for (size_t *i = &pager->give_way[class_index]; *i > 0; (*i)--) {
+        const struct expert_key key = pager->preload[*i - 1].key;
+        if (pager->class_of[key.layer] != class_index) continue;
+        const int32_t index = expert_cache_find(pager->cache, key);
+        if (index == EXPERT_NO_SLOT) continue;
+        struct slot *slot = &pager->slot[index];
+        if (!slot->reading || slot->priority != READ_BACKGROUND) continue;
+        if (!disk_reader_cancel(pager->reader, &slot->read)) continue;
+        slot->reading = false;
+        expert_cache_unpin(pager->cache, index);
+        expert_cache_drop(pager->cache, key);
+        return;
+    }
+}
+
+static void describe_failure(const struct expert_pager *pager, const struct slot *slot,
+                             struct lm_error *err)
+{
+    const struct disk_read *read = &slot->read;
+    const struct expert_extent *extent = &read->extent[read->failed_extent];
+    const struct expert_file file = expert_store_file(pager->config.store, extent->file);
+    const unsigned layer = slot->key.layer, expert = slot->key.expert;
+    switch (read->failure) {
+    case READ_SHORT:
+        lm_fail(
+            err, LM_E_IO,
+            "%s: layer %u, expert %u: the file ends before byte %llu: it was cut off or replaced "
+            "while in use",
+            file.path, layer, expert, (unsigned long long)(extent->offset + extent->n_bytes));
+        break;
+    case READ_CHECKSUM:
+        lm_fail(err, LM_E_IO, "%s: layer %u, expert %u: the checksum does not match", file.path,
+                layer, expert);
+        lm_hint(err, "the file is damaged: `lean pack --verify` names all damaged experts");
+        break;
+    default:
+        lm_fail(err, LM_E_IO, "%s: layer %u, expert %u: read of %llu bytes at %llu: %s", file.path,
+                layer, expert, (unsigned long long)extent->n_bytes,
+                (unsigned long long)extent->offset, strerror(read->os_error));
+    }
+}
+
+/* The visit that waits for the slot, or NULL. */
+static struct visit *find_visit(struct expert_pager *pager, int32_t index)
+{
+    for (size_t i = 0; i < pager->n_visit; i++)
+        if (pager->visit[i].state == VISIT_READING && pager->visit[i].slot == index)
+            return &pager->visit[i];
+    return NULL;
+}
+
+static void release_ahead(struct expert_pager *pager, int32_t index)
+{
+    for (size_t i = 0; i < pager->n_ahead; i++) {
+        if (pager->ahead_slot[i] != index) continue;
+        expert_cache_unpin(pager->cache, index);
+        pager->ahead_slot[i] = pager->ahead_slot[--pager->n_ahead];
+        return;
+    }
+}
+
+static void end_read(struct expert_pager *pager, struct slot *slot)
+{
+    const int32_t index = (int32_t)(slot - pager->slot);
+    struct visit *visit = find_visit(pager, index);
+    slot->reading = false;
+    slot->ready = slot->read.failure == READ_OK;
+    expert_cache_unpin(pager->cache, index); /* the read's own pin */
+    if (visit) pager->n_reading--;
+    if (slot->ready) {
+        if (visit) visit->state = VISIT_READY;
+        pager->stats.n_preloaded += slot->preload;
+        return;
+    }
+    if (visit) {
+        if (pager->failure.status == LM_OK) describe_failure(pager, slot, &pager->failure);
+        visit->state = VISIT_OVER;
+        expert_cache_unpin(pager->cache, index);
+    }
+    release_ahead(pager, index);
+    expert_cache_drop(pager->cache, slot->key); /* whoever needs it reads again */
+}
+
+/* False: there was nothing to wait for. */
+static bool reap(struct expert_pager *pager, bool wait)
+{
+    enum { REAP_MAX = 16 };
+    struct disk_read *over[REAP_MAX];
+    const double start_s = wait ? log_now_s() : 0;
+    size_t n = disk_reader_reap(pager->reader, over, REAP_MAX, wait);
+    const bool any = n > 0;
+    if (wait) counts(pager)->wait_s += log_now_s() - start_s;
+    while (n) {
+        for (size_t i = 0; i < n; i++)
+            end_read(pager, over[i]->owner);
+        n = n == REAP_MAX ? disk_reader_reap(pager->reader, over, REAP_MAX, false) : 0;
+    }
+    return any;
+}
+
+/* ---- the layer behind --------------------------------------------------------------------- */
+
+static void forget_ahead(struct expert_pager *pager)
+{
+    for (size_t i = 0; i < pager->n_ahead; i++)
+        expert_cache_unpin(pager->cache, pager->ahead_slot[i]);
+    pager->n_ahead = 0;
+    pager->ahead_next = 0;
+}
+
+/* Reads an expert of the layer behind and holds it until that layer is reached. */
+static bool read_ahead(struct expert_pager *pager, uint32_t expert, enum place_kind kind)
+{
+    const struct expert_key key = {pager->ahead_layer, expert};
+    const int32_t index = expert_cache_place(pager->cache, key, kind).slot;
+    if (index == EXPERT_NO_SLOT) return false;
+    start_read(pager, index, key, READ_SPECULATIVE);
+    pager->slot[index].speculated = kind == PLACE_SPECULATIVE;
+    expert_cache_pin(pager->cache, index);
+    pager->ahead_slot[pager->n_ahead++] = index;
+    return true;
+}
+
+static size_t ahead_limit(const struct expert_pager *pager, uint32_t il)
+{
+    const uint32_t quarter = pager->class[pager->class_of[il]].n_slot / 4;
+    return quarter < AHEAD_MAX ? quarter : AHEAD_MAX;
+}
+
+/* A step of many tokens will need nearly all experts of every layer. */
+static void read_layer_ahead(struct expert_pager *pager)
+{
+    const uint32_t il = pager->ahead_layer;
+    const size_t limit = ahead_limit(pager, il);
+    while (pager->n_ahead < limit && pager->ahead_next < pager->config.n_expert) {
+        const struct expert_key key = {il, pager->ahead_next};
+        if (expert_cache_find(pager->cache, key) == EXPERT_NO_SLOT &&
+            !read_ahead(pager, key.expert, PLACE_DEMAND))
+            return;
+        pager->ahead_next++;
+    }
+}
+
+static void read_predicted(struct expert_pager *pager)
+{
+    const size_t limit = ahead_limit(pager, pager->ahead_layer);
+    size_t n_read = 0;
+    pager->predicted_read = true;
+    for (size_t i = 0; i < pager->n_predicted && n_read < SPECULATE_MAX; i++) {
+        const struct expert_key key = {pager->ahead_layer, pager->predicted[i]};
+        if (expert_cache_find(pager->cache, key) != EXPERT_NO_SLOT) continue;
+        if (pager->n_ahead >= limit || !read_ahead(pager, key.expert, PLACE_SPECULATIVE)) return;
+        pager->stats.n_speculated++;
+        pager->stats.speculated_bytes += expert_pager_layer(pager, key.layer)->n_bytes;
+        n_read++;
+    }
+}
+
+/* With nothing of this request left to be read the disk is free for the layer behind. */
+static void look_ahead(struct expert_pager *pager)
+{
+    const uint32_t next = pager->layer + 1;
+    if (pager->n_waiting || next >= pager->config.layer_end || pager->class_of[next] == UINT32_MAX)
+        return;
+    pager->ahead_layer = next;
+    const uint64_t n_choice = (uint64_t)pager->n_step_token * pager->config.n_expert_used;
+    if (pager->prefill && n_choice >= 2 * (uint64_t)pager->config.n_expert)
+        read_layer_ahead(pager);
+    else if (pager->predicted_layer == next && !pager->predicted_read && !pager->n_reading)
+        read_predicted(pager);
+}
+
+/* Predictions that do not pay for their bytes end. A wasted read delays the demand behind it by
+ * about half of its time, a useful one saves all of it: below a third the sum is negative. */
+static void judge_speculation(struct expert_pager *pager)
+{
+    const struct expert_pager_stats *stats = &pager->stats;
+    if (pager->speculation_off || stats->n_speculated < SPECULATE_TRIAL) return;
+    if (3 * stats->n_useful >= stats->n_speculated) return;
+    pager->speculation_off = true;
+    log_line(LOG_INFO, "prefetch off: %llu of %llu experts read on a prediction were used",
+             (unsigned long long)stats->n_useful, (unsigned long long)stats->n_speculated);
+}
+
+/* How well the request was predicted. */
+static void count_recall(struct expert_pager *pager, const struct expert_demand *demand, size_t n)
+{
+    struct expert_pager_stats *stats = &pager->stats;
+    if (pager->predicted_layer != pager->layer || !pager->n_predicted) return;
+    stats->n_predicted += pager->n_predicted;
+    stats->n_chosen += n;
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < pager->n_predicted; k++)
+            stats->n_recalled += pager->predicted[k] == demand[i].expert;
+    pager->n_predicted = 0;
+}
+
+/* ---- preload ------------------------------------------------------------------------------ */
+
+/* Queues the profile's experts while there are free slots. */
+static void go_on_preloading(struct expert_pager *pager)
+{
+    while (pager->next_preload < pager->n_preload) {
+        const struct expert_key key = pager->preload[pager->next_preload++].key;
+        if (expert_cache_find(pager->cache, key) != EXPERT_NO_SLOT) continue;
+        const int32_t index = expert_cache_place(pager->cache, key, PLACE_BACKGROUND).slot;
+        if (index == EXPERT_NO_SLOT) continue; /* its class is full */
+        start_read(pager, index, key, READ_BACKGROUND);
+        pager->slot[index].preload = true;
+    }
+}
+
+static int hotter_first(const void *left, const void *right)
+{
+    const struct preload *a = left, *b = right;
+    if (a->heat != b->heat) return a->heat > b->heat ? -1 : 1;
+    if (a->key.layer != b->key.layer) return a->key.layer < b->key.layer ? -1 : 1;
+    return a->key.expert < b->key.expert ? -1 : a->key.expert > b->key.expert;
+}
+
+void expert_pager_seed(struct expert_pager *pager, struct expert_key key, float heat)
+{
+    if (!pager->cache || pager->class_of[key.layer] == UINT32_MAX) return;
+    expert_cache_seed(pager->cache, key, heat);
+    pager->preload[pager->n_preload++] = (struct preload){key, heat};
+}
+
+void expert_pager_preload(struct expert_pager *pager)
+{
+    if (!pager->cache) return;
+    qsort(pager->preload, pager->n_preload, sizeof(*pager->preload), hotter_first);
+    for (uint32_t i = 0; i < pager->n_class; i++)
+        pager->give_way[i] = pager->n_preload;
+    go_on_preloading(pager);
+}
+
+float expert_pager_heat(const struct expert_pager *pager, struct expert_key key)
+{
+    return pager->cache ? expert_cache_heat(pager->cache, key) : 0;
+}
+
+/* ---- requests ----------------------------------------------------------------------------- */
+
+static void release_lent(struct expert_pager *pager)
+{
+    for (size_t i = 0; i < pager->n_lent && pager->cache; i++)
+        expert_cache_unpin(pager->cache, pager->visit[pager->lent[i]].slot);
+    pager->n_lent = 0;
+}
+
+/* Ends the request: whatever is still being read stays, and nobody waits for it. */
+static void end_request(struct expert_pager *pager)
+{
+    release_lent(pager);
+    for (size_t i = 0; i < pager->n_visit && pager->cache; i++)
+        if (pager->visit[i].state == VISIT_READING || pager->visit[i].state == VISIT_READY)
+            expert_cache_unpin(pager->cache, pager->visit[i].slot);
+    pager->n_visit = pager->n_waiting = pager->n_reading = pager->n_left = 0;
+    pager->failure.status = LM_OK;
+}
+
+void expert_pager_step(struct expert_pager *pager, uint32_t n_token, bool prefill)
+{
+    end_request(pager);
+    pager->prefill = prefill;
+    pager->n_step_token = n_token;
+    if (!pager->cache) return;
+    forget_ahead(pager);
+    expert_cache_advance(pager->cache, n_token, prefill);
+    judge_speculation(pager);
+}
+
+/* Looks one expert up. What is there, or on its way, is held for the visit. */
+static void begin_visit(struct expert_pager *pager, struct visit *visit)
+{
+    const struct expert_key key = {pager->layer, visit->expert};
+    const int32_t index = expert_cache_find(pager->cache, key);
+    if (index == EXPERT_NO_SLOT) {
+        visit->state = VISIT_WAITING;
+        pager->n_waiting++;
+        counts(pager)->n_miss++;
+        counts(pager)->miss_bytes += expert_pager_layer(pager, key.layer)->n_bytes;
+        return;
+    }
+    struct slot *slot = &pager->slot[index];
+    expert_cache_pin(pager->cache, index);
+    visit->slot = index;
+    if (slot->speculated) {
+        slot->speculated = false;
+        pager->stats.n_useful++;
+        pager->stats.useful_bytes += expert_pager_layer(pager, key.layer)->n_bytes;
+    }
+    if (slot->ready) {
+        visit->state = VISIT_READY;
+        counts(pager)->n_hit++;
+    } else {
+        visit->state = VISIT_READING;
+        pager->n_reading++;
+        counts(pager)->n_joined++;
+        promote(pager, slot, READ_DEMAND);
+    }
+}
+
+/* Gives slots to what waits for one, and reads. A step of many tokens uses few at a time, so that
+ * it passes through the cache without emptying it. */
+static void start_waiting(struct expert_pager *pager)
+{
+    const uint32_t class_index = pager->class_of[pager->layer];
+    size_t limit = SIZE_MAX;
+    if (pager->prefill) {
+        limit = ahead_limit(pager, pager->layer);
+        if (limit < CLASS_SLOTS_MIN - 1) limit = CLASS_SLOTS_MIN - 1;
+    }
+    for (size_t i = 0; i < pager->n_visit && pager->n_waiting; i++) {
+        struct visit *visit = &pager->visit[i];
+        const struct expert_key key = {pager->layer, visit->expert};
+        if (visit->state != VISIT_WAITING) continue;
+        if (pager->n_reading >= limit) return;
+        if (!expert_cache_n_free(pager->cache, class_index)) give_way(pager, class_index);
+        const int32_t index = expert_cache_place(pager->cache, key, PLACE_DEMAND).slot;
+        if (index == EXPERT_NO_SLOT) return;
+        start_read(pager, index, key, READ_DEMAND);
+        expert_cache_pin(pager->cache, index);
+        visit->slot = index;
+        visit->state = VISIT_READING;
+        pager->n_waiting--;
+        pager->n_reading++;
+    }
+}
+
+void expert_pager_request(struct expert_pager *pager, uint32_t layer,
+                          const struct expert_demand *demand, size_t n)
+{
+    end_request(pager);
+    pager->layer = layer;
+    pager->n_visit = pager->n_left = n;
+    counts(pager)->n_lookup += n;
+    for (size_t i = 0; i < n; i++) {
+        assert(demand[i].expert < pager->config.n_expert);
+        pager->visit[i] = (struct visit){.expert = demand[i].expert, .state = VISIT_READY};
+    }
+    if (!pager->cache) {
+        counts(pager)->n_hit += n;
+        return;
+    }
+    reap(pager, false);
+    count_recall(pager, demand, n);
+    for (size_t i = 0; i < n; i++)
+        expert_cache_use(pager->cache, (struct expert_key){layer, demand[i].expert},
+                         demand[i].n_row);
+    for (size_t i = 0; i < n; i++)
+        begin_visit(pager, &pager->visit[i]);
+    forget_ahead(pager); /* what was chosen of it is held by its visit now */
+    start_waiting(pager);
+}
+
+/* Lends every visit that is ready. */
+static void lend(struct expert_pager *pager, struct expert_group *out)
+{
+    const struct expert_layer *layer = expert_pager_layer(pager, pager->layer);
+    for (size_t i = 0; i < pager->n_visit; i++) {
+        struct visit *visit = &pager->visit[i];
+        if (visit->state != VISIT_READY) continue;
+        visit->state = VISIT_OVER;
+        pager->lent[pager->n_lent] = (uint32_t)i;
+        pager->lent_expert[pager->n_lent] = visit->expert;
+        pager->lent_view[pager->n_lent++] =
+            pager->cache ? expert_layer_view(layer, pager->slot[visit->slot].part)
+                         : expert_store_mapped(pager->config.store,
+                                               (struct expert_key){pager->layer, visit->expert});
+    }
+    pager->n_left -= pager->n_lent;
+    *out = (struct expert_group){
+        .n = pager->n_lent, .expert = pager->lent_expert, .view = pager->lent_view};
+}
+
+enum lm_status expert_pager_acquire(struct expert_pager *pager, struct expert_group *out,
+                                    struct lm_error *err)
+{
+    release_lent(pager);
+    while (pager->cache && pager->failure.status == LM_OK) {
+        reap(pager, false);
+        start_waiting(pager);
+        go_on_preloading(pager);
+        look_ahead(pager);
+        if (!pager->n_left || pager->n_waiting + pager->n_reading < pager->n_left) break;
+        if (!reap(pager, true)) {
+            lm_fail(&pager->failure, LM_E_LIMIT, "layer %u: no slot is free for an expert",
+                    pager->layer);
+            break;
+        }
+    }
+    if (pager->failure.status != LM_OK) {
+        const enum lm_status status = pager->failure.status;
+        if (err) *err = pager->failure;
+        end_request(pager);
+        return status;
+    }
+    lend(pager, out);
+    return LM_OK;
+}
+
+bool expert_pager_wants_prediction(const struct expert_pager *pager, uint32_t layer)
+{
+    return pager->cache && pager->config.prefetch && !pager->speculation_off && !pager->prefill &&
+           layer < pager->config.layer_end && pager->class_of[layer] != UINT32_MAX &&
+           expert_cache_n_resident(pager->cache, layer) < pager->config.n_expert;
+}
+
+void expert_pager_predict(struct expert_pager *pager, uint32_t layer, const int32_t *expert,
+                          size_t n)
+{
+    pager->predicted_layer = layer;
+    pager->predicted_read = false;
+    pager->n_predicted = 0;
+    for (size_t i = 0; i < n; i++) {
+        bool named = false;
+        for (size_t k = 0; k < pager->n_predicted && !named; k++)
+            named = pager->predicted[k] == (uint32_t)expert[i];
+        if (!named) pager->predicted[pager->n_predicted++] = (uint32_t)expert[i];
+    }
+}
+
+struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager)
+{
+    struct expert_pager_stats stats = pager->stats;
+    if (!pager->cache) {
+        stats.n_resident = stats.n_expert;
+        return stats;
+    }
+    for (uint32_t il = pager->config.layer_begin; il < pager->config.layer_end; il++)
+        if (pager->class_of[il] != UINT32_MAX)
+            stats.n_resident += expert_cache_n_resident(pager->cache, il);
+    const struct expert_cache_stats cache = expert_cache_stats(pager->cache);
+    stats.n_evicted = cache.n_evicted;
+    stats.n_remiss = cache.n_remiss;
+    stats.disk = disk_reader_stats(pager->reader);
+    return stats;
+}
+
+/* ---- creation ----------------------------------------------------------------------------- */
+
+static enum lm_status create_tables(struct expert_pager *pager, struct lm_error *err)
+{
+    const size_t n = pager->config.n_expert, n_layer = pager->config.layer_end;
+    pager->class_of = calloc(n_layer, sizeof(*pager->class_of));
+    pager->visit = calloc(n, sizeof(*pager->visit));
+    pager->lent = calloc(n, sizeof(*pager->lent));
+    pager->lent_expert = calloc(n, sizeof(*pager->lent_expert));
+    pager->lent_view = calloc(n, sizeof(*pager->lent_view));
+    pager->predicted = calloc(n, sizeof(*pager->predicted));
+    pager->preload = calloc(n * n_layer, sizeof(*pager->preload));
+    if (pager->class_of && pager->visit && pager->lent && pager->lent_expert && pager->lent_view &&
+        pager->predicted && pager->preload)
+        return LM_OK;
+    return lm_fail(err, LM_E_NO_MEM, "expert pager: no memory for %zu experts", n * n_layer);
+}
+
+/* Slots are mapped once and for all: no page is ever given back or faulted in again. */
+static enum lm_status create_slots(struct expert_pager *pager, struct lm_error *err)
+{
+    uint32_t n_slot = 0;
+    for (uint32_t i = 0; i < pager->n_class; i++)
+        n_slot += pager->class[i].n_slot;
+    pager->slot = calloc(n_slot, sizeof(*pager->slot));
+    pager->arena_bytes = bytes_of_classes(pager->class, pager->n_class);
+    void *arena =
+        mmap(NULL, pager->arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (arena != MAP_FAILED) pager->arena = arena;
+    if (!pager->slot || !pager->arena)
+        return lm_fail(err, LM_E_NO_MEM, "expert pager: no memory for %u slots, %llu bytes", n_slot,
+                       (unsigned long long)pager->arena_bytes);
+    madvise(arena, pager->arena_bytes, MADV_HUGEPAGE);
+    uint8_t *at = arena;
+    struct slot *slot = pager->slot;
+    for (uint32_t i = 0; i < pager->n_class; i++)
+        for (uint32_t k = 0; k < pager->class[i].n_slot; k++, at += pager->class[i].slot_bytes)
+            (slot++)->memory = at;
+    pager->stats.n_slot = n_slot;
+    pager->stats.slot_bytes = pager->arena_bytes;
+    return LM_OK;
+}
+
+static enum lm_status create_cache(struct expert_pager *pager, struct lm_error *err)
+{
+    uint32_t slot_of_class[CLASS_MAX];
+    for (uint32_t i = 0; i < pager->n_class; i++)
+        slot_of_class[i] = pager->class[i].n_slot;
+    const struct expert_cache_config config = {.n_layer = pager->config.layer_end,
+                                               .n_expert = pager->config.n_expert,
+                                               .class_of = pager->class_of,
+                                               .slot_of_class = slot_of_class,
+                                               .n_class = pager->n_class,
+                                               .floor = pager->config.n_expert_used,
+                                               .policy = pager->config.policy};
+    return expert_cache_create(&pager->cache, &config, err);
+}
+
+static enum lm_status create_reader(struct expert_pager *pager, struct lm_error *err)
+{
+    const struct expert_store *store = pager->config.store;
+    const size_t n_file = expert_store_n_file(store);
+    struct expert_file *file = calloc(n_file, sizeof(*file));
+    if (!file) return lm_fail(err, LM_E_NO_MEM, "expert pager: no memory for %zu files", n_file);
+    for (size_t i = 0; i < n_file; i++)
+        file[i] = expert_store_file(store, i);
+    const struct disk_reader_config config = {.file = file,
+                                              .n_file = n_file,
+                                              .arena = pager->arena,
+                                              .arena_bytes = pager->arena_bytes,
+                                              .depth = pager->config.depth,
+                                              .engine = pager->config.engine,
+                                              .access = pager->config.access};
+    const enum lm_status status = disk_reader_create(&pager->reader, &config, err);
+    free(file);
+    return status;
+}
+
+static void count_bank(struct expert_pager *pager)
+{
+    for (uint32_t il = pager->config.layer_begin; il < pager->config.layer_end; il++) {
+        const struct expert_layer *layer = expert_pager_layer(pager, il);
+        if (!layer->n_part) continue;
+        pager->stats.n_expert += pager->config.n_expert;
+        pager->stats.bank_bytes += layer->n_bytes * pager->config.n_expert;
+    }
+}
+
+enum lm_status expert_pager_create(struct expert_pager **out,
+                                   const struct expert_pager_config *config, struct lm_error *err)
 {
     struct expert_pager *pager = calloc(1, sizeof(*pager));
     if (!pager) return lm_fail(err, LM_E_NO_MEM, "expert pager: no memory");
-    const enum lm_status status =
-        expert_store_create(&pager->store, file, hp, layer_begin, layer_end, err);
+    pager->config = *config;
+    enum lm_status status = create_tables(pager, err);
+    if (status == LM_OK) count_bank(pager);
+    if (status == LM_OK && config->n_slot && pager->stats.n_expert) {
+        const uint32_t n_all =
+            make_classes(pager->class, &pager->n_class, pager->class_of, config->store,
+                         config->layer_begin, config->layer_end, config->n_expert);
+        share_slots(pager->class, pager->n_class, n_all, config->n_slot);
+        status = create_slots(pager, err);
+        if (status == LM_OK) status = create_cache(pager, err);
+        if (status == LM_OK) status = create_reader(pager, err);
+    }
     if (status != LM_OK) {
-        free(pager);
+        expert_pager_destroy(pager);
         return status;
     }
     *out = pager;
@@ -27,31 +790,16 @@ enum lm_status expert_pager_create(struct expert_pager **out, const struct gguf_
 void expert_pager_destroy(struct expert_pager *pager)
 {
     if (!pager) return;
-    expert_store_destroy(pager->store);
+    disk_reader_destroy(pager->reader);
+    expert_cache_destroy(pager->cache);
+    if (pager->arena) munmap(pager->arena, pager->arena_bytes);
+    free(pager->slot);
+    free(pager->preload);
+    free(pager->predicted);
+    free(pager->lent_view);
+    free(pager->lent_expert);
+    free(pager->lent);
+    free(pager->visit);
+    free(pager->class_of);
     free(pager);
-}
-
-const struct expert_layer *expert_pager_shape(const struct expert_pager *pager, uint32_t layer)
-{
-    return expert_store_layer(pager->store, layer);
-}
-
-enum lm_status expert_pager_acquire(struct expert_pager *pager, const struct expert_key *keys,
-                                    size_t n, struct expert_view *out, struct lm_error *err)
-{
-    (void)err; /* nothing can fail while everything is resident */
-    for (size_t i = 0; i < n; i++)
-        out[i] = expert_store_mapped(pager->store, keys[i]);
-    pager->stats.n_lookup += n;
-    return LM_OK;
-}
-
-void expert_pager_release(struct expert_pager *pager, const struct expert_key *keys, size_t n)
-{
-    (void)pager, (void)keys, (void)n; /* nothing is ever evicted */
-}
-
-struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager)
-{
-    return pager->stats;
 }

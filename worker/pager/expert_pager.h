@@ -1,38 +1,121 @@
 /* Expert pager: keeps routed experts' weights where the next matmul can read them.
  *
  * The pager decides where an expert's weights are; it never computes and never changes a weight,
- * so logits cannot depend on it. Here every expert is resident: its weights are read in the mapping
- * of the file, and the operating system's page cache is the only tier.
+ * so logits cannot depend on it. It works in one of two ways:
  *
- * Ownership: views are lent by acquire until release; the mapping belongs to the gguf_file.
- * Threads:   the step thread. */
+ *   mapped  every expert is read in the mapping of its file, for models that fit into memory
+ *   slots   a fixed number of experts in memory of our own, the rest in the files:
+ *
+ *     in the file --place--> READING --read done--> RESIDENT --unpinned and evicted--> in the file
+ *                               +--read failed--> in the file; who waits for it gets the error
+ *
+ * A layer's visit: request names the experts that the layer needs and starts to read what is
+ * missing; acquire lends them in groups, first all that are resident, then the others as they
+ * arrive, so that the caller computes with some while others are still being read. Reads that are
+ * under way are joined, never repeated.
+ *
+ * What is read when, beside demand: a step of many tokens reads the next layer's experts ahead; a
+ * prediction is read when the disk would otherwise idle; a profile's experts fill free slots.
+ *
+ * Ownership: borrows the store; slots belong to the pager; views are lent by acquire until the
+ *            next acquire, request or step.
+ * Threads:   one caller, the step thread; the disk reader's threads are internal.
+ * Errors:    LM_E_IO names file, layer and expert; nothing is lent then, and the next request
+ *            starts afresh.
+ * Source:    states and pins follow SQLite's page cache. */
 #ifndef LEAN_WORKER_PAGER_EXPERT_PAGER_H
 #define LEAN_WORKER_PAGER_EXPERT_PAGER_H
 
+#include "worker/pager/disk_reader.h"
 #include "worker/pager/expert_store.h"
 
+struct cache_policy;
 struct expert_pager;
 
-struct expert_pager_stats {
-    uint64_t n_lookup, n_miss; /* experts asked for, and of them not resident */
-    uint64_t read_bytes;       /* read from storage by the pager */
+struct expert_pager_config {
+    const struct expert_store *store;
+    uint32_t layer_begin, layer_end;
+    uint32_t n_expert, n_expert_used;
+    uint32_t n_slot; /* over all layers; 0: mapped. Raised to the least that works */
+    const struct cache_policy *policy;
+    bool prefetch; /* read predictions */
+    enum disk_engine engine;
+    enum disk_access access;
+    uint32_t depth;
 };
 
-/* For the layers [layer_begin, layer_end) of a file that hparams_read has accepted.
- * LM_E_UNSUPPORTED: experts of one layer differ in type. */
-enum lm_status expert_pager_create(struct expert_pager **out, const struct gguf_file *file,
-                                   const struct hparams *hp, uint32_t layer_begin,
-                                   uint32_t layer_end, struct lm_error *err);
-void expert_pager_destroy(struct expert_pager *pager);
+/* Steps of many tokens of a sequence (prefill) and all others are counted apart. */
+struct expert_pager_counts {
+    uint64_t n_lookup; /* distinct experts per layer and step */
+    uint64_t n_hit;    /* of them resident at the request */
+    uint64_t n_joined; /* of the others already being read */
+    uint64_t n_miss;   /* neither */
+    uint64_t miss_bytes;
+    double wait_s; /* the step thread waited for reads */
+};
 
-/* What the experts of a layer have in common. */
-const struct expert_layer *expert_pager_shape(const struct expert_pager *pager, uint32_t layer);
+struct expert_pager_stats {
+    struct expert_pager_counts decode, prefill;
+    uint32_t n_slot, n_expert; /* n_slot 0: mapped */
+    uint64_t slot_bytes, bank_bytes;
+    uint32_t n_resident;
+    uint64_t n_evicted;
+    uint64_t n_remiss;               /* read again less than 64 tokens after the eviction */
+    uint64_t n_predicted;            /* experts named before their router ran */
+    uint64_t n_chosen;               /* experts chosen where there was a prediction */
+    uint64_t n_recalled;             /* chosen, and named before */
+    uint64_t n_speculated, n_useful; /* read on a prediction; of them chosen */
+    uint64_t speculated_bytes, useful_bytes;
+    uint32_t n_preloaded; /* read on account of a profile */
+    struct disk_reader_stats disk;
+};
 
-/* Makes n experts of one layer readable. keys: [n], distinct; out: [n] in the order of keys, valid
- * until expert_pager_release of the same keys. */
-enum lm_status expert_pager_acquire(struct expert_pager *pager, const struct expert_key *keys,
-                                    size_t n, struct expert_view *out, struct lm_error *err);
-void expert_pager_release(struct expert_pager *pager, const struct expert_key *keys, size_t n);
+enum lm_status expert_pager_create(struct expert_pager **out,
+                                   const struct expert_pager_config *config, struct lm_error *err);
+void expert_pager_destroy(struct expert_pager *pager); /* NULL is legal */
+
+const struct expert_layer *expert_pager_layer(const struct expert_pager *pager, uint32_t il);
+
+/* Memory that n_slot slots take, and the most slots that fit into n_bytes (at most all experts).
+ * 0 slots: not even the least that works fits. */
+uint64_t expert_pager_slot_bytes(const struct expert_store *store, uint32_t layer_begin,
+                                 uint32_t layer_end, uint32_t n_expert, uint32_t n_slot);
+uint32_t expert_pager_slots_for(const struct expert_store *store, uint32_t layer_begin,
+                                uint32_t layer_end, uint32_t n_expert, uint64_t n_bytes);
+
+/* Heat of an expert from a profile, before the first step; then the preload begins. */
+void expert_pager_seed(struct expert_pager *pager, struct expert_key key, float heat);
+void expert_pager_preload(struct expert_pager *pager);
+float expert_pager_heat(const struct expert_pager *pager, struct expert_key key);
+
+/* A step of n_token tokens; prefill: a sequence has more than one of them. */
+void expert_pager_step(struct expert_pager *pager, uint32_t n_token, bool prefill);
+
+struct expert_demand {
+    uint32_t expert;
+    uint32_t n_row; /* rows that chose it */
+};
+
+/* Experts lent by acquire. */
+struct expert_group {
+    size_t n;
+    const uint32_t *expert;         /* [n] */
+    const struct expert_view *view; /* [n] */
+};
+
+/* demand: [n], distinct. */
+void expert_pager_request(struct expert_pager *pager, uint32_t layer,
+                          const struct expert_demand *demand, size_t n);
+/* The next experts of the request that are readable, at least one; n 0: all have been lent. */
+enum lm_status expert_pager_acquire(struct expert_pager *pager, struct expert_group *out,
+                                    struct lm_error *err);
+
+/* Whether a prediction for the layer would be used, and so is worth computing. */
+bool expert_pager_wants_prediction(const struct expert_pager *pager, uint32_t layer);
+/* Between a layer's request and its first acquire: the experts that the layer behind it will
+ * probably choose, likeliest first. */
+void expert_pager_predict(struct expert_pager *pager, uint32_t layer, const int32_t *expert,
+                          size_t n);
 
 struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager);
 

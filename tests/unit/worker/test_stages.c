@@ -14,6 +14,7 @@ enum { N_PROMPT = 40, N_STEP = 12, N_VOCAB = 512, N_TOP = 10 };
 
 /* One rank of the pipeline: its worker, and the steps it is given, all known beforehand. */
 struct rank {
+    struct expert_store *store;
     struct backend *backend;
     struct worker *worker;
     int32_t ids[N_PROMPT + N_STEP];
@@ -38,8 +39,10 @@ static void open_rank(struct rank *rank, const struct gguf_file *file, const str
     struct lm_error err;
     const struct backend_cpu_config cpu = {.n_thread = 1, .kernels = "auto"};
     assert_int_equal(backend_cpu_create(&rank->backend, &cpu, &err), LM_OK);
+    assert_int_equal(expert_store_create(&rank->store, file, hp, begin, end, &err), LM_OK);
     const struct worker_config config = {.file = file,
                                          .hp = hp,
+                                         .store = rank->store,
                                          .backend = rank->backend,
                                          .layer_begin = begin,
                                          .layer_end = end,
@@ -60,6 +63,7 @@ static void open_rank(struct rank *rank, const struct gguf_file *file, const str
 static void close_rank(struct rank *rank)
 {
     worker_close(rank->worker, NULL);
+    expert_store_destroy(rank->store);
     rank->backend->ops->destroy(rank->backend);
     free(rank->logits);
 }
