@@ -1,0 +1,236 @@
+/* What is lent are the bytes of the file, whatever has to be read for it, and a read that fails is
+ * one error that names the place. */
+#include "tests/unit/cmocka_all.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "proto/gguf/gguf.h"
+#include "proto/model/hparams.h"
+#include "worker/pager/expert_pager.h"
+#include "worker/pager/policy.h"
+
+/* A model whose file is a copy that tests may damage. */
+struct fixture {
+    char path[64];
+    struct gguf_file *file;
+    struct hparams hp;
+    struct expert_store *store;
+    uint8_t *bytes; /* the file as it was */
+    size_t n_bytes;
+};
+
+static void copy_file(struct fixture *f)
+{
+    char source[1000];
+    snprintf(source, sizeof(source), "%s/tests/data/golden/models/qwen35moe-k-q4km.gguf",
+             getenv("LEAN_SOURCE_DIR"));
+    FILE *in = fopen(source, "rb");
+    assert_non_null(in);
+    fseek(in, 0, SEEK_END);
+    f->n_bytes = (size_t)ftell(in);
+    rewind(in);
+    f->bytes = malloc(f->n_bytes);
+    assert_int_equal(fread(f->bytes, 1, f->n_bytes, in), f->n_bytes);
+    fclose(in);
+    strcpy(f->path, "/tmp/lean-test-pager-XXXXXX");
+    const int fd = mkstemp(f->path);
+    assert_int_equal(write(fd, f->bytes, f->n_bytes), (ssize_t)f->n_bytes);
+    close(fd);
+}
+
+static int set_up(void **state)
+{
+    struct fixture *f = calloc(1, sizeof(*f));
+    copy_file(f);
+    assert_int_equal(gguf_open(&f->file, f->path, NULL), LM_OK);
+    assert_int_equal(hparams_read(&f->hp, f->file, NULL), LM_OK);
+    assert_int_equal(expert_store_create(&f->store, f->file, &f->hp, 0, f->hp.n_layer, NULL),
+                     LM_OK);
+    *state = f;
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    struct fixture *f = *state;
+    expert_store_destroy(f->store);
+    gguf_close(f->file);
+    unlink(f->path);
+    free(f->bytes);
+    free(f);
+    return 0;
+}
+
+static struct expert_pager *open_pager(const struct fixture *f, uint32_t n_slot)
+{
+    struct expert_pager *pager;
+    const struct expert_pager_config config = {.store = f->store,
+                                               .layer_end = f->hp.n_layer,
+                                               .n_expert = f->hp.n_expert,
+                                               .n_expert_used = f->hp.n_expert_used,
+                                               .n_slot = n_slot,
+                                               .policy = &policy_lfru,
+                                               .prefetch = true,
+                                               .engine = DISK_ENGINE_AUTO,
+                                               .access = DISK_ACCESS_AUTO};
+    struct lm_error err;
+    if (expert_pager_create(&pager, &config, &err) != LM_OK) fail_msg("%s", err.message);
+    return pager;
+}
+
+/* An expert's matrices lie one after the other in `view`; the file's copy must hold the same. */
+static void check_view(const struct fixture *f, uint32_t il, uint32_t ie,
+                       const struct expert_view *view)
+{
+    const struct expert_layer *layer = expert_store_layer(f->store, il);
+    struct expert_extent extent[EXPERT_PART_MAX];
+    const void *const matrix[EXPERT_MATRIX_COUNT] = {view->gate, view->up, view->down};
+    const struct weight *const weight[] = {&layer->gate, &layer->up, &layer->down};
+    expert_store_locate(f->store, (struct expert_key){il, ie}, extent);
+    for (int i = 0; i < EXPERT_MATRIX_COUNT; i++) {
+        const uint64_t at = extent[layer->matrix[i].part].offset + layer->matrix[i].offset;
+        assert_memory_equal(matrix[i], f->bytes + at, weight[i]->n_row * weight[i]->row_bytes);
+    }
+}
+
+/* Visits n experts of a layer from `first` on, and checks what is lent, each once. */
+static enum lm_status visit(const struct fixture *f, struct expert_pager *pager, uint32_t il,
+                            uint32_t first, uint32_t n, struct lm_error *err)
+{
+    struct expert_demand demand[64];
+    struct expert_group group;
+    bool seen[64] = {false};
+    uint32_t n_seen = 0;
+    enum lm_status status;
+    for (uint32_t i = 0; i < n; i++)
+        demand[i] = (struct expert_demand){(first + i) % f->hp.n_expert, 1};
+    expert_pager_request(pager, il, demand, n);
+    while ((status = expert_pager_acquire(pager, &group, err)) == LM_OK && group.n) {
+        for (size_t i = 0; i < group.n; i++) {
+            assert_false(seen[group.expert[i]]);
+            seen[group.expert[i]] = true;
+            n_seen++;
+            check_view(f, il, group.expert[i], &group.view[i]);
+        }
+    }
+    if (status == LM_OK) assert_int_equal(n_seen, n);
+    return status;
+}
+
+static void test_lends_the_bytes_of_the_file(void **state)
+{
+    struct fixture *f = *state;
+    const uint32_t n_all = hparams_n_expert_total(&f->hp);
+    for (uint32_t n_slot = 0; n_slot <= n_all; n_slot += n_slot < 8 ? 1 : 5) {
+        struct expert_pager *pager = open_pager(f, n_slot);
+        uint32_t seed = 1 + n_slot;
+        for (int step = 0; step < 60; step++) {
+            const bool prefill = step % 7 == 0;
+            expert_pager_step(pager, prefill ? 16 : 1, prefill);
+            for (uint32_t il = 0; il < f->hp.n_layer; il++) {
+                const int32_t guess = (int32_t)((seed >> 8) % f->hp.n_expert);
+                seed = seed * 1664525u + 1013904223u;
+                if (expert_pager_wants_prediction(pager, il))
+                    expert_pager_predict(pager, il, &guess, 1);
+                const uint32_t n = prefill ? f->hp.n_expert : f->hp.n_expert_used;
+                assert_int_equal(visit(f, pager, il, (seed >> 16) % f->hp.n_expert, n, NULL),
+                                 LM_OK);
+            }
+        }
+        const struct expert_pager_stats stats = expert_pager_stats(pager);
+        assert_int_equal(stats.decode.n_lookup,
+                         stats.decode.n_hit + stats.decode.n_joined + stats.decode.n_miss);
+        if (!n_slot) assert_int_equal(stats.decode.n_miss + stats.prefill.n_miss, 0);
+        if (n_slot && n_slot < n_all) assert_true(stats.decode.n_miss > 0 && stats.n_evicted > 0);
+        if (n_slot == n_all) assert_int_equal(stats.n_evicted, 0);
+        expert_pager_destroy(pager);
+    }
+}
+
+static void test_preload_gives_way_and_fills(void **state)
+{
+    struct fixture *f = *state;
+    const uint32_t n_all = hparams_n_expert_total(&f->hp);
+    struct expert_pager *pager = open_pager(f, n_all);
+    for (uint32_t il = 0; il < f->hp.n_layer; il++)
+        for (uint32_t ie = 0; ie < f->hp.n_expert; ie++)
+            expert_pager_seed(pager, (struct expert_key){il, ie}, (float)(ie % 5));
+    expert_pager_preload(pager);
+    for (int step = 0; step < 50 && expert_pager_stats(pager).n_preloaded < n_all / 2; step++) {
+        expert_pager_step(pager, 1, false);
+        for (uint32_t il = 0; il < f->hp.n_layer; il++)
+            assert_int_equal(visit(f, pager, il, (uint32_t)step, f->hp.n_expert_used, NULL), LM_OK);
+    }
+    const struct expert_pager_stats stats = expert_pager_stats(pager);
+    assert_true(stats.n_preloaded > 0);
+    assert_int_equal(stats.decode.n_lookup,
+                     stats.decode.n_hit + stats.decode.n_joined + stats.decode.n_miss);
+    expert_pager_destroy(pager);
+}
+
+static void test_a_file_cut_off_fails_one_request(void **state)
+{
+    struct fixture *f = *state;
+    struct expert_extent extent[EXPERT_PART_MAX];
+    struct expert_pager *pager = open_pager(f, 4);
+    struct lm_error err;
+    char place[64];
+    uint32_t il = f->hp.n_layer - 1, ie = f->hp.n_expert - 1;
+    expert_store_locate(f->store, (struct expert_key){il, ie}, extent);
+    uint64_t end = 0; /* of the part that lies last in the file */
+    for (uint32_t i = 0; i < expert_store_layer(f->store, il)->n_part; i++)
+        if (extent[i].offset + extent[i].n_bytes > end) end = extent[i].offset + extent[i].n_bytes;
+    assert_int_equal(truncate(f->path, (off_t)end - 1), 0);
+
+    expert_pager_step(pager, 1, false);
+    assert_int_equal(visit(f, pager, il, ie, 1, &err), LM_E_IO);
+    snprintf(place, sizeof(place), "layer %u, expert %u", il, ie);
+    assert_non_null(strstr(err.message, place));
+    assert_non_null(strstr(err.message, f->path));
+    /* beside others that can be read, and again */
+    assert_int_equal(visit(f, pager, il, ie - 1, 2, &err), LM_E_IO);
+    for (int step = 0; step < 20; step++) {
+        expert_pager_step(pager, 1, false);
+        for (uint32_t i = 0; i < il; i++)
+            assert_int_equal(visit(f, pager, i, (uint32_t)step, f->hp.n_expert_used, &err), LM_OK);
+        assert_int_equal(visit(f, pager, il, 0, 2, &err), LM_OK);
+    }
+    /* whole again, the same expert can be read */
+    const int fd = open(f->path, O_WRONLY);
+    assert_int_equal(pwrite(fd, f->bytes, f->n_bytes, 0), (ssize_t)f->n_bytes);
+    close(fd);
+    expert_pager_step(pager, 1, false);
+    assert_int_equal(visit(f, pager, il, ie, 1, &err), LM_OK);
+    expert_pager_destroy(pager);
+}
+
+static void test_slots_for_is_the_inverse_of_slot_bytes(void **state)
+{
+    const struct fixture *f = *state;
+    const uint32_t n_all = hparams_n_expert_total(&f->hp);
+    const uint64_t least = expert_pager_slot_bytes(f->store, 0, f->hp.n_layer, f->hp.n_expert, 1);
+    assert_int_equal(expert_pager_slots_for(f->store, 0, f->hp.n_layer, f->hp.n_expert, least - 1),
+                     0);
+    for (uint64_t n_bytes = least; n_bytes < 16 * least; n_bytes += least / 3) {
+        const uint32_t n =
+            expert_pager_slots_for(f->store, 0, f->hp.n_layer, f->hp.n_expert, n_bytes);
+        assert_in_range(n, 1, n_all);
+        assert_true(expert_pager_slot_bytes(f->store, 0, f->hp.n_layer, f->hp.n_expert, n) <=
+                    n_bytes);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_lends_the_bytes_of_the_file, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_preload_gives_way_and_fills, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_a_file_cut_off_fails_one_request, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_slots_for_is_the_inverse_of_slot_bytes, set_up,
+                                        tear_down)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
