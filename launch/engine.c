@@ -177,12 +177,7 @@ static enum lm_status create_worker(struct engine *engine, const struct engine_c
                                     struct lm_error *err)
 {
     struct pager_options pager = pager_options(asked);
-    enum lm_status status =
-        expert_store_create(&engine->store, engine->file, &engine->hp, 0, engine->hp.n_layer, err);
-    if (status == LM_OK && asked->expert_slots)
-        status = parse_expert_slots(&pager.n_slot, asked->expert_slots,
-                                    hparams_n_expert_total(&engine->hp), err);
-    if (status != LM_OK) return status;
+    pager.n_slot = engine->n_expert_slot;
     const struct worker_config config = {.file = engine->file,
                                          .hp = &engine->hp,
                                          .store = engine->store,

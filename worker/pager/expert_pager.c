@@ -746,7 +746,8 @@ static enum lm_status create_reader(struct expert_pager *pager, struct lm_error 
                                               .arena_bytes = pager->arena_bytes,
                                               .depth = pager->config.depth,
                                               .engine = pager->config.engine,
-                                              .access = pager->config.access};
+                                              .access = pager->config.access,
+                                              .drop_cached = true};
     const enum lm_status status = disk_reader_create(&pager->reader, &config, err);
     free(file);
     return status;
