@@ -294,7 +294,8 @@ static enum lm_status open_engine(struct run *run, struct lm_error *err)
     if (status == LM_OK) {
         if (is_demo)
             log_info("using the demonstration model %s, which is small and knows little; for a "
-                     "real one: lean run /path/to/model.gguf",
+                     "real one download a GGUF file, as huggingface.co has them, and: "
+                     "lean run /path/to/model.gguf",
                      path);
         config.model_path = path;
         status = engine_open(&run->engine, &config, err);

@@ -35,12 +35,13 @@ class Demo(unittest.TestCase):
         self.assertLessEqual(len(data), 32 << 20)
 
     def test_the_first_command_names_the_model_and_the_way_to_a_real_one(self):
-        result = lean("run", "--seed", 1, input="Tell me about the sea.")
+        result = lean("run", "--seed", 1, input="Tell me something about the kernel.")
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertRegex(result.stdout, r"[A-Za-z]{2,} [A-Za-z]{2,}")
         self.assertIn("demonstration model", result.stderr)
         self.assertIn(os.path.basename(MODEL), result.stderr)
-        self.assertIn("for a real one: ", result.stderr)
+        self.assertIn("for a real one ", result.stderr)
+        self.assertIn("lean run /path/to/model.gguf", result.stderr)
 
     def test_text_becomes_the_ids_it_was_trained_with(self):
         for prompt in self.expected["prompts"]:
