@@ -66,7 +66,7 @@ struct disk_reader_config {
     size_t n_file;
     void *arena; /* memory that all reads go to, to be registered with the kernel; or NULL */
     size_t arena_bytes;
-    uint32_t depth; /* 0: 8 */
+    uint32_t depth; /* 0: 8; at most 32 */
     enum disk_engine engine;
     enum disk_access access;
     bool drop_cached; /* buffered: what has been read leaves the page cache */
@@ -80,6 +80,8 @@ struct disk_reader_stats {
     double busy_s; /* time with at least one read running */
 };
 
+/* LM_E_LIMIT: depth over 32; LM_E_UNSUPPORTED: DISK_ENGINE_URING, and the kernel refuses it;
+ * LM_E_NO_MEM. */
 enum lm_status disk_reader_create(struct disk_reader **out, const struct disk_reader_config *config,
                                   struct lm_error *err);
 /* Waits for what is running; what is queued never runs. NULL is legal. */
@@ -87,7 +89,7 @@ void disk_reader_destroy(struct disk_reader *reader);
 
 void disk_reader_submit(struct disk_reader *reader, struct disk_read *read,
                         enum read_priority priority);
-/* Raises the priority of a read that was submitted; no effect once it runs. */
+/* Raises the priority of a read that was submitted: what of it has not begun goes earlier. */
 void disk_reader_promote(struct disk_reader *reader, struct disk_read *read,
                          enum read_priority priority);
 /* True: it had not begun and never will. False: it runs or is over, and will be reaped. */

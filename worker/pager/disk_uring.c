@@ -6,7 +6,8 @@
  *
  * Files are registered with the ring. So is the arena, chunk by chunk when the first read goes
  * there: that pins its memory, which takes as long as faulting it in and would otherwise delay the
- * start. Where RLIMIT_MEMLOCK forbids it, reads go without. */
+ * start. It saves two thirds of the processor time of a read (45 to 15 ms per GB). Where
+ * RLIMIT_MEMLOCK forbids it, reads go without. */
 #include <assert.h>
 #include <errno.h>
 #include <liburing.h>
@@ -21,9 +22,9 @@
 #include "proto/base/log.h"
 #include "worker/pager/disk_engine.h"
 
-/* A registered chunk reaches into the next by CHUNK_OVERLAP, so that a piece which starts in it
- * lies in it. */
-enum { CHUNK_BYTES = 64 << 20, CHUNK_OVERLAP = 8 << 20, CHUNKS_MAX = 16384 };
+/* Chunks are so small that what is being read lasts for longer than it takes to register one. Each
+ * reaches into the next by CHUNK_OVERLAP, so that a piece which starts in it lies in it. */
+enum { CHUNK_BYTES = 16 << 20, CHUNK_OVERLAP = 5 << 20, CHUNKS_MAX = 16384 };
 
 struct uring {
     struct disk_reader *reader;
@@ -75,8 +76,8 @@ static struct io_uring_sqe *next_entry(struct uring *uring)
 
 static void call(struct uring *uring, struct disk_piece *piece)
 {
-    struct io_uring_sqe *entry = next_entry(uring);
     const int chunk = find_chunk(uring, piece);
+    struct io_uring_sqe *entry = next_entry(uring);
     const int fd = uring->fixed_files ? (int)(2 * piece->file + piece->direct)
                                       : disk_piece_fd(uring->reader, piece);
     if (chunk >= 0)

@@ -675,7 +675,26 @@ static void test_depth_is_bounded(void **state)
     assert_int_equal(disk_reader_create(&reader, &config, &err), LM_E_LIMIT);
 }
 
-/* In a child, from which io_uring is then taken away. */
+/* What a process is not allowed, tried in a child. */
+
+/* Reads one extent; true if the bytes are right and the engine has that name. */
+static bool reads_with(const char *engine)
+{
+    struct disk_reader *reader;
+    struct lm_error err;
+    struct disk_read read, *ended;
+    const struct disk_reader_config config = {
+        .file = files, .n_file = N_FILE, .arena = arena, .arena_bytes = arena_bytes};
+    if (disk_reader_create(&reader, &config, &err) != LM_OK) return false;
+    const bool right_engine = !strcmp(disk_reader_stats(reader).engine, engine);
+    plan(&read, 0, 70001, 7 * MIB, arena);
+    disk_reader_submit(reader, &read, READ_DEMAND);
+    const bool right_bytes = disk_reader_reap(reader, &ended, 1, true) == 1 && !read.failure &&
+                             !memcmp(read.to[0], content[0] + 70001, 7 * MIB);
+    disk_reader_destroy(reader);
+    return right_engine && right_bytes;
+}
+
 static int read_without_uring(void)
 {
     struct sock_filter filter[] = {
@@ -692,32 +711,43 @@ static int read_without_uring(void)
     }
     struct disk_reader *reader;
     struct lm_error err;
-    struct disk_read read, *ended;
-    struct disk_reader_config config = {
+    const struct disk_reader_config config = {
         .file = files, .n_file = N_FILE, .engine = DISK_ENGINE_URING};
     if (disk_reader_create(&reader, &config, &err) != LM_E_UNSUPPORTED) return 1;
-    config.engine = DISK_ENGINE_AUTO;
-    if (disk_reader_create(&reader, &config, &err) != LM_OK) return 2;
-    if (strcmp(disk_reader_stats(reader).engine, "threads")) return 3;
-    plan(&read, 0, 70001, 7 * MIB, arena);
-    disk_reader_submit(reader, &read, READ_DEMAND);
-    if (disk_reader_reap(reader, &ended, 1, true) != 1 || read.failure) return 4;
-    if (memcmp(read.to[0], content[0] + 70001, 7 * MIB)) return 5;
-    disk_reader_destroy(reader);
-    return 0;
+    return !reads_with("threads");
+}
+
+/* The user may neither lock the arena nor open the files again. */
+static int read_as_nobody(void)
+{
+    const struct rlimit usual = {8 * MIB, 8 * MIB}; /* enough for the ring, not for the arena */
+    if (setrlimit(RLIMIT_MEMLOCK, &usual) || (!geteuid() && setresuid(65534, 65534, 65534)))
+        return 2;
+    return !reads_with(refused_engine == DISK_ENGINE_URING ? "threads" : "io_uring");
+}
+
+static void check_in_child(int (*run)(void))
+{
+    int status;
+    fflush(stdout);
+    const pid_t child = fork();
+    assert_true(child >= 0);
+    if (!child) _exit(run());
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 0);
 }
 
 static void test_io_uring_refused(void **state)
 {
     (void)state;
-    int status;
-    fflush(stdout);
-    const pid_t child = fork();
-    assert_true(child >= 0);
-    if (!child) _exit(read_without_uring());
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_true(WIFEXITED(status));
-    assert_int_equal(WEXITSTATUS(status), 0);
+    check_in_child(read_without_uring);
+}
+
+static void test_few_rights(void **state)
+{
+    (void)state;
+    check_in_child(read_as_nobody);
 }
 
 int main(void)
@@ -740,6 +770,7 @@ int main(void)
         cmocka_unit_test(test_probe),
         cmocka_unit_test(test_depth_is_bounded),
         cmocka_unit_test(test_io_uring_refused),
+        cmocka_unit_test(test_few_rights),
     };
     return cmocka_run_group_tests(tests, make_files, remove_files);
 }
