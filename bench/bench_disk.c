@@ -329,8 +329,9 @@ static void open_bench(struct bench *bench, const char *path)
     bench->mapping = mmap(NULL, bench->file_bytes, PROT_READ, MAP_SHARED, bench->file.fd, 0);
     bench->place = calloc(bench->n_place + 1, sizeof(*bench->place));
     if (bench->n_place < N_SLOT || bench->mapping == MAP_FAILED || !bench->place) fail(path);
-    if (posix_memalign((void **)&bench->arena, DISK_ALIGN, (size_t)N_SLOT * SLOT_BYTES))
+    if (posix_memalign((void **)&bench->arena, SLOT_BYTES, (size_t)N_SLOT * SLOT_BYTES))
         fail("memory");
+    madvise(bench->arena, (size_t)N_SLOT * SLOT_BYTES, MADV_HUGEPAGE); /* as the engine's */
     memset(bench->arena, 0, (size_t)N_SLOT * SLOT_BYTES);
     srand48((long)getpid());
     for (uint64_t i = 0; i < bench->n_place; i++) { /* shuffle while filling */

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -374,7 +375,12 @@ static bool any_direct(const struct disk_reader *reader)
 /* The probe: a few rounds of reads at places spread over the largest file, direct and buffered in
  * turn, until both have had PROBE_S. */
 
-enum { PROBE_READ_BYTES = 512 << 10, PROBE_READS = 8, PROBE_ROUNDS = 4 };
+enum {
+    PROBE_READ_BYTES = 512 << 10,
+    PROBE_READS = 8,
+    PROBE_ROUNDS = 4,
+    PROBE_ALIGN = 2 << 20 /* huge pages, as an arena has: the disk is given fewer, larger runs */
+};
 #define PROBE_S 0.015
 #define PROBE_FILE_BYTES (64ull << 20) /* a smaller file is read directly */
 #define PROBE_GAIN 1.25 /* buffered copies everything and competes for the cache: it must pay */
@@ -449,8 +455,9 @@ static void probe(struct disk_reader *reader)
     char *to = NULL;
     double seconds[2];
     if (file.n_bytes < PROBE_FILE_BYTES ||
-        posix_memalign((void **)&to, DISK_ALIGN, PROBE_READS * PROBE_READ_BYTES))
+        posix_memalign((void **)&to, PROBE_ALIGN, PROBE_READS * PROBE_READ_BYTES))
         return;
+    madvise(to, PROBE_READS * PROBE_READ_BYTES, MADV_HUGEPAGE);
     memset(to, 0, PROBE_READS * PROBE_READ_BYTES); /* the first round should not pay for faults */
     const int n_round = probe_rounds(reader, &file, to, seconds);
     const double n_bytes = (double)n_round * PROBE_READS * PROBE_READ_BYTES;
