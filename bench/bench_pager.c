@@ -221,18 +221,21 @@ static void find_layers(struct bench *bench, struct settings *settings)
             settings->class_of[il] = UINT32_MAX;
 }
 
-/* Uses of every expert in a trace. */
-static float *count_uses(const struct route_log *log)
+/* Uses per token of every expert in a trace. */
+static float *count_rates(const struct route_log *log)
 {
-    float *heat = calloc((size_t)log->n_layer * log->n_expert, sizeof(*heat));
-    if (!heat) fail("no memory", "");
+    float *rate = calloc((size_t)log->n_layer * log->n_expert, sizeof(*rate));
+    uint64_t n_row = 1;
+    if (!rate) fail("no memory", "");
+    for (size_t i = 0; i < log->n_step; i++)
+        n_row += log->step[i].n_row;
     for (size_t i = 0; i < log->n_step; i++)
         for (uint32_t k = 0; k < log->step[i].n_layer; k++) {
             const struct route_choice *choice = &log->step[i].layer[k];
             for (size_t c = 0; c < (size_t)choice->n_row * log->n_expert_used; c++)
-                heat[(size_t)choice->layer * log->n_expert + choice->expert[c]]++;
+                rate[(size_t)choice->layer * log->n_expert + choice->expert[c]] += 1 / (float)n_row;
         }
-    return heat;
+    return rate;
 }
 
 static void run_replay(struct settings *settings)
@@ -240,7 +243,7 @@ static void run_replay(struct settings *settings)
     struct route_log *log[MAX_TRACE], *preload = NULL;
     struct replay_recall recall;
     struct lm_error err;
-    float *heat = NULL;
+    float *rate = NULL;
     for (size_t i = 0; i < settings->n_trace; i++) {
         log[i] = read_trace(settings->trace[i]);
         if (log[i]->n_layer != log[0]->n_layer || log[i]->n_expert != log[0]->n_expert ||
@@ -251,7 +254,7 @@ static void run_replay(struct settings *settings)
         preload = read_trace(settings->preload);
         if (preload->n_layer != log[0]->n_layer || preload->n_expert != log[0]->n_expert)
             fail("of another model: ", settings->preload);
-        heat = count_uses(preload);
+        rate = count_rates(preload);
     }
     struct bench bench = {.settings = settings,
                           .config = {.log = (const struct route_log *const *)log,
@@ -262,7 +265,7 @@ static void run_replay(struct settings *settings)
                                      .half_life = settings->half_life,
                                      .by_token = settings->by_token,
                                      .n_warm_up = settings->n_warm_up,
-                                     .heat = heat}};
+                                     .rate = rate}};
     bench.config.slot_of_class = bench.slot_of_class;
     find_layers(&bench, settings);
     if (replay_recall(&bench.config, &recall, &err) != LM_OK) fail(err.message, "");
@@ -275,7 +278,7 @@ static void run_replay(struct settings *settings)
     print_header(settings->tsv);
     for (size_t i = 0; i < settings->n_share; i++)
         run_share(&bench, settings->share[i]);
-    free(heat);
+    free(rate);
     route_log_destroy(preload);
     for (size_t i = 0; i < settings->n_trace; i++)
         route_log_destroy(log[i]);

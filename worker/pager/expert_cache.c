@@ -23,6 +23,7 @@ struct expert {
     double heat;         /* in the layer's unit */
     uint64_t last_token; /* when it was used last; 0: never */
     uint64_t evicted_at; /* 0: never */
+    uint64_t n_use;
     float profile;
     int32_t slot;
 };
@@ -457,6 +458,7 @@ void expert_cache_use(struct expert_cache *cache, struct expert_key key, uint32_
     if (cache->layer[key.layer].clock != cache->now) advance_layer(cache, key.layer);
     expert->heat += n_row * cache->layer[key.layer].unit;
     expert->last_token = cache->now;
+    expert->n_use += n_row;
     if (expert->slot == NONE) return;
 
     struct slot *slot = &cache->slot[expert->slot];
@@ -469,11 +471,13 @@ void expert_cache_use(struct expert_cache *cache, struct expert_key key, uint32_
     }
 }
 
-void expert_cache_seed(struct expert_cache *cache, struct expert_key key, float heat)
+void expert_cache_seed(struct expert_cache *cache, struct expert_key key, float rate)
 {
     struct expert *expert = expert_of(cache, key);
     assert(cache->now == 0);
-    expert->heat = expert->profile = heat;
+    expert->profile = rate;
+    /* The sum of rate * 2^(-t / half-life) over all tokens past. */
+    expert->heat = (double)rate * (isinf(cache->half_life) ? 1 : cache->half_life / log(2));
     if (expert->slot == NONE) return;
     const struct slot *slot = &cache->slot[expert->slot];
     if (slot->admitted && !slot->n_pin)
@@ -483,6 +487,11 @@ void expert_cache_seed(struct expert_cache *cache, struct expert_key key, float 
 float expert_cache_heat(const struct expert_cache *cache, struct expert_key key)
 {
     return (float)(expert_of(cache, key)->heat / cache->layer[key.layer].unit);
+}
+
+uint64_t expert_cache_uses(const struct expert_cache *cache, struct expert_key key)
+{
+    return expert_of(cache, key)->n_use;
 }
 
 /* ---- placing ------------------------------------------------------------------------------ */

@@ -84,10 +84,13 @@ void expert_cache_advance(struct expert_cache *cache, uint32_t n_token, bool pre
 /* n_row rows of this step chose the expert, resident or not. For all experts that the step needs of
  * a layer before any of them is placed. */
 void expert_cache_use(struct expert_cache *cache, struct expert_key key, uint32_t n_row);
-/* Heat from a profile, in uses, before the first step. */
-void expert_cache_seed(struct expert_cache *cache, struct expert_key key, float heat);
+/* Uses per token from a profile, before the first step: the heat that such use would have led to.
+ */
+void expert_cache_seed(struct expert_cache *cache, struct expert_key key, float rate);
 /* Decayed to the layer's last step. */
 float expert_cache_heat(const struct expert_cache *cache, struct expert_key key);
+/* Rows that chose it since create, for a profile. */
+uint64_t expert_cache_uses(const struct expert_cache *cache, struct expert_key key);
 
 /* Slots of class 0 are numbered from 0, those of the next class follow. EXPERT_NO_SLOT: absent. */
 int32_t expert_cache_find(const struct expert_cache *cache, struct expert_key key);

@@ -18,7 +18,7 @@
 struct expert_use {
     double heat;   /* uses, decayed */
     uint64_t age;  /* tokens since it was used; EXPERT_NEVER_USED */
-    float profile; /* heat that it was seeded with */
+    float profile; /* uses per token that it was seeded with */
 };
 
 #define EXPERT_NEVER_USED UINT64_MAX

@@ -206,7 +206,7 @@ static enum lm_status preload(const struct replay_config *config, struct expert_
     for (uint32_t il = 0; il < n_layer; il++)
         for (uint32_t ie = 0; ie < n_expert && config->class_of[il] != UINT32_MAX; ie++) {
             const struct expert_key key = {il, ie};
-            list[n++] = (struct heated){config->heat[(size_t)il * n_expert + ie], key};
+            list[n++] = (struct heated){config->rate[(size_t)il * n_expert + ie], key};
             expert_cache_seed(cache, key, list[n - 1].heat);
         }
     qsort(list, n, sizeof(*list), compare_heat);
@@ -238,7 +238,7 @@ enum lm_status replay_policy(const struct replay_config *config, const struct ca
     run.missed = calloc(n_expert, sizeof(*run.missed));
     if (!run.pinned || !run.missed)
         status = lm_fail(err, LM_E_NO_MEM, "replay: no memory for %u experts", n_expert);
-    if (status == LM_OK && config->heat) status = preload(config, run.cache, err);
+    if (status == LM_OK && config->rate) status = preload(config, run.cache, err);
     if (status == LM_OK) status = walk_all(config, &visitor, &run.result.n_token, err);
     free(run.missed);
     free(run.pinned);

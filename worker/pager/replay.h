@@ -24,8 +24,8 @@ struct replay_config {
     double half_life;   /* of heat, as in struct expert_cache_config */
     bool by_token;      /* every row is a step of its own, as if it had been generated */
     uint64_t n_warm_up; /* tokens that are not counted, at the beginning */
-    const float *heat;  /* [n_layer][n_expert] a profile; the cache begins full with its hottest.
-                           NULL: it begins empty */
+    const float *rate;  /* [n_layer][n_expert] uses per token; the cache begins full with the
+                           hottest.  NULL: it begins empty */
 };
 
 struct replay_counts {

@@ -262,9 +262,10 @@ static void open_pair(struct pair *pair, const struct cache_policy *policy)
     assert_int_equal(expert_cache_create(&pair->cache, &naive->config, &err), LM_OK);
     for (uint32_t il = 0; il < naive->config.n_layer; il++)
         for (uint32_t ie = 0; ie < naive->config.n_expert; ie++) {
-            const float heat = (float)random_below(20);
-            expert_cache_seed(pair->cache, (struct expert_key){il, ie}, heat);
-            naive->expert[il][ie].heat = naive->expert[il][ie].profile = heat;
+            const float rate = (float)random_below(20) / 20;
+            expert_cache_seed(pair->cache, (struct expert_key){il, ie}, rate);
+            naive->expert[il][ie].heat = (double)rate * (naive->half_life / log(2));
+            naive->expert[il][ie].profile = rate;
         }
 }
 

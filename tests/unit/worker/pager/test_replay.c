@@ -184,15 +184,15 @@ static void frequency_outlasts_recency(void **state)
 
 static void a_profile_fills_the_cache(void **state)
 {
-    float heat[26] = {['b' - 'a'] = 5, ['c' - 'a'] = 4, ['a' - 'a'] = 1};
+    float rate[26] = {['b' - 'a'] = 5, ['c' - 'a'] = 4, ['a' - 'a'] = 1};
     (void)state;
     struct route_log *log = single_layer("bcbxcb");
     const struct route_log *const logs[] = {log};
     const uint32_t n_slot = 3;
     struct replay_config config = config_of(logs, &n_slot);
-    config.heat = heat;
+    config.rate = rate;
     assert_int_equal(replay(&config, STATIC).decode.n_hit, 5);
-    config.heat = NULL;
+    config.rate = NULL;
     assert_int_equal(replay(&config, STATIC).decode.n_hit, 3);
     route_log_destroy(log);
 }

@@ -1,0 +1,62 @@
+/* Routing profile of a model (proto/profile.proto): how often its experts were chosen, kept from
+ * run to run, so that a start knows what to read first.
+ *
+ *   at start   read; the pager preloads by heat_profile_rate
+ *   at exit    fade what is there by the tokens of this run, add the run's own uses, write
+ *
+ * A profile belongs to one model, told by its fingerprint, and is of no use to another.
+ * Ownership: a profile is the caller's; its fields may be changed between calls.
+ * Threads:   none of its own. */
+#ifndef LEAN_WORKER_PAGER_HEAT_PROFILE_H
+#define LEAN_WORKER_PAGER_HEAT_PROFILE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "proto/base/error.h"
+
+enum { HEAT_PROFILE_HALF_LIFE = 1 << 18 /* tokens */ };
+
+struct heat_profile {
+    uint64_t fingerprint; /* gguf_fingerprint */
+    char architecture[64];
+    uint32_t n_layer, n_expert, n_expert_used;
+    double n_token;
+    double
+        *uses; /* [n_layer][n_expert]; all 0: the layer has no routed experts, or none was used */
+};
+
+/* Without uses. LM_E_LIMIT: no model has that size. LM_E_NO_MEM. */
+enum lm_status heat_profile_create(struct heat_profile **out, uint64_t fingerprint,
+                                   const char *architecture, uint32_t n_layer, uint32_t n_expert,
+                                   uint32_t n_expert_used, struct lm_error *err);
+void heat_profile_destroy(struct heat_profile *profile); /* NULL is legal */
+
+/* LM_E_FORMAT: malformed, or contradicts itself. LM_E_UNSUPPORTED: of another version.
+ * LM_E_NOT_FOUND, LM_E_IO, LM_E_LIMIT: the file is too large to be one. LM_E_NO_MEM. */
+enum lm_status heat_profile_read(struct heat_profile **out, const char *path, struct lm_error *err);
+/* Into a file beside it that then takes its name, so that a reader sees the old or the new one. */
+enum lm_status heat_profile_write(const struct heat_profile *profile, const char *path,
+                                  struct lm_error *err);
+
+/* LM_E_MISMATCH: the profile is of another model than that of the fingerprint. name: of the file.
+ */
+enum lm_status heat_profile_check(const struct heat_profile *profile, const char *name,
+                                  uint64_t fingerprint, struct lm_error *err);
+
+/* n_token more tokens will be added: what is there counts half as much each HEAT_PROFILE_HALF_LIFE.
+ */
+void heat_profile_fade(struct heat_profile *profile, double n_token);
+/* Adds uses and tokens. LM_E_MISMATCH: of another model; nothing is added. name: of from. */
+enum lm_status heat_profile_add(struct heat_profile *profile, const struct heat_profile *from,
+                                const char *name, struct lm_error *err);
+
+/* Uses of an expert per token, 0 to 1. */
+static inline double heat_profile_rate(const struct heat_profile *profile, uint32_t layer,
+                                       uint32_t expert)
+{
+    const double uses = profile->uses[(uint64_t)layer * profile->n_expert + expert];
+    return profile->n_token > 0 ? uses / profile->n_token : 0;
+}
+
+#endif
