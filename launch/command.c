@@ -11,6 +11,7 @@ extern const struct command command_eval;
 extern const struct command command_help;
 extern const struct command command_inspect;
 extern const struct command command_pack;
+extern const struct command command_profile;
 extern const struct command command_quantize;
 extern const struct command command_run;
 extern const struct command command_synth;
@@ -27,6 +28,7 @@ const struct command *const commands[] = {
     &command_help,
     &command_inspect,
     &command_pack,
+    &command_profile,
     &command_quantize,
     &command_run,
     &command_synth,

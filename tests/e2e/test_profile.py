@@ -1,0 +1,68 @@
+"""lean profile: record, show and merge on the demonstration model."""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+LEAN = os.environ["LEAN"]
+SOURCE = os.environ["LEAN_SOURCE_DIR"]
+MODEL = os.path.join(SOURCE, "configs/demo/lean-demo-q4_k_m.gguf")
+
+
+def lean(*args, code=0, text=None):
+    done = subprocess.run([LEAN, *args], input=text, capture_output=True, text=True)
+    assert done.returncode == code, (args, done.returncode, done.stderr)
+    return done
+
+
+def show(path):
+    return json.loads(lean("profile", "show", path, "--json").stdout)
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        a, b, both = (os.path.join(folder, name) for name in ("a.pb", "b.pb", "both.pb"))
+        text = "The sea is wide and the ships are small. " * 8
+        with open(os.path.join(folder, "text"), "w") as file:
+            file.write(text)
+        lean("profile", "record", MODEL, "--text", file.name, "-o", a)
+        lean("profile", "record", MODEL, "-o", b, "--prefill-chunk", "7", "--ctx", "64", text="def f(x): return x + 1\n" * 9)
+        one, two = show(a), show(b)
+        n = len(json.loads(lean("tokenize", MODEL, "--json", text=text).stdout)["ids"])
+        assert one["n_tokens"] == n, (one["n_tokens"], n)
+        assert one["fingerprint"] == two["fingerprint"]
+        for layer in one["layers"]:
+            assert len(layer["uses_per_token"]) == one["n_expert"]
+            assert abs(sum(layer["uses_per_token"]) - one["n_expert_used"]) < 1e-4
+            assert layer["uses_per_token"][layer["busiest"]] == max(layer["uses_per_token"])
+        assert len(one["layers"]) == one["n_layer"] - 1 or len(one["layers"]) == one["n_layer"]
+
+        lean("profile", "merge", a, b, "-o", both)
+        merged = show(both)
+        assert merged["n_tokens"] == one["n_tokens"] + two["n_tokens"]
+        for x, y, z in zip(one["layers"], two["layers"], merged["layers"]):
+            for p, q, r in zip(x["uses_per_token"], y["uses_per_token"], z["uses_per_token"]):
+                total = p * one["n_tokens"] + q * two["n_tokens"]
+                assert abs(r * merged["n_tokens"] - total) < 1e-3
+        table = lean("profile", "show", both).stdout
+        assert "half of the uses" in table and one["fingerprint"] in table
+
+        lean("profile", "merge", a, b, "-o", both, code=2)  # exists
+        lean("profile", "merge", a, b, "-o", both, "--force")
+        lean("profile", "show", MODEL, code=5)
+        lean("profile", "show", os.path.join(folder, "none"), code=3)
+        lean("profile", "polish", a, code=2)
+        lean("profile", "record", MODEL, code=2)
+        lean("profile", "record", MODEL, "-o", os.path.join(folder, "c"), code=2, text="")
+        other = os.path.join(folder, "other.gguf")
+        lean("synth", "qwen3moe", "Q8_0", "-o", other)
+        c = os.path.join(folder, "c.pb")
+        lean("profile", "record", other, "-o", c, text="hello")
+        lean("profile", "merge", a, c, "-o", both, "--force", code=10)
+        left = sorted(os.listdir(folder))
+        assert left == ["a.pb", "b.pb", "both.pb", "c.pb", "other.gguf", "text"], left
+
+
+if __name__ == "__main__":
+    sys.exit(main())
