@@ -6,8 +6,8 @@
  *
  * A miss in decode must be read and put somewhere whatever it is worth, so it is always admitted in
  * the place of the least; its own worth decides how soon it goes. To refuse it below 1.3 times the
- * worth of what is there changed hits by less than 0.1 points, and to keep slots for the refused
- * cost up to 2: bench/results/pager-policies-2026-11-22.md. */
+ * worth of what is there lost 0.1 points of hits, and to keep slots for the refused another 0.7 to
+ * 2.3: bench/results/pager-policies-2026-11-22.md. */
 #ifndef LEAN_WORKER_PAGER_POLICY_H
 #define LEAN_WORKER_PAGER_POLICY_H
 
