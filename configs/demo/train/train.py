@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.multiprocessing as mp
-import torch.nn.functional as F
 
 import bigram
 import model as lm
