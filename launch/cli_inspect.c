@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <json-c/json.h>
 
@@ -15,12 +16,14 @@
 #include "launch/model_ref.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
+#include "proto/lmpack/lmpack.h"
 #include "proto/model/hparams.h"
 
 /* Everything that is known, collected before anything is printed. */
 struct inspection {
     struct gguf_file *file;
-    struct hparams *hp; /* NULL: not a model that runs here; why says the reason */
+    struct lmpack *pack; /* that the file is the dense part of, or NULL */
+    struct hparams *hp;  /* NULL: not a model that runs here; why says the reason */
     struct lm_error why;
     struct weight_census census;
     struct gguf_string arch, name, chat_template;
@@ -32,6 +35,8 @@ struct inspection {
 static enum lm_status collect(struct inspection *in, const struct options *options,
                               struct lm_error *err)
 {
+    const enum lm_status packed = lmpack_open_around(&in->pack, in->file, err);
+    if (packed != LM_OK) return packed;
     gguf_get_string(in->file, "general.architecture", &in->arch, NULL, NULL);
     gguf_get_string(in->file, "general.name", &in->name, NULL, NULL);
     gguf_get_string(in->file, "tokenizer.chat_template", &in->chat_template, NULL, NULL);
@@ -68,15 +73,50 @@ static void discard(struct inspection *in)
 {
     tokenizer_destroy(in->tokenizer);
     free(in->hp);
+    lmpack_close(in->pack);
     gguf_close(in->file);
 }
 
-static uint64_t file_bytes(const struct gguf_file *file)
+static size_t n_file(const struct inspection *in)
+{
+    return gguf_n_shard(in->file) + (in->pack ? 1 + lmpack_manifest(in->pack)->n_moe : 0);
+}
+
+/* Without the manifest of a pack. */
+static uint64_t file_bytes(const struct inspection *in)
 {
     uint64_t n_bytes = 0;
-    for (size_t i = 0; i < gguf_n_shard(file); i++)
-        n_bytes += gguf_shard_at(file, i)->n_bytes;
+    for (size_t i = 0; i < gguf_n_shard(in->file); i++)
+        n_bytes += gguf_shard_at(in->file, i)->n_bytes;
+    const struct lmpack_manifest *manifest = in->pack ? lmpack_manifest(in->pack) : NULL;
+    for (uint32_t i = 0; manifest && i < manifest->n_moe; i++)
+        n_bytes += lmpack_file_bytes(&manifest->layer[i], manifest->n_expert);
     return n_bytes;
+}
+
+/* Sizes of an expert's extent over the layers of a pack. */
+struct extents {
+    uint64_t min_bytes, max_bytes;
+};
+
+static struct extents extents_of(const struct lmpack_manifest *manifest)
+{
+    struct extents out = {manifest->n_moe ? UINT64_MAX : 0, 0};
+    for (uint32_t i = 0; i < manifest->n_moe; i++) {
+        const uint64_t n_bytes = manifest->layer[i].extent_bytes;
+        out.min_bytes = n_bytes < out.min_bytes ? n_bytes : out.min_bytes;
+        out.max_bytes = n_bytes > out.max_bytes ? n_bytes : out.max_bytes;
+    }
+    return out;
+}
+
+static bool has_profile(const struct lmpack *pack)
+{
+    char *path;
+    if (asprintf(&path, "%s/" LMPACK_PROFILE_NAME, lmpack_folder(pack)) < 0) return false;
+    const bool has = !access(path, F_OK);
+    free(path);
+    return has;
 }
 
 static uint32_t count_recurrent(const struct hparams *hp)
@@ -156,13 +196,27 @@ static void print_layers(const struct hparams *hp)
                hp->n_ff_shexp ? ", and a shared one" : "");
 }
 
+static void print_pack(const struct lmpack *pack)
+{
+    const struct lmpack_manifest *manifest = lmpack_manifest(pack);
+    const struct extents extents = extents_of(manifest);
+    char smallest[24], largest[24];
+    printf("pack          of model %016" PRIx64 ", %s routing profile\n", manifest->fingerprint,
+           has_profile(pack) ? "with a" : "no");
+    if (manifest->n_moe)
+        printf("              %u layers of %u experts, each one read of %s to %s\n",
+               manifest->n_moe, manifest->n_expert, log_format_bytes(extents.min_bytes, smallest),
+               log_format_bytes(extents.max_bytes, largest));
+}
+
 static void print_model(const struct inspection *in)
 {
     char text[256], total[24], active[24];
     printf("file          %s\n", gguf_path(in->file));
-    printf("format        GGUF version %u, %zu file%s, %s\n", gguf_version(in->file),
-           gguf_n_shard(in->file), gguf_n_shard(in->file) == 1 ? "" : "s",
-           log_format_bytes(file_bytes(in->file), total));
+    printf("format        %s version %u, %zu file%s, %s\n", in->pack ? "pack" : "GGUF",
+           in->pack ? LMPACK_VERSION : gguf_version(in->file), n_file(in),
+           n_file(in) == 1 ? "" : "s", log_format_bytes(file_bytes(in), total));
+    if (in->pack) print_pack(in->pack);
     if (in->name.n) printf("name          %s\n", show(in->name, text));
     if (in->arch.n) printf("architecture  %s\n", show(in->arch, text));
     if (!in->hp) {
@@ -423,14 +477,34 @@ static struct json_object *json_tensors(const struct gguf_file *file)
     return list;
 }
 
+static struct json_object *json_pack(const struct lmpack *pack)
+{
+    if (!pack) return NULL;
+    const struct lmpack_manifest *manifest = lmpack_manifest(pack);
+    const struct extents extents = extents_of(manifest);
+    struct json_object *object = json_object_new_object();
+    char fingerprint[17];
+    snprintf(fingerprint, sizeof(fingerprint), "%016" PRIx64, manifest->fingerprint);
+    add_number(object, "version", LMPACK_VERSION);
+    add_number(object, "tile_layout", LMPACK_LAYOUT_ROWS);
+    json_object_object_add(object, "fingerprint", json_object_new_string(fingerprint));
+    add_number(object, "layers", manifest->n_moe);
+    add_number(object, "n_expert", manifest->n_expert);
+    add_number(object, "extent_bytes_min", extents.min_bytes);
+    add_number(object, "extent_bytes_max", extents.max_bytes);
+    json_object_object_add(object, "profile", json_object_new_boolean(has_profile(pack)));
+    return object;
+}
+
 static void print_json(const struct inspection *in, const struct options *options)
 {
     struct json_object *root = json_object_new_object();
     const struct gguf_string path = {gguf_path(in->file), strlen(gguf_path(in->file))};
     json_object_object_add(root, "path", json_text(path));
     add_number(root, "gguf_version", gguf_version(in->file));
-    add_number(root, "files", gguf_n_shard(in->file));
-    add_number(root, "bytes", file_bytes(in->file));
+    add_number(root, "files", n_file(in));
+    add_number(root, "bytes", file_bytes(in));
+    json_object_object_add(root, "pack", json_pack(in->pack));
     json_object_object_add(root, "name", in->name.n ? json_text(in->name) : NULL);
     json_object_object_add(root, "architecture", in->arch.n ? json_text(in->arch) : NULL);
     json_object_object_add(root, "runs", json_object_new_boolean(in->hp != NULL));
@@ -500,8 +574,9 @@ const struct command command_inspect = {
     .n_arg_min = 1,
     .n_arg_max = 1,
     .summary = "what a model is, and what it needs",
-    .details = "Reads the headers of a GGUF file and, if it is split, of its siblings; never the\n"
-               "weights.",
+    .details =
+        "Reads the headers of a GGUF file and, if it is split, of its siblings, or the manifest\n"
+        "of a pack; never the weights.",
     .options = (const struct option_spec *const[]){options_inspect, NULL},
     .reads_config = true,
     .run = run_inspect,

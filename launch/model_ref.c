@@ -96,11 +96,23 @@ static bool is_pack(const char *path)
     return is;
 }
 
+/* Of a pack that is its dense part, from where the others are found. */
+static enum lm_status use_pack(const char *folder, char **path, struct lm_error *err)
+{
+    size_t n = strlen(folder);
+    while (n > 1 && folder[n - 1] == '/')
+        n--;
+    if (asprintf(path, "%.*s/" LMPACK_DENSE_NAME, (int)n, folder) < 0)
+        return lm_fail(err, LM_E_NO_MEM, "no memory for a path");
+    return LM_OK;
+}
+
 static enum lm_status use_path(const char *name, char **path, struct lm_error *err)
 {
     struct stat info;
     if (stat(name, &info)) return lm_fail_errno(err, "model '%.400s'", name);
-    if (!S_ISREG(info.st_mode) && !is_pack(name)) {
+    if (is_pack(name)) return use_pack(name, path, err);
+    if (!S_ISREG(info.st_mode)) {
         lm_fail(err, LM_E_USAGE, "model '%.400s': %s, not a file", name,
                 S_ISDIR(info.st_mode) ? "a folder" : "a device or pipe");
         char *inside = S_ISDIR(info.st_mode) ? first_model(name) : NULL;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "proto/gguf/gguf.h"
+#include "proto/lmpack/lmpack.h"
 #include "proto/model/hparams.h"
 #include "proto/model/tensor_names.h"
 
@@ -66,26 +67,51 @@ static enum weight_group group_of(const struct gguf_tensor *tensor, const struct
     return group_of_role(role, hp && role >= ROLE_GLOBAL_COUNT && hp->layer[il].recurrent);
 }
 
+static void count(struct weight_census *out, enum weight_group group, enum tensor_type type,
+                  uint64_t n_param, uint64_t n_bytes, const struct hparams *hp)
+{
+    struct weight_count *of_group = &out->group[group];
+    of_group->n_tensor++;
+    of_group->n_param += n_param;
+    of_group->n_bytes += n_bytes;
+    of_group->n_of_type[type]++;
+    if (group == WEIGHTS_MTP || group == WEIGHTS_OTHER) return;
+    out->n_param += n_param;
+    out->n_bytes += n_bytes;
+    if (group == WEIGHTS_EXPERTS)
+        out->n_param_active += hp && hp->n_expert ? n_param * hp->n_expert_used / hp->n_expert : 0;
+    else if (group != WEIGHTS_EMBEDDING || (hp && hp->tied))
+        out->n_param_active += n_param;
+}
+
+/* Each matrix of a packed layer counts as the stack that it was. */
+static void count_pack(struct weight_census *out, const struct lmpack *pack,
+                       const struct hparams *hp)
+{
+    const struct lmpack_manifest *manifest = lmpack_manifest(pack);
+    for (uint32_t i = 0; i < manifest->n_moe; i++) {
+        const struct lmpack_layer *layer = &manifest->layer[i];
+        const enum weight_group group =
+            hp && layer->layer >= hp->n_layer ? WEIGHTS_MTP : WEIGHTS_EXPERTS;
+        for (int m = 0; m < LMPACK_MATRIX_COUNT; m++) {
+            const struct lmpack_matrix *matrix = &layer->matrix[m];
+            const uint64_t n_param = (uint64_t)matrix->n_row * matrix->n_col * manifest->n_expert;
+            count(out, group, matrix->type, n_param,
+                  lmpack_matrix_bytes(matrix) * manifest->n_expert, hp);
+        }
+    }
+}
+
 void weight_census_take(struct weight_census *out, const struct gguf_file *file,
                         const struct hparams *hp)
 {
+    struct lmpack *pack;
     memset(out, 0, sizeof(*out));
     for (size_t i = 0; i < gguf_n_tensor(file); i++) {
         const struct gguf_tensor *tensor = gguf_tensor_at(file, i);
         const uint64_t n_param = tensor->ne[0] * tensor->ne[1] * tensor->ne[2] * tensor->ne[3];
-        const enum weight_group group = group_of(tensor, hp);
-        struct weight_count *count = &out->group[group];
-        count->n_tensor++;
-        count->n_param += n_param;
-        count->n_bytes += tensor->n_bytes;
-        count->n_of_type[tensor->type]++;
-        if (group == WEIGHTS_MTP || group == WEIGHTS_OTHER) continue;
-        out->n_param += n_param;
-        out->n_bytes += tensor->n_bytes;
-        if (group == WEIGHTS_EXPERTS)
-            out->n_param_active +=
-                hp && hp->n_expert ? n_param * hp->n_expert_used / hp->n_expert : 0;
-        else if (group != WEIGHTS_EMBEDDING || (hp && hp->tied))
-            out->n_param_active += n_param;
+        count(out, group_of(tensor, hp), tensor->type, n_param, tensor->n_bytes, hp);
     }
+    if (lmpack_open_around(&pack, file, NULL) == LM_OK && pack) count_pack(out, pack, hp);
+    lmpack_close(pack);
 }

@@ -41,7 +41,8 @@ struct weight_census {
     uint64_t n_bytes;        /* of the decoder */
 };
 
-/* hp NULL: the file is of no model that runs here; groups are told by names alone. */
+/* Of the dense part of a pack: of the whole pack, unless its manifest cannot be read.
+ * hp NULL: the file is of no model that runs here; groups are told by names alone. */
 void weight_census_take(struct weight_census *out, const struct gguf_file *file,
                         const struct hparams *hp);
 

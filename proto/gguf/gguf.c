@@ -778,6 +778,11 @@ const struct gguf_kv *gguf_find_kv(const struct gguf_file *file, const char *key
     return name_table_find(&file->kv_table, key);
 }
 
+bool gguf_is_pack(const struct gguf_file *file)
+{
+    return gguf_find_kv(file, GGUF_KEY_PACK_VERSION) != NULL;
+}
+
 size_t gguf_n_tensor(const struct gguf_file *file)
 {
     return file->n_tensor;

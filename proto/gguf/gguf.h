@@ -100,6 +100,13 @@ size_t gguf_n_kv(const struct gguf_file *file);
 const struct gguf_kv *gguf_kv_at(const struct gguf_file *file, size_t index);
 const struct gguf_kv *gguf_find_kv(const struct gguf_file *file, const char *key); /* or NULL */
 
+/* Keys of the dense part of a pack (proto/lmpack/FORMAT.md): the version of the pack, and the
+ * fingerprint of the model that was packed, 16 hexadecimal digits. */
+#define GGUF_KEY_PACK_VERSION "lean.pack.version"
+#define GGUF_KEY_PACK_FINGERPRINT "lean.pack.fingerprint"
+/* Whether the file is the dense part of a pack: its routed experts are in files beside it. */
+bool gguf_is_pack(const struct gguf_file *file);
+
 size_t gguf_n_tensor(const struct gguf_file *file);
 const struct gguf_tensor *gguf_tensor_at(const struct gguf_file *file, size_t index);
 const struct gguf_tensor *gguf_find_tensor(const struct gguf_file *file, const char *name);

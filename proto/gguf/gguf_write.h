@@ -49,11 +49,6 @@ uint64_t gguf_writer_checksum(struct gguf_writer *writer);
 enum lm_status gguf_writer_finish(struct gguf_writer *writer, struct lm_error *err);
 void gguf_writer_destroy(struct gguf_writer *writer); /* abandons; NULL is legal */
 
-/* Keys of the dense part of a pack (proto/lmpack/FORMAT.md): the version of the pack, and the
- * fingerprint of the model that was packed, 16 hexadecimal digits. */
-#define GGUF_KEY_PACK_VERSION "lean.pack.version"
-#define GGUF_KEY_PACK_FINGERPRINT "lean.pack.fingerprint"
-
 /* Whether an entry is about how the model was split into files. */
 bool gguf_kv_is_split(const struct gguf_kv *kv);
 

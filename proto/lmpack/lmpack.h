@@ -66,13 +66,18 @@ struct lmpack_manifest {
     uint32_t n_moe;
 };
 
+struct gguf_file;
 struct lmpack;
 
 /* Opens the pack in a folder: reads its manifest, and looks at the size of its dense part.
  * LM_E_NOT_FOUND, LM_E_IO: a file cannot be read; LM_E_FORMAT: the manifest is malformed, damaged,
  * or does not fit the dense part; LM_E_UNSUPPORTED: another version or layout. */
 enum lm_status lmpack_open(struct lmpack **out, const char *folder, struct lm_error *err);
-/* The same from the manifest alone. folder names it in messages. */
+/* Opens the pack of which a file is the dense part, and checks that it is. *out NULL: it is a file
+ * of its own. */
+enum lm_status lmpack_open_around(struct lmpack **out, const struct gguf_file *dense,
+                                  struct lm_error *err);
+/* What lmpack_open reads, from the bytes of a manifest. folder names it in messages. */
 enum lm_status lmpack_parse(struct lmpack **out, const void *bytes, size_t n, const char *folder,
                             struct lm_error *err);
 void lmpack_close(struct lmpack *pack); /* NULL is legal */
@@ -103,8 +108,6 @@ void lmpack_lay_out(struct lmpack_layer *layer);
 
 /* FOLDER/experts-007.bin, malloc'ed; NULL: no memory. */
 char *lmpack_layer_path(const char *folder, uint32_t il);
-/* The folder of a pack whose dense part is at path, malloc'ed; NULL: no memory. */
-char *lmpack_folder_of(const char *dense_path);
 
 /* The last field of a manifest: its tag, and XXH3-64 of the n bytes before. bytes: room for both.
  */

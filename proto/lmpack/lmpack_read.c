@@ -10,6 +10,7 @@
 #include <xxhash.h>
 
 #include "proto/base/read_all.h"
+#include "proto/gguf/gguf_write.h"
 #include "proto/lmpack.pb-c.h"
 #include "proto/lmpack/lmpack.h"
 
@@ -261,6 +262,37 @@ enum lm_status lmpack_open(struct lmpack **out, const char *folder, struct lm_er
     status = lmpack_parse(&pack, bytes, n, folder, err);
     free(bytes);
     if (status == LM_OK) status = check_dense(pack, err);
+    if (status != LM_OK) {
+        lmpack_close(pack);
+        return status;
+    }
+    *out = pack;
+    return LM_OK;
+}
+
+/* Both name the model they are of. */
+static enum lm_status check_fingerprint(const struct lmpack *pack, const struct gguf_file *dense,
+                                        struct lm_error *err)
+{
+    uint64_t fingerprint;
+    const enum lm_status status = gguf_fingerprint(dense, &fingerprint, err);
+    if (status != LM_OK || fingerprint == pack->manifest.fingerprint) return status;
+    return lm_fail(err, LM_E_FORMAT, "%s: is not of the same model as the manifest beside it",
+                   gguf_path(dense));
+}
+
+enum lm_status lmpack_open_around(struct lmpack **out, const struct gguf_file *dense,
+                                  struct lm_error *err)
+{
+    struct lmpack *pack = NULL;
+    *out = NULL;
+    if (!gguf_is_pack(dense)) return LM_OK;
+    const char *path = gguf_path(dense), *slash = strrchr(path, '/');
+    char *folder = slash ? strndup(path, (size_t)(slash - path)) : strdup(".");
+    if (!folder) return lm_fail(err, LM_E_NO_MEM, "%s: no memory for a path", path);
+    enum lm_status status = lmpack_open(&pack, folder, err);
+    free(folder);
+    if (status == LM_OK) status = check_fingerprint(pack, dense, err);
     if (status != LM_OK) {
         lmpack_close(pack);
         return status;

@@ -41,12 +41,6 @@ char *lmpack_layer_path(const char *folder, uint32_t il)
     return asprintf(&path, "%s/experts-%03u.bin", folder, il) < 0 ? NULL : path;
 }
 
-char *lmpack_folder_of(const char *dense_path)
-{
-    const char *slash = strrchr(dense_path, '/');
-    return slash ? strndup(dense_path, (size_t)(slash - dense_path)) : strdup(".");
-}
-
 void lmpack_seal(uint8_t *bytes, size_t n)
 {
     const uint64_t checksum = XXH3_64bits(bytes, n);

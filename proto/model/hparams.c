@@ -470,7 +470,8 @@ static enum lm_status check_tensor(const struct gguf_tensor *tensor, struct tens
 struct tensor_check {
     const struct gguf_file *file;
     const struct hparams *hp;
-    bool sizes_known; /* no key is missing: shapes can be checked too */
+    bool sizes_known;   /* no key is missing: shapes can be checked too */
+    bool experts_apart; /* they are in the files of a pack */
     struct name_list missing;
     enum lm_status status;
     struct lm_error *err;
@@ -504,6 +505,7 @@ static void check_roles(struct tensor_check *check, int first, int end, uint32_t
         complete[role] = check_role(check, (enum tensor_role)role, il);
     for (int role = first; role < end; role++) {
         if (complete[role]) continue;
+        if (check->experts_apart && tensor_role_is_experts((enum tensor_role)role)) continue;
         char name[TENSOR_NAME_MAX];
         const struct role_alternatives other =
             tensor_alternatives(check->hp, (enum tensor_role)role, il);
@@ -565,8 +567,12 @@ enum lm_status hparams_read(struct hparams *out, const struct gguf_file *file, s
                     out->n_layer_mtp);
         out->n_layer_mtp = 0;
     }
-    struct tensor_check check = {
-        .file = file, .hp = out, .sizes_known = !missing_keys.n, .status = LM_OK, .err = err};
+    struct tensor_check check = {.file = file,
+                                 .hp = out,
+                                 .sizes_known = !missing_keys.n,
+                                 .experts_apart = gguf_is_pack(file),
+                                 .status = LM_OK,
+                                 .err = err};
     check_roles(&check, 0, ROLE_GLOBAL_COUNT, 0);
     for (uint32_t il = 0; il < out->n_layer + out->n_layer_mtp; il++)
         check_roles(&check, ROLE_GLOBAL_COUNT, ROLE_COUNT, il);

@@ -96,7 +96,8 @@ static inline bool hparams_can_cut_state(const struct hparams *hp)
     return true;
 }
 
-/* LM_E_UNSUPPORTED: an architecture or a variant of it that the engine does not run, with the ones
+/* The routed experts of a pack are not looked for: whoever opens its files checks them.
+ * LM_E_UNSUPPORTED: an architecture or a variant of it that the engine does not run, with the ones
  * it does; LM_E_FORMAT: missing keys and tensors (all named), values out of range, wrong shapes.
  * Tensors that nothing will use are named in a warning. */
 enum lm_status hparams_read(struct hparams *out, const struct gguf_file *file,

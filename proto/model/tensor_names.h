@@ -88,6 +88,12 @@ struct tensor_shape {
 /* Shape of a role in layer il (ignored for global roles). */
 struct tensor_shape tensor_shape(const struct hparams *hp, enum tensor_role role, uint32_t il);
 
+/* Whether tensors of the role hold routed experts, in any of the forms that files have them. */
+static inline bool tensor_role_is_experts(enum tensor_role role)
+{
+    return role >= ROLE_FFN_GATE_EXPS && role <= ROLE_FFN_DOWN_EXP;
+}
+
 /* Roles that together replace a required one: ROLE_COUNT if there is none. attn_q, attn_k and
  * attn_v give way to attn_qkv, the expert stacks to gate_up_exps or to tensors per expert. */
 struct role_alternatives {

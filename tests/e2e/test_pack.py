@@ -135,6 +135,78 @@ class Format(Case):
         Pack(folder)
 
 
+class Opening(Case):
+    """A pack is a model wherever one is asked for."""
+    IDS = [(i * 29 + 3) % 512 for i in range(40)]
+
+    def logits(self, model):
+        answer, rows = golden.evaluate(model, self.IDS, "-n", 6, logits=True)
+        return answer["generated"], rows
+
+    def test_same_logits(self):
+        for name, (base, change) in MODELS.items():
+            with self.subTest(name):
+                source = self.golden(base, change)
+                want = self.logits(source)
+                folder = self.pack(source, "model.lmpack", "--force")
+                for ref in (folder, folder + "/", os.path.join(folder, "dense.gguf")):
+                    self.assertTrue(self.logits(ref) == want, ref)
+
+    def test_every_command_takes_one(self):
+        source = self.golden("qwen35moe-k-q4km")
+        folder = self.pack(source)
+        asked = []
+        for model in (source, folder):
+            answers = [lean("run", model, "--raw", "--seed", 1, "--max-tokens", 5, "1 2"),
+                       lean("tokenize", model, "a b"), lean("inspect", model, "--template"),
+                       lean("template", model, input="{\"messages\": []}")]
+            asked.append([(a.returncode, a.stdout) for a in answers])
+        self.assertEqual(*asked)
+        reports = [json.loads(self.check(lean("inspect", m, "--memory", "--json")).stdout)
+                   for m in (source, folder)]
+        for key in ("model", "weights", "parameters", "parameters_active", "tokenizer"):
+            self.assertEqual(reports[0][key], reports[1][key], key)
+        self.assertEqual(*[r["memory"]["routed_experts"] for r in reports])
+        self.assertIsNone(reports[0]["pack"])
+        pack = Pack(folder)
+        told = reports[1]["pack"]
+        self.assertEqual(reports[1]["files"], len(pack.layers) + 2)
+        self.assertEqual(told["fingerprint"], f"{pack.manifest['fingerprint']:016x}")
+        self.assertEqual((told["layers"], told["profile"]), (len(pack.layers), False))
+        self.assertIn("format        pack version 1", lean("inspect", folder).stdout)
+        refused = self.check(lean("quantize", folder, self.path("q.gguf"), "Q4_K_M"), 9)
+        self.assertIn("dense part of a pack", refused.stderr)
+        self.check(lean("run", self.folder, "hi"), 2)
+
+    def test_what_is_missing_or_foreign_is_named(self):
+        folder = self.pack(self.golden("qwen35moe-s-q8_0"))
+        other = self.pack(self.golden("qwen35moe-k-q4km"), "other.lmpack")
+        intact = contents(folder)
+
+        def refuse(name, data, code, words):
+            path = os.path.join(folder, name)
+            os.remove(path)
+            if data is not None:
+                with open(path, "wb") as file:
+                    file.write(data)
+            self.assertIn(words, self.check(lean("eval", folder, "--ids", "1,2"), code).stderr)
+            with open(path, "wb") as file:
+                file.write(intact[name])
+
+        refuse("experts-001.bin", None, 3, "experts-001.bin")
+        refuse("experts-001.bin", intact["experts-001.bin"][:-1], 5, "must have")
+        refuse("manifest.pb", contents(other)["manifest.pb"], 5, "dense.gguf: has")
+        refuse("dense.gguf", contents(other)["dense.gguf"], 5, "dense.gguf: has")
+        refuse("dense.gguf", intact["dense.gguf"][:-1], 5, "dense.gguf: ")
+        refuse("manifest.pb", None, 2, "a folder")
+        dense = intact["dense.gguf"]
+        at = dense.index(b"lean.pack.fingerprint") + 21 + 4 + 8
+        digit = b"0" if dense[at:at + 1] != b"0" else b"1"
+        refuse("dense.gguf", dense[:at] + digit + dense[at + 1:], 5, "not of the same model")
+        refuse("dense.gguf", dense[:at] + b"x" + dense[at + 1:], 5, "is malformed")
+        self.check(lean("eval", folder, "--ids", "1,2"))
+
+
 class Refusals(Case):
     def test_words(self):
         source, out = self.golden("qwen3moe-s-q8_0"), self.path("model.lmpack")
@@ -150,10 +222,10 @@ class Refusals(Case):
         self.check(lean("pack", "-o", out), 2)
         self.check(lean("pack", source, source, "-o", self.path("b")), 2)
         self.check(lean("pack", self.path("none"), "-o", self.path("b")), 3)
+        self.check(lean("pack", self.folder, "-o", self.path("b")), 2)
         self.check(lean("pack", __file__, "-o", self.path("b")), 5)
-        dense = os.path.join(out, "dense.gguf")
         self.assertIn("dense part of a pack",
-                      self.check(lean("pack", dense, "-o", self.path("b")), 9).stderr)
+                      self.check(lean("pack", out, "-o", self.path("b")), 9).stderr)
         self.check(lean("pack", "--verify", "-o", self.path("none")), 2)
         self.check(lean("pack", "--verify", "-o", self.folder), 3)
         self.assertTrue(contents(out) == before)

@@ -25,8 +25,8 @@ static bool is_routed_expert(const struct gguf_tensor *tensor, const struct hpar
     enum tensor_role role;
     uint32_t il, ie;
     return tensor_name_parse(tensor->name.data, tensor->name.n, &role, &il, &ie) &&
-           role >= ROLE_FFN_GATE_EXPS && role <= ROLE_FFN_DOWN_EXP &&
-           il < hp->n_layer + hp->n_layer_mtp && hp->layer[il].moe && ie < hp->n_expert;
+           tensor_role_is_experts(role) && il < hp->n_layer + hp->n_layer_mtp &&
+           hp->layer[il].moe && ie < hp->n_expert;
 }
 
 uint64_t pack_dense_left_out_bytes(const struct gguf_file *source, const struct hparams *hp)

@@ -73,7 +73,7 @@ static enum lm_status plan_layers(struct plan *plan, struct lm_error *err)
 static enum lm_status make_plan(struct plan **out, const struct gguf_file *source,
                                 struct lm_error *err)
 {
-    if (gguf_find_kv(source, GGUF_KEY_PACK_VERSION))
+    if (gguf_is_pack(source))
         return lm_fail(err, LM_E_UNSUPPORTED, "%s: is the dense part of a pack", gguf_path(source));
     struct plan *plan = calloc(1, sizeof(*plan));
     if (!plan) return lm_fail(err, LM_E_NO_MEM, "no memory for a plan");

@@ -183,6 +183,8 @@ static enum lm_status plan(const struct gguf_file *source, const struct recipe *
 {
     const size_t n_tensor = gguf_n_tensor(source);
     uint32_t n_layer, n_expert;
+    if (gguf_is_pack(source))
+        return lm_fail(err, LM_E_UNSUPPORTED, "%s: is the dense part of a pack", gguf_path(source));
     enum lm_status status = model_sizes(source, &n_layer, &n_expert, err);
     if (status != LM_OK) return status;
     struct recipe_tensor *planned = calloc(n_tensor + 1, sizeof(*planned));

@@ -1,7 +1,8 @@
-/* Finds the experts of a GGUF file once, at create; afterwards everything is a table look-up.
+/* Finds the experts of a model once, at create; afterwards everything is a table look-up.
  *
- * Three forms become the same parts: a stack per matrix {.., n_expert}; gate and up fused in one
- * stack, gate rows first; one tensor per expert and matrix. */
+ * Three forms in GGUF become the same parts: a stack per matrix {.., n_expert}; gate and up fused
+ * in one stack, gate rows first; one tensor per expert and matrix. In a pack an expert is one part.
+ */
 #include "worker/pager/expert_store.h"
 
 #include <assert.h>
@@ -9,17 +10,26 @@
 #include <string.h>
 
 #include "proto/gguf/gguf.h"
+#include "proto/lmpack/lmpack.h"
 #include "proto/model/hparams.h"
 #include "proto/model/tensor_names.h"
 
 struct store_layer {
     struct expert_layer alike;
     struct expert_extent *extent; /* [n_expert][alike.n_part]; NULL: no experts */
+    const uint64_t *checksum;     /* [n_expert]; NULL: there are none */
+};
+
+struct store_file {
+    struct expert_file file;
+    const void *data; /* mapped */
 };
 
 struct expert_store {
-    const struct gguf_file *file;
+    struct lmpack *pack; /* NULL: the experts are in a GGUF file */
     uint32_t n_expert;
+    struct store_file *file; /* [n_file] */
+    size_t n_file;
     struct store_layer layer[HPARAMS_MAX_LAYER];
 };
 
@@ -115,18 +125,106 @@ static enum lm_status find_layer(struct store_layer *layer, const struct gguf_fi
     return LM_OK;
 }
 
+/* ---- in a pack ---------------------------------------------------------------------------- */
+
+static bool is_like(const struct lmpack_matrix *matrix, uint32_t n_col, uint32_t n_row)
+{
+    return matrix->n_col == n_col && matrix->n_row == n_row &&
+           tensor_type_info(matrix->type)->computable;
+}
+
+/* Whether the pack is one of this model. Of its layers only those that are asked for are checked.
+ */
+static enum lm_status check_pack(const struct lmpack *pack, const struct hparams *hp,
+                                 struct lm_error *err)
+{
+    const struct lmpack_manifest *manifest = lmpack_manifest(pack);
+    const uint32_t n_layer = hp->n_layer + hp->n_layer_mtp;
+    if (!strcmp(manifest->architecture, hp->arch->name) && manifest->n_layer == n_layer &&
+        (!manifest->n_moe || manifest->n_expert == hp->n_expert))
+        return LM_OK;
+    return lm_fail(
+        err, LM_E_FORMAT, "%s: manifest: %u layers and %u experts, the model has %u and %u",
+        lmpack_folder(pack), manifest->n_layer, manifest->n_expert, n_layer, hp->n_expert);
+}
+
+static struct expert_layer packed_layer_of(const struct lmpack_layer *packed)
+{
+    const struct lmpack_matrix *matrix = packed->matrix;
+    struct expert_layer layer = {
+        .gate = weight_of(matrix[0].type, matrix[0].n_col, matrix[0].n_row),
+        .up = weight_of(matrix[1].type, matrix[1].n_col, matrix[1].n_row),
+        .down = weight_of(matrix[2].type, matrix[2].n_col, matrix[2].n_row),
+        .n_part = 1,
+        .part_bytes = {packed->extent_bytes},
+        .n_bytes = packed->extent_bytes,
+    };
+    for (int i = 0; i < EXPERT_MATRIX_COUNT; i++)
+        layer.matrix[i].offset = matrix[i].offset;
+    return layer;
+}
+
+static enum lm_status find_packed_layer(struct expert_store *store, const struct hparams *hp,
+                                        uint32_t il, struct lm_error *err)
+{
+    const struct lmpack_layer *packed = lmpack_find_layer(store->pack, il);
+    struct store_layer *layer = &store->layer[il];
+    if (!packed || !is_like(&packed->matrix[0], hp->n_embd, hp->n_ff_exp) ||
+        !is_like(&packed->matrix[1], hp->n_embd, hp->n_ff_exp) ||
+        !is_like(&packed->matrix[2], hp->n_ff_exp, hp->n_embd))
+        return lm_fail(err, LM_E_FORMAT, "%s: layer %u: no experts of %u x %u that can be run",
+                       lmpack_folder(store->pack), il, hp->n_embd, hp->n_ff_exp);
+    const enum lm_status status = lmpack_open_layer(store->pack, il, err);
+    if (status != LM_OK) return status;
+    const struct lmpack_file file = lmpack_layer_file(store->pack, il);
+    layer->alike = packed_layer_of(packed);
+    layer->checksum = packed->checksum;
+    layer->extent = calloc(hp->n_expert, sizeof(*layer->extent));
+    if (!layer->extent)
+        return lm_fail(err, LM_E_NO_MEM, "expert store: no memory for %u experts", hp->n_expert);
+    for (uint32_t ie = 0; ie < hp->n_expert; ie++)
+        layer->extent[ie] = (struct expert_extent){(uint32_t)store->n_file, packed->offset[ie],
+                                                   packed->extent_bytes};
+    store->file[store->n_file++] =
+        (struct store_file){{.path = file.path, .fd = file.fd}, file.data};
+    return LM_OK;
+}
+
+/* ---- opening ------------------------------------------------------------------------------ */
+
+/* Opens the pack if there is one, and lists the files that are known before the layers are. */
+static enum lm_status open_files(struct expert_store *store, const struct gguf_file *file,
+                                 const struct hparams *hp, struct lm_error *err)
+{
+    enum lm_status status = lmpack_open_around(&store->pack, file, err);
+    if (status == LM_OK && store->pack) status = check_pack(store->pack, hp, err);
+    if (status != LM_OK) return status;
+    const size_t n_max = store->pack ? hp->n_layer + hp->n_layer_mtp : gguf_n_shard(file);
+    store->file = calloc(n_max, sizeof(*store->file));
+    if (!store->file) return lm_fail(err, LM_E_NO_MEM, "expert store: no memory");
+    if (store->pack) return LM_OK;
+    for (size_t i = 0; i < n_max; i++) {
+        const struct gguf_shard *shard = gguf_shard_at(file, i);
+        store->file[store->n_file++] =
+            (struct store_file){{.path = shard->path, .fd = shard->fd}, shard->data};
+    }
+    return LM_OK;
+}
+
 enum lm_status expert_store_create(struct expert_store **out, const struct gguf_file *file,
                                    const struct hparams *hp, uint32_t layer_begin,
                                    uint32_t layer_end, struct lm_error *err)
 {
     struct expert_store *store = calloc(1, sizeof(*store));
     if (!store) return lm_fail(err, LM_E_NO_MEM, "expert store: no memory");
-    store->file = file;
     store->n_expert = hp->n_expert;
-    for (uint32_t il = layer_begin; il < layer_end; il++) {
+    enum lm_status status = open_files(store, file, hp, err);
+    for (uint32_t il = layer_begin; il < layer_end && status == LM_OK; il++) {
         if (!hp->layer[il].moe) continue;
-        const enum lm_status status = find_layer(&store->layer[il], file, hp, il, err);
-        if (status == LM_OK) continue;
+        status = store->pack ? find_packed_layer(store, hp, il, err)
+                             : find_layer(&store->layer[il], file, hp, il, err);
+    }
+    if (status != LM_OK) {
         expert_store_destroy(store);
         return status;
     }
@@ -139,18 +237,20 @@ void expert_store_destroy(struct expert_store *store)
     if (!store) return;
     for (uint32_t il = 0; il < HPARAMS_MAX_LAYER; il++)
         free(store->layer[il].extent);
+    free(store->file);
+    lmpack_close(store->pack);
     free(store);
 }
 
 size_t expert_store_n_file(const struct expert_store *store)
 {
-    return gguf_n_shard(store->file);
+    return store->n_file;
 }
 
 struct expert_file expert_store_file(const struct expert_store *store, size_t index)
 {
-    const struct gguf_shard *shard = gguf_shard_at(store->file, index);
-    return (struct expert_file){.path = shard->path, .fd = shard->fd};
+    assert(index < store->n_file);
+    return store->file[index].file;
 }
 
 const struct expert_layer *expert_store_layer(const struct expert_store *store, uint32_t il)
@@ -177,8 +277,10 @@ void expert_store_locate(const struct expert_store *store, struct expert_key key
 
 bool expert_store_checksum(const struct expert_store *store, struct expert_key key, uint64_t *out)
 {
-    (void)store, (void)key, (void)out; /* GGUF has none */
-    return false;
+    const uint64_t *checksum = store->layer[key.layer].checksum;
+    assert(key.expert < store->n_expert);
+    if (checksum) *out = checksum[key.expert];
+    return checksum != NULL;
 }
 
 struct expert_view expert_store_mapped(const struct expert_store *store, struct expert_key key)
@@ -187,7 +289,7 @@ struct expert_view expert_store_mapped(const struct expert_store *store, struct 
     const struct expert_extent *extent = extents_of(store, key);
     const void *part[EXPERT_PART_MAX];
     for (uint32_t i = 0; i < layer->n_part; i++)
-        part[i] = (const char *)gguf_shard_at(store->file, extent[i].file)->data + extent[i].offset;
+        part[i] = (const char *)store->file[extent[i].file].data + extent[i].offset;
     return expert_layer_view(layer, part);
 }
 

@@ -48,8 +48,10 @@ struct expert_file {
     int fd; /* open for reading, buffered */
 };
 
-/* For the layers [layer_begin, layer_end) of a file that hparams_read has accepted.
- * LM_E_UNSUPPORTED: experts of one layer differ in type. */
+/* For the layers [layer_begin, layer_end) of a file that hparams_read has accepted. Of a pack, of
+ * which the file is the dense part, only the files of these layers are opened.
+ * LM_E_UNSUPPORTED: experts of one layer differ in type; LM_E_NOT_FOUND, LM_E_IO, LM_E_FORMAT: a
+ * file of the pack is missing, cannot be read, or is not what the model needs. */
 enum lm_status expert_store_create(struct expert_store **out, const struct gguf_file *file,
                                    const struct hparams *hp, uint32_t layer_begin,
                                    uint32_t layer_end, struct lm_error *err);
