@@ -51,6 +51,7 @@ struct bpe {
     uint32_t merge_mask;
     unsigned merge_shift;
     uint32_t n_merge, n_merge_max;
+    uint32_t next_made; /* the token that the next merge may well make */
     atomic_bool *whole; /* [n_token_max]: its bytes are known to merge to just itself */
 };
 
@@ -153,10 +154,18 @@ static bool reserve_piece(struct bpe *bpe)
     return true;
 }
 
-/* The piece with this text, made if there is none; *known tells. False: no memory. */
-static bool intern_piece(struct bpe *bpe, const char *text, size_t n, uint32_t *piece, bool *known)
+/* Filling a large vocabulary is waiting for memory: what is known of a search early is fetched. */
+static uint64_t hash_ahead(const struct bpe *bpe, const char *text, size_t n)
 {
     const uint64_t hash = XXH3_64bits(text, n);
+    __builtin_prefetch(&bpe->slots[(uint32_t)hash & bpe->slot_mask]);
+    return hash;
+}
+
+/* The piece with this text, made if there is none; *known tells. False: no memory. */
+static bool intern_piece(struct bpe *bpe, const char *text, size_t n, uint64_t hash,
+                         uint32_t *piece, bool *known)
+{
     struct piece_slot *slot = find_slot(bpe, text, n, hash);
     *known = slot->piece;
     if (slot->piece) {
@@ -261,7 +270,7 @@ enum lm_status bpe_add_token(struct bpe *bpe, const char *text, size_t n, struct
     assert(bpe->n_token < bpe->n_token_max);
     uint32_t piece;
     bool known;
-    if (!intern_piece(bpe, text, n, &piece, &known)) goto no_memory;
+    if (!intern_piece(bpe, text, n, XXH3_64bits(text, n), &piece, &known)) goto no_memory;
     if (known)
         return lm_fail(err, LM_E_FORMAT, "tokens %u and %u have the same text", piece,
                        bpe->n_token);
@@ -272,13 +281,30 @@ enum lm_status bpe_add_token(struct bpe *bpe, const char *text, size_t n, struct
     for (int byte = 0; byte < 256; byte++) {
         char byte_text[2];
         const size_t n_byte_text = byte_to_text(bpe, (unsigned char)byte, byte_text);
-        if (!intern_piece(bpe, byte_text, n_byte_text, &bpe->byte_piece[byte], &known))
+        if (!intern_piece(bpe, byte_text, n_byte_text, XXH3_64bits(byte_text, n_byte_text),
+                          &bpe->byte_piece[byte], &known))
             goto no_memory;
     }
     return LM_OK;
 
 no_memory:
     return lm_fail(err, LM_E_NO_MEM, "no memory for token %u of %zu bytes", bpe->n_token, n);
+}
+
+/* The piece that a merge makes. Vocabularies list their tokens in the order of the merges that
+ * make them, so it is most often the one after the last, which costs no search. */
+static bool intern_made(struct bpe *bpe, const char *text, size_t n, uint32_t *made)
+{
+    bool known;
+    const struct piece *const next = &bpe->pieces[bpe->next_made];
+    if (bpe->next_made < bpe->n_token && next->n_text == n &&
+        !memcmp(bpe->pool + next->text_at, text, n))
+        *made = bpe->next_made;
+    else if (!intern_piece(bpe, text, n, XXH3_64bits(text, n), made, &known))
+        return false;
+    /* A token made a second time, by another pair, is no step back. */
+    if (*made >= bpe->next_made && *made < bpe->n_token) bpe->next_made = *made + 1;
+    return true;
 }
 
 enum lm_status bpe_add_merge(struct bpe *bpe, const char *text, size_t n, struct lm_error *err)
@@ -296,9 +322,11 @@ enum lm_status bpe_add_merge(struct bpe *bpe, const char *text, size_t n, struct
     if (!joined) goto no_memory;
     memcpy(joined, text, n_left);
     memcpy(joined + n_left, space + 1, n_right);
-    const bool interned = intern_piece(bpe, joined, n_left, &left, &known) &&
-                          intern_piece(bpe, joined + n_left, n_right, &right, &known) &&
-                          intern_piece(bpe, joined, n - 1, &piece, &known);
+    const uint64_t hash_left = hash_ahead(bpe, joined, n_left);
+    const uint64_t hash_right = hash_ahead(bpe, joined + n_left, n_right);
+    const bool interned = intern_piece(bpe, joined, n_left, hash_left, &left, &known) &&
+                          intern_piece(bpe, joined + n_left, n_right, hash_right, &right, &known) &&
+                          intern_made(bpe, joined, n - 1, &piece);
     if (joined != stack) free(joined);
     if (!interned) goto no_memory;
 
