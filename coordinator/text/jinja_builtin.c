@@ -221,6 +221,9 @@ BUILTIN(global_raise_exception)
 {
     UNUSED;
     const struct jinja_string *message = jinja_to_string(run, arg[0]).string;
+    if (!message->n_bytes)
+        jinja_fail_as(run, LM_E_USAGE, "line %u: the template refuses without saying why",
+                      run->line);
     jinja_fail_as(run, LM_E_USAGE, "%.*s", (int)(message->n_bytes < 4096 ? message->n_bytes : 4096),
                   message->bytes);
 }

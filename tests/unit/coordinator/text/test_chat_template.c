@@ -56,6 +56,8 @@ static void test_failures_name_line_and_cause(void **state)
         "malformed input: line 2: expected an expression, got end of statement block");
     assert_string_equal(render("\n\n{{ x.y }}", "{}"), "malformed input: line 3: 'x' is undefined");
     assert_string_equal(render("{{ raise_exception('no ' ~ 1) }}", "{}"), "usage error: no 1");
+    assert_string_equal(render("\n{{ raise_exception(x) }}", "{}"),
+                        "usage error: line 2: the template refuses without saying why");
     assert_string_equal(render("\xFF", "{}"), "malformed input: the template is not UTF-8");
     assert_string_equal(render("{{ '\\ud800' }}", "{}"),
                         "malformed input: the template writes a lone surrogate, which is no text");
@@ -80,7 +82,7 @@ static void test_variables_are_checked(void **state)
 
 #define TEN_BILLION_TIMES(statement)                                                               \
     "{% for i in range(100000) %}{% for k in range(100000) %}" statement "{% endfor %}{% endfor "  \
-                                                                         "%}"
+    "%}"
 
 /* A template cannot take the machine with it: each of these would run, grow or recurse without
  * end. */
