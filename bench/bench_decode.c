@@ -77,7 +77,7 @@ int main(int argc, char **argv)
             (double)(result.n_generated - 1) / result.decode_s);
         fflush(stdout);
     }
-    engine_close(engine);
+    engine_close(engine, NULL);
     free(prompt);
     return 0;
 }

@@ -488,8 +488,8 @@ static enum lm_status run_eval(struct options *options, struct lm_error *err)
         status = evaluate(engine, options, &eval, err);
         interrupt_end();
     }
-    engine_close(engine);
-    return status;
+    const enum lm_status closed = engine_close(engine, status == LM_OK ? err : NULL);
+    return status == LM_OK ? closed : status;
 }
 
 const struct command command_eval = {

@@ -120,11 +120,13 @@ static enum lm_status record_traced(struct heat_profile **out, const struct opti
             heat_profile_create(out, fingerprint, hp->arch->name, hp->n_layer + hp->n_layer_mtp,
                                 hp->n_expert, hp->n_expert_used, err);
     if (status != LM_OK) {
-        engine_close(engine);
+        engine_close(engine, NULL);
         return status;
     }
     status = run_text(engine, options_string(options, "text"), err);
-    engine_close(engine); /* the trace is whole only now */
+    /* the trace is whole only now */
+    const enum lm_status closed = engine_close(engine, status == LM_OK ? err : NULL);
+    if (status == LM_OK) status = closed;
     if (status == LM_OK) status = route_log_read(&log, config->trace_path, err);
     if (status == LM_OK) {
         count_uses(*out, log);

@@ -329,7 +329,8 @@ static enum lm_status run_run(struct options *options, struct lm_error *err)
     enum lm_status status = open_engine(&run, err);
     if (status != LM_OK) return status;
     status = run_chat(&run, err);
-    engine_close(run.engine);
+    const enum lm_status closed = engine_close(run.engine, status == LM_OK ? err : NULL);
+    if (status == LM_OK) status = closed;
     /* Ended by SIGTERM or SIGHUP: as that signal ends a process, now that all is put away. */
     if (interrupt_end_signal()) {
         fflush(stdout);

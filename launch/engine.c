@@ -227,24 +227,24 @@ enum lm_status engine_open(struct engine **out, const struct engine_config *conf
     if (!engine) return lm_fail(err, LM_E_NO_MEM, "engine: no memory");
     const enum lm_status status = open_parts(engine, config, err);
     if (status != LM_OK) {
-        engine_close(engine);
+        engine_close(engine, NULL);
         return status;
     }
     *out = engine;
     return LM_OK;
 }
 
-void engine_close(struct engine *engine)
+enum lm_status engine_close(struct engine *engine, struct lm_error *err)
 {
-    struct lm_error err;
-    if (!engine) return;
+    if (!engine) return LM_OK;
     scheduler_destroy(engine->scheduler);
-    if (worker_close(engine->worker, &err) != LM_OK) log_line(LOG_ERROR, "%s", err.message);
+    const enum lm_status status = worker_close(engine->worker, err);
     expert_store_destroy(engine->store);
     if (engine->backend) engine->backend->ops->destroy(engine->backend);
     tokenizer_destroy(engine->tokenizer);
     gguf_close(engine->file);
     free(engine);
+    return status;
 }
 
 const struct gguf_file *engine_file(const struct engine *engine)

@@ -61,7 +61,9 @@ enum lm_status engine_memory_request(struct memory_request *out, const struct en
  * file, reading the hyperparameters and the vocabulary can find. */
 enum lm_status engine_open(struct engine **out, const struct engine_config *config,
                            struct lm_error *err);
-void engine_close(struct engine *engine);
+/* The error of writing the trace, if there was one; everything is released all the same. NULL is
+ * legal. */
+enum lm_status engine_close(struct engine *engine, struct lm_error *err);
 
 const struct gguf_file *engine_file(const struct engine *engine);
 const struct hparams *engine_hparams(const struct engine *engine);

@@ -381,6 +381,12 @@ class Requests(Case):
         self.refuse(NO_SPACE, "eval", LLAMA, "--ids", 1, "--logits", "/dev/full",
                     words=["/dev/full", "No space left"])
         self.refuse(NOT_FOUND, "eval", MOE, "--ids", 1, "--trace", self.path("no/where"))
+        for command in (["eval", MOE, "--ids", "1"], ["run", MOE, "--raw", "a", "--max-tokens", "2"]):
+            done = subprocess.run([LEAN, *command, "--trace", "/dev/full"], env=environment(),
+                                  capture_output=True, text=True, stdin=subprocess.DEVNULL)
+            self.assertEqual(done.returncode, NO_SPACE, done.stderr)
+            self.assert_one_error(done.stderr, command)
+            self.assertIn("/dev/full: write: No space left", done.stderr)
         self.refuse(UNFIT, "eval", LLAMA, "--ids", 1, "--trace", self.path("t"), words=["experts"])
         self.assertEqual(os.listdir(self.folder), [])
 

@@ -107,8 +107,8 @@ static void test_next_turn_reads_only_new_tokens(void **state)
         assert_int_equal(result.n_cached, 150 + 11); /* the last token was never read */
         assert_int_equal(generate(other, ids, 180, 12, &cold).n_cached, 0);
         assert_same(&warm, &cold);
-        engine_close(engine);
-        engine_close(other);
+        engine_close(engine, NULL);
+        engine_close(other, NULL);
     }
 }
 
@@ -132,8 +132,8 @@ static void test_going_back_gives_the_same_bits(void **state)
         assert_int_equal(generate(engine, ids, 210, 10, &changed).n_cached >= 130, true);
         generate(other, ids, 210, 10, &cold);
         assert_same(&changed, &cold);
-        engine_close(engine);
-        engine_close(other);
+        engine_close(engine, NULL);
+        engine_close(other, NULL);
     }
 }
 
@@ -160,8 +160,8 @@ static void test_companions_change_nothing(void **state)
             generate(other, ids[k], 50 + (size_t)k * 17, 20, &alone);
             assert_same(&alone, &beside[k]);
         }
-        engine_close(engine);
-        engine_close(other);
+        engine_close(engine, NULL);
+        engine_close(other, NULL);
     }
 }
 
@@ -185,7 +185,7 @@ static void test_context_runs_to_its_end(void **state)
         struct generate_result result;
         assert_int_equal(engine_generate(engine, &longer, &result, &err), LM_E_LIMIT);
         assert_non_null(strstr(err.message, "513"));
-        engine_close(engine);
+        engine_close(engine, NULL);
     }
 }
 
@@ -201,7 +201,7 @@ static void test_cancel_stops_at_the_next_token(void **state)
     assert_int_equal(result.n_generated, 3);
     answer.cancel = NULL;
     assert_int_equal(generate(engine, ids, 30, 4, &answer).finish, FINISH_LENGTH);
-    engine_close(engine);
+    engine_close(engine, NULL);
 }
 
 static void test_bad_requests_are_refused(void **state)
@@ -217,7 +217,7 @@ static void test_bad_requests_are_refused(void **state)
     assert_non_null(strstr(err.message, "token 1 is 512"));
     request.n_prompt = 0;
     assert_int_equal(engine_generate(engine, &request, &result, &err), LM_E_USAGE);
-    engine_close(engine);
+    engine_close(engine, NULL);
 
     const struct engine_config config = {.model_path = "/nowhere.gguf", .kv_type = "f16"};
     assert_int_equal(engine_open(&engine, &config, &err), LM_E_NOT_FOUND);
