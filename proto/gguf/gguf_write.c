@@ -271,9 +271,11 @@ static uint64_t padded_header_bytes(const struct gguf_writer *writer)
     return round_up(writer, gguf_writer_header_bytes(writer));
 }
 
-uint64_t gguf_writer_n_bytes(const struct gguf_writer *writer)
+enum lm_status gguf_writer_measure(const struct gguf_writer *writer, uint64_t *n_bytes,
+                                   struct lm_error *err)
 {
-    return padded_header_bytes(writer) + writer->n_data;
+    *n_bytes = padded_header_bytes(writer) + writer->n_data;
+    return report(writer, err);
 }
 
 /* The first bytes of the file. */
@@ -351,7 +353,7 @@ static void put(struct gguf_writer *writer, const void *data, size_t n)
 /* Takes the disk space before hours of work go into a file that cannot be completed. */
 static void reserve_space(struct gguf_writer *writer)
 {
-    const uint64_t n_bytes = gguf_writer_n_bytes(writer);
+    const uint64_t n_bytes = padded_header_bytes(writer) + writer->n_data;
     if (!fallocate(writer->fd, 0, 0, (off_t)n_bytes)) return;
     if (errno != ENOSPC && errno != EDQUOT && errno != EFBIG)
         return; /* not every file system can */

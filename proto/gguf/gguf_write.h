@@ -34,8 +34,9 @@ void gguf_writer_tensor(struct gguf_writer *writer, const char *name, enum tenso
                         uint32_t n_dims, const uint64_t *ne);
 /* The same for a tensor like that of another file. */
 void gguf_writer_declare(struct gguf_writer *writer, const struct gguf_tensor *tensor);
-/* Size of the file that the declarations so far will give. */
-uint64_t gguf_writer_n_bytes(const struct gguf_writer *writer);
+/* Size of the file that the declarations so far will give; the error of one that failed. */
+enum lm_status gguf_writer_measure(const struct gguf_writer *writer, uint64_t *n_bytes,
+                                   struct lm_error *err);
 /* Size and XXH3-64 of the header that the declarations so far will give, without its padding. */
 uint64_t gguf_writer_header_bytes(const struct gguf_writer *writer);
 uint64_t gguf_writer_header_checksum(const struct gguf_writer *writer);

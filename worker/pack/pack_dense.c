@@ -65,7 +65,7 @@ enum lm_status pack_dense_size(const struct gguf_file *source, const struct hpar
     enum lm_status status = gguf_writer_create(&writer, NULL, err);
     if (status != LM_OK) return status;
     status = declare(writer, source, hp, err);
-    *n_bytes = gguf_writer_n_bytes(writer);
+    if (status == LM_OK) status = gguf_writer_measure(writer, n_bytes, err);
     gguf_writer_destroy(writer);
     return status;
 }
@@ -137,7 +137,7 @@ enum lm_status pack_dense_write(const struct gguf_file *source, const struct hpa
         gguf_writer_destroy(writer);
         goto free_buffer;
     }
-    *n_bytes = gguf_writer_n_bytes(writer);
+    gguf_writer_measure(writer, n_bytes, NULL); /* finish reports its error */
     *checksum = gguf_writer_checksum(writer);
     status = gguf_writer_finish(writer, err);
 

@@ -245,7 +245,7 @@ enum lm_status quantize_plan(const struct gguf_file *source, const struct recipe
     if (status == LM_OK) status = gguf_writer_create(&job.writer, NULL, err);
     if (status == LM_OK) {
         write_header(&job, recipe);
-        *n_bytes = gguf_writer_n_bytes(job.writer);
+        status = gguf_writer_measure(job.writer, n_bytes, err);
         gguf_writer_destroy(job.writer);
     }
     free(job.planned);

@@ -255,10 +255,10 @@ static enum lm_status allocate(struct synth *synth, const struct synth_tensor *t
 }
 
 static enum lm_status write_weights(struct synth *synth, const struct synth_tensor *tensors,
-                                    size_t n, struct lm_error *err)
+                                    size_t n, uint64_t n_bytes, struct lm_error *err)
 {
     enum lm_status status = allocate(synth, tensors, n, err);
-    log_bar_begin(&synth->bar, "writing", NULL, gguf_writer_n_bytes(synth->writer));
+    log_bar_begin(&synth->bar, "writing", NULL, n_bytes);
     for (size_t i = 0; i < n && status == LM_OK; i++)
         status = write_tensor(synth, &tensors[i], err);
     log_bar_end(&synth->bar);
@@ -291,8 +291,10 @@ enum lm_status synth_write(const char *path, const struct synth_config *config, 
     for (size_t i = 0; i < n; i++)
         gguf_writer_tensor(synth.writer, tensors[i].info.name, tensors[i].info.type,
                            tensors[i].info.n_dims, tensors[i].info.ne);
-    if (n_bytes) *n_bytes = gguf_writer_n_bytes(synth.writer);
-    if (status == LM_OK && path) status = write_weights(&synth, tensors, n, err);
+    uint64_t n_measured = 0;
+    if (status == LM_OK) status = gguf_writer_measure(synth.writer, &n_measured, err);
+    if (n_bytes) *n_bytes = n_measured;
+    if (status == LM_OK && path) status = write_weights(&synth, tensors, n, n_measured, err);
     free(tensors);
     if (status == LM_OK && path) return gguf_writer_finish(synth.writer, err);
     gguf_writer_destroy(synth.writer);

@@ -73,7 +73,8 @@ static void write_file(const char *to)
     struct lm_error err;
     unlink(to);
     struct gguf_writer *writer = declare(to);
-    const uint64_t n_bytes = gguf_writer_n_bytes(writer);
+    uint64_t n_bytes;
+    assert_int_equal(gguf_writer_measure(writer, &n_bytes, &err), LM_OK);
     memcpy(all, norm, sizeof(norm));
     fill(all + sizeof(norm));
     assert_int_equal(gguf_writer_data(writer, all, 5, &err), LM_OK);
