@@ -1,7 +1,10 @@
-/* delta_net: one task takes a key head of one sequence, with the value heads that use it, through
- * all rows: convolution, norms, gates, recurrence, output norm. Nothing is shared between such
- * tasks, so one region suffices, and what lies between the steps stays in the cache: rows go
- * through in short tiles. */
+/* delta_net: one task takes a key head of one sequence, with value heads that use it, through all
+ * rows: convolution, norms, gates, recurrence, output norm, in short tiles, so that what lies
+ * between the steps stays in the cache. One region suffices: tasks share nothing that is written.
+ *
+ * Few threads: all value heads of a key head go together. With more threads than key heads they are
+ * dealt out to several tasks, each of which convolves the key head's q and k again, a few percent
+ * of the work. Those read the same past inputs, so whoever of them ends last replaces these. */
 #include <assert.h>
 #include <math.h>
 #include <string.h>
@@ -20,6 +23,8 @@ struct delta_net {
     const struct delta_net_args *args;
     struct run *run;          /* [n_run] */
     uint32_t heads_per_key;   /* value heads of a key head */
+    uint32_t n_part;          /* tasks that share them */
+    _Atomic uint32_t *n_busy; /* [n_run][n_head_k] parts that still read the state of q and k */
     uint32_t conv_dim, v_dim; /* of all heads */
 };
 
@@ -46,14 +51,23 @@ static void convolve(const struct delta_net *d, const float *const *rows, uint32
     d->cpu->kernels->conv_silu(&conv);
 }
 
-/* The state after a tile: its last n_tap - 1 inputs. In rising order each source lies at or after
- * its destination, so a short tile may move the state within itself. */
-static void keep_tail(const struct delta_net *d, float *state, const float *const *rows,
-                      uint32_t n_row, uint32_t channel, uint32_t n_channel)
+/* A row's input of the convolution; it may lie before the run: n_tap - 1 of those are the state. */
+static const float *input_row(const struct delta_net *d, const struct run *run, uint32_t slot,
+                              uint32_t i)
+{
+    const uint32_t n_old = d->args->n_tap - 1;
+    return i < n_old ? d->args->conv_state[slot] + (size_t)i * d->conv_dim
+                     : d->args->qkv + (size_t)(run->it_begin + i - n_old) * d->conv_dim;
+}
+
+/* The state of some channels after the run: its last n_tap - 1 inputs. In rising order each source
+ * lies behind its destination, so a short run may move the state within itself. */
+static void keep_tail(const struct delta_net *d, const struct run *run, uint32_t slot,
+                      uint32_t channel, uint32_t n_channel)
 {
     for (uint32_t j = 0; j + 1 < d->args->n_tap; j++)
-        memmove(state + (size_t)j * d->conv_dim + channel, rows[n_row + j] + channel,
-                n_channel * sizeof(float));
+        memcpy(d->args->conv_state[slot] + (size_t)j * d->conv_dim + channel,
+               input_row(d, run, slot, run->n_row + j) + channel, n_channel * sizeof(float));
 }
 
 struct tile_buffers {
@@ -103,45 +117,51 @@ static void key_head_task(void *context, uint32_t task, uint32_t worker)
     const struct delta_net *d = context;
     const struct delta_net_args *args = d->args;
     const struct kernel_table *kernels = d->cpu->kernels;
-    const struct run *run = &d->run[task / args->n_head_k];
-    const uint32_t head = task % args->n_head_k;
+    const uint32_t part = task % d->n_part, pair = task / d->n_part;
+    const struct run *run = &d->run[pair / args->n_head_k];
+    const uint32_t head = pair % args->n_head_k;
     const uint32_t slot = args->token[run->it_begin].slot;
     const uint32_t q_channel = head * args->dim_k;
     const uint32_t k_channel = (args->n_head_k + head) * args->dim_k;
     const uint32_t v_channel = 2 * args->n_head_k * args->dim_k;
-    float *const conv_state = args->conv_state[slot];
     struct tile_buffers b;
     b.q = d->cpu->worker[worker].data;
     b.k = b.q + (size_t)TILE_ROWS * args->dim_k;
     b.v = b.k + (size_t)TILE_ROWS * args->dim_k;
     b.decay = b.v + (size_t)TILE_ROWS * args->dim_v;
     b.beta = b.decay + TILE_ROWS;
-    const uint32_t n_old = args->n_tap - 1;
     const float *rows[TILE_ROWS + N_TAP_MAX - 1];
     for (uint32_t begin = 0; begin < run->n_row; begin += TILE_ROWS) {
         const uint32_t n_row = run->n_row - begin < TILE_ROWS ? run->n_row - begin : TILE_ROWS;
-        const uint32_t it = run->it_begin + begin;
-        for (uint32_t j = 0; j < n_old; j++)
-            rows[j] = conv_state + (size_t)j * d->conv_dim;
-        for (uint32_t i = 0; i < n_row; i++)
-            rows[n_old + i] = args->qkv + (size_t)(it + i) * d->conv_dim;
+        for (uint32_t i = 0; i < n_row + args->n_tap - 1; i++)
+            rows[i] = input_row(d, run, slot, begin + i);
         convolve(d, rows, n_row, q_channel, args->dim_k, b.q);
-        keep_tail(d, conv_state, rows, n_row, q_channel, args->dim_k);
         convolve(d, rows, n_row, k_channel, args->dim_k, b.k);
-        keep_tail(d, conv_state, rows, n_row, k_channel, args->dim_k);
         for (uint32_t i = 0; i < n_row; i++) {
             float *q = b.q + (size_t)i * args->dim_k, *k = b.k + (size_t)i * args->dim_k;
             kernels->l2_norm(q, args->dim_k, args->eps, q);
             kernels->l2_norm(k, args->dim_k, args->eps, k);
         }
-        for (uint32_t i = 0; i < d->heads_per_key; i++) {
+        for (uint32_t i = part; i < d->heads_per_key; i += d->n_part) {
             const uint32_t ih = value_head(d, head, i);
-            const uint32_t channel = v_channel + ih * args->dim_v;
-            convolve(d, rows, n_row, channel, args->dim_v, b.v);
-            keep_tail(d, conv_state, rows, n_row, channel, args->dim_v);
-            value_head_tile(d, slot, it, n_row, ih, &b);
+            convolve(d, rows, n_row, v_channel + ih * args->dim_v, args->dim_v, b.v);
+            value_head_tile(d, slot, run->it_begin + begin, n_row, ih, &b);
         }
     }
+    for (uint32_t i = part; i < d->heads_per_key; i += d->n_part)
+        keep_tail(d, run, slot, v_channel + value_head(d, head, i) * args->dim_v, args->dim_v);
+    /* acq_rel: what the others have read is read before it changes. */
+    if (atomic_fetch_sub_explicit(&d->n_busy[pair], 1, memory_order_acq_rel) != 1) return;
+    keep_tail(d, run, slot, q_channel, args->dim_k);
+    keep_tail(d, run, slot, k_channel, args->dim_k);
+}
+
+/* As many tasks for a key head as give every thread one, if there are value heads for them. */
+static uint32_t count_parts(const struct delta_net *d, uint32_t n_run)
+{
+    const uint32_t n_pair = n_run * d->args->n_head_k, n_thread = pool_n_thread(d->cpu->pool);
+    const uint32_t n_wanted = (n_thread + n_pair - 1) / n_pair;
+    return n_wanted < d->heads_per_key ? n_wanted : d->heads_per_key;
 }
 
 void cpu_delta_net(struct backend *backend, const struct delta_net_args *args)
@@ -158,13 +178,22 @@ void cpu_delta_net(struct backend *backend, const struct delta_net_args *args)
     assert(args->n_tap >= 1 && args->n_tap <= N_TAP_MAX);
     const size_t worker_floats =
         (size_t)TILE_ROWS * (2 * args->dim_k + args->dim_v) + 2 * TILE_ROWS;
-    d.run = buffer_reserve(cpu, &cpu->plan, args->n_token * sizeof(*d.run), "delta net");
-    if (!d.run || !reserve_workers(cpu, worker_floats * sizeof(float), "delta net")) return;
+    const size_t run_bytes = round_up_64(args->n_token * sizeof(*d.run));
+    uint8_t *plan = buffer_reserve(
+        cpu, &cpu->plan, run_bytes + (size_t)args->n_token * args->n_head_k * sizeof(*d.n_busy),
+        "delta net");
+    if (!plan || !reserve_workers(cpu, worker_floats * sizeof(float), "delta net")) return;
+    d.run = (struct run *)plan;
+    d.n_busy = (_Atomic uint32_t *)(plan + run_bytes);
     uint32_t n_run = 0;
     for (uint32_t it = 0; it < args->n_token; it++) {
         if (!it || args->token[it].slot != args->token[it - 1].slot)
             d.run[n_run++] = (struct run){.it_begin = it};
         d.run[n_run - 1].n_row++;
     }
-    pool_run(cpu->pool, key_head_task, &d, n_run * args->n_head_k);
+    if (!n_run) return;
+    d.n_part = count_parts(&d, n_run);
+    for (uint32_t i = 0; i < n_run * args->n_head_k; i++)
+        atomic_store_explicit(&d.n_busy[i], d.n_part, memory_order_relaxed);
+    pool_run(cpu->pool, key_head_task, &d, n_run * args->n_head_k * d.n_part);
 }
