@@ -64,6 +64,7 @@ bool units_parse_seconds(const char *text, double *out)
         sum += value * units[i].seconds;
         text = unit + strlen(units[i].name);
     }
+    if (!isfinite(sum)) return false;
     *out = sum;
     return true;
 }

@@ -216,9 +216,11 @@ static bool read_real(const struct literal *literal, bool is_float, double *out)
             return false;
     } else {
         /* Decimal only: hexadecimal and octal are spellings of integers. */
-        const bool other_base = literal->text[0] == '0' &&
-                                isalnum((unsigned char)literal->text[1]) &&
-                                !strchr("eEfF", literal->text[1]) && !strpbrk(literal->text, ".eE");
+        const bool hexadecimal =
+            literal->text[0] == '0' && (literal->text[1] == 'x' || literal->text[1] == 'X');
+        const bool other_base =
+            hexadecimal || (literal->text[0] == '0' && isalnum((unsigned char)literal->text[1]) &&
+                            !strchr("eEfF", literal->text[1]) && !strpbrk(literal->text, ".eE"));
         char *end;
         value = strtod(literal->text, &end);
         if (*end == 'f' || *end == 'F') end++;

@@ -1,6 +1,7 @@
 """Other forms of a model give the same bits; its relatives give the reference's logits."""
 import json
 import os
+import struct
 import sys
 import tempfile
 
@@ -45,6 +46,12 @@ def check_suppressed(folder):
     for row, plain in zip(suppressed, rows):
         if [row[t] for t in best[:2]] != [float("-inf")] * 2 or row[best[2]] != plain[best[2]]:
             sys.exit("suppressed tokens have logits, or others have changed")
+    with tempfile.NamedTemporaryFile() as out:
+        out.write(b"".join(struct.pack(f"<{len(row)}f", *row) for row in suppressed))
+        out.flush()
+        same = golden.evaluate(path, ids, "--compare", out.name)["compare"]
+    if (same["max_difference"], same["kl_divergence"]) != (0, 0):
+        sys.exit(f"compared with themselves, suppressed logits differ: {same}")
     if got["generated"] != [best[2]]:
         sys.exit(f"generated {got['generated']}, the best that is not suppressed is {best[2]}")
 

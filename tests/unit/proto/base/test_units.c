@@ -35,7 +35,7 @@ static void reads_seconds(void **state)
         double seconds;
     } good[] = {{"30s", 30},     {"5m", 300},      {"150ms", 0.15}, {"2.5", 2.5},
                 {"1h02m", 3720}, {"3m07s", 187.0}, {"0", 0}};
-    static const char *const bad[] = {"", "s", "1h30", "-1s", "5x", "1s 2s", "inf"};
+    static const char *const bad[] = {"", "s", "1h30", "-1s", "5x", "1s 2s", "inf", "1e308h"};
     double seconds;
     for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
         assert_true(units_parse_seconds(good[i].text, &seconds));

@@ -107,6 +107,7 @@ static void errors_name_the_place_and_the_nearest_name(void **state)
     assert_fails("i32: '5'", "f:1:6: i32 must be an integer, got 5");
     assert_fails("yes: maybe", "f:1:6: yes must be true or false, got maybe");
     assert_fails("real: 1e39", "f:1:7: real must be a number, got 1e39");
+    assert_fails("real: 0x1e3", "f:1:7: real must be a number, got 0x1e3");
     assert_fails("text: 5", "f:1:7: text must be a string, got 5");
     assert_fails("text: '\\377'", "f:1:7: text is not UTF-8 text");
     assert_fails("text: 'a\\0'", "f:1:7: text is not UTF-8 text");
