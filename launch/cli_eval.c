@@ -14,6 +14,7 @@
 #include "launch/command.h"
 #include "launch/engine.h"
 #include "launch/model_ref.h"
+#include "launch/pager_report.h"
 #include "launch/terminal/interrupt.h"
 #include "proto/base/log.h"
 #include "proto/base/read_all.h"
@@ -318,45 +319,6 @@ static struct json_object *ids_json(const int32_t *ids, size_t n)
 }
 
 /* What really ran. */
-static struct json_object *counts_json(const struct expert_pager_counts *counts)
-{
-    struct json_object *json = json_object_new_object();
-    add(json, "lookups", json_object_new_int64((int64_t)counts->n_lookup));
-    add(json, "hits", json_object_new_int64((int64_t)counts->n_hit));
-    add(json, "joined", json_object_new_int64((int64_t)counts->n_joined));
-    add(json, "misses", json_object_new_int64((int64_t)counts->n_miss));
-    add(json, "miss_bytes", json_object_new_int64((int64_t)counts->miss_bytes));
-    add(json, "wait_s", json_object_new_double(counts->wait_s));
-    return json;
-}
-
-static struct json_object *pager_stats_json(const struct expert_pager_stats *stats)
-{
-    struct json_object *json = json_object_new_object();
-    uint64_t read_bytes = 0;
-    for (int i = 0; i < READ_PRIORITY_COUNT; i++)
-        read_bytes += stats->disk.read_bytes[i];
-    add(json, "slots", json_object_new_int64(stats->n_slot));
-    add(json, "experts", json_object_new_int64(stats->n_expert));
-    add(json, "resident", json_object_new_int64(stats->n_resident));
-    add(json, "slot_bytes", json_object_new_int64((int64_t)stats->slot_bytes));
-    add(json, "bank_bytes", json_object_new_int64((int64_t)stats->bank_bytes));
-    add(json, "evicted", json_object_new_int64((int64_t)stats->n_evicted));
-    add(json, "remisses", json_object_new_int64((int64_t)stats->n_remiss));
-    add(json, "decode", counts_json(&stats->decode));
-    add(json, "prefill", counts_json(&stats->prefill));
-    add(json, "predicted", json_object_new_int64((int64_t)stats->n_predicted));
-    add(json, "chosen", json_object_new_int64((int64_t)stats->n_chosen));
-    add(json, "recalled", json_object_new_int64((int64_t)stats->n_recalled));
-    add(json, "speculated", json_object_new_int64((int64_t)stats->n_speculated));
-    add(json, "useful", json_object_new_int64((int64_t)stats->n_useful));
-    add(json, "preloaded", json_object_new_int64(stats->n_preloaded));
-    add(json, "read_bytes", json_object_new_int64((int64_t)read_bytes));
-    if (stats->disk.engine) add(json, "io", json_object_new_string(stats->disk.engine));
-    add(json, "direct", json_object_new_boolean(stats->disk.direct));
-    return json;
-}
-
 static struct json_object *effective_json(const struct engine_stats *stats)
 {
     struct json_object *effective = json_object_new_object(), *rank = json_object_new_object();
@@ -371,7 +333,7 @@ static struct json_object *effective_json(const struct engine_stats *stats)
     add(effective, "kernels", json_object_new_string(stats->kernels));
     add(effective, "prefill_chunk", json_object_new_int((int)stats->prefill_chunk));
     add(effective, "ranks", ranks);
-    add(effective, "experts", pager_stats_json(&stats->pager));
+    add(effective, "experts", pager_report_json(&stats->pager));
     add(effective, "drafts_accepted", json_object_new_int(0));
     add(effective, "max_batch", json_object_new_int((int)stats->n_seq_max));
     return effective;

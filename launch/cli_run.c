@@ -10,6 +10,7 @@
 
 #include "launch/command.h"
 #include "launch/model_ref.h"
+#include "launch/pager_report.h"
 #include "launch/run.h"
 #include "launch/terminal/interrupt.h"
 #include "proto/base/log.h"
@@ -191,8 +192,9 @@ static struct json_object *timings_json(const struct generate_result *counts)
     return timings;
 }
 
-static void print_json(const struct chat_answer *answer)
+static void print_json(const struct engine *engine, const struct chat_answer *answer)
 {
+    const struct engine_stats stats = engine_stats(engine);
     static const char *const reasons[] = {"stop", "stop", "length", "abort"};
     struct json_object *object = json_object_new_object();
     json_object_object_add(object, "content", json_object_new_string(answer->content));
@@ -202,12 +204,13 @@ static void print_json(const struct chat_answer *answer)
                            json_object_new_string(reasons[answer->finish]));
     json_object_object_add(object, "usage", usage_json(answer));
     json_object_object_add(object, "timings", timings_json(&answer->counts));
+    json_object_object_add(object, "experts", pager_report_json(&stats.pager));
     puts(json_object_to_json_string_ext(object,
                                         JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
     json_object_put(object);
 }
 
-void run_print_timings(FILE *out, const struct chat_answer *answer)
+void run_print_timings(FILE *out, const struct engine *engine, const struct chat_answer *answer)
 {
     static const char *const reasons[] = {"end of turn", "stop string", "length", "interrupted"};
     const struct generate_result *counts = &answer->counts;
@@ -219,6 +222,8 @@ void run_print_timings(FILE *out, const struct chat_answer *answer)
             counts->n_generated, "", predicted_s(counts),
             per_second(counts->n_generated ? counts->n_generated - 1 : 0, predicted_s(counts)),
             counts->first_token_s, reasons[answer->finish]);
+    const struct engine_stats stats = engine_stats(engine);
+    pager_report_print(out, &stats.pager);
 }
 
 bool run_shows_thinking(const struct run *run, bool by_default)
@@ -262,11 +267,11 @@ static enum lm_status run_once(struct run *run, struct lm_error *err)
 
     end_thinking(&output);
     if (output.quiet)
-        print_json(&answer);
+        print_json(run->engine, &answer);
     else if (!output.ends_in_break)
         putchar('\n');
     fflush(stdout);
-    if (run->verbose) run_print_timings(stderr, &answer);
+    if (run->verbose) run_print_timings(stderr, run->engine, &answer);
     const bool stopped = interrupt_pending(INTERRUPT_STOP) || interrupt_pending(INTERRUPT_END);
     const bool complete = answer.complete;
     chat_answer_fini(&answer);

@@ -10,6 +10,7 @@
 #include "coordinator/sched/scheduler.h"
 #include "coordinator/text/tokenizer.h"
 #include "launch/options.h"
+#include "launch/pager_report.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
 #include "proto/model/hparams.h"
@@ -150,6 +151,9 @@ static enum lm_status plan_memory(struct engine *engine, const struct engine_con
     if (plan.paged && !engine->n_expert_slot)
         engine->n_expert_slot =
             expert_pager_slots_for(engine->store, 0, hp->n_layer, hp->n_expert, plan.slot_bytes);
+    if (plan.paged && status == LM_OK)
+        pager_report_plan(&plan, engine->n_expert_slot, hparams_n_expert_total(hp),
+                          (double)hp->n_expert_used / hp->n_expert);
     engine->n_ctx = plan.n_ctx < ENGINE_N_CTX_MAX ? plan.n_ctx : ENGINE_N_CTX_MAX;
     engine->n_slot = request.n_slot;
     engine->n_snapshot = request.n_snapshot;

@@ -170,7 +170,7 @@ static bool show_answer(struct repl *repl, enum answer_kind kind, const char *ra
         display.at_line_start = false;
     }
     end_line(&display);
-    if (repl->run->verbose) run_print_timings(stdout, &answer);
+    if (repl->run->verbose) run_print_timings(stdout, repl->run->engine, &answer);
     putchar('\n');
     fflush(stdout);
     if (repl->has_last) chat_answer_fini(&repl->last);
@@ -262,7 +262,7 @@ static void show_stats(const struct repl *repl)
         printf("nothing was answered yet\n");
         return;
     }
-    run_print_timings(stdout, last);
+    run_print_timings(stdout, repl->run->engine, last);
     printf("context  %zu of %u tokens used, %zu messages\n",
            last->counts.n_prompt + last->counts.n_generated, engine_n_ctx(repl->run->engine),
            json_object_array_length(chat_messages(repl->run->chat)));

@@ -16,7 +16,7 @@ struct run {
 };
 
 /* The two lines of --verbose. */
-void run_print_timings(FILE *out, const struct chat_answer *answer);
+void run_print_timings(FILE *out, const struct engine *engine, const struct chat_answer *answer);
 
 /* Whether thinking is shown; by_default: without --show-thinking and --hide-thinking. */
 bool run_shows_thinking(const struct run *run, bool by_default);

@@ -86,6 +86,7 @@ struct expert_pager {
     size_t n_preload, next_preload;
     size_t give_way[CLASS_MAX]; /* preloads from here on have no read to take back */
 
+    uint64_t *uses; /* [layer_end][n_expert] rows */
     bool prefill;
     uint32_t n_step_token;
     struct expert_pager_stats stats;
@@ -470,9 +471,9 @@ void expert_pager_preload(struct expert_pager *pager)
     go_on_preloading(pager);
 }
 
-float expert_pager_heat(const struct expert_pager *pager, struct expert_key key)
+uint64_t expert_pager_uses(const struct expert_pager *pager, struct expert_key key)
 {
-    return pager->cache ? expert_cache_heat(pager->cache, key) : 0;
+    return pager->uses[(size_t)key.layer * pager->config.n_expert + key.expert];
 }
 
 /* ---- requests ----------------------------------------------------------------------------- */
@@ -574,6 +575,7 @@ void expert_pager_request(struct expert_pager *pager, uint32_t layer,
     for (size_t i = 0; i < n; i++) {
         assert(demand[i].expert < pager->config.n_expert);
         pager->visit[i] = (struct visit){.expert = demand[i].expert, .state = VISIT_READY};
+        pager->uses[(size_t)layer * pager->config.n_expert + demand[i].expert] += demand[i].n_row;
     }
     if (!pager->cache) {
         counts(pager)->n_hit += n;
@@ -686,8 +688,9 @@ static enum lm_status create_tables(struct expert_pager *pager, struct lm_error 
     pager->lent_view = calloc(n, sizeof(*pager->lent_view));
     pager->predicted = calloc(n, sizeof(*pager->predicted));
     pager->preload = calloc(n * n_layer, sizeof(*pager->preload));
+    pager->uses = calloc(n * n_layer, sizeof(*pager->uses));
     if (pager->class_of && pager->visit && pager->lent && pager->lent_expert && pager->lent_view &&
-        pager->predicted && pager->preload)
+        pager->predicted && pager->preload && pager->uses)
         return LM_OK;
     return lm_fail(err, LM_E_NO_MEM, "expert pager: no memory for %zu experts", n * n_layer);
 }
@@ -795,6 +798,7 @@ void expert_pager_destroy(struct expert_pager *pager)
     expert_cache_destroy(pager->cache);
     if (pager->arena) munmap(pager->arena, pager->arena_bytes);
     free(pager->slot);
+    free(pager->uses);
     free(pager->preload);
     free(pager->predicted);
     free(pager->lent_view);

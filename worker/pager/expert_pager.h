@@ -86,7 +86,8 @@ uint32_t expert_pager_slots_for(const struct expert_store *store, uint32_t layer
 /* Heat of an expert from a profile, before the first step; then the preload begins. */
 void expert_pager_seed(struct expert_pager *pager, struct expert_key key, float heat);
 void expert_pager_preload(struct expert_pager *pager);
-float expert_pager_heat(const struct expert_pager *pager, struct expert_key key);
+/* Rows that have chosen the expert so far. */
+uint64_t expert_pager_uses(const struct expert_pager *pager, struct expert_key key);
 
 /* A step of n_token tokens; prefill: a sequence has more than one of them. */
 void expert_pager_step(struct expert_pager *pager, uint32_t n_token, bool prefill);

@@ -1,0 +1,117 @@
+/* The expected hit rate, the plan in a line, and the counters. */
+#include "launch/pager_report.h"
+
+#include <json-c/json.h>
+#include <math.h>
+
+#include "coordinator/plan/memory_plan.h"
+#include "proto/base/log.h"
+#include "worker/pager/expert_pager.h"
+
+double pager_expected_hit_rate(double n, double n_expert, double used_share)
+{
+    /* miss(f) = 0.55 exp(-4.15 f) from a tenth on; below that a straight line from no hits when
+     * only the experts of one token fit. */
+    const double f = n / n_expert, knee = 0.1;
+    if (f >= 1) return 1;
+    if (f >= knee) return 1 - 0.55 * exp(-4.15 * f);
+    if (f <= used_share || used_share >= knee) return 0;
+    return (1 - 0.55 * exp(-4.15 * knee)) * (f - used_share) / (knee - used_share);
+}
+
+void pager_report_plan(const struct memory_plan *plan, uint32_t n_slot, uint32_t n_expert,
+                       double used_share)
+{
+    char experts[24], rest[24], bank[24], budget[24];
+    const double hit = pager_expected_hit_rate(n_slot, n_expert, used_share);
+    log_info("%u of %u experts in memory (%.0f%%): %s of %s; all else %s; budget %s; expect about "
+             "%.0f%% of an expert's uses to find it there",
+             n_slot, n_expert, 100.0 * n_slot / n_expert,
+             log_format_bytes(plan->slot_bytes, experts),
+             log_format_bytes(plan->expert_bytes, bank),
+             log_format_bytes(plan->total_bytes - plan->slot_bytes, rest),
+             log_format_bytes(plan->budget_bytes, budget), 100 * hit);
+    if (n_slot < 1.3 * used_share * n_expert)
+        log_warning("less than one token's experts fit: every token reads nearly all of its "
+                    "experts; a larger --ram helps most");
+}
+
+static double percent(uint64_t part, uint64_t whole)
+{
+    return whole ? 100.0 * (double)part / (double)whole : 0;
+}
+
+static uint64_t all_read_bytes(const struct expert_pager_stats *stats)
+{
+    uint64_t n_bytes = 0;
+    for (int i = 0; i < READ_PRIORITY_COUNT; i++)
+        n_bytes += stats->disk.read_bytes[i];
+    return n_bytes;
+}
+
+void pager_report_print(FILE *out, const struct expert_pager_stats *stats)
+{
+    const struct expert_pager_counts *decode = &stats->decode, *prefill = &stats->prefill;
+    const uint64_t n_bytes = all_read_bytes(stats);
+    char bytes[24], rate[24];
+    if (!stats->n_slot) return;
+    fprintf(out,
+            "experts %5u of %u in memory   hits %.1f%% in decode, %.1f%% in prefill   "
+            "waited %.2fs + %.2fs\n",
+            stats->n_resident, stats->n_expert, percent(decode->n_hit, decode->n_lookup),
+            percent(prefill->n_hit, prefill->n_lookup), decode->wait_s, prefill->wait_s);
+    fprintf(out, "read    %s by %s%s", log_format_bytes(n_bytes, bytes), stats->disk.engine,
+            stats->disk.direct ? ", direct" : ", buffered");
+    if (stats->disk.busy_s > 0)
+        fprintf(out, ", %s/s while busy",
+                log_format_bytes((uint64_t)((double)n_bytes / stats->disk.busy_s), rate));
+    if (stats->n_chosen)
+        fprintf(out, "   predicted %.1f%%, %llu of %llu read ahead were used",
+                percent(stats->n_recalled, stats->n_chosen), (unsigned long long)stats->n_useful,
+                (unsigned long long)stats->n_speculated);
+    fputc('\n', out);
+}
+
+static void add(struct json_object *object, const char *key, struct json_object *value)
+{
+    json_object_object_add(object, key, value);
+}
+
+static struct json_object *counts_json(const struct expert_pager_counts *counts)
+{
+    struct json_object *json = json_object_new_object();
+    add(json, "lookups", json_object_new_int64((int64_t)counts->n_lookup));
+    add(json, "hits", json_object_new_int64((int64_t)counts->n_hit));
+    add(json, "joined", json_object_new_int64((int64_t)counts->n_joined));
+    add(json, "misses", json_object_new_int64((int64_t)counts->n_miss));
+    add(json, "miss_bytes", json_object_new_int64((int64_t)counts->miss_bytes));
+    add(json, "wait_s", json_object_new_double(counts->wait_s));
+    return json;
+}
+
+struct json_object *pager_report_json(const struct expert_pager_stats *stats)
+{
+    struct json_object *json = json_object_new_object();
+    add(json, "slots", json_object_new_int64(stats->n_slot));
+    add(json, "experts", json_object_new_int64(stats->n_expert));
+    add(json, "resident", json_object_new_int64(stats->n_resident));
+    add(json, "slot_bytes", json_object_new_int64((int64_t)stats->slot_bytes));
+    add(json, "bank_bytes", json_object_new_int64((int64_t)stats->bank_bytes));
+    add(json, "evicted", json_object_new_int64((int64_t)stats->n_evicted));
+    add(json, "remisses", json_object_new_int64((int64_t)stats->n_remiss));
+    add(json, "decode", counts_json(&stats->decode));
+    add(json, "prefill", counts_json(&stats->prefill));
+    add(json, "predicted", json_object_new_int64((int64_t)stats->n_predicted));
+    add(json, "chosen", json_object_new_int64((int64_t)stats->n_chosen));
+    add(json, "recalled", json_object_new_int64((int64_t)stats->n_recalled));
+    add(json, "speculated", json_object_new_int64((int64_t)stats->n_speculated));
+    add(json, "useful", json_object_new_int64((int64_t)stats->n_useful));
+    add(json, "preloaded", json_object_new_int64(stats->n_preloaded));
+    add(json, "read_bytes", json_object_new_int64((int64_t)all_read_bytes(stats)));
+    add(json, "speculated_bytes", json_object_new_int64((int64_t)stats->speculated_bytes));
+    add(json, "useful_bytes", json_object_new_int64((int64_t)stats->useful_bytes));
+    add(json, "disk_busy_s", json_object_new_double(stats->disk.busy_s));
+    if (stats->disk.engine) add(json, "io", json_object_new_string(stats->disk.engine));
+    add(json, "direct", json_object_new_boolean(stats->disk.direct));
+    return json;
+}
