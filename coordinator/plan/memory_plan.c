@@ -155,12 +155,14 @@ static uint32_t longest_context(struct memory_plan *plan, const struct hparams *
     return n_ctx < hp->n_ctx_train ? n_ctx : hp->n_ctx_train;
 }
 
-/* Whether everything fits with a context that one would choose. */
-static bool fits_resident(const struct memory_plan *plan, const struct hparams *hp,
+/* Whether everything fits with the context asked for, or with one that is long enough. */
+static bool fits_resident(struct memory_plan *plan, const struct hparams *hp,
                           const struct memory_request *request)
 {
     const uint32_t enough = hp->n_ctx_train < MEMORY_PLAN_CTX ? hp->n_ctx_train : MEMORY_PLAN_CTX;
-    return plan->n_ctx_fit >= (request->n_ctx ? request->n_ctx : enough);
+    if (!request->n_ctx) return plan->n_ctx_fit >= enough;
+    set_context(plan, hp, request, request->n_ctx);
+    return plan->total_bytes <= plan->budget_bytes;
 }
 
 /* Experts get what the rest leaves of the budget; the context is the one asked for, or the usual

@@ -209,6 +209,48 @@ static void test_a_given_chunk_is_kept(void **state)
     assert_true(plan.scratch_bytes > MEMORY_PLAN_OVERHEAD_MAX);
 }
 
+static void test_experts_are_paged_only_where_they_do_not_fit(void **state)
+{
+    (void)state;
+    struct memory_request request = {.n_ctx = 128,
+                                     .n_slot = 1,
+                                     .prefill_chunk = 64,
+                                     .kv_type = TENSOR_F16,
+                                     .budget_bytes = UINT64_C(1) << 40,
+                                     .slot_bytes_min = 4096};
+    struct memory_plan whole, part;
+    memory_plan_make(&whole, file, &tiny, &request);
+    assert_false(whole.paged);
+    assert_int_equal(whole.slot_bytes, whole.expert_bytes);
+    assert_true(whole.expert_bytes > 2 * request.slot_bytes_min);
+
+    /* to the byte; also with a context beyond the trained one */
+    request.budget_bytes = whole.total_bytes;
+    memory_plan_make(&part, file, &tiny, &request);
+    assert_false(part.paged);
+    request.budget_bytes -= 1;
+    memory_plan_make(&part, file, &tiny, &request);
+    assert_true(part.paged);
+    assert_int_equal(part.slot_bytes, whole.expert_bytes - 1);
+    assert_int_equal(part.total_bytes, request.budget_bytes);
+    request.n_ctx = tiny.n_ctx_train + 1;
+    request.budget_bytes = UINT64_C(1) << 40;
+    memory_plan_make(&part, file, &tiny, &request);
+    assert_false(part.paged);
+
+    /* no less than what works, and slots that were settled stay */
+    request.n_ctx = 128;
+    request.budget_bytes = 1;
+    memory_plan_make(&part, file, &tiny, &request);
+    assert_int_equal(part.slot_bytes, request.slot_bytes_min);
+    assert_int_equal(memory_plan_check(&part, NULL), LM_E_NO_MEM);
+    request.slot_bytes = 8192;
+    request.budget_bytes = UINT64_C(1) << 40;
+    memory_plan_make(&part, file, &tiny, &request);
+    assert_true(part.paged);
+    assert_int_equal(part.slot_bytes, 8192);
+}
+
 static void test_host_memory(void **state)
 {
     (void)state;
@@ -228,6 +270,7 @@ int main(void)
         cmocka_unit_test(test_refusal_names_the_numbers),
         cmocka_unit_test(test_overhead_of_published_models),
         cmocka_unit_test(test_a_given_chunk_is_kept),
+        cmocka_unit_test(test_experts_are_paged_only_where_they_do_not_fit),
         cmocka_unit_test(test_host_memory),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
