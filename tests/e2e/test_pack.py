@@ -139,18 +139,35 @@ class Opening(Case):
     """A pack is a model wherever one is asked for."""
     IDS = [(i * 29 + 3) % 512 for i in range(40)]
 
-    def logits(self, model):
-        answer, rows = golden.evaluate(model, self.IDS, "-n", 6, logits=True)
-        return answer["generated"], rows
+    def logits(self, model, *options):
+        answer, rows = golden.evaluate(model, self.IDS, "-n", 6, *options, logits=True)
+        return (answer["generated"], rows), answer["effective"]
 
     def test_same_logits(self):
         for name, (base, change) in MODELS.items():
             with self.subTest(name):
                 source = self.golden(base, change)
-                want = self.logits(source)
+                want, _ = self.logits(source)
                 folder = self.pack(source, "model.lmpack", "--force")
                 for ref in (folder, folder + "/", os.path.join(folder, "dense.gguf")):
-                    self.assertTrue(self.logits(ref) == want, ref)
+                    self.assertTrue(self.logits(ref)[0] == want, ref)
+                for io in ("uring", "pread", "buffered") if Pack(folder).layers else ():
+                    got, ran = self.logits(folder, "--expert-slots", "min", "--io", io)
+                    self.assertTrue(got == want, io)
+                    self.assertGreater(ran["experts"]["read_bytes"], 0)
+
+    def test_damage_is_found_where_it_is_read(self):
+        folder = self.pack(self.golden("qwen35moe-s-q8_0"))
+        path = os.path.join(folder, "experts-001.bin")
+        size = os.path.getsize(path)
+        with open(path, "r+b") as file:
+            for at in range(100, size, 4096):
+                file.seek(at)
+                byte = file.read(1)[0]
+                file.seek(at)
+                file.write(bytes([byte ^ 1]))
+        result = self.check(lean("eval", folder, "--ids", "1,2", "--expert-slots", "min"), 1)
+        self.assertRegex(result.stderr, r"experts-001\.bin: layer 1, expert \d+: .*checksum")
 
     def test_every_command_takes_one(self):
         source = self.golden("qwen35moe-k-q4km")
@@ -270,6 +287,18 @@ class Verify(Case):
                 file.write(bytes([byte ^ 4]))
         change()
         return change
+
+    def test_all_damage_is_named(self):
+        layers = self.intact.layers
+        for il, ie in ((0, 2), (1, 0), (1, 3)):
+            self.flip(f"experts-{il:03d}.bin", layers[il]["offset"][ie] + 5)
+        self.flip("dense.gguf", 5000)
+        for source in (False, True):
+            stderr = self.verify(5, source=source)
+            for words in ("layer 0, expert 2:", "layer 1, expert 0:", "layer 1, expert 3:",
+                          "dense.gguf: checksum", "4 places"):
+                self.assertIn(words, stderr)
+            self.assertNotIn("expert 1:", stderr)
 
     def test_any_flipped_byte_is_found(self):
         self.verify()

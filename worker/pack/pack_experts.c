@@ -1,6 +1,7 @@
 /* Batches of experts: gathered with preadv, written with pwrite. */
 #include "worker/pack/pack_experts.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -243,24 +244,43 @@ static enum lm_status read_extent(const struct pack_experts *experts, struct exp
     return status;
 }
 
+static enum lm_status compare_expert(const struct pack_experts *experts, const char *path,
+                                     uint32_t ie, const uint8_t *want, struct lm_error *err)
+{
+    if (!memcmp(experts->buffer.extent, want, experts->layer->extent_bytes)) return LM_OK;
+    return report_difference(experts, path, ie, want, err);
+}
+
+static enum lm_status verify_expert(const struct pack_experts *experts, const char *path,
+                                    uint32_t ie, struct lm_error *err)
+{
+    const struct lmpack_layer *layer = experts->layer;
+    const uint64_t checksum = XXH3_64bits(experts->buffer.extent, layer->extent_bytes);
+    if (checksum == layer->checksum[ie]) return LM_OK;
+    return lm_fail(err, LM_E_FORMAT, "%s: layer %u, expert %u: checksum %016llx, must be %016llx",
+                   path, layer->layer, ie, (unsigned long long)checksum,
+                   (unsigned long long)layer->checksum[ie]);
+}
+
+/* found NULL: verified, else compared and found is filled. want NULL: there is no source. */
 static enum lm_status check_expert(const struct pack_experts *experts, struct expert_file file,
                                    uint32_t ie, const uint8_t *want, uint64_t *found,
                                    struct lm_error *err)
 {
-    const struct lmpack_layer *layer = experts->layer;
-    const uint64_t offset = layer->offset ? layer->offset[ie] : ie * layer->extent_bytes;
-    const enum lm_status status = read_extent(experts, file, offset, err);
+    const uint64_t extent_bytes = experts->layer->extent_bytes;
+    const uint64_t offset = found ? ie * extent_bytes : experts->layer->offset[ie];
+    enum lm_status status = read_extent(experts, file, offset, err);
     if (status != LM_OK) return status;
-    const uint64_t checksum = XXH3_64bits(experts->buffer.extent, layer->extent_bytes);
-    if (found) found[ie] = checksum;
-    if (layer->checksum && checksum != layer->checksum[ie])
-        return lm_fail(err, LM_E_FORMAT,
-                       "%s: layer %u, expert %u: checksum %016llx, must be %016llx", file.path,
-                       layer->layer, ie, (unsigned long long)checksum,
-                       (unsigned long long)layer->checksum[ie]);
-    if (want && memcmp(experts->buffer.extent, want, layer->extent_bytes))
-        return report_difference(experts, file.path, ie, want, err);
-    return pack_progress_add(experts->progress, layer->extent_bytes);
+    if (found) {
+        found[ie] = XXH3_64bits(experts->buffer.extent, extent_bytes);
+        status = compare_expert(experts, file.path, ie, want, err);
+    } else {
+        struct lm_error damage;
+        enum lm_status held = verify_expert(experts, file.path, ie, &damage);
+        if (held == LM_OK && want) held = compare_expert(experts, file.path, ie, want, &damage);
+        if (held != LM_OK) pack_progress_damage(experts->progress, &damage);
+    }
+    return status == LM_OK ? pack_progress_add(experts->progress, extent_bytes) : status;
 }
 
 static enum lm_status check_extents(const struct pack_experts *experts, struct expert_file file,
@@ -279,8 +299,8 @@ static enum lm_status check_extents(const struct pack_experts *experts, struct e
     return status;
 }
 
-enum lm_status pack_experts_check(const struct pack_experts *experts, const char *path,
-                                  uint64_t *found, struct lm_error *err)
+static enum lm_status check_file(const struct pack_experts *experts, const char *path,
+                                 uint64_t *found, struct lm_error *err)
 {
     const uint64_t n_bytes = lmpack_file_bytes(experts->layer, experts->n_expert);
     struct stat info;
@@ -295,4 +315,17 @@ enum lm_status pack_experts_check(const struct pack_experts *experts, const char
     if (status == LM_OK) status = check_extents(experts, file, found, err);
     close(file.fd);
     return status;
+}
+
+enum lm_status pack_experts_compare(const struct pack_experts *experts, const char *path,
+                                    uint64_t *found, struct lm_error *err)
+{
+    assert(experts->source && found);
+    return check_file(experts, path, found, err);
+}
+
+enum lm_status pack_experts_verify(const struct pack_experts *experts, const char *path,
+                                   struct lm_error *err)
+{
+    return check_file(experts, path, NULL, err);
 }

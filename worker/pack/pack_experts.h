@@ -46,10 +46,13 @@ void pack_lay_out(struct lmpack_layer *out, const struct expert_layer *source);
 enum lm_status pack_experts_write(const struct pack_experts *experts, const char *path,
                                   uint64_t *checksum, struct lm_error *err);
 
-/* Holds the file at path against the source, if there is one (LM_E_MISMATCH), and against the
- * checksums of the layer, if it has any (LM_E_FORMAT); a file of another size is LM_E_FORMAT.
- * found: [n_expert] checksums of what the file holds, or NULL. */
-enum lm_status pack_experts_check(const struct pack_experts *experts, const char *path,
-                                  uint64_t *found, struct lm_error *err);
+/* Holds the file at path against the source: LM_E_MISMATCH, or LM_E_FORMAT if it is of another
+ * size. found: [n_expert] checksums of what the file holds. */
+enum lm_status pack_experts_compare(const struct pack_experts *experts, const char *path,
+                                    uint64_t *found, struct lm_error *err);
+/* Holds it against the checksums of the layer (LM_E_FORMAT) and the source, if there is one. What
+ * is wrong with experts is reported to the progress as damage, one by one. */
+enum lm_status pack_experts_verify(const struct pack_experts *experts, const char *path,
+                                   struct lm_error *err);
 
 #endif

@@ -13,8 +13,14 @@ enum lm_status pack_progress_end(struct pack_progress *progress, struct lm_error
 {
     log_bar_end(&progress->bar);
     pthread_mutex_destroy(&progress->lock);
-    if (err && progress->error.status != LM_OK) *err = progress->error;
-    return progress->error.status;
+    const bool failed = progress->error.status != LM_OK;
+    if (!failed && progress->n_damage > 1)
+        return lm_fail(err, progress->damage.status,
+                       "%u places are not as they must be, the first: %s", progress->n_damage,
+                       progress->damage.message);
+    const struct lm_error *error = failed ? &progress->error : &progress->damage;
+    if (err && error->status != LM_OK) *err = *error;
+    return error->status;
 }
 
 enum lm_status pack_progress_add(struct pack_progress *progress, uint64_t n_bytes)
@@ -36,4 +42,14 @@ void pack_progress_fail(struct pack_progress *progress, const struct lm_error *e
     pthread_mutex_lock(&progress->lock);
     if (progress->error.status == LM_OK) progress->error = *error;
     pthread_mutex_unlock(&progress->lock);
+}
+
+/* The first is told by the job's own error. */
+void pack_progress_damage(struct pack_progress *progress, const struct lm_error *damage)
+{
+    pthread_mutex_lock(&progress->lock);
+    const bool first = !progress->n_damage++;
+    if (first) progress->damage = *damage;
+    pthread_mutex_unlock(&progress->lock);
+    if (!first) log_warning("%s", damage->message);
 }

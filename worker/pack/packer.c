@@ -129,7 +129,7 @@ static enum lm_status write_layer(struct job *job, const struct pack_experts *ex
                                   const char *path, uint64_t *checksum, struct lm_error *err)
 {
     if (!access(path, F_OK)) {
-        const enum lm_status status = pack_experts_check(experts, path, checksum, err);
+        const enum lm_status status = pack_experts_compare(experts, path, checksum, err);
         if (status == LM_OK) atomic_fetch_add(&job->n_kept, 1);
         if (status != LM_E_MISMATCH && status != LM_E_FORMAT) return status;
     }
@@ -144,7 +144,7 @@ static enum lm_status do_layer(struct job *job, uint32_t item, uint32_t thread,
     if (!path) return lm_fail(err, LM_E_NO_MEM, "%s: no memory for a path", job->folder);
     const enum lm_status status =
         job->verified
-            ? pack_experts_check(&experts, path, NULL, err)
+            ? pack_experts_verify(&experts, path, err)
             : write_layer(job, &experts, path, job->checksum + (size_t)item * job->n_expert, err);
     free(path);
     return status;
@@ -180,7 +180,12 @@ static void do_item(void *context, uint32_t item, uint32_t thread)
     const enum lm_status status =
         item < job->n_moe ? do_layer(job, item, thread, &err) : do_dense(job, &err);
     err.status = status;
-    if (status != LM_OK) pack_progress_fail(&job->progress, &err);
+    const bool damaged =
+        status == LM_E_FORMAT || status == LM_E_MISMATCH || status == LM_E_NOT_FOUND;
+    if (job->verified && damaged)
+        pack_progress_damage(&job->progress, &err);
+    else if (status != LM_OK)
+        pack_progress_fail(&job->progress, &err);
 }
 
 static uint64_t largest_extent(const struct job *job)

@@ -34,8 +34,9 @@ enum lm_status pack_write(const struct gguf_file *source, const char *folder,
                           const struct pack_config *config, struct lm_error *err);
 
 /* Reads all of a pack and holds it against its checksums and, if source is not NULL, against the
- * source's bytes. LM_E_FORMAT: a file is damaged, the message names layer and expert or the tensor;
- * LM_E_MISMATCH: the pack is whole, but not of this source. n_bytes: as pack_plan's. */
+ * source's bytes. LM_E_FORMAT: a file is damaged, the message names layer and expert or the tensor,
+ * and further damage is logged; LM_E_MISMATCH: the pack is whole, but not of this source. n_bytes:
+ * as pack_plan's. */
 enum lm_status pack_verify(const char *folder, const struct gguf_file *source,
                            const struct pack_config *config, uint64_t *n_bytes,
                            struct lm_error *err);
