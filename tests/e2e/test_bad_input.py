@@ -415,7 +415,8 @@ class Requests(Case):
                                   env=environment(), capture_output=True, timeout=SECONDS)
             self.assertEqual((done.returncode, done.stderr), (0, b""))
             self.assertTrue(json.loads(done.stdout)["ids"])
-            done = subprocess.run([LEAN, "eval", LLAMA, "--json", "--text", self.write("t", text)],
+            done = subprocess.run([LEAN, "eval", LLAMA, "--json", "--progress", "none",
+                                   "--text", self.write("t", text)],
                                   env=environment(), capture_output=True, timeout=60)
             self.assertEqual((done.returncode, done.stderr), (0, b""))
 
