@@ -14,7 +14,7 @@ import unittest
 import golden
 import variants
 from cli import LEAN, environment, lean
-from gguf_file import STRING, U32, File
+from gguf_file import I32, STRING, U16, U32, File
 from lmpack_naive import Pack, xxh3
 
 # Every form that experts have in a file, prediction layers, leading dense layers, no experts.
@@ -125,6 +125,23 @@ class Format(Case):
             files = contents(self.pack(source, f"{i}.lmpack"))
             packs.append({n: data for n, data in files.items() if n.startswith("experts-")})
         self.assertTrue(packs[0] and packs[0] == packs[1] == packs[2])
+
+    def test_split_source_gives_the_same_pack(self):
+        """Two files of one model: first some tensors, then the others."""
+        whole = self.golden("afmoe-s-q8_0")
+        want = contents(self.pack(whole, "whole.lmpack"))
+        names = list(File(whole).tensors)
+        for no, part in enumerate((names[:len(names) // 3], names[len(names) // 3:])):
+            file = File(whole)
+            file.tensors = {name: file.tensors[name] for name in part}
+            if no:
+                file.keys = {}
+            file.keys["split.no"] = (U16, no)
+            file.keys["split.count"] = (U16, 2)
+            file.keys["split.tensors.count"] = (I32, len(names))
+            file.write(self.path(f"m-{no + 1:05d}-of-00002.gguf"))
+        got = contents(self.pack(self.path("m-00001-of-00002.gguf"), "split.lmpack", "--verify"))
+        self.assertTrue(got == want)
 
     def test_profile_is_put_in_as_it_is(self):
         profile = self.path("p")
