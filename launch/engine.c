@@ -11,6 +11,7 @@
 #include "coordinator/text/tokenizer.h"
 #include "launch/options.h"
 #include "launch/pager_report.h"
+#include "launch/routing_profile.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
 #include "proto/model/hparams.h"
@@ -28,6 +29,7 @@ struct engine {
     struct step_runner runner;
     uint32_t n_ctx, n_slot, n_snapshot, prefill_chunk;
     uint32_t n_expert_slot; /* experts in memory; 0: all, mapped */
+    bool keeps_profile;
     enum tensor_type kv_type;
     atomic_bool cancelled;
 };
@@ -49,6 +51,7 @@ enum lm_status engine_config_from_options(struct engine_config *config,
         .policy = options_string(options, "policy"),
         .prefetch = options_string(options, "prefetch"),
         .io = options_string(options, "io"),
+        .profile = options_string(options, "profile"),
         .n_snapshot = ENGINE_N_SNAPSHOT,
     };
     return LM_OK;
@@ -220,6 +223,10 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
     if (status == LM_OK) status = plan_memory(engine, config, err);
     if (status == LM_OK) status = backend_cpu_create(&engine->backend, &backend, err);
     if (status == LM_OK) status = create_worker(engine, config, err);
+    if (status == LM_OK && engine->n_expert_slot)
+        status = routing_profile_load(worker_pager(engine->worker), engine->file, &engine->hp,
+                                      config->profile, err);
+    engine->keeps_profile = status == LM_OK && engine->n_expert_slot && !config->profile;
     if (status == LM_OK) status = create_scheduler(engine, err);
     return status;
 }
@@ -242,6 +249,8 @@ enum lm_status engine_close(struct engine *engine, struct lm_error *err)
 {
     if (!engine) return LM_OK;
     scheduler_destroy(engine->scheduler);
+    if (engine->keeps_profile)
+        routing_profile_save(worker_pager(engine->worker), engine->file, &engine->hp);
     const enum lm_status status = worker_close(engine->worker, err);
     expert_store_destroy(engine->store);
     if (engine->backend) engine->backend->ops->destroy(engine->backend);
@@ -277,7 +286,7 @@ struct engine_stats engine_stats(const struct engine *engine)
                                  .prefill_chunk = engine->prefill_chunk,
                                  .kernels = backend_cpu_kernels(engine->backend),
                                  .n_layer = engine->hp.n_layer,
-                                 .pager = worker_pager_stats(engine->worker),
+                                 .pager = expert_pager_stats(worker_pager(engine->worker)),
                                  .n_seq_max = scheduler_stats(engine->scheduler).n_seq_max};
 }
 

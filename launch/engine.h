@@ -30,22 +30,23 @@ enum {
 
 struct engine_config {
     const char *model_path;
-    uint32_t n_ctx;         /* 0: what fits, at most the trained context */
-    uint32_t n_slot;        /* sequences held at once; 0: 1 */
-    const char *kv_type;    /* "f16" */
-    uint32_t n_thread;      /* 0: physical cores */
-    const char *kernels;    /* "auto" */
-    uint32_t prefill_chunk; /* tokens; 0: auto */
-    uint64_t ram_bytes;     /* budget; 0: what is free */
-    bool reference;         /* weights decoded to F32, activations not quantized */
-    const char *trace_path; /* routing trace, or NULL */
+    uint32_t n_ctx;           /* 0: what fits, at most the trained context */
+    uint32_t n_slot;          /* sequences held at once; 0: 1 */
+    const char *kv_type;      /* "f16" */
+    uint32_t n_thread;        /* 0: physical cores */
+    const char *kernels;      /* "auto" */
+    uint32_t prefill_chunk;   /* tokens; 0: auto */
+    uint64_t ram_bytes;       /* budget; 0: what is free */
+    bool reference;           /* weights decoded to F32, activations not quantized */
+    const char *trace_path;   /* routing trace, or NULL */
     const char *expert_slots; /* "N", "P%" or "min" experts kept in memory; NULL: by the budget */
     const char *policy;       /* of the expert cache; NULL: lfru */
     const char *prefetch;     /* "on", "off", "auto"; NULL: auto */
     const char *io;           /* "uring", "pread", "buffered", "auto"; NULL: auto */
-    uint32_t n_snapshot;    /* states kept to go back to where they cannot be cut (recurrent layers,
-                             * windows), so that the next turn of a conversation starts there; costs
-                             * one copy of the state each; 0: none */
+    const char *profile;      /* routing profile, "none", or NULL: the model's own */
+    uint32_t n_snapshot; /* states kept to go back to where they cannot be cut (recurrent layers,
+                          * windows), so that the next turn of a conversation starts there; costs
+                          * one copy of the state each; 0: none */
 };
 
 /* Fills config from options_engine. Strings are borrowed from options. n_snapshot:

@@ -51,6 +51,8 @@ const struct option_spec options_engine[] = {
      .help = "which experts stay in memory"},
     {"prefetch", 0, OPTION_ENUM, "auto|on|off", .def = "auto", .key = "tiers.prefetch",
      .help = "read experts before they are needed; auto: while it pays"},
+    {"profile", 0, OPTION_PATH, "FILE|none", .key = "tiers.profile",
+     .help = "routing profile for the start; default: the model's own, kept from run to run"},
     {"io", 0, OPTION_ENUM, "auto|uring|pread|buffered", .def = "auto", .key = "tiers.ssd.io",
      .help = "how experts are read"},
     {"trace", 0, OPTION_PATH, "FILE", .help = "record the routing of every token and layer"},

@@ -260,7 +260,7 @@ enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct
     return lm_fail(err, LM_E_FAIL, "unknown operation on a sequence");
 }
 
-struct expert_pager_stats worker_pager_stats(const struct worker *worker)
+struct expert_pager *worker_pager(const struct worker *worker)
 {
-    return expert_pager_stats(worker->pager);
+    return worker->pager;
 }

@@ -56,6 +56,7 @@ enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
                            struct sampled_token *sampled, struct lm_error *err);
 enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct lm_error *err);
 
-struct expert_pager_stats worker_pager_stats(const struct worker *worker);
+/* Belongs to the worker; between steps only. */
+struct expert_pager *worker_pager(const struct worker *worker);
 
 #endif

@@ -12,6 +12,8 @@ enum {
     LOGIT_ROWS = 32, /* of which the worker makes logits at a time */
     CHUNK_MAX = 512,
     CHUNK_STEP = 64, /* and the least */
+    PAGED_CHUNK_MAX = 4096,
+    PAGED_SCRATCH_SHARE = 16, /* of the budget goes to the scratch of a longer chunk */
     PROGRAM_BYTES = 96 << 20
 };
 
@@ -228,7 +230,18 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
         plan_request(plan, hp, &with_chunk, &census);
         if (plan->scratch_bytes + plan->program_bytes <= MEMORY_PLAN_OVERHEAD_MAX &&
             plan->total_bytes <= plan->budget_bytes)
+            break;
+    }
+    /* Every chunk reads the experts that are not in memory once, so there a longer one pays. */
+    const struct memory_plan shorter = *plan;
+    for (uint32_t chunk = PAGED_CHUNK_MAX; shorter.paged && chunk > shorter.prefill_chunk;
+         chunk /= 2) {
+        with_chunk.prefill_chunk = chunk;
+        plan_request(plan, hp, &with_chunk, &census);
+        if (plan->scratch_bytes <= plan->budget_bytes / PAGED_SCRATCH_SHARE &&
+            plan->total_bytes <= plan->budget_bytes)
             return;
+        *plan = shorter;
     }
 }
 

@@ -37,7 +37,7 @@ struct slot {
 
 struct preload {
     struct expert_key key;
-    float heat;
+    float rate;
 };
 
 enum visit_state { VISIT_WAITING /* for a slot */, VISIT_READING, VISIT_READY, VISIT_OVER };
@@ -86,7 +86,7 @@ struct expert_pager {
     size_t n_preload, next_preload;
     size_t give_way[CLASS_MAX]; /* preloads from here on have no read to take back */
 
-    uint64_t *uses; /* [layer_end][n_expert] rows */
+    uint64_t n_token; /* so far */
     bool prefill;
     uint32_t n_step_token;
     struct expert_pager_stats stats;
@@ -450,16 +450,16 @@ static void go_on_preloading(struct expert_pager *pager)
 static int hotter_first(const void *left, const void *right)
 {
     const struct preload *a = left, *b = right;
-    if (a->heat != b->heat) return a->heat > b->heat ? -1 : 1;
+    if (a->rate != b->rate) return a->rate > b->rate ? -1 : 1;
     if (a->key.layer != b->key.layer) return a->key.layer < b->key.layer ? -1 : 1;
     return a->key.expert < b->key.expert ? -1 : a->key.expert > b->key.expert;
 }
 
-void expert_pager_seed(struct expert_pager *pager, struct expert_key key, float heat)
+void expert_pager_seed(struct expert_pager *pager, struct expert_key key, float rate)
 {
     if (!pager->cache || pager->class_of[key.layer] == UINT32_MAX) return;
-    expert_cache_seed(pager->cache, key, heat);
-    pager->preload[pager->n_preload++] = (struct preload){key, heat};
+    expert_cache_seed(pager->cache, key, rate);
+    pager->preload[pager->n_preload++] = (struct preload){key, rate};
 }
 
 void expert_pager_preload(struct expert_pager *pager)
@@ -471,9 +471,14 @@ void expert_pager_preload(struct expert_pager *pager)
     go_on_preloading(pager);
 }
 
+uint64_t expert_pager_n_token(const struct expert_pager *pager)
+{
+    return pager->n_token;
+}
+
 uint64_t expert_pager_uses(const struct expert_pager *pager, struct expert_key key)
 {
-    return pager->uses[(size_t)key.layer * pager->config.n_expert + key.expert];
+    return pager->cache ? expert_cache_uses(pager->cache, key) : 0;
 }
 
 /* ---- requests ----------------------------------------------------------------------------- */
@@ -501,6 +506,7 @@ void expert_pager_step(struct expert_pager *pager, uint32_t n_token, bool prefil
     end_request(pager);
     pager->prefill = prefill;
     pager->n_step_token = n_token;
+    pager->n_token += n_token;
     if (!pager->cache) return;
     forget_ahead(pager);
     expert_cache_advance(pager->cache, n_token, prefill);
@@ -575,7 +581,6 @@ void expert_pager_request(struct expert_pager *pager, uint32_t layer,
     for (size_t i = 0; i < n; i++) {
         assert(demand[i].expert < pager->config.n_expert);
         pager->visit[i] = (struct visit){.expert = demand[i].expert, .state = VISIT_READY};
-        pager->uses[(size_t)layer * pager->config.n_expert + demand[i].expert] += demand[i].n_row;
     }
     if (!pager->cache) {
         counts(pager)->n_hit += n;
@@ -688,9 +693,8 @@ static enum lm_status create_tables(struct expert_pager *pager, struct lm_error 
     pager->lent_view = calloc(n, sizeof(*pager->lent_view));
     pager->predicted = calloc(n, sizeof(*pager->predicted));
     pager->preload = calloc(n * n_layer, sizeof(*pager->preload));
-    pager->uses = calloc(n * n_layer, sizeof(*pager->uses));
     if (pager->class_of && pager->visit && pager->lent && pager->lent_expert && pager->lent_view &&
-        pager->predicted && pager->preload && pager->uses)
+        pager->predicted && pager->preload)
         return LM_OK;
     return lm_fail(err, LM_E_NO_MEM, "expert pager: no memory for %zu experts", n * n_layer);
 }
@@ -798,7 +802,6 @@ void expert_pager_destroy(struct expert_pager *pager)
     expert_cache_destroy(pager->cache);
     if (pager->arena) munmap(pager->arena, pager->arena_bytes);
     free(pager->slot);
-    free(pager->uses);
     free(pager->preload);
     free(pager->predicted);
     free(pager->lent_view);

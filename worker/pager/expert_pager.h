@@ -83,10 +83,11 @@ uint64_t expert_pager_slot_bytes(const struct expert_store *store, uint32_t laye
 uint32_t expert_pager_slots_for(const struct expert_store *store, uint32_t layer_begin,
                                 uint32_t layer_end, uint32_t n_expert, uint64_t n_bytes);
 
-/* Heat of an expert from a profile, before the first step; then the preload begins. */
-void expert_pager_seed(struct expert_pager *pager, struct expert_key key, float heat);
+/* Uses per token of an expert from a profile, before the first step; then the preload begins. */
+void expert_pager_seed(struct expert_pager *pager, struct expert_key key, float rate);
 void expert_pager_preload(struct expert_pager *pager);
-/* Rows that have chosen the expert so far. */
+/* For a profile: tokens so far, and rows of them that chose the expert. */
+uint64_t expert_pager_n_token(const struct expert_pager *pager);
 uint64_t expert_pager_uses(const struct expert_pager *pager, struct expert_key key);
 
 /* A step of n_token tokens; prefill: a sequence has more than one of them. */

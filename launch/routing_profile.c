@@ -1,0 +1,125 @@
+/* Where the profile lies, and the way between it and the pager. */
+#include "launch/routing_profile.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "launch/config.h"
+#include "proto/base/log.h"
+#include "proto/gguf/gguf.h"
+#include "proto/gguf/gguf_write.h"
+#include "proto/model/hparams.h"
+#include "worker/pager/expert_pager.h"
+#include "worker/pager/heat_profile.h"
+
+/* Malloc'ed; NULL: there is nowhere to keep one. */
+static char *own_path(uint64_t fingerprint)
+{
+    char suffix[64];
+    snprintf(suffix, sizeof(suffix), "lean/profiles/%016llx.profile",
+             (unsigned long long)fingerprint);
+    return config_user_path("XDG_CACHE_HOME", ".cache", suffix);
+}
+
+static void seed(struct expert_pager *pager, const struct heat_profile *profile,
+                 const struct hparams *hp)
+{
+    for (uint32_t il = 0; il < hp->n_layer; il++)
+        for (uint32_t ie = 0; ie < hp->n_expert && hp->layer[il].moe; ie++)
+            expert_pager_seed(pager, (struct expert_key){il, ie},
+                              (float)heat_profile_rate(profile, il, ie));
+    expert_pager_preload(pager);
+}
+
+enum lm_status routing_profile_load(struct expert_pager *pager, const struct gguf_file *file,
+                                    const struct hparams *hp, const char *path,
+                                    struct lm_error *err)
+{
+    struct heat_profile *profile;
+    struct lm_error own_err;
+    uint64_t fingerprint;
+    if (path && !strcmp(path, "none")) return LM_OK;
+    enum lm_status status = gguf_fingerprint(file, &fingerprint, err);
+    if (status != LM_OK) return status;
+    char *own = path ? NULL : own_path(fingerprint);
+    if (!path && !own) return LM_OK;
+    const char *name = path ? path : own;
+    status = heat_profile_read(&profile, name, &own_err);
+    if (status == LM_OK) {
+        status = heat_profile_check(profile, name, fingerprint, &own_err);
+        if (status == LM_OK) seed(pager, profile, hp);
+        heat_profile_destroy(profile);
+    }
+    free(own);
+    if (status == LM_OK || (!path && status == LM_E_NOT_FOUND)) return LM_OK;
+    if (path) {
+        if (err) *err = own_err;
+        return status;
+    }
+    log_warning("%s", own_err.message);
+    return LM_OK;
+}
+
+/* Makes the directories above path. */
+static void make_parents(char *path)
+{
+    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        mkdir(path, 0700); /* one that cannot be made shows when the file is written */
+        *slash = '/';
+    }
+}
+
+/* The uses of this run as a profile of their own. */
+static enum lm_status collect(struct heat_profile **out, const struct expert_pager *pager,
+                              uint64_t fingerprint, const struct hparams *hp, struct lm_error *err)
+{
+    const enum lm_status status =
+        heat_profile_create(out, fingerprint, hp->arch->name, hp->n_layer + hp->n_layer_mtp,
+                            hp->n_expert, hp->n_expert_used, err);
+    if (status != LM_OK) return status;
+    (*out)->n_token = (double)expert_pager_n_token(pager);
+    for (uint32_t il = 0; il < hp->n_layer; il++)
+        for (uint32_t ie = 0; ie < hp->n_expert && hp->layer[il].moe; ie++)
+            (*out)->uses[(size_t)il * hp->n_expert + ie] =
+                (double)expert_pager_uses(pager, (struct expert_key){il, ie});
+    return LM_OK;
+}
+
+/* Adds this run to what the file at path holds of earlier ones, if that is sound. */
+static enum lm_status add_run(struct heat_profile *run, char *path, struct lm_error *err)
+{
+    struct heat_profile *kept;
+    enum lm_status status = heat_profile_read(&kept, path, err);
+    if (status != LM_OK) {
+        make_parents(path);
+        return heat_profile_write(run, path, err);
+    }
+    heat_profile_fade(kept, run->n_token);
+    status = heat_profile_add(kept, run, path, err);
+    if (status == LM_OK) status = heat_profile_write(kept, path, err);
+    heat_profile_destroy(kept);
+    return status;
+}
+
+void routing_profile_save(const struct expert_pager *pager, const struct gguf_file *file,
+                          const struct hparams *hp)
+{
+    struct heat_profile *run;
+    struct lm_error err;
+    uint64_t fingerprint;
+    if (!expert_pager_n_token(pager)) return;
+    if (gguf_fingerprint(file, &fingerprint, &err) != LM_OK) return;
+    char *path = own_path(fingerprint);
+    if (!path) return;
+    enum lm_status status = collect(&run, pager, fingerprint, hp, &err);
+    if (status == LM_OK) {
+        status = add_run(run, path, &err);
+        heat_profile_destroy(run);
+    }
+    if (status != LM_OK) log_warning("the routing profile was not kept: %s", err.message);
+    free(path);
+}

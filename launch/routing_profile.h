@@ -1,0 +1,25 @@
+/* The routing profile that a model keeps from run to run: read when its experts are paged, so that
+ * the hottest are read first, and brought up to date when the engine closes.
+ *
+ * It lies in the user's cache directory under the model's fingerprint, unless a file is named; a
+ * named one is read and never written. */
+#ifndef LEAN_LAUNCH_ROUTING_PROFILE_H
+#define LEAN_LAUNCH_ROUTING_PROFILE_H
+
+#include "proto/base/error.h"
+
+struct expert_pager;
+struct gguf_file;
+struct hparams;
+
+/* Seeds the pager and begins the preload. path: a file, "none", or NULL for the model's own, which
+ * need not exist and is no reason to fail. LM_E_NOT_FOUND, LM_E_FORMAT, LM_E_MISMATCH: of the file
+ * that was named. */
+enum lm_status routing_profile_load(struct expert_pager *pager, const struct gguf_file *file,
+                                    const struct hparams *hp, const char *path,
+                                    struct lm_error *err);
+/* Adds what the pager has seen to the model's own profile. What goes wrong is a warning. */
+void routing_profile_save(const struct expert_pager *pager, const struct gguf_file *file,
+                          const struct hparams *hp);
+
+#endif
