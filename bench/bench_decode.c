@@ -1,6 +1,7 @@
 /* Prefill and decode speed of one model on this machine, without tokenizer or sampler options.
  *
  *   bench_decode MODEL [--prompt 512] [--tokens 128] [--repeat 3] [--threads N] [--kernels NAME]
+ *                      [--ram-mib N] [--prefetch on|off]
  *
  * Prints one JSON line per repetition: what ran and the two rates. The prompt is a fixed sequence
  * of ids that differs between repetitions, so that no prefix is found in the cache; the answer is
@@ -29,7 +30,7 @@ int main(int argc, char **argv)
 {
     if (argc < 2) {
         fprintf(stderr, "usage: bench_decode MODEL [--prompt N] [--tokens N] [--repeat N] "
-                        "[--threads N] [--kernels NAME]\n");
+                        "[--threads N] [--kernels NAME] [--ram-mib N] [--prefetch on|off]\n");
         return 2;
     }
     const uint32_t n_prompt = argument(argc, argv, "--prompt", 512);
@@ -41,9 +42,13 @@ int main(int argc, char **argv)
         .kv_type = "f16",
         .kernels = "auto",
         .n_thread = argument(argc, argv, "--threads", 0),
+        .ram_bytes = (uint64_t)argument(argc, argv, "--ram-mib", 0) << 20,
+        .profile = "none",
     };
-    for (int i = 2; i + 1 < argc; i++)
+    for (int i = 2; i + 1 < argc; i++) {
         if (!strcmp(argv[i], "--kernels")) config.kernels = argv[i + 1];
+        if (!strcmp(argv[i], "--prefetch")) config.prefetch = argv[i + 1];
+    }
 
     struct lm_error err;
     struct engine *engine;
@@ -71,10 +76,15 @@ int main(int argc, char **argv)
             return 1;
         }
         /* The first token comes out of the prompt's last step; the others are decode steps. */
-        printf(
-            "{\"prompt\": %u, \"prefill_tok_s\": %.2f, \"tokens\": %zu, \"decode_tok_s\": %.2f}\n",
-            n_prompt, (double)n_prompt / result.prefill_s, result.n_generated,
-            (double)(result.n_generated - 1) / result.decode_s);
+        const struct expert_pager_stats pager = engine_stats(engine).pager;
+        const struct expert_pager_counts *decode = &pager.decode;
+        printf("{\"prompt\": %u, \"prefill_tok_s\": %.2f, \"tokens\": %zu, \"decode_tok_s\": %.2f, "
+               "\"slots\": %u, \"decode_hit_rate\": %.4f, \"decode_miss_bytes\": %llu, "
+               "\"decode_wait_s\": %.2f}\n",
+               n_prompt, (double)n_prompt / result.prefill_s, result.n_generated,
+               (double)(result.n_generated - 1) / result.decode_s, pager.n_slot,
+               decode->n_lookup ? (double)decode->n_hit / (double)decode->n_lookup : 0,
+               (unsigned long long)decode->miss_bytes, decode->wait_s);
         fflush(stdout);
     }
     engine_close(engine, NULL);

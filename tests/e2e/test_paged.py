@@ -66,13 +66,23 @@ def compare(name, path, settings):
 
 def setting(slots, policy="lfru", prefetch="on", io="auto", **more):
     return {"--expert-slots": slots, "--policy": policy, "--prefetch": prefetch, "--io": io,
-            **{"--" + key.replace("_", "-"): value for key, value in more.items()}}
+            "--profile": "none", **{"--" + key.replace("_", "-"): value for key, value in more.items()}}
+
+
+def check_profile(path):
+    """A run leaves a profile behind, the next one preloads by it, and the bits stay."""
+    want, _ = run(path)
+    for n in range(2):
+        result, got = run(path, "--expert-slots", "50%")
+        if result != want or (got["preloaded"] > 0) != (n > 0):
+            sys.exit(f"run {n} with a profile kept: {got['preloaded']} experts preloaded, {result}, "
+                     f"with all resident {want}")
 
 
 def io_ways():
     """Ways to read that this kernel has."""
     probe = golden.evaluate(golden_model("qwen35moe-s-q8_0"), [1], "--expert-slots", "min", "--io",
-                            "auto")["effective"]["experts"]["io"]
+                            "auto", "--profile", "none")["effective"]["experts"]["io"]
     if probe == "io_uring":
         return ["uring", "pread", "buffered"]
     print("no io_uring here: not compared")
@@ -99,6 +109,7 @@ def main():
             path = os.path.join(folder, "model.gguf")
             variants.make(variants.SAME, name, path)
             n += compare(name, path, few)
+    check_profile(golden_model("qwen35moe-k-q4km"))
     print(f"{n} settings, one result for each model")
 
 

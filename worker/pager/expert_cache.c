@@ -57,8 +57,8 @@ struct expert_cache {
     const struct cache_policy *policy;
     double half_life; /* of heat, in tokens */
     uint32_t n_layer, n_expert, n_class;
-    uint64_t now, before; /* tokens at this step, and at the one before it */
-    bool prefill;         /* this step is one */
+    uint64_t now; /* tokens at this step */
+    bool prefill; /* this step is one */
     struct layer *layer;
     struct slot_class *class;
     struct expert *expert; /* [n_layer][n_expert] */
@@ -263,6 +263,32 @@ static int32_t least_admitted(const struct expert_cache *cache, struct expert_ke
     return least;
 }
 
+static bool used_now(const struct expert_cache *cache, int32_t slot)
+{
+    const struct expert *expert = expert_of(cache, cache->slot[slot].key);
+    return expert->last_token && expert->last_token >= cache->now;
+}
+
+/* The least of the layers' least that this token has not used, for what is only predicted: the
+ * layers behind have theirs. */
+static int32_t least_idle(const struct expert_cache *cache, struct expert_key key)
+{
+    const struct layer *own = &cache->layer[key.layer];
+    const uint32_t floor = cache->class[own->class_index].floor;
+    int32_t least = NONE;
+    struct rank least_rank = {0, 0};
+    for (uint32_t il = 0; il < cache->n_layer; il++) {
+        const struct layer *layer = &cache->layer[il];
+        if (layer->class_index != own->class_index || !layer->n_heap) continue;
+        if (layer->n_admitted <= floor || used_now(cache, layer->heap[0])) continue;
+        const struct rank rank = rank_of(cache, cache->slot[layer->heap[0]].key);
+        if (least != NONE && !rank_less(rank, least_rank)) continue;
+        least = layer->heap[0];
+        least_rank = rank;
+    }
+    return least;
+}
+
 /* In prefill: whether an expert that is not admitted should be, in the place of `least`. */
 static bool beats(const struct expert_cache *cache, struct expert_key key, int32_t least,
                   struct rank rank)
@@ -307,16 +333,10 @@ static struct choice choose_speculative(const struct expert_cache *cache, struct
 {
     const struct slot_class *class = class_of(cache, key);
     struct choice choice = no_choice;
-    struct rank rank = {0, 0};
-    if (class->oldest != NONE) {
-        const struct expert *oldest = expert_of(cache, cache->slot[class->oldest].key);
-        if (!oldest->last_token || oldest->last_token < cache->now) choice.slot = class->oldest;
-    } else if (class->n_transient < class->n_transient_max) {
-        const int32_t least = least_admitted(cache, key, &rank);
-        if (least == NONE) return no_choice;
-        const struct expert *expert = expert_of(cache, cache->slot[least].key);
-        if (!expert->last_token || expert->last_token < cache->before) choice.slot = least;
-    }
+    if (class->oldest != NONE && !used_now(cache, class->oldest))
+        choice.slot = class->oldest;
+    else if (class->n_transient < class->n_transient_max)
+        choice.slot = least_idle(cache, key);
     return choice;
 }
 
@@ -420,7 +440,6 @@ void expert_cache_destroy(struct expert_cache *cache)
 void expert_cache_advance(struct expert_cache *cache, uint32_t n_token, bool prefill)
 {
     cache->prefill = prefill;
-    cache->before = cache->now;
     cache->now += n_token;
 }
 

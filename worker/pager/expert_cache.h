@@ -54,7 +54,7 @@ struct expert_cache_config {
 enum place_kind {
     PLACE_DEMAND,      /* needed now */
     PLACE_SPECULATIVE, /* predicted: a transient until it is used; takes a free slot, a transient
-                          not used in this token, an admitted one not used in the last two */
+                          or an admitted one, but neither that was used in this token */
     PLACE_BACKGROUND   /* preload: takes free slots only */
 };
 

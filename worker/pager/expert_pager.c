@@ -14,7 +14,7 @@ enum {
     CLASS_MAX = 16,        /* sizes of experts in one model */
     CLASS_SLOTS_MIN = 2,   /* one to compute with, one to read into */
     AHEAD_MAX = 32,        /* experts read before their layer is reached */
-    SPECULATE_MAX = 4,     /* of a prediction */
+    SPECULATE_MAX = 2,     /* of a prediction */
     SPECULATE_TRIAL = 256, /* reads after which predictions must have paid */
     NO_CLASS = -1
 };
@@ -407,13 +407,13 @@ static void look_ahead(struct expert_pager *pager)
         read_predicted(pager);
 }
 
-/* Predictions that do not pay for their bytes end. A wasted read delays the demand behind it by
- * about half of its time, a useful one saves all of it: below a third the sum is negative. */
+/* Predictions that do not pay for their bytes end. Where the disk is what decode waits for, a
+ * wasted read costs all of its time and a useful one saves at most that. */
 static void judge_speculation(struct expert_pager *pager)
 {
     const struct expert_pager_stats *stats = &pager->stats;
     if (pager->speculation_off || stats->n_speculated < SPECULATE_TRIAL) return;
-    if (3 * stats->n_useful >= stats->n_speculated) return;
+    if (2 * stats->n_useful >= stats->n_speculated) return;
     pager->speculation_off = true;
     log_line(LOG_INFO, "prefetch off: %llu of %llu experts read on a prediction were used",
              (unsigned long long)stats->n_useful, (unsigned long long)stats->n_speculated);

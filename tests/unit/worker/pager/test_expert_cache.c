@@ -34,7 +34,7 @@ struct naive {
     uint32_t n_transient_max[N_CLASS];
     struct naive_expert expert[MAX_LAYER][MAX_EXPERT];
     double unit[MAX_LAYER];
-    uint64_t clock[MAX_LAYER], now, before, n_arrived;
+    uint64_t clock[MAX_LAYER], now, n_arrived;
     bool prefill;
     double half_life;
 };
@@ -86,6 +86,15 @@ static bool below_floor(const struct naive *naive, uint32_t il)
     return count_layer(naive, il, COUNT_ADMITTED) < naive->floor[naive->class_of[il]];
 }
 
+/* Whether key goes before what has been found so far. */
+static bool naive_goes_first(const struct naive *naive, struct expert_key key, bool found,
+                             struct expert_key other)
+{
+    if (!found) return true;
+    const double worth = naive_worth(naive, key), least = naive_worth(naive, other);
+    return worth < least || (worth == least && naive_age(naive, key) > naive_age(naive, other));
+}
+
 /* The admitted, unpinned expert that is to go first for an expert of layer il. */
 static bool naive_least(const struct naive *naive, uint32_t il, struct expert_key *out)
 {
@@ -101,11 +110,7 @@ static bool naive_least(const struct naive *naive, uint32_t il, struct expert_ke
                 const struct expert_key key = {jl, ie};
                 const struct naive_expert *expert = &naive->expert[jl][ie];
                 if (!expert->resident || !expert->admitted || expert->n_pin) continue;
-                const double worth = naive_worth(naive, key);
-                const double least = found ? naive_worth(naive, *out) : 0;
-                if (found && (worth > least ||
-                              (worth == least && naive_age(naive, key) <= naive_age(naive, *out))))
-                    continue;
+                if (!naive_goes_first(naive, key, found, *out)) continue;
                 *out = key;
                 found = true;
             }
@@ -113,6 +118,39 @@ static bool naive_least(const struct naive *naive, uint32_t il, struct expert_ke
         if (found) return true;
     }
     return false;
+}
+
+static bool naive_used_now(const struct naive *naive, struct expert_key key)
+{
+    const uint64_t last = naive->expert[key.layer][key.expert].last;
+    return last && last >= naive->now;
+}
+
+/* Of every layer's least, if this token has not used it, the least. */
+static bool naive_least_idle(const struct naive *naive, uint32_t il, struct expert_key *out)
+{
+    const uint32_t class_index = naive->class_of[il];
+    bool found = false;
+    for (uint32_t jl = 0; jl < naive->config.n_layer; jl++) {
+        struct expert_key least = {jl, 0};
+        bool any = false;
+        if (naive->class_of[jl] != class_index ||
+            count_layer(naive, jl, COUNT_ADMITTED) <= naive->floor[class_index])
+            continue;
+        for (uint32_t ie = 0; ie < naive->config.n_expert; ie++) {
+            const struct expert_key key = {jl, ie};
+            const struct naive_expert *expert = &naive->expert[jl][ie];
+            if (!expert->resident || !expert->admitted || expert->n_pin) continue;
+            if (!naive_goes_first(naive, key, any, least)) continue;
+            least = key;
+            any = true;
+        }
+        if (!any || naive_used_now(naive, least)) continue;
+        if (!naive_goes_first(naive, least, found, *out)) continue;
+        *out = least;
+        found = true;
+    }
+    return found;
 }
 
 static bool naive_oldest(const struct naive *naive, uint32_t class_index, struct expert_key *out)
@@ -161,14 +199,9 @@ static struct cache_placement naive_choose(struct naive *naive, struct expert_ke
     placement.evicts = true;
     const bool has_oldest = naive_oldest(naive, class_index, &placement.victim);
     if (kind == PLACE_SPECULATIVE) {
-        if (has_oldest) {
-            const uint64_t last = naive_at(naive, placement.victim)->last;
-            return last && last >= naive->now ? none : placement;
-        }
+        if (has_oldest && !naive_used_now(naive, placement.victim)) return placement;
         if (n_transient >= naive->n_transient_max[class_index]) return none;
-        if (!naive_least(naive, key.layer, &placement.victim)) return none;
-        const uint64_t last = naive_at(naive, placement.victim)->last;
-        return last && last >= naive->before ? none : placement;
+        return naive_least_idle(naive, key.layer, &placement.victim) ? placement : none;
     }
     placement.admitted = naive_beats(naive, key, &found, &least);
     if (has_oldest) {
@@ -388,7 +421,6 @@ static void run_step(struct pair *pair, uint32_t n_used)
     const uint32_t n_token = prefill ? 2 + random_below(300) : 1;
     const uint32_t n = prefill ? 1 + random_below(n_expert) : n_used < n_expert ? n_used : n_expert;
     expert_cache_advance(pair->cache, n_token, prefill);
-    naive->before = naive->now;
     naive->now += n_token;
     naive->prefill = prefill;
     for (uint32_t il = 0; il < naive->config.n_layer; il++) {

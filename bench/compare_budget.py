@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""Speed in less memory than the model needs, against llama.cpp held to the same memory.
+
+    bench/compare_budget.py MODEL --ram-gib 8 [--prompt 512] [--tokens 32] [--peer-tokens 8] [--repeat 2]
+
+Every measurement is a process in a memory cgroup of its own (root needed), limited to the budget
+plus 300 MB, page cache included. The peer maps the file, as it does by default; if the disk's
+read-ahead can be set, also with the 128 KiB that suit it best. The sides take turns. What was read
+of the disk is counted by the kernel for the whole machine, so time on a quiet one only.
+"""
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "../tests/e2e"))
+import memory_cgroup  # noqa: E402
+
+OVERHEAD = 300_000_000
+
+
+def disk_of(path):
+    """The folder of the block device that holds path, in /sys."""
+    device = os.stat(path).st_dev
+    folder = os.path.realpath(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
+    return folder if os.path.exists(folder + "/queue") else os.path.dirname(folder)
+
+
+def read_bytes(disk):
+    with open(disk + "/stat") as file:
+        return int(file.read().split()[2]) * 512
+
+
+def set_read_ahead(disk, kib):
+    try:
+        with open(disk + "/queue/read_ahead_kb", "w") as file:
+            file.write(str(kib))
+        return True
+    except OSError:
+        return False
+
+
+def peer(args):
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = args.model
+    params.n_ctx = args.prompt + args.tokens + 64
+    params.n_parallel = 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = args.threads
+    params.no_extra_bufts = True  # repacking would copy what does not fit
+    params.warmup = False
+    server = xllamacpp.Server(params)
+    ids = [(i * 7919 + 104729) % args.vocab for i in range(args.prompt)]
+    answer = {}
+    server.handle_completions({"prompt": ids, "n_predict": args.peer_tokens, "temperature": 0.0, "ignore_eos": True,
+                               "cache_prompt": False},
+                              lambda reply: answer.update(reply if isinstance(reply, dict) else json.loads(reply)))
+    timings = answer["timings"]
+    print(json.dumps({"prefill_tok_s": timings["prompt_per_second"], "decode_tok_s": timings["predicted_per_second"]}))
+
+
+def measure(root, command, limit, disk):
+    before, started = read_bytes(disk), time.monotonic()
+    result, peak = memory_cgroup.run(root, command, limit)
+    if result.returncode:
+        sys.exit(f"{' '.join(command)[:200]}\n{result.stderr[-2000:]}")
+    sample = json.loads(result.stdout.strip().splitlines()[-1])
+    sample.update(peak=peak, read=read_bytes(disk) - before, seconds=time.monotonic() - started)
+    return sample
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--ram-gib", type=float, default=8)
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--peer-tokens", type=int, default=8)
+    parser.add_argument("--repeat", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--vocab", type=int, default=100000, help="prompt ids are below this")
+    parser.add_argument("--program", default=os.path.join(HERE, "../build/bench/bench_decode"))
+    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peer:
+        return peer(args)
+    root = memory_cgroup.find()
+    if not root:
+        sys.exit("no memory cgroup that may be used: root is needed")
+    disk, limit = disk_of(args.model), int(args.ram_gib * 2**30) + OVERHEAD
+    with open(disk + "/queue/read_ahead_kb") as file:
+        default = int(file.read())
+    theirs = [sys.executable, os.path.abspath(__file__), args.model, "--peer", "--prompt", str(args.prompt), "--peer-tokens",
+              str(args.peer_tokens), "--threads", str(args.threads), "--vocab", str(args.vocab)]
+    ours = [args.program, args.model, "--repeat", "1", "--prompt", str(args.prompt), "--tokens", str(args.tokens), "--threads",
+            str(args.threads), "--ram-mib", str(int(args.ram_gib * 1024))]
+    sides = {"lean": (ours, None), f"llama.cpp, read-ahead {default} KiB": (theirs, default)}
+    if set_read_ahead(disk, default):
+        sides["llama.cpp, read-ahead 128 KiB"] = (theirs, 128)
+    samples = {side: [] for side in sides}
+    for _ in range(args.repeat):
+        for side, (command, read_ahead) in sides.items():
+            subprocess.run(["sh", "-c", "sync; echo 3 > /proc/sys/vm/drop_caches"], check=False)
+            if read_ahead and read_ahead != default:
+                set_read_ahead(disk, read_ahead)
+            samples[side].append(measure(root, command, limit, disk))
+            if read_ahead and read_ahead != default:
+                set_read_ahead(disk, default)
+            print(side, json.dumps(samples[side][-1]), file=sys.stderr)
+    print(f"{os.path.basename(args.model)}, {os.path.getsize(args.model) / 1e9:.1f} GB in {args.ram_gib:g} GiB, "
+          f"{args.threads} threads, medians of {args.repeat}\n")
+    print(f"| side | prefill {args.prompt}, tok/s | decode, tok/s | read, GB | peak, GiB |\n|---|--:|--:|--:|--:|")
+    for side, runs in samples.items():
+        middle = {key: statistics.median(run[key] for run in runs) for key in ("prefill_tok_s", "decode_tok_s", "read", "peak")}
+        print(f"| {side} | {middle['prefill_tok_s']:.2f} | {middle['decode_tok_s']:.2f} | {middle['read'] / 1e9:.1f} | {middle['peak'] / 2**30:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
