@@ -2,6 +2,8 @@
 #include "worker/pager/expert_pager.h"
 
 #include <assert.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -56,6 +58,9 @@ struct expert_pager {
     uint32_t *class_of; /* [layer_end] */
     uint8_t *arena;
     uint64_t arena_bytes;
+    pthread_t toucher;
+    bool touching;
+    atomic_bool stop_touching;
     struct slot *slot; /* [n_slot], class after class */
     struct expert_cache *cache;
     struct disk_reader *reader;
@@ -699,6 +704,29 @@ static enum lm_status create_tables(struct expert_pager *pager, struct lm_error 
     return lm_fail(err, LM_E_NO_MEM, "expert pager: no memory for %zu experts", n * n_layer);
 }
 
+/* First touches cost more than the reads on some virtual machines, and a read that meets an
+ * untouched page holds up those behind it: a thread goes before them. */
+static void *touch_arena(void *context)
+{
+    enum { TOUCH_BYTES = 8 << 20 };
+    struct expert_pager *pager = context;
+    for (uint64_t at = 0; at < pager->arena_bytes && !atomic_load(&pager->stop_touching);
+         at += TOUCH_BYTES) {
+        const uint64_t left = pager->arena_bytes - at;
+        if (madvise(pager->arena + at, left < TOUCH_BYTES ? left : TOUCH_BYTES,
+                    MADV_POPULATE_WRITE))
+            break; /* a kernel before 5.14: reads touch what they need */
+    }
+    return NULL;
+}
+
+static void stop_touching(struct expert_pager *pager)
+{
+    if (!pager->touching) return;
+    atomic_store(&pager->stop_touching, true);
+    pthread_join(pager->toucher, NULL);
+}
+
 /* Slots are mapped once and for all: no page is ever given back or faulted in again. */
 static enum lm_status create_slots(struct expert_pager *pager, struct lm_error *err)
 {
@@ -719,6 +747,7 @@ static enum lm_status create_slots(struct expert_pager *pager, struct lm_error *
     for (uint32_t i = 0; i < pager->n_class; i++)
         for (uint32_t k = 0; k < pager->class[i].n_slot; k++, at += pager->class[i].slot_bytes)
             (slot++)->memory = at;
+    pager->touching = !pthread_create(&pager->toucher, NULL, touch_arena, pager);
     pager->stats.n_slot = n_slot;
     pager->stats.slot_bytes = pager->arena_bytes;
     return LM_OK;
@@ -798,6 +827,7 @@ enum lm_status expert_pager_create(struct expert_pager **out,
 void expert_pager_destroy(struct expert_pager *pager)
 {
     if (!pager) return;
+    stop_touching(pager);
     disk_reader_destroy(pager->reader);
     expert_cache_destroy(pager->cache);
     if (pager->arena) munmap(pager->arena, pager->arena_bytes);
