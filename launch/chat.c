@@ -461,8 +461,8 @@ fini_sampling:
     return status;
 }
 
-/* Generates behind n bytes of text. templated: control tokens in it are that, and it brings its
- * own begin token. begun: its last part, which is an answer to go on with, or NULL. */
+/* Generates behind n bytes of text. templated: control tokens in it are that.
+ * begun: its last part, which is an answer to go on with, or NULL. */
 static enum lm_status generate(struct chat *chat, const char *text, size_t n, bool templated,
                                const char *begun, const struct chat_sink *sink,
                                struct chat_answer *answer, struct lm_error *err)
@@ -483,8 +483,12 @@ static enum lm_status generate(struct chat *chat, const char *text, size_t n, bo
     *answer = (struct chat_answer){0};
 
     enum lm_status status =
-        tokenizer_encode(tokenizer, text, n, templated, !templated, &ids, &n_ids, err);
+        tokenizer_encode(tokenizer, text, n, templated, true, &ids, &n_ids, err);
     if (status != LM_OK) return status;
+    /* many templates write the begin token themselves: one is enough */
+    const int32_t bos = tokenizer_bos(tokenizer);
+    if (templated && n_ids > 1 && ids[0] == bos && ids[1] == bos)
+        memmove(ids, ids + 1, --n_ids * sizeof(*ids));
     status = create_stops(&generation.stops, chat->options, err);
     if (status != LM_OK) goto free_ids;
     generation.parts[PART_REASONING] = open_memstream(&answer->reasoning, &n_bytes[0]);

@@ -9,6 +9,7 @@ import time
 import unittest
 from unittest import mock
 
+import gguf_file
 from cli import LEAN, SOURCE_DIR, environment, lean
 
 MODEL = os.path.join(SOURCE_DIR, "tests/data/golden/models/qwen35moe-s-q8_0.gguf")
@@ -44,6 +45,26 @@ class Prompt(unittest.TestCase):
     def test_a_blank_line_stands_between_arguments_and_pipe(self):
         self.assertEqual(answer("--raw", "one two", input="three")["content"],
                          answer("--raw", "one two\n\nthree")["content"])
+
+    def test_a_template_gets_one_begin_token(self):
+        """Whether it writes the token itself or leaves that to the vocabulary."""
+        file = gguf_file.File(MODEL)
+        for key, value in (("tokens", "<begin>"), ("token_type", 3)):  # 3: control
+            kind, (element, values) = file.keys["tokenizer.ggml." + key]
+            values[300] = value
+        file.keys["tokenizer.ggml.bos_token_id"] = (4, 300)
+        with tempfile.TemporaryDirectory() as folder:
+            counts = []
+            for adds, text in ((False, "hi"), (True, "hi"), (True, "<begin>hi"), (False, "<begin>hi")):
+                path, template = os.path.join(folder, "m.gguf"), os.path.join(folder, "t.jinja")
+                file.keys["tokenizer.ggml.add_bos_token"] = (7, adds)
+                file.write(path)
+                with open(template, "w") as out:
+                    out.write(text)
+                result = lean("run", path, "--json", *GREEDY, "--chat-template", template, "hi")
+                self.assertEqual(result.returncode, 0, result.stderr)
+                counts.append(json.loads(result.stdout)["usage"]["prompt_tokens"])
+        self.assertEqual([n - counts[0] for n in counts], [0, 1, 1, 1])
 
     def test_reasoning_is_told_from_the_answer(self):
         with tempfile.NamedTemporaryFile("w") as template:
