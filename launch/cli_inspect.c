@@ -14,6 +14,7 @@
 #include "launch/command.h"
 #include "launch/engine.h"
 #include "launch/model_ref.h"
+#include "launch/pager_report.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
 #include "proto/lmpack/lmpack.h"
@@ -30,7 +31,28 @@ struct inspection {
     struct tokenizer *tokenizer; /* NULL: the file has none that we know */
     struct lm_error why_no_tokenizer;
     struct memory_plan plan; /* if hp */
+    uint32_t n_expert_slot;  /* experts in memory, if plan.paged */
 };
+
+/* The plan, as `run` would make it. */
+static enum lm_status make_plan(struct inspection *in, struct memory_request *request,
+                                struct lm_error *err)
+{
+    const struct hparams *hp = in->hp;
+    struct expert_store *store = NULL;
+    if (hp->n_expert) {
+        const enum lm_status status =
+            expert_store_create(&store, in->file, hp, 0, hp->n_layer, err);
+        if (status != LM_OK) return status;
+        request->slot_bytes_min = expert_pager_slot_bytes(store, 0, hp->n_layer, hp->n_expert, 1);
+    }
+    memory_plan_make(&in->plan, in->file, hp, request);
+    if (in->plan.paged)
+        in->n_expert_slot =
+            expert_pager_slots_for(store, 0, hp->n_layer, hp->n_expert, in->plan.slot_bytes);
+    expert_store_destroy(store);
+    return LM_OK;
+}
 
 static enum lm_status collect(struct inspection *in, const struct options *options,
                               struct lm_error *err)
@@ -65,8 +87,7 @@ static enum lm_status collect(struct inspection *in, const struct options *optio
         .n_snapshot = ENGINE_N_SNAPSHOT,
     };
     const enum lm_status status = engine_memory_request(&request, &config, in->hp, err);
-    if (status == LM_OK) memory_plan_make(&in->plan, in->file, in->hp, &request);
-    return status;
+    return status == LM_OK ? make_plan(in, &request, err) : status;
 }
 
 static void discard(struct inspection *in)
@@ -293,13 +314,25 @@ static void print_template_traits(const struct inspection *in)
                                      : "yes");
 }
 
-static void print_memory(const struct memory_plan *plan)
+static void print_paging(const struct inspection *in)
 {
+    const uint32_t n_expert = hparams_n_expert_total(in->hp), n = in->n_expert_slot;
+    const double used_share = (double)in->hp->n_expert_used / in->hp->n_expert;
+    char bank[24];
+    printf("experts in memory  %u of %u (%.0f%%) of %s, the others are read when needed; about "
+           "%.0f%% of the uses find theirs there\n",
+           n, n_expert, 100.0 * n / n_expert, log_format_bytes(in->plan.expert_bytes, bank),
+           100 * pager_expected_hit_rate(n, n_expert, used_share));
+}
+
+static void print_memory(const struct inspection *in)
+{
+    const struct memory_plan *plan = &in->plan;
     const struct {
         const char *what;
         uint64_t n_bytes;
     } rows[] = {
-        {"weights", plan->weight_bytes},     {"  routed experts", plan->expert_bytes},
+        {"weights", plan->weight_bytes},     {"  routed experts", plan->slot_bytes},
         {"KV cache", plan->kv_bytes},        {"recurrent state", plan->recurrent_bytes},
         {"angles", plan->angle_bytes},       {"scratch", plan->scratch_bytes},
         {"program", plan->program_bytes},    {"total", plan->total_bytes},
@@ -310,6 +343,7 @@ static void print_memory(const struct memory_plan *plan)
            plan->n_slot == 1 ? "" : "s", plan->n_ctx, plan->prefill_chunk);
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
         printf("%-18s %10s\n", rows[i].what, log_format_bytes(rows[i].n_bytes, size));
+    if (plan->paged && in->n_expert_slot) print_paging(in);
     if (plan->n_ctx_fit)
         printf("longest context that fits: %u tokens\n", plan->n_ctx_fit);
     else
@@ -339,7 +373,7 @@ static void print_text(const struct inspection *in, const struct options *option
     print_weights(in);
     print_tokenizer(in, options_flag(options, "tokenizer"));
     print_template_traits(in);
-    if (options_flag(options, "memory") && in->hp) print_memory(&in->plan);
+    if (options_flag(options, "memory") && in->hp) print_memory(in);
     if (options_flag(options, "tensors")) print_tensors(in->file);
 }
 
@@ -435,15 +469,18 @@ static struct json_object *json_template(struct gguf_string source, bool with_so
     return object;
 }
 
-static struct json_object *json_memory(const struct memory_plan *plan)
+static struct json_object *json_memory(const struct inspection *in)
 {
+    const struct memory_plan *plan = &in->plan;
     struct json_object *object = json_object_new_object();
     add_number(object, "n_ctx", plan->n_ctx);
     add_number(object, "n_slot", plan->n_slot);
     add_number(object, "prefill_chunk", plan->prefill_chunk);
     add_number(object, "n_ctx_fit", plan->n_ctx_fit);
     add_number(object, "weights", plan->weight_bytes);
-    add_number(object, "routed_experts", plan->expert_bytes);
+    add_number(object, "routed_experts", plan->slot_bytes);
+    json_object_object_add(object, "paged", json_object_new_boolean(plan->paged));
+    if (plan->paged) add_number(object, "experts_in_memory", in->n_expert_slot);
     add_number(object, "kv_cache", plan->kv_bytes);
     add_number(object, "recurrent_state", plan->recurrent_bytes);
     add_number(object, "angles", plan->angle_bytes);
@@ -520,7 +557,7 @@ static void print_json(const struct inspection *in, const struct options *option
     json_object_object_add(root, "template",
                            json_template(in->chat_template, options_flag(options, "template")));
     if (options_flag(options, "memory") && in->hp)
-        json_object_object_add(root, "memory", json_memory(&in->plan));
+        json_object_object_add(root, "memory", json_memory(in));
     if (options_flag(options, "tensors"))
         json_object_object_add(root, "tensors", json_tensors(in->file));
     puts(json_object_to_json_string_ext(root,

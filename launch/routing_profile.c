@@ -1,7 +1,7 @@
 /* Where the profile lies, and the way between it and the pager. */
 #include "launch/routing_profile.h"
 
-#include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,13 +24,26 @@ static char *own_path(uint64_t fingerprint)
     return config_user_path("XDG_CACHE_HOME", ".cache", suffix);
 }
 
+/* A file may have the fingerprint of the model and yet not its sizes. */
+static enum lm_status check_sizes(const struct heat_profile *profile, const char *name,
+                                  const struct hparams *hp, struct lm_error *err)
+{
+    if (profile->n_layer == hp->n_layer + hp->n_layer_mtp && profile->n_expert == hp->n_expert &&
+        profile->n_expert_used == hp->n_expert_used)
+        return LM_OK;
+    return lm_fail(err, LM_E_MISMATCH,
+                   "%s: a profile of %u layers and %u of %u experts, the model has %u, %u and %u",
+                   name, profile->n_layer, profile->n_expert_used, profile->n_expert,
+                   hp->n_layer + hp->n_layer_mtp, hp->n_expert_used, hp->n_expert);
+}
+
 static void seed(struct expert_pager *pager, const struct heat_profile *profile,
                  const struct hparams *hp)
 {
     for (uint32_t il = 0; il < hp->n_layer; il++)
         for (uint32_t ie = 0; ie < hp->n_expert && hp->layer[il].moe; ie++)
             expert_pager_seed(pager, (struct expert_key){il, ie},
-                              (float)heat_profile_rate(profile, il, ie));
+                              (float)fmin(heat_profile_rate(profile, il, ie), 1));
     expert_pager_preload(pager);
 }
 
@@ -50,6 +63,7 @@ enum lm_status routing_profile_load(struct expert_pager *pager, const struct ggu
     status = heat_profile_read(&profile, name, &own_err);
     if (status == LM_OK) {
         status = heat_profile_check(profile, name, fingerprint, &own_err);
+        if (status == LM_OK) status = check_sizes(profile, name, hp, &own_err);
         if (status == LM_OK) seed(pager, profile, hp);
         heat_profile_destroy(profile);
     }
@@ -89,20 +103,21 @@ static enum lm_status collect(struct heat_profile **out, const struct expert_pag
     return LM_OK;
 }
 
-/* Adds this run to what the file at path holds of earlier ones, if that is sound. */
+/* Adds this run to what the file at path holds of earlier ones. One that is damaged, or of other
+ * sizes, begins anew. */
 static enum lm_status add_run(struct heat_profile *run, char *path, struct lm_error *err)
 {
     struct heat_profile *kept;
     enum lm_status status = heat_profile_read(&kept, path, err);
-    if (status != LM_OK) {
-        make_parents(path);
-        return heat_profile_write(run, path, err);
+    if (status == LM_OK) {
+        heat_profile_fade(kept, run->n_token);
+        status = heat_profile_add(kept, run, path, err);
+        if (status == LM_OK) status = heat_profile_write(kept, path, err);
+        heat_profile_destroy(kept);
     }
-    heat_profile_fade(kept, run->n_token);
-    status = heat_profile_add(kept, run, path, err);
-    if (status == LM_OK) status = heat_profile_write(kept, path, err);
-    heat_profile_destroy(kept);
-    return status;
+    if (status != LM_E_NOT_FOUND && status != LM_E_FORMAT && status != LM_E_MISMATCH) return status;
+    make_parents(path);
+    return heat_profile_write(run, path, err);
 }
 
 void routing_profile_save(const struct expert_pager *pager, const struct gguf_file *file,

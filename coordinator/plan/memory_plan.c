@@ -13,7 +13,7 @@ enum {
     CHUNK_MAX = 512,
     CHUNK_STEP = 64, /* and the least */
     PAGED_CHUNK_MAX = 4096,
-    PAGED_SCRATCH_SHARE = 16, /* of the budget goes to the scratch of a longer chunk */
+    PAGED_SCRATCH_SHARE = 16, /* of the slots goes to the scratch of a longer chunk */
     PROGRAM_BYTES = 96 << 20
 };
 
@@ -206,6 +206,25 @@ static void plan_request(struct memory_plan *plan, const struct hparams *hp,
     set_context(plan, hp, request, request->n_ctx ? request->n_ctx : best);
 }
 
+/* Every chunk reads the experts that are not in memory once, so that a longer one pays for what its
+ * scratch takes from the slots, as long as that is little. */
+static void lengthen_chunk(struct memory_plan *plan, const struct memory_plan *shorter,
+                           const struct hparams *hp, struct memory_request *request,
+                           const struct weight_census *census)
+{
+    for (uint32_t chunk = PAGED_CHUNK_MAX; chunk > shorter->prefill_chunk; chunk /= 2) {
+        if (chunk / 2 >= shorter->n_ctx) continue;
+        request->prefill_chunk = chunk;
+        plan_request(plan, hp, request, census);
+        if (plan->paged && plan->n_ctx >= shorter->n_ctx &&
+            plan->total_bytes <= plan->budget_bytes &&
+            plan->scratch_bytes - shorter->scratch_bytes <=
+                shorter->slot_bytes / PAGED_SCRATCH_SHARE)
+            return;
+    }
+    *plan = *shorter;
+}
+
 void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
                       const struct hparams *hp, const struct memory_request *request)
 {
@@ -225,24 +244,16 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
         plan_request(plan, hp, request, &census);
         return;
     }
+    struct memory_plan paged = {.paged = false};
     for (uint32_t chunk = CHUNK_MAX; chunk >= CHUNK_STEP; chunk -= CHUNK_STEP) {
         with_chunk.prefill_chunk = chunk;
         plan_request(plan, hp, &with_chunk, &census);
-        if (plan->scratch_bytes + plan->program_bytes <= MEMORY_PLAN_OVERHEAD_MAX &&
-            plan->total_bytes <= plan->budget_bytes)
-            break;
+        const bool fits = plan->scratch_bytes + plan->program_bytes <= MEMORY_PLAN_OVERHEAD_MAX &&
+                          plan->total_bytes <= plan->budget_bytes;
+        if (fits && !plan->paged) return;
+        if (fits && !paged.paged) paged = *plan; /* all may fit yet with a shorter chunk */
     }
-    /* Every chunk reads the experts that are not in memory once, so there a longer one pays. */
-    const struct memory_plan shorter = *plan;
-    for (uint32_t chunk = PAGED_CHUNK_MAX; shorter.paged && chunk > shorter.prefill_chunk;
-         chunk /= 2) {
-        with_chunk.prefill_chunk = chunk;
-        plan_request(plan, hp, &with_chunk, &census);
-        if (plan->scratch_bytes <= plan->budget_bytes / PAGED_SCRATCH_SHARE &&
-            plan->total_bytes <= plan->budget_bytes)
-            return;
-        *plan = shorter;
-    }
+    if (paged.paged) lengthen_chunk(plan, &paged, hp, &with_chunk, &census);
 }
 
 enum lm_status memory_plan_check(const struct memory_plan *plan, struct lm_error *err)

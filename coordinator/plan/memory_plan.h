@@ -11,7 +11,7 @@
  *
  * Scratch and program together are the overhead, which MEMORY_PLAN_OVERHEAD_MAX bounds: where a
  * model is so wide that it would be more, prompts are read in shorter chunks. Where experts are
- * paged chunks are longer again, as far as a sixteenth of the budget holds their scratch.
+ * paged chunks are longer again, as far as a sixteenth of the slots' memory holds their scratch.
  *
  * Threads: pure functions but for host_memory_available, which reads /proc and cgroup files. */
 #ifndef LEAN_COORDINATOR_PLAN_MEMORY_PLAN_H

@@ -451,7 +451,8 @@ static void run(struct cpu_backend *cpu, const struct ffn_args *args, enum pass 
     if (!f.h || !f.h_act) return;
     fill_pointers(&f);
     const size_t up_floats = (size_t)TILE_PAIRS * GROUP;
-    const size_t out_floats = ((size_t)f.n_pair + 1) * f.rows_per_output_task;
+    const size_t out_floats =
+        pass == PASS_EXPERTS ? 0 : ((size_t)f.n_pair + 1) * f.rows_per_output_task;
     if (!reserve_workers(cpu, (up_floats > out_floats ? up_floats : out_floats) * sizeof(float),
                          "ffn"))
         return;

@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -912,20 +913,22 @@ static const struct gguf_shard *find_shard(const struct gguf_file *file, const v
     return NULL;
 }
 
-void gguf_will_copy(const struct gguf_file *file, const void *from, size_t n_bytes)
+void gguf_scatter(const struct gguf_file *file)
+{
+    for (size_t i = 0; i < file->n_shard; i++)
+        madvise((void *)(uintptr_t)file->shards[i].data, file->shards[i].n_bytes, MADV_RANDOM);
+}
+
+bool gguf_will_copy(const struct gguf_file *file, const void *from, size_t n_bytes)
 {
     off_t offset;
     const struct gguf_shard *shard = find_shard(file, from, n_bytes, &offset);
+    char byte;
+    const struct iovec first = {&byte, 1};
+    /* mincore would tell only the owner of the file */
+    const bool cached = preadv2(shard->fd, &first, 1, offset, RWF_NOWAIT) == 1;
     posix_fadvise(shard->fd, offset, (off_t)n_bytes, POSIX_FADV_WILLNEED);
-}
-
-bool gguf_is_cached(const struct gguf_file *file, const void *from)
-{
-    const uintptr_t page = (uintptr_t)from / (uintptr_t)getpagesize() * (uintptr_t)getpagesize();
-    off_t offset;
-    unsigned char resident = 0;
-    find_shard(file, from, 0, &offset);
-    return !mincore((void *)page, 1, &resident) && (resident & 1);
+    return cached;
 }
 
 enum lm_status gguf_copy(const struct gguf_file *file, void *to, const void *from, size_t n_bytes,

@@ -112,11 +112,12 @@ const struct gguf_tensor *gguf_tensor_at(const struct gguf_file *file, size_t in
 const struct gguf_tensor *gguf_find_tensor(const struct gguf_file *file, const char *name);
 
 /* For a reader that wants its own copy in memory and no other. from, n_bytes: in a tensor's data.
- * will_copy starts to read in the background; copy does not touch the mapping. drop: afterwards the
- * range leaves the page cache, for what is_cached did not find there before. LM_E_IO, also when the
- * file was cut off. */
-bool gguf_is_cached(const struct gguf_file *file, const void *from);
-void gguf_will_copy(const struct gguf_file *file, const void *from, size_t n_bytes);
+ * scatter: what is still read through the mapping no longer brings its neighbours along. will_copy
+ * starts to read in the background and tells whether the page cache had the range, by its first
+ * byte; copy does not touch the mapping. drop: afterwards the range leaves the page cache, for what
+ * was not there before. LM_E_IO, also when the file was cut off. */
+void gguf_scatter(const struct gguf_file *file);
+bool gguf_will_copy(const struct gguf_file *file, const void *from, size_t n_bytes);
 enum lm_status gguf_copy(const struct gguf_file *file, void *to, const void *from, size_t n_bytes,
                          bool drop, struct lm_error *err);
 

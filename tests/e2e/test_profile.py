@@ -1,6 +1,7 @@
 """lean profile: record, show and merge on the demonstration model."""
 import json
 import os
+import struct
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,14 @@ def lean(*args, code=0, text=None):
 
 def show(path):
     return json.loads(lean("profile", "show", path, "--json").stdout)
+
+
+def small_profile(content):
+    """A sound profile of one layer and two experts with the fingerprint of another."""
+    fingerprint = content[content.index(b"\x11") + 1:][:8]
+    uses = b"\x08\x00\x12\x08" + struct.pack("<2f", 1, 2)
+    return (b"\x08\x01\x11" + fingerprint + b"\x1a\x09qwen35moe\x20\x01\x28\x02\x30\x01\x39" + struct.pack("<d", 3)
+            + b"\x42" + bytes([len(uses)]) + uses)
 
 
 def main():
@@ -60,6 +69,15 @@ def main():
         c = os.path.join(folder, "c.pb")
         lean("profile", "record", other, "-o", c, text="hello")
         lean("profile", "merge", a, c, "-o", both, "--force", code=10)
+        # the right fingerprint with other sizes: an error where it was asked for
+        with open(a, "rb") as file:
+            content = file.read()
+        small = os.path.join(folder, "d.pb")
+        with open(small, "wb") as file:
+            file.write(small_profile(content))
+        refused = lean("run", MODEL, "hi", "--raw", "--expert-slots", "50%", "--profile", small, code=10)
+        assert "a profile of 1 layers and 1 of 2 experts" in refused.stderr, refused.stderr
+        os.remove(small)
         left = sorted(os.listdir(folder))
         assert left == ["a.pb", "b.pb", "both.pb", "c.pb", "other.gguf", "text"], left
 

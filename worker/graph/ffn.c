@@ -68,17 +68,20 @@ static enum lm_status predict_next(struct graph *graph, struct route_args route,
     return status;
 }
 
-/* Computes the routed experts as the pager lends them. What is lent at once is computed at once. */
+/* Computes the routed experts as the pager lends them. A few rows are computed at once if their
+ * experts are lent at once; for many, the results have a place of their own already. */
 static enum lm_status run_experts(struct graph *graph, const struct ffn_args *args, size_t n_demand,
                                   struct lm_error *err)
 {
+    enum { WHOLE_ROWS_MAX = 16 };
     const struct backend_ops *ops = graph->backend->ops;
+    const bool whole = !graph->expert_out || graph->n_row <= WHOLE_ROWS_MAX;
     struct expert_group group;
     enum lm_status status;
     while ((status = expert_pager_acquire(graph->pager, &group, err)) == LM_OK && group.n) {
         for (size_t i = 0; i < group.n; i++)
             graph->views[group.expert[i]] = group.view[i];
-        if (group.n == n_demand) {
+        if (whole && group.n == n_demand) {
             ops->ffn(graph->backend, args);
             return LM_OK;
         }
@@ -88,7 +91,10 @@ static enum lm_status run_experts(struct graph *graph, const struct ffn_args *ar
         for (size_t i = 0; i < group.n; i++)
             graph->selected[group.expert[i]] = false;
     }
-    if (status == LM_OK) ops->ffn_finish(graph->backend, args);
+    if (status == LM_OK)
+        ops->ffn_finish(graph->backend, args);
+    else
+        ops->sync(graph->backend, NULL); /* an error kept there is not the next step's */
     return status;
 }
 

@@ -216,40 +216,48 @@ static bool is_copy(const struct model *model, const void *data)
 
 /* Makes a matrix of the file a copy of its own. */
 static enum lm_status copy_matrix(struct model *model, const struct gguf_file *file,
-                                  struct weight *w, bool drop, struct lm_error *err)
+                                  struct weight *w, bool cached, struct lm_error *err)
 {
     const size_t n_bytes = (size_t)w->n_row * w->row_bytes;
     if (!w->data || is_copy(model, w->data)) return LM_OK;
     void *copy = model->backend->ops->alloc(model->backend, n_bytes, err);
     if (!copy) return LM_E_NO_MEM;
     model->copies[model->n_copy++] = copy;
-    const enum lm_status status = gguf_copy(file, copy, w->data, n_bytes, drop, err);
+    const enum lm_status status = gguf_copy(file, copy, w->data, n_bytes, !cached, err);
     w->data = copy;
     return status;
+}
+
+static bool announce(const struct model *model, const struct gguf_file *file,
+                     const struct weight *w)
+{
+    return w->data && !is_copy(model, w->data) &&
+           gguf_will_copy(file, w->data, (size_t)w->n_row * w->row_bytes);
 }
 
 /* Copies the matrices of the stage. All are announced first, so that the disk is never idle. */
 static enum lm_status copy_matrices(struct model *model, const struct gguf_file *file,
                                     struct lm_error *err)
 {
-    /* Asked of a matrix: vectors are in the cache after any run. */
-    const struct weight *output = &model->output;
-    const bool cached =
-        gguf_is_cached(file, (const char *)output->data + output->n_row / 2 * output->row_bytes);
+    const uint32_t begin = model->layer_begin, end = model->layer_end;
+    const bool last = end == model->hp->n_layer;
+    bool *cached = calloc((size_t)end * MATRICES_PER_LAYER + 1, sizeof(*cached));
     enum lm_status status = LM_OK;
-    for (uint32_t il = model->layer_begin; il < model->layer_end; il++) {
-        for (size_t i = 0; i < MATRICES_PER_LAYER; i++) {
-            const struct weight *w = matrix_at(&model->layer[il], i);
-            if (w->data && !is_copy(model, w->data))
-                gguf_will_copy(file, w->data, (size_t)w->n_row * w->row_bytes);
-        }
-    }
-    for (uint32_t il = model->layer_begin; il < model->layer_end; il++)
+    if (!cached) return lm_fail(err, LM_E_NO_MEM, "model: no memory");
+    gguf_scatter(file);
+    for (uint32_t il = begin; il < end; il++)
+        for (size_t i = 0; i < MATRICES_PER_LAYER; i++)
+            cached[il * MATRICES_PER_LAYER + i] =
+                announce(model, file, matrix_at(&model->layer[il], i));
+    const bool output_cached = last && announce(model, file, &model->output);
+    for (uint32_t il = begin; il < end; il++)
         for (size_t i = 0; i < MATRICES_PER_LAYER && status == LM_OK; i++)
-            status = copy_matrix(model, file, matrix_at(&model->layer[il], i), !cached, err);
-    if (status == LM_OK && model->layer_end == model->hp->n_layer)
-        status = copy_matrix(model, file, &model->output, !cached, err);
+            status = copy_matrix(model, file, matrix_at(&model->layer[il], i),
+                                 cached[il * MATRICES_PER_LAYER + i], err);
+    if (status == LM_OK && last)
+        status = copy_matrix(model, file, &model->output, output_cached, err);
     if (model->hp->tied) model->token_embd = model->output;
+    free(cached);
     return status;
 }
 

@@ -141,6 +141,8 @@ static uint32_t make_classes(struct slot_class class[CLASS_MAX], uint32_t *n_cla
 {
     uint32_t n_all = 0;
     *n_class = 0;
+    for (uint32_t il = 0; class_of && il < layer_begin; il++)
+        class_of[il] = UINT32_MAX;
     for (uint32_t il = layer_begin; il < layer_end; il++) {
         const int found = find_class(class, n_class, expert_store_layer(store, il));
         if (class_of) class_of[il] = found == NO_CLASS ? UINT32_MAX : (uint32_t)found;
@@ -462,7 +464,9 @@ static int hotter_first(const void *left, const void *right)
 
 void expert_pager_seed(struct expert_pager *pager, struct expert_key key, float rate)
 {
-    if (!pager->cache || pager->class_of[key.layer] == UINT32_MAX) return;
+    if (!pager->cache || key.layer >= pager->config.layer_end ||
+        pager->class_of[key.layer] == UINT32_MAX)
+        return;
     expert_cache_seed(pager->cache, key, rate);
     pager->preload[pager->n_preload++] = (struct preload){key, rate};
 }
@@ -633,7 +637,7 @@ enum lm_status expert_pager_acquire(struct expert_pager *pager, struct expert_gr
         look_ahead(pager);
         if (!pager->n_left || pager->n_waiting + pager->n_reading < pager->n_left) break;
         if (!reap(pager, true)) {
-            lm_fail(&pager->failure, LM_E_LIMIT, "layer %u: no slot is free for an expert",
+            lm_fail(&pager->failure, LM_E_FAIL, "layer %u: no slot is free for an expert",
                     pager->layer);
             break;
         }
