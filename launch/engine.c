@@ -172,7 +172,9 @@ static struct pager_options pager_options(const struct engine_config *config)
     const char *const prefetch = config->prefetch ? config->prefetch : "auto";
     return (struct pager_options){
         .policy = policy_find(config->policy ? config->policy : "lfru"),
-        .prefetch = strcmp(prefetch, "off") != 0,
+        .prefetch = !strcmp(prefetch, "off")  ? PREFETCH_OFF
+                    : !strcmp(prefetch, "on") ? PREFETCH_ON
+                                              : PREFETCH_AUTO,
         .engine = !strcmp(io, "uring")   ? DISK_ENGINE_URING
                   : !strcmp(io, "pread") ? DISK_ENGINE_THREADS
                                          : DISK_ENGINE_AUTO,

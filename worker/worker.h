@@ -24,7 +24,7 @@ struct worker;
 struct pager_options {
     uint32_t n_slot; /* experts kept in memory; 0: all, in the mapping of the file */
     const struct cache_policy *policy;
-    bool prefetch;
+    enum prefetch prefetch;
     enum disk_engine engine;
     enum disk_access access;
     uint32_t depth;

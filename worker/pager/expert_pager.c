@@ -419,7 +419,9 @@ static void look_ahead(struct expert_pager *pager)
 static void judge_speculation(struct expert_pager *pager)
 {
     const struct expert_pager_stats *stats = &pager->stats;
-    if (pager->speculation_off || stats->n_speculated < SPECULATE_TRIAL) return;
+    if (pager->config.prefetch != PREFETCH_AUTO || pager->speculation_off ||
+        stats->n_speculated < SPECULATE_TRIAL)
+        return;
     if (2 * stats->n_useful >= stats->n_speculated) return;
     pager->speculation_off = true;
     log_line(LOG_INFO, "prefetch off: %llu of %llu experts read on a prediction were used",
@@ -654,8 +656,9 @@ enum lm_status expert_pager_acquire(struct expert_pager *pager, struct expert_gr
 
 bool expert_pager_wants_prediction(const struct expert_pager *pager, uint32_t layer)
 {
-    return pager->cache && pager->config.prefetch && !pager->speculation_off && !pager->prefill &&
-           layer < pager->config.layer_end && pager->class_of[layer] != UINT32_MAX &&
+    return pager->cache && pager->config.prefetch != PREFETCH_OFF && !pager->speculation_off &&
+           !pager->prefill && layer < pager->config.layer_end &&
+           pager->class_of[layer] != UINT32_MAX &&
            expert_cache_n_resident(pager->cache, layer) < pager->config.n_expert;
 }
 

@@ -32,13 +32,19 @@
 struct cache_policy;
 struct expert_pager;
 
+enum prefetch {
+    PREFETCH_OFF,
+    PREFETCH_ON,  /* whatever comes of it */
+    PREFETCH_AUTO /* until predictions turn out not to pay */
+};
+
 struct expert_pager_config {
     const struct expert_store *store;
     uint32_t layer_begin, layer_end;
     uint32_t n_expert, n_expert_used;
     uint32_t n_slot; /* over all layers; 0: mapped. Raised to the least that works */
     const struct cache_policy *policy;
-    bool prefetch; /* read predictions */
+    enum prefetch prefetch; /* of predicted experts */
     enum disk_engine engine;
     enum disk_access access;
     uint32_t depth;

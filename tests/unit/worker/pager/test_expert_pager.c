@@ -65,7 +65,8 @@ static int tear_down(void **state)
     return 0;
 }
 
-static struct expert_pager *open_pager(const struct fixture *f, uint32_t n_slot)
+static struct expert_pager *open_pager_with(const struct fixture *f, uint32_t n_slot,
+                                            enum prefetch prefetch)
 {
     struct expert_pager *pager;
     const struct expert_pager_config config = {.store = f->store,
@@ -74,12 +75,17 @@ static struct expert_pager *open_pager(const struct fixture *f, uint32_t n_slot)
                                                .n_expert_used = f->hp.n_expert_used,
                                                .n_slot = n_slot,
                                                .policy = &policy_lfru,
-                                               .prefetch = true,
+                                               .prefetch = prefetch,
                                                .engine = DISK_ENGINE_AUTO,
                                                .access = DISK_ACCESS_AUTO};
     struct lm_error err;
     if (expert_pager_create(&pager, &config, &err) != LM_OK) fail_msg("%s", err.message);
     return pager;
+}
+
+static struct expert_pager *open_pager(const struct fixture *f, uint32_t n_slot)
+{
+    return open_pager_with(f, n_slot, PREFETCH_AUTO);
 }
 
 /* An expert's matrices lie one after the other in `view`; the file's copy must hold the same. */
@@ -172,6 +178,40 @@ static void test_preload_gives_way_and_fills(void **state)
     expert_pager_destroy(pager);
 }
 
+/* Predictions of what is never chosen: given up where that is left to the pager, and only there. */
+static void test_wrong_predictions_end(void **state)
+{
+    const struct fixture *f = *state;
+    const uint32_t half = f->hp.n_expert / 2;
+    static const enum prefetch modes[] = {PREFETCH_OFF, PREFETCH_ON, PREFETCH_AUTO};
+    bool wanted[3];
+    for (int i = 0; i < 3; i++) {
+        struct expert_pager *pager = open_pager_with(f, 12, modes[i]);
+        for (uint32_t step = 0; step < 600; step++) {
+            expert_pager_step(pager, 1, false);
+            for (uint32_t il = 0; il < f->hp.n_layer; il++) {
+                struct expert_demand demand = {.expert = (step + il) % half, .n_row = 1};
+                const int32_t guess = (int32_t)(half + step % (f->hp.n_expert - half));
+                struct expert_group group;
+                expert_pager_request(pager, il, &demand, 1);
+                if (expert_pager_wants_prediction(pager, il + 1))
+                    expert_pager_predict(pager, il + 1, &guess, 1);
+                do
+                    assert_int_equal(expert_pager_acquire(pager, &group, NULL), LM_OK);
+                while (group.n);
+            }
+        }
+        const struct expert_pager_stats stats = expert_pager_stats(pager);
+        wanted[i] = expert_pager_wants_prediction(pager, 1);
+        assert_int_equal(stats.n_useful, 0);
+        assert_int_equal(stats.n_speculated > 256, modes[i] != PREFETCH_OFF);
+        expert_pager_destroy(pager);
+    }
+    assert_false(wanted[0]);
+    assert_true(wanted[1]);
+    assert_false(wanted[2]);
+}
+
 static void test_a_file_cut_off_fails_one_request(void **state)
 {
     struct fixture *f = *state;
@@ -229,6 +269,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_lends_the_bytes_of_the_file, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_preload_gives_way_and_fills, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_wrong_predictions_end, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_a_file_cut_off_fails_one_request, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_slots_for_is_the_inverse_of_slot_bytes, set_up,
                                         tear_down)};
