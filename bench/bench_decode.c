@@ -10,15 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench/bench_arguments.h"
 #include "coordinator/text/tokenizer.h"
 #include "launch/engine.h"
-
-static uint32_t argument(int argc, char **argv, const char *name, uint32_t otherwise)
-{
-    for (int i = 2; i + 1 < argc; i++)
-        if (!strcmp(argv[i], name)) return (uint32_t)strtoul(argv[i + 1], NULL, 10);
-    return otherwise;
-}
 
 static bool keep_going(void *context, const struct sampled_token *token)
 {
@@ -33,22 +27,19 @@ int main(int argc, char **argv)
                         "[--threads N] [--kernels NAME] [--ram-mib N] [--prefetch on|off]\n");
         return 2;
     }
-    const uint32_t n_prompt = argument(argc, argv, "--prompt", 512);
-    const uint32_t n_token = argument(argc, argv, "--tokens", 128);
-    const uint32_t n_repeat = argument(argc, argv, "--repeat", 3);
-    struct engine_config config = {
+    const uint32_t n_prompt = number_argument(argc, argv, "--prompt", 512);
+    const uint32_t n_token = number_argument(argc, argv, "--tokens", 128);
+    const uint32_t n_repeat = number_argument(argc, argv, "--repeat", 3);
+    const struct engine_config config = {
         .model_path = argv[1],
         .n_ctx = n_prompt + n_token + 1,
         .kv_type = "f16",
-        .kernels = "auto",
-        .n_thread = argument(argc, argv, "--threads", 0),
-        .ram_bytes = (uint64_t)argument(argc, argv, "--ram-mib", 0) << 20,
+        .kernels = text_argument(argc, argv, "--kernels", "auto"),
+        .prefetch = text_argument(argc, argv, "--prefetch", NULL),
+        .n_thread = number_argument(argc, argv, "--threads", 0),
+        .ram_bytes = (uint64_t)number_argument(argc, argv, "--ram-mib", 0) << 20,
         .profile = "none",
     };
-    for (int i = 2; i + 1 < argc; i++) {
-        if (!strcmp(argv[i], "--kernels")) config.kernels = argv[i + 1];
-        if (!strcmp(argv[i], "--prefetch")) config.prefetch = argv[i + 1];
-    }
 
     struct lm_error err;
     struct engine *engine;

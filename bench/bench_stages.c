@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "bench/bench_arguments.h"
 #include "kernels/backend.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
@@ -277,13 +278,6 @@ static double measure_roof(uint32_t n_thread)
 
 /* ---- main --------------------------------------------------------------------------------- */
 
-static uint32_t argument(int argc, char **argv, const char *name, uint32_t otherwise)
-{
-    for (int i = 2; i + 1 < argc; i++)
-        if (!strcmp(argv[i], name)) return (uint32_t)strtoul(argv[i + 1], NULL, 10);
-    return otherwise;
-}
-
 static void print_stages(const struct timed *timed, double total_s, uint32_t n_step, double roof)
 {
     uint64_t all_bytes = 0;
@@ -353,12 +347,12 @@ int main(int argc, char **argv)
                         "[--kernels NAME]\n");
         return 2;
     }
-    const uint32_t n_prompt = argument(argc, argv, "--prompt", 512);
-    const uint32_t n_token = argument(argc, argv, "--tokens", 32);
-    struct backend_cpu_config cpu = {
-        .n_thread = argument(argc, argv, "--threads", 0), .kernels = "auto", .pin = true};
-    for (int i = 2; i + 1 < argc; i++)
-        if (!strcmp(argv[i], "--kernels")) cpu.kernels = argv[i + 1];
+    const uint32_t n_prompt = number_argument(argc, argv, "--prompt", 512);
+    const uint32_t n_token = number_argument(argc, argv, "--tokens", 32);
+    const struct backend_cpu_config cpu = {.n_thread = number_argument(argc, argv, "--threads", 0),
+                                           .kernels =
+                                               text_argument(argc, argv, "--kernels", "auto"),
+                                           .pin = true};
     static struct hparams hp;
     struct lm_error err = {.message = "the prompt and the tokens must be at least 1"};
     struct gguf_file *file = NULL;

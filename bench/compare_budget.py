@@ -18,6 +18,7 @@ import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "../tests/e2e"))
+import compare_llamacpp  # noqa: E402
 import memory_cgroup  # noqa: E402
 
 OVERHEAD = 300_000_000
@@ -45,23 +46,9 @@ def set_read_ahead(disk, kib):
 
 
 def peer(args):
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = args.model
-    params.n_ctx = args.prompt + args.tokens + 64
-    params.n_parallel = 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = args.threads
-    params.no_extra_bufts = True  # repacking would copy what does not fit
-    params.warmup = False
-    server = xllamacpp.Server(params)
-    ids = [(i * 7919 + 104729) % args.vocab for i in range(args.prompt)]
-    answer = {}
-    server.handle_completions({"prompt": ids, "n_predict": args.peer_tokens, "temperature": 0.0, "ignore_eos": True,
-                               "cache_prompt": False},
-                              lambda reply: answer.update(reply if isinstance(reply, dict) else json.loads(reply)))
-    timings = answer["timings"]
-    print(json.dumps({"prefill_tok_s": timings["prompt_per_second"], "decode_tok_s": timings["predicted_per_second"]}))
+    """Runs inside a child process: one load, one measurement; repacking would copy what does not fit."""
+    complete = compare_llamacpp.open_peer(args, repack=False, warmup=False)
+    print(json.dumps(complete(compare_llamacpp.prompt_ids(args), args.peer_tokens)))
 
 
 def measure(root, command, limit, disk):

@@ -19,8 +19,8 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
-def peer(args):
-    """Runs inside a child process: one load, one untimed warm-up, one measurement."""
+def open_peer(args, repack, warmup):
+    """Loads the model in llama.cpp; returns a function of ids and a number of tokens, giving timings."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -29,8 +29,8 @@ def peer(args):
     params.n_parallel = 1
     params.cpuparams.n_threads = args.threads
     params.cpuparams_batch.n_threads = args.threads
-    params.no_extra_bufts = args.peer == "plain"
-    params.warmup = True
+    params.no_extra_bufts = not repack
+    params.warmup = warmup
     server = xllamacpp.Server(params)
 
     def complete(ids, n_predict):
@@ -39,14 +39,22 @@ def peer(args):
             {"prompt": ids, "n_predict": n_predict, "temperature": 0.0, "ignore_eos": True,
              "cache_prompt": False, "timings_per_token": False},
             lambda reply: answer.update(reply if isinstance(reply, dict) else json.loads(reply)))
-        return answer
+        timings = answer["timings"]
+        assert timings["prompt_n"] == len(ids), timings
+        return {"prefill_tok_s": timings["prompt_per_second"], "decode_tok_s": timings["predicted_per_second"]}
 
+    return complete
+
+
+def prompt_ids(args):
+    return [(i * 7919 + 104729) % args.vocab for i in range(args.prompt)]
+
+
+def peer(args):
+    """Runs inside a child process: one load, one untimed warm-up, one measurement."""
+    complete = open_peer(args, repack=args.peer == "repacked", warmup=True)
     complete([1 + i for i in range(16)], 4)
-    ids = [(i * 7919 + 104729) % args.vocab for i in range(args.prompt)]
-    timings = complete(ids, args.tokens)["timings"]
-    assert timings["prompt_n"] == args.prompt, timings
-    print(json.dumps({"prefill_tok_s": timings["prompt_per_second"],
-                      "decode_tok_s": timings["predicted_per_second"]}))
+    print(json.dumps(complete(prompt_ids(args), args.tokens)))
 
 
 def run(command):
