@@ -319,8 +319,8 @@ static void print_paging(const struct inspection *in)
     const uint32_t n_expert = hparams_n_expert_total(in->hp), n = in->n_expert_slot;
     const double used_share = (double)in->hp->n_expert_used / in->hp->n_expert;
     char bank[24];
-    printf("experts in memory  %u of %u (%.0f%%) of %s, the others are read when needed; about "
-           "%.0f%% of the uses find theirs there\n",
+    printf("experts in memory  %u of %u (%.0f%%) of %s, the others are read when needed; in "
+           "published models a warm cache of that share has about %.0f%% hits\n",
            n, n_expert, 100.0 * n / n_expert, log_format_bytes(in->plan.expert_bytes, bank),
            100 * pager_expected_hit_rate(n, n_expert, used_share));
 }

@@ -24,8 +24,8 @@ void pager_report_plan(const struct memory_plan *plan, uint32_t n_slot, uint32_t
 {
     char experts[24], rest[24], bank[24], budget[24];
     const double hit = pager_expected_hit_rate(n_slot, n_expert, used_share);
-    log_info("%u of %u experts in memory (%.0f%%): %s of %s; all else %s; budget %s; expect about "
-             "%.0f%% of an expert's uses to find it there",
+    log_info("%u of %u experts in memory (%.0f%%): %s of %s; all else %s; budget %s; in "
+             "published models a warm cache of that share has about %.0f%% hits",
              n_slot, n_expert, 100.0 * n_slot / n_expert,
              log_format_bytes(plan->slot_bytes, experts),
              log_format_bytes(plan->expert_bytes, bank),
