@@ -299,6 +299,7 @@ struct job {
     struct request request;
     const struct generate_request *asked;
     const struct tokenizer *tokenizer;
+    size_t turn; /* where the last one of the prompt begins */
     double first_token_s;
 };
 
@@ -348,7 +349,9 @@ static enum lm_status submit(struct engine *engine, struct job *job,
     request->n_prompt = asked->n_prompt;
     request->n_max = asked->n_max || asked->on_logits ? asked->n_max : UINT32_MAX;
     request->sampling = asked->sampling;
-    request->n_turn = find_turn(engine->tokenizer, asked);
+    job->turn = find_turn(engine->tokenizer, asked);
+    request->turns = &job->turn;
+    request->n_turn = 1;
     request->on_logits = asked->on_logits ? on_logits : NULL;
     request->on_token = on_token;
     request->on_prefill = asked->on_prefill ? on_prefill : NULL;

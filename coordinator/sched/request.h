@@ -18,14 +18,26 @@ struct request {
     size_t n_prompt;
     uint32_t n_max; /* tokens to generate at most; 0: none, the prompt is only read */
     struct sampling_params sampling;
-    /* A turn begins with this prompt token (0: none does): the state before it is worth keeping. */
-    size_t n_turn; /* < n_prompt */
+    /* Turns begin with these prompt tokens, in rising order: the states before them are worth
+     * keeping. Borrowed; n_turn 0: none are known. */
+    const size_t *turns; /* [n_turn], each < n_prompt */
+    size_t n_turn;
+    uint64_t cache_key; /* only prefixes read with the same key are shared; 0 by default */
+    bool no_cache;      /* neither finds nor leaves a prefix */
+    int32_t priority;   /* lower first, then by arrival */
+
     /* Logits behind each prompt token, in order. The prompt is then read from its beginning. NULL:
      * not wanted. */
     void (*on_logits)(void *context, uint32_t pos, const float *logits, uint32_t n_vocab);
+    /* The given prompt tokens but the first with their log-probabilities and the n_prompt_logprob
+     * best in their place, in order; what a cached prefix has kept is taken from there. NULL: not
+     * wanted. */
+    void (*on_prompt_token)(void *context, uint32_t pos, const struct sampled_token *token);
+    int32_t n_prompt_logprob; /* 0 .. SAMPLING_MAX_LOGPROB */
     /* Each generated token; false: this was the last one. */
     bool (*on_token)(void *context, const struct sampled_token *token);
     void (*on_prefill)(void *context, size_t n_done, size_t n_total); /* or NULL */
+    void (*on_end)(void *context); /* done is set; the request is not touched afterwards; or NULL */
     void *context;
     atomic_bool cancelled; /* set by anyone, at any time */
 
@@ -35,8 +47,8 @@ struct request {
     struct lm_error error;
     bool stopped; /* by on_token; else by n_max, the context's end, or cancelled */
     size_t n_cached, n_generated;
-    double submit_s, prefill_end_s, end_s; /* by log_now_s */
-    struct request *next;                  /* in the queue */
+    double submit_s, start_s, prefill_end_s, end_s; /* by log_now_s; 0: not reached */
+    struct request *next;                           /* in the queue */
 };
 
 #endif

@@ -220,14 +220,17 @@ static bool is_reading(const struct slot *slot)
     return slot->n < slot->request->n_prompt;
 }
 
-/* Positions of the prompt before which the state is kept: where the last turn begins, and at the end
- * unless that is near. */
+/* Positions of the prompt before which the state is kept: where the last turn begins, and at the
+ * end unless that is near. */
 static bool is_checkpoint(const struct scheduler *scheduler, const struct request *request,
                           uint32_t n)
 {
     if (!scheduler->config.n_parked || request->on_logits || n == 0) return false;
-    const bool at_end = n + 1 == request->n_prompt && n - request->n_turn >= SNAPSHOT_DISTANCE;
-    return n == request->n_turn || at_end;
+    const size_t last = request->n_turn ? request->turns[request->n_turn - 1] : 0;
+    const bool at_end = n + 1 == request->n_prompt && n - last >= SNAPSHOT_DISTANCE;
+    for (size_t i = 0; i < request->n_turn; i++)
+        if (n == request->turns[i]) return true;
+    return at_end;
 }
 
 /* Tokens of the next chunk of a prompt: up to a checkpoint at most. */

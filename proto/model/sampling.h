@@ -19,6 +19,9 @@ struct logit_bias {
 struct sampling_params {
     const struct logit_bias *bias; /* [n_bias], borrowed */
     size_t n_bias;
+    /* Bits of the tokens that may be sampled, ceil(n_vocab / 32) words; NULL: all. Borrowed; it may
+     * be rewritten between two steps. Log-probabilities do not see it. */
+    const uint32_t *allowed;
     float repeat_penalty;    /* 1: off; over prompt and generated tokens */
     int32_t repeat_last_n;   /* tokens that it looks back on; 0: off, -1: all */
     float presence_penalty;  /* 0: off; over generated tokens */

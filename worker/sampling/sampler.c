@@ -223,6 +223,12 @@ static enum lm_status apply_dry(struct sampler *sampler, const struct sampling_p
     return LM_OK;
 }
 
+static void forbid_others(struct sampler *sampler, const uint32_t *allowed)
+{
+    for (uint32_t id = 0; id < sampler->n_vocab; id++)
+        if (!(allowed[id / 32] >> id % 32 & 1)) sampler->adjusted[id] = -INFINITY;
+}
+
 /* The logits that the filters see: the given ones, or the adjusted copy. */
 static enum lm_status adjust_logits(struct sampler *sampler, const float **logits,
                                     const struct sampling_params *params,
@@ -231,12 +237,13 @@ static enum lm_status adjust_logits(struct sampler *sampler, const float **logit
     const bool repetition = params->repeat_penalty != 1 && params->repeat_last_n;
     const bool presence = params->presence_penalty != 0 || params->frequency_penalty != 0;
     const bool dry = params->dry_multiplier != 0;
-    if (!params->n_bias && !repetition && !presence && !dry) return LM_OK;
+    if (!params->n_bias && !params->allowed && !repetition && !presence && !dry) return LM_OK;
 
     memcpy(sampler->adjusted, *logits, sampler->n_vocab * sizeof(**logits));
     *logits = sampler->adjusted;
     const enum lm_status status = apply_bias(sampler, params, err);
     if (status != LM_OK) return status;
+    if (params->allowed) forbid_others(sampler, params->allowed);
     if (repetition) {
         const size_t n = window_size(params->repeat_last_n, history->n);
         apply_repetition(sampler, params->repeat_penalty, history->ids + history->n - n, n);

@@ -181,7 +181,9 @@ static void test_snapshots_serve_what_cannot_be_cut(void **state)
     open_fixture(&fixture, 1, 2, false);
     fill(ids, 150, 0);
     submit(&fixture, &request, ids, 120, 4);
-    request.n_turn = 50;
+    const size_t turn = 50;
+    request.turns = &turn;
+    request.n_turn = 1;
     run_all(&fixture);
     assert_int_equal(fixture.books.n_fork, 2); /* before token 50, and before the last one */
     submit(&fixture, &request, ids, 120, 4), run_all(&fixture);

@@ -1,0 +1,83 @@
+/* The HTTP server: connections, routing and everything about a request that does not depend on
+ * what is asked. Built on libmicrohttpd.
+ *
+ *   accept -> headers (host, key, limits, admission) -> body -> handler -> reply | stream -> closed
+ *
+ * A handler runs on an HTTP thread with the whole body and must not block on the engine: it
+ * answers at once, or keeps the exchange and lets another thread answer. Each exchange is
+ * answered exactly once: by http_reply*, or by http_stream_begin ... http_stream_end.
+ *
+ * A client that goes away is noticed within 250 ms even when no bytes flow, by a thread that polls
+ * the sockets of the exchanges under way; on_closed then runs there, once.
+ *
+ * Ownership: an exchange belongs to the server; it is valid until it is answered and, if
+ *            http_on_closed was called, until http_release.
+ * Threads:   replies and stream writes from any thread, one at a time per exchange. */
+#ifndef LEAN_COORDINATOR_SERVER_HTTP_H
+#define LEAN_COORDINATOR_SERVER_HTTP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "coordinator/server/api_error.h"
+#include "proto/base/error.h"
+
+struct http_server;
+struct http_exchange;
+
+enum http_dialect { HTTP_OPENAI, HTTP_ANTHROPIC /* error bodies of the Messages API */ };
+
+struct http_route {
+    const char *method; /* "GET", "POST"; HEAD follows GET */
+    const char *path;   /* "/v1/models/{id}": {id} matches the rest */
+    void (*handle)(void *context, struct http_exchange *exchange);
+    enum http_dialect dialect;
+    bool is_public;     /* answered without a key */
+    bool has_alias;     /* also without /v1 */
+    bool while_loading; /* answered before http_set_ready */
+};
+
+/* ---- the request ---- */
+
+const char *http_body(const struct http_exchange *exchange, size_t *n);
+const char *http_header(const struct http_exchange *exchange, const char *name); /* or NULL */
+const char *http_query(const struct http_exchange *exchange, const char *name);  /* or NULL */
+const char *http_path_rest(const struct http_exchange *exchange); /* what {id} matched, decoded */
+const char *http_request_id(const struct http_exchange *exchange);
+double http_accepted_s(const struct http_exchange *exchange); /* by log_now_s */
+
+/* ---- the answer ---- */
+
+/* Before the answer. Copies both. */
+void http_add_header(struct http_exchange *exchange, const char *name, const char *value);
+/* The whole answer; body is copied. */
+void http_reply(struct http_exchange *exchange, int status, const char *content_type,
+                const char *body, size_t n);
+void http_reply_json(struct http_exchange *exchange, int status, const char *json, size_t n);
+/* In the route's dialect, with Retry-After and x-should-retry as the code asks. */
+void http_reply_error(struct http_exchange *exchange, const struct api_error *error);
+
+/* An event stream: headers go out now. */
+void http_stream_begin(struct http_exchange *exchange);
+/* Appends to the output; never blocks. False: the client is gone or so slow that more than 4 MiB
+ * wait; on_closed has run or will. */
+bool http_stream_write(struct http_exchange *exchange, const char *bytes, size_t n);
+void http_stream_end(struct http_exchange *exchange);
+
+enum http_close { HTTP_CLIENT_LEFT, HTTP_SLOW_CLIENT, HTTP_TIMEOUT, HTTP_SHUTDOWN };
+/* From now on the exchange stays valid until http_release. on_closed runs at most once, on a
+ * thread of the server, if the exchange ends before it was answered in full. */
+void http_on_closed(struct http_exchange *exchange,
+                    void (*on_closed)(void *context, enum http_close reason), void *context);
+void http_release(struct http_exchange *exchange);
+
+/* For the access log: filled by whoever answers, before the end of the answer. */
+struct http_usage {
+    size_t n_prompt, n_cached, n_generated;
+    double queue_s, first_token_s, tokens_per_s;
+    const char *finish; /* static text */
+};
+void http_set_usage(struct http_exchange *exchange, const struct http_usage *usage);
+
+#endif
