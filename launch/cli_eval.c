@@ -319,30 +319,30 @@ static struct json_object *ids_json(const int32_t *ids, size_t n)
 }
 
 /* What really ran. */
-static struct json_object *effective_json(const struct engine_stats *stats)
+static struct json_object *effective_json(const struct engine *engine)
 {
+    const struct engine_stats stats = engine_stats(engine);
     struct json_object *effective = json_object_new_object(), *rank = json_object_new_object();
     struct json_object *ranks = json_object_new_array(), *layers = json_object_new_array();
     json_object_array_add(layers, json_object_new_int(0));
-    json_object_array_add(layers, json_object_new_int((int)stats->n_layer - 1));
+    json_object_array_add(layers, json_object_new_int((int)stats.n_layer - 1));
     add(rank, "pid", json_object_new_int(getpid()));
     add(rank, "layers", layers);
     add(rank, "device", json_object_new_string("cpu"));
     json_object_array_add(ranks, rank);
-    add(effective, "threads", json_object_new_int((int)stats->n_thread));
-    add(effective, "kernels", json_object_new_string(stats->kernels));
-    add(effective, "prefill_chunk", json_object_new_int((int)stats->prefill_chunk));
+    add(effective, "threads", json_object_new_int((int)stats.n_thread));
+    add(effective, "kernels", json_object_new_string(stats.kernels));
+    add(effective, "prefill_chunk", json_object_new_int((int)stats.prefill_chunk));
     add(effective, "ranks", ranks);
-    add(effective, "experts", pager_report_json(&stats->pager));
+    add(effective, "experts", pager_report_json(engine_pager(engine)));
     add(effective, "drafts_accepted", json_object_new_int(0));
-    add(effective, "max_batch", json_object_new_int((int)stats->n_seq_max));
+    add(effective, "max_batch", json_object_new_int((int)stats.n_seq_max));
     return effective;
 }
 
 static void print_json(const struct evaluation *eval, const struct engine *engine,
                        const char *model)
 {
-    const struct engine_stats stats = engine_stats(engine);
     struct json_object *result = json_object_new_object();
     char hash[24];
     snprintf(hash, sizeof(hash), "%016llx", (unsigned long long)XXH3_64bits_digest(eval->hash));
@@ -361,7 +361,7 @@ static void print_json(const struct evaluation *eval, const struct engine *engin
             json_object_new_double((double)eval->n_agree / (double)eval->n_ids));
         add(result, "compare", compare);
     }
-    add(result, "effective", effective_json(&stats));
+    add(result, "effective", effective_json(engine));
     puts(json_object_to_json_string_ext(result, JSON_C_TO_STRING_PLAIN));
     json_object_put(result);
 }

@@ -194,7 +194,6 @@ static struct json_object *timings_json(const struct generate_result *counts)
 
 static void print_json(const struct engine *engine, const struct chat_answer *answer)
 {
-    const struct engine_stats stats = engine_stats(engine);
     static const char *const reasons[] = {"stop", "stop", "length", "abort"};
     struct json_object *object = json_object_new_object();
     json_object_object_add(object, "content", json_object_new_string(answer->content));
@@ -204,7 +203,7 @@ static void print_json(const struct engine *engine, const struct chat_answer *an
                            json_object_new_string(reasons[answer->finish]));
     json_object_object_add(object, "usage", usage_json(answer));
     json_object_object_add(object, "timings", timings_json(&answer->counts));
-    json_object_object_add(object, "experts", pager_report_json(&stats.pager));
+    json_object_object_add(object, "experts", pager_report_json(engine_pager(engine)));
     puts(json_object_to_json_string_ext(object,
                                         JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
     json_object_put(object);
@@ -222,8 +221,7 @@ void run_print_timings(FILE *out, const struct engine *engine, const struct chat
             counts->n_generated, "", predicted_s(counts),
             per_second(counts->n_generated ? counts->n_generated - 1 : 0, predicted_s(counts)),
             counts->first_token_s, reasons[answer->finish]);
-    const struct engine_stats stats = engine_stats(engine);
-    pager_report_print(out, &stats.pager);
+    pager_report_print(out, engine_pager(engine));
 }
 
 bool run_shows_thinking(const struct run *run, bool by_default)

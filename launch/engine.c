@@ -282,13 +282,18 @@ uint32_t engine_n_ctx(const struct engine *engine)
     return engine->n_ctx;
 }
 
+struct expert_pager *engine_pager(const struct engine *engine)
+{
+    return worker_pager(engine->worker);
+}
+
 struct engine_stats engine_stats(const struct engine *engine)
 {
     return (struct engine_stats){.n_thread = backend_cpu_n_thread(engine->backend),
                                  .prefill_chunk = engine->prefill_chunk,
                                  .kernels = backend_cpu_kernels(engine->backend),
                                  .n_layer = engine->hp.n_layer,
-                                 .pager = expert_pager_stats(worker_pager(engine->worker)),
+                                 .pager = expert_pager_stats(engine_pager(engine)),
                                  .n_seq_max = scheduler_stats(engine->scheduler).n_seq_max};
 }
 

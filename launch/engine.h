@@ -70,6 +70,8 @@ const struct gguf_file *engine_file(const struct engine *engine);
 const struct hparams *engine_hparams(const struct engine *engine);
 const struct tokenizer *engine_tokenizer(const struct engine *engine);
 uint32_t engine_n_ctx(const struct engine *engine);
+/* Not while something is generated, but as expert_pager_watch allows. */
+struct expert_pager *engine_pager(const struct engine *engine);
 
 enum finish_reason { FINISH_STOP /* end token */, FINISH_LENGTH, FINISH_CANCELLED };
 

@@ -3,9 +3,11 @@
 
 #include <json-c/json.h>
 #include <math.h>
+#include <stdlib.h>
 
 #include "coordinator/plan/memory_plan.h"
 #include "proto/base/log.h"
+#include "proto/model/hparams.h"
 #include "worker/pager/expert_pager.h"
 
 double pager_expected_hit_rate(double n, double n_expert, double used_share)
@@ -49,26 +51,64 @@ static uint64_t all_read_bytes(const struct expert_pager_stats *stats)
     return n_bytes;
 }
 
-void pager_report_print(FILE *out, const struct expert_pager_stats *stats)
+struct layer_rate {
+    uint32_t layer;
+    double hit_percent;
+};
+
+static int fewer_hits_first(const void *left, const void *right)
 {
-    const struct expert_pager_counts *decode = &stats->decode, *prefill = &stats->prefill;
-    const uint64_t n_bytes = all_read_bytes(stats);
+    const struct layer_rate *a = left, *b = right;
+    if (a->hit_percent != b->hit_percent) return a->hit_percent < b->hit_percent ? -1 : 1;
+    return a->layer < b->layer ? -1 : a->layer > b->layer;
+}
+
+/* The spread over the layers, and the layers at its lower end; of prefill if nothing was decoded.
+ */
+static void print_layers(FILE *out, const struct expert_pager *pager,
+                         const struct expert_pager_stats *stats)
+{
+    enum { WORST_MAX = 3 };
+    struct layer_rate rate[HPARAMS_MAX_LAYER];
+    const bool decode = stats->decode.n_lookup > 0;
+    size_t n = 0;
+    for (uint32_t il = stats->layer_begin; il < stats->layer_end; il++) {
+        const struct expert_pager_layer_stats layer = expert_pager_layer_stats(pager, il);
+        const struct expert_pager_counts *counts = decode ? &layer.decode : &layer.prefill;
+        if (counts->n_lookup)
+            rate[n++] = (struct layer_rate){il, percent(counts->n_hit, counts->n_lookup)};
+    }
+    if (n < 2) return;
+    qsort(rate, n, sizeof(*rate), fewer_hits_first);
+    fprintf(out, "layers  hits %.1f%% to %.1f%% in %s, median %.1f%%; least", rate[0].hit_percent,
+            rate[n - 1].hit_percent, decode ? "decode" : "prefill", rate[n / 2].hit_percent);
+    for (size_t i = 0; i < n && i < WORST_MAX; i++)
+        fprintf(out, "%s layer %u %.1f%%", i ? "," : "", rate[i].layer, rate[i].hit_percent);
+    fputc('\n', out);
+}
+
+void pager_report_print(FILE *out, const struct expert_pager *pager)
+{
+    const struct expert_pager_stats stats = expert_pager_stats(pager);
+    const struct expert_pager_counts *decode = &stats.decode, *prefill = &stats.prefill;
+    const uint64_t n_bytes = all_read_bytes(&stats);
     char bytes[24], rate[24];
-    if (!stats->n_slot) return;
+    if (!stats.n_slot) return;
     fprintf(out,
             "experts %5u of %u in memory   hits %.1f%% in decode, %.1f%% in prefill   "
             "waited %.2fs + %.2fs\n",
-            stats->n_resident, stats->n_expert, percent(decode->n_hit, decode->n_lookup),
+            stats.n_resident, stats.n_expert, percent(decode->n_hit, decode->n_lookup),
             percent(prefill->n_hit, prefill->n_lookup), decode->wait_s, prefill->wait_s);
-    fprintf(out, "read    %s by %s%s", log_format_bytes(n_bytes, bytes), stats->disk.engine,
-            stats->disk.direct ? ", direct" : ", buffered");
-    if (stats->disk.busy_s > 0)
+    print_layers(out, pager, &stats);
+    fprintf(out, "read    %s by %s%s", log_format_bytes(n_bytes, bytes), stats.disk.engine,
+            stats.disk.direct ? ", direct" : ", buffered");
+    if (stats.disk.busy_s > 0)
         fprintf(out, ", %s/s while busy",
-                log_format_bytes((uint64_t)((double)n_bytes / stats->disk.busy_s), rate));
-    if (stats->n_chosen)
+                log_format_bytes((uint64_t)((double)n_bytes / stats.disk.busy_s), rate));
+    if (stats.n_chosen)
         fprintf(out, "   predicted %.1f%%, %llu of %llu read ahead were used",
-                percent(stats->n_recalled, stats->n_chosen), (unsigned long long)stats->n_useful,
-                (unsigned long long)stats->n_speculated);
+                percent(stats.n_recalled, stats.n_chosen), (unsigned long long)stats.n_useful,
+                (unsigned long long)stats.n_speculated);
     fputc('\n', out);
 }
 
@@ -89,29 +129,50 @@ static struct json_object *counts_json(const struct expert_pager_counts *counts)
     return json;
 }
 
-struct json_object *pager_report_json(const struct expert_pager_stats *stats)
+static struct json_object *layers_json(const struct expert_pager *pager,
+                                       const struct expert_pager_stats *stats)
 {
+    struct json_object *list = json_object_new_array();
+    for (uint32_t il = stats->layer_begin; il < stats->layer_end; il++) {
+        const struct expert_pager_layer_stats layer = expert_pager_layer_stats(pager, il);
+        if (!layer.n_expert) continue;
+        struct json_object *json = json_object_new_object();
+        add(json, "layer", json_object_new_int64(il));
+        add(json, "resident", json_object_new_int64(layer.n_resident));
+        add(json, "class", json_object_new_int64(layer.slot_class));
+        add(json, "class_slots", json_object_new_int64(layer.n_class_slot));
+        add(json, "decode", counts_json(&layer.decode));
+        add(json, "prefill", counts_json(&layer.prefill));
+        json_object_array_add(list, json);
+    }
+    return list;
+}
+
+struct json_object *pager_report_json(const struct expert_pager *pager)
+{
+    const struct expert_pager_stats stats = expert_pager_stats(pager);
     struct json_object *json = json_object_new_object();
-    add(json, "slots", json_object_new_int64(stats->n_slot));
-    add(json, "experts", json_object_new_int64(stats->n_expert));
-    add(json, "resident", json_object_new_int64(stats->n_resident));
-    add(json, "slot_bytes", json_object_new_int64((int64_t)stats->slot_bytes));
-    add(json, "bank_bytes", json_object_new_int64((int64_t)stats->bank_bytes));
-    add(json, "evicted", json_object_new_int64((int64_t)stats->n_evicted));
-    add(json, "remisses", json_object_new_int64((int64_t)stats->n_remiss));
-    add(json, "decode", counts_json(&stats->decode));
-    add(json, "prefill", counts_json(&stats->prefill));
-    add(json, "predicted", json_object_new_int64((int64_t)stats->n_predicted));
-    add(json, "chosen", json_object_new_int64((int64_t)stats->n_chosen));
-    add(json, "recalled", json_object_new_int64((int64_t)stats->n_recalled));
-    add(json, "speculated", json_object_new_int64((int64_t)stats->n_speculated));
-    add(json, "useful", json_object_new_int64((int64_t)stats->n_useful));
-    add(json, "preloaded", json_object_new_int64(stats->n_preloaded));
-    add(json, "read_bytes", json_object_new_int64((int64_t)all_read_bytes(stats)));
-    add(json, "speculated_bytes", json_object_new_int64((int64_t)stats->speculated_bytes));
-    add(json, "useful_bytes", json_object_new_int64((int64_t)stats->useful_bytes));
-    add(json, "disk_busy_s", json_object_new_double(stats->disk.busy_s));
-    if (stats->disk.engine) add(json, "io", json_object_new_string(stats->disk.engine));
-    add(json, "direct", json_object_new_boolean(stats->disk.direct));
+    add(json, "slots", json_object_new_int64(stats.n_slot));
+    add(json, "experts", json_object_new_int64(stats.n_expert));
+    add(json, "resident", json_object_new_int64(stats.n_resident));
+    add(json, "slot_bytes", json_object_new_int64((int64_t)stats.slot_bytes));
+    add(json, "bank_bytes", json_object_new_int64((int64_t)stats.bank_bytes));
+    add(json, "evicted", json_object_new_int64((int64_t)stats.n_evicted));
+    add(json, "remisses", json_object_new_int64((int64_t)stats.n_remiss));
+    add(json, "decode", counts_json(&stats.decode));
+    add(json, "prefill", counts_json(&stats.prefill));
+    add(json, "predicted", json_object_new_int64((int64_t)stats.n_predicted));
+    add(json, "chosen", json_object_new_int64((int64_t)stats.n_chosen));
+    add(json, "recalled", json_object_new_int64((int64_t)stats.n_recalled));
+    add(json, "speculated", json_object_new_int64((int64_t)stats.n_speculated));
+    add(json, "useful", json_object_new_int64((int64_t)stats.n_useful));
+    add(json, "preloaded", json_object_new_int64(stats.n_preloaded));
+    add(json, "read_bytes", json_object_new_int64((int64_t)all_read_bytes(&stats)));
+    add(json, "speculated_bytes", json_object_new_int64((int64_t)stats.speculated_bytes));
+    add(json, "useful_bytes", json_object_new_int64((int64_t)stats.useful_bytes));
+    add(json, "disk_busy_s", json_object_new_double(stats.disk.busy_s));
+    if (stats.disk.engine) add(json, "io", json_object_new_string(stats.disk.engine));
+    add(json, "direct", json_object_new_boolean(stats.disk.direct));
+    add(json, "layers", layers_json(pager, &stats));
     return json;
 }

@@ -35,6 +35,10 @@ def check_effect(options, got):
         problems.append("nothing had to go")
     if slots != "100%" and (got["predicted"] > 0) != (prefetch == "on"):
         problems.append("prediction on where it is off, or the other way round")
+    for phase in ("decode", "prefill"):
+        for name in ("lookups", "hits", "joined", "misses", "miss_bytes"):
+            if sum(layer[phase][name] for layer in got["layers"]) != got[phase][name]:
+                problems.append(f"{name} in {phase} are not the sum over the layers")
     if not misses or not got["read_bytes"]:
         problems.append("nothing was read")
     wanted_io = {"uring": "io_uring", "pread": "threads"}.get(options["--io"])

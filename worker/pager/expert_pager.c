@@ -94,7 +94,10 @@ struct expert_pager {
     uint64_t n_token; /* so far */
     bool prefill;
     uint32_t n_step_token;
-    struct expert_pager_stats stats;
+    struct expert_pager_counts (*counts)[2]; /* [layer_end] in decode, in prefill */
+    struct expert_pager_stats stats;         /* but what is summed from the above */
+    void (*on_change)(void *context);        /* NULL: nobody watches */
+    void *watcher;
 };
 
 static uint64_t align_up(uint64_t n)
@@ -206,7 +209,12 @@ const struct expert_layer *expert_pager_layer(const struct expert_pager *pager, 
 
 static struct expert_pager_counts *counts(struct expert_pager *pager)
 {
-    return pager->prefill ? &pager->stats.prefill : &pager->stats.decode;
+    return &pager->counts[pager->layer][pager->prefill];
+}
+
+static void tell_watcher(const struct expert_pager *pager)
+{
+    if (pager->on_change) pager->on_change(pager->watcher);
 }
 
 /* Lays the parts of an expert out in its slot and reads them. */
@@ -606,6 +614,7 @@ void expert_pager_request(struct expert_pager *pager, uint32_t layer,
         begin_visit(pager, &pager->visit[i]);
     forget_ahead(pager); /* what was chosen of it is held by its visit now */
     start_waiting(pager);
+    tell_watcher(pager);
 }
 
 /* Lends every visit that is ready. */
@@ -643,6 +652,7 @@ enum lm_status expert_pager_acquire(struct expert_pager *pager, struct expert_gr
                     pager->layer);
             break;
         }
+        tell_watcher(pager);
     }
     if (pager->failure.status != LM_OK) {
         const enum lm_status status = pager->failure.status;
@@ -676,21 +686,54 @@ void expert_pager_predict(struct expert_pager *pager, uint32_t layer, const int3
     }
 }
 
+struct expert_pager_layer_stats expert_pager_layer_stats(const struct expert_pager *pager,
+                                                         uint32_t layer)
+{
+    struct expert_pager_layer_stats stats = {.decode = pager->counts[layer][false],
+                                             .prefill = pager->counts[layer][true]};
+    if (!expert_pager_layer(pager, layer)->n_part) return stats;
+    stats.n_expert = stats.n_resident = pager->config.n_expert;
+    if (!pager->cache) return stats;
+    stats.n_resident = expert_cache_n_resident(pager->cache, layer);
+    stats.slot_class = pager->class_of[layer];
+    stats.n_class_slot = pager->class[stats.slot_class].n_slot;
+    return stats;
+}
+
+static void add_counts(struct expert_pager_counts *sum, const struct expert_pager_counts *counts)
+{
+    sum->n_lookup += counts->n_lookup;
+    sum->n_hit += counts->n_hit;
+    sum->n_joined += counts->n_joined;
+    sum->n_miss += counts->n_miss;
+    sum->miss_bytes += counts->miss_bytes;
+    sum->wait_s += counts->wait_s;
+}
+
 struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager)
 {
     struct expert_pager_stats stats = pager->stats;
+    for (uint32_t il = pager->config.layer_begin; il < pager->config.layer_end; il++) {
+        add_counts(&stats.decode, &pager->counts[il][false]);
+        add_counts(&stats.prefill, &pager->counts[il][true]);
+    }
     if (!pager->cache) {
         stats.n_resident = stats.n_expert;
         return stats;
     }
-    for (uint32_t il = pager->config.layer_begin; il < pager->config.layer_end; il++)
-        if (pager->class_of[il] != UINT32_MAX)
-            stats.n_resident += expert_cache_n_resident(pager->cache, il);
+    for (uint32_t i = 0; i < stats.n_slot; i++)
+        stats.n_resident += pager->slot[i].ready;
     const struct expert_cache_stats cache = expert_cache_stats(pager->cache);
     stats.n_evicted = cache.n_evicted;
     stats.n_remiss = cache.n_remiss;
     stats.disk = disk_reader_stats(pager->reader);
     return stats;
+}
+
+void expert_pager_watch(struct expert_pager *pager, void (*on_change)(void *context), void *context)
+{
+    pager->on_change = on_change;
+    pager->watcher = context;
 }
 
 /* ---- creation ----------------------------------------------------------------------------- */
@@ -705,8 +748,9 @@ static enum lm_status create_tables(struct expert_pager *pager, struct lm_error 
     pager->lent_view = calloc(n, sizeof(*pager->lent_view));
     pager->predicted = calloc(n, sizeof(*pager->predicted));
     pager->preload = calloc(n * n_layer, sizeof(*pager->preload));
+    pager->counts = calloc(n_layer, sizeof(*pager->counts));
     if (pager->class_of && pager->visit && pager->lent && pager->lent_expert && pager->lent_view &&
-        pager->predicted && pager->preload)
+        pager->predicted && pager->preload && pager->counts)
         return LM_OK;
     return lm_fail(err, LM_E_NO_MEM, "expert pager: no memory for %zu experts", n * n_layer);
 }
@@ -812,6 +856,8 @@ enum lm_status expert_pager_create(struct expert_pager **out,
     struct expert_pager *pager = calloc(1, sizeof(*pager));
     if (!pager) return lm_fail(err, LM_E_NO_MEM, "expert pager: no memory");
     pager->config = *config;
+    pager->stats.layer_begin = config->layer_begin;
+    pager->stats.layer_end = config->layer_end;
     enum lm_status status = create_tables(pager, err);
     if (status == LM_OK) count_bank(pager);
     if (status == LM_OK && config->n_slot && pager->stats.n_expert) {
@@ -839,6 +885,7 @@ void expert_pager_destroy(struct expert_pager *pager)
     expert_cache_destroy(pager->cache);
     if (pager->arena) munmap(pager->arena, pager->arena_bytes);
     free(pager->slot);
+    free(pager->counts);
     free(pager->preload);
     free(pager->predicted);
     free(pager->lent_view);

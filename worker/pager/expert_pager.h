@@ -60,11 +60,19 @@ struct expert_pager_counts {
     double wait_s; /* the step thread waited for reads */
 };
 
-struct expert_pager_stats {
+struct expert_pager_layer_stats {
     struct expert_pager_counts decode, prefill;
+    uint32_t n_expert;                 /* 0: the layer has no routed experts */
+    uint32_t n_resident;               /* or being read */
+    uint32_t slot_class, n_class_slot; /* layers whose experts are of one size share slots */
+};
+
+struct expert_pager_stats {
+    struct expert_pager_counts decode, prefill; /* of all layers */
+    uint32_t layer_begin, layer_end;
     uint32_t n_slot, n_expert; /* n_slot 0: mapped */
     uint64_t slot_bytes, bank_bytes;
-    uint32_t n_resident;
+    uint32_t n_resident; /* and readable */
     uint64_t n_evicted;
     uint64_t n_remiss;               /* read again less than 64 tokens after the eviction */
     uint64_t n_predicted;            /* experts named before their router ran */
@@ -126,5 +134,12 @@ void expert_pager_predict(struct expert_pager *pager, uint32_t layer, const int3
                           size_t n);
 
 struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager);
+/* layer_begin <= layer < layer_end */
+struct expert_pager_layer_stats expert_pager_layer_stats(const struct expert_pager *pager,
+                                                         uint32_t layer);
+/* For displays: the step thread calls it whenever experts were asked for or have arrived, many
+ * times a second; inside it the counters may be read, and nothing else done. NULL: nobody. */
+void expert_pager_watch(struct expert_pager *pager, void (*on_change)(void *context),
+                        void *context);
 
 #endif
