@@ -35,10 +35,13 @@ struct http_route {
     enum http_dialect dialect;
     bool is_public;     /* answered without a key */
     bool has_alias;     /* also without /v1 */
-    bool while_loading; /* answered before http_set_ready */
+    bool while_loading; /* answered in every state, see http_set_state */
+    bool generates;     /* needs a place in the queue: http_config.admit */
 };
 
 /* ---- the request ---- */
+
+/* Valid until the answer or http_on_closed, whichever is first; the request id to the end. */
 
 const char *http_body(const struct http_exchange *exchange, size_t *n);
 const char *http_header(const struct http_exchange *exchange, const char *name); /* or NULL */
@@ -55,10 +58,14 @@ void http_add_header(struct http_exchange *exchange, const char *name, const cha
 void http_reply(struct http_exchange *exchange, int status, const char *content_type,
                 const char *body, size_t n);
 void http_reply_json(struct http_exchange *exchange, int status, const char *json, size_t n);
-/* In the route's dialect, with Retry-After and x-should-retry as the code asks. */
-void http_reply_error(struct http_exchange *exchange, const struct api_error *error);
+/* In the route's dialect, with Retry-After and x-should-retry as the code asks. False: a stream has
+ * begun, so the error has to be one of its events. */
+bool http_reply_error(struct http_exchange *exchange, const struct api_error *error);
 
-/* An event stream: headers go out now. */
+/* The answer will be an event stream: whenever nothing was written for interval_s, text is sent
+ * (": ping\n\n"), the first time with the headers. text: static. interval_s 0: never. */
+void http_stream_ping(struct http_exchange *exchange, double interval_s, const char *text);
+/* An event stream: headers go out now, unless a ping has sent them. */
 void http_stream_begin(struct http_exchange *exchange);
 /* Appends to the output; never blocks. False: the client is gone or so slow that more than 4 MiB
  * wait; on_closed has run or will. */
@@ -67,7 +74,11 @@ void http_stream_end(struct http_exchange *exchange);
 
 enum http_close { HTTP_CLIENT_LEFT, HTTP_SLOW_CLIENT, HTTP_TIMEOUT, HTTP_SHUTDOWN };
 /* From now on the exchange stays valid until http_release. on_closed runs at most once, on a
- * thread of the server, if the exchange ends before it was answered in full. */
+ * thread of the server, if the exchange has to end before it was answered in full. After
+ * HTTP_CLIENT_LEFT and HTTP_SLOW_CLIENT nothing that is written goes anywhere. After HTTP_TIMEOUT
+ * and HTTP_SHUTDOWN whoever answers does so at once, with API_REQUEST_TIMEOUT or
+ * API_SHUTTING_DOWN as the reply or, in a stream, as its last event; the connection is cut a few
+ * seconds later. */
 void http_on_closed(struct http_exchange *exchange,
                     void (*on_closed)(void *context, enum http_close reason), void *context);
 void http_release(struct http_exchange *exchange);

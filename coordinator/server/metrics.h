@@ -1,0 +1,71 @@
+/* Counters and histograms of a server, in Prometheus' text format.
+ *
+ * All series exist from the start with 0. What is a state and not an event (running sequences,
+ * memory) is not kept here: metrics_write asks for it when it renders.
+ *
+ * Threads: all functions from any thread; adding and observing are a few relaxed atomic
+ *          operations, and rendering takes no lock of the engine. */
+#ifndef LEAN_COORDINATOR_SERVER_METRICS_H
+#define LEAN_COORDINATOR_SERVER_METRICS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "proto/base/error.h"
+
+struct metrics;
+
+enum metrics_counter {
+    METRICS_FINISHED_STOP, /* lean_requests_finished_total, per choice */
+    METRICS_FINISHED_LENGTH,
+    METRICS_FINISHED_TOOL_CALLS,
+    METRICS_FINISHED_ABORT, /* cancelled, or the client left */
+    METRICS_FINISHED_ERROR,
+    METRICS_REJECTED_QUEUE_FULL, /* lean_requests_rejected_total; counted by the HTTP layer */
+    METRICS_REJECTED_QUEUE_TIMEOUT,
+    METRICS_REJECTED_TOO_LARGE,
+    METRICS_REJECTED_CONTEXT,
+    METRICS_REJECTED_INVALID,
+    METRICS_REJECTED_LOADING,
+    METRICS_REJECTED_SHUTTING_DOWN,
+    METRICS_REJECTED_AUTH,
+    METRICS_MODEL_NAME_UNKNOWN, /* a request named a model that is not served */
+    METRICS_PROMPT_TOKENS,
+    METRICS_PROMPT_TOKENS_CACHED,
+    METRICS_GENERATION_TOKENS,
+    METRICS_REASONING_TOKENS,
+    METRICS_PREFIX_QUERIES, /* lean_prefix_cache_queries_total, in tokens */
+    METRICS_PREFIX_HITS,
+    METRICS_N_COUNTER
+};
+
+enum metrics_histogram {
+    METRICS_TIME_TO_FIRST_TOKEN,
+    METRICS_INTER_TOKEN_LATENCY,
+    METRICS_TIME_PER_OUTPUT_TOKEN,
+    METRICS_E2E_LATENCY,
+    METRICS_QUEUE_TIME,
+    METRICS_PREFILL_TIME,
+    METRICS_DECODE_TIME,
+    METRICS_REQUEST_PROMPT_TOKENS,
+    METRICS_REQUEST_GENERATION_TOKENS,
+    METRICS_REQUEST_MAX_TOKENS,
+    METRICS_STEP_PREFILL, /* lean_step_seconds by phase */
+    METRICS_STEP_DECODE,
+    METRICS_STEP_MIXED,
+    METRICS_STEP_TOKENS,
+    METRICS_GRAMMAR_COMPILE,
+    METRICS_GRAMMAR_MASK,
+    METRICS_N_HISTOGRAM
+};
+
+enum lm_status metrics_create(struct metrics **out, struct lm_error *err);
+void metrics_destroy(struct metrics *metrics); /* NULL is legal */
+
+/* NULL for metrics is legal in both: nothing is counted. */
+void metrics_add(struct metrics *metrics, enum metrics_counter counter, uint64_t n);
+void metrics_observe(struct metrics *metrics, enum metrics_histogram histogram, double value);
+
+#endif
