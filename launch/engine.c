@@ -287,6 +287,11 @@ struct expert_pager *engine_pager(const struct engine *engine)
     return worker_pager(engine->worker);
 }
 
+struct scheduler *engine_scheduler(const struct engine *engine)
+{
+    return engine->scheduler;
+}
+
 struct engine_stats engine_stats(const struct engine *engine)
 {
     return (struct engine_stats){.n_thread = backend_cpu_n_thread(engine->backend),

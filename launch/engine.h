@@ -1,7 +1,7 @@
 /* The engine as the commands see it: a model opened and ready to generate, on this machine.
  *
  * One call builds the whole line: GGUF, tokenizer, memory plan, worker, loopback transport,
- * scheduler. `run`, `eval`, `bench` and later `serve` are its users.
+ * scheduler. `run`, `eval`, `bench` and `serve` are its users.
  *
  * Threads: engine_generate from one thread at a time; engine_cancel from any thread or signal
  *          handler. */
@@ -20,6 +20,7 @@ struct options;
 struct gguf_file;
 struct hparams;
 struct memory_request;
+struct scheduler;
 struct tokenizer;
 struct engine;
 
@@ -72,6 +73,8 @@ const struct tokenizer *engine_tokenizer(const struct engine *engine);
 uint32_t engine_n_ctx(const struct engine *engine);
 /* Not while something is generated, but as expert_pager_watch allows. */
 struct expert_pager *engine_pager(const struct engine *engine);
+/* Belongs to the engine. Whoever drives it must be the only one: not beside engine_generate. */
+struct scheduler *engine_scheduler(const struct engine *engine);
 
 enum finish_reason { FINISH_STOP /* end token */, FINISH_LENGTH, FINISH_CANCELLED };
 

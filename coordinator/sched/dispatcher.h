@@ -28,31 +28,34 @@ struct dispatcher_config {
 
 enum lm_status dispatcher_create(struct dispatcher **out, const struct dispatcher_config *config,
                                  struct lm_error *err);
-/* Cancels what is left, waits for it, ends the thread. NULL is legal. */
+/* Ends what is left with LM_E_INTERRUPTED, then the thread. NULL is legal. */
 void dispatcher_destroy(struct dispatcher *dispatcher);
 
-/* Places in the queue. False: it is full and nothing was reserved. */
+/* Places in the queue and in idle slots. False: it is full and nothing was reserved. A request with
+ * more sequences than the queue has places gets in while nothing else waits, so that each can run
+ * at some time; it may have reserved one of them before. */
 bool dispatcher_reserve(struct dispatcher *dispatcher, uint32_t n);
 void dispatcher_unreserve(struct dispatcher *dispatcher, uint32_t n);
 /* Seconds until a place is likely to be free, 1 .. 60: for Retry-After. */
-uint32_t dispatcher_retry_after_s(const struct dispatcher *dispatcher);
+uint32_t dispatcher_retry_after_s(struct dispatcher *dispatcher);
 
 /* requests: [n] with n reserved places; borrowed until the on_end of each. A request that cannot
  * run (context, memory) ends with its status like one that failed; one that waited longer than
  * queue_timeout_s with LM_E_BUSY. */
 void dispatcher_submit(struct dispatcher *dispatcher, struct request *const *requests, uint32_t n);
-/* Sets request->cancelled and sees to it at the next step, or at once if it waits. */
+/* The request ends at the next step boundary, with what it has; on_end must not have run. */
 void dispatcher_cancel(struct dispatcher *dispatcher, struct request *request);
 
-/* No new requests start; those that wait end with LM_E_INTERRUPTED. True when all that ran have
- * ended within timeout_s; the rest is then cancelled. */
+/* No new requests start; those that wait, and those that run for longer than timeout_s from now,
+ * end with LM_E_INTERRUPTED. Returns when all have ended; true: none had to be cut. Other threads
+ * may go on submitting, to no avail. */
 bool dispatcher_drain(struct dispatcher *dispatcher, double timeout_s);
 
 struct dispatcher_stats {
-    uint32_t n_running, n_waiting;
+    uint32_t n_running, n_waiting; /* sequences; reserved places wait */
     struct scheduler_stats scheduler;
 };
 /* A copy that the step thread publishes after each step: no lock of the engine is taken. */
-struct dispatcher_stats dispatcher_stats(const struct dispatcher *dispatcher);
+struct dispatcher_stats dispatcher_stats(struct dispatcher *dispatcher);
 
 #endif

@@ -47,8 +47,9 @@ struct request {
     struct lm_error error;
     bool stopped; /* by on_token; else by n_max, the context's end, or cancelled */
     size_t n_cached, n_generated;
-    double submit_s, start_s, prefill_end_s, end_s; /* by log_now_s; 0: not reached */
-    struct request *next;                           /* in the queue */
+    /* By log_now_s; 0: not reached. submit_s may be set before, by whoever took the request in. */
+    double submit_s, start_s, prefill_end_s, end_s;
+    struct request *next; /* in a queue */
 };
 
 #endif

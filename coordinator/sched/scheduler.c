@@ -21,7 +21,7 @@ struct scheduler {
     struct scheduler_config config;
     struct slot *slot; /* [n_slot + n_parked] */
     uint64_t clock;
-    struct request *queue, **queue_end;
+    struct request *queue;         /* by priority, then by arrival */
     struct step_seq *seq;          /* [n_slot] of the step being made */
     struct sampled_token *sampled; /* [n_slot] */
     uint32_t *seq_slot;            /* [n_slot] */
@@ -39,7 +39,7 @@ enum lm_status scheduler_create(struct scheduler **out, const struct scheduler_c
     struct scheduler *scheduler = calloc(1, sizeof(*scheduler));
     if (!scheduler) return lm_fail(err, LM_E_NO_MEM, "scheduler: no memory");
     scheduler->config = *config;
-    scheduler->queue_end = &scheduler->queue;
+    scheduler->stats.n_slot = config->n_slot;
     const uint32_t n = n_all_slots(scheduler);
     scheduler->slot = calloc(n, sizeof(*scheduler->slot));
     scheduler->seq = calloc(config->n_slot, sizeof(*scheduler->seq));
@@ -106,28 +106,73 @@ enum lm_status scheduler_submit(struct scheduler *scheduler, struct request *req
     request->done = request->stopped = false;
     request->status = LM_OK;
     request->n_cached = request->n_generated = 0;
-    request->submit_s = log_now_s();
-    request->prefill_end_s = request->end_s = 0;
-    request->next = NULL;
-    *scheduler->queue_end = request;
-    scheduler->queue_end = &request->next;
+    if (request->submit_s == 0) request->submit_s = log_now_s();
+    request->start_s = request->prefill_end_s = request->end_s = 0;
+    struct request **place = &scheduler->queue;
+    while (*place && (*place)->priority <= request->priority)
+        place = &(*place)->next;
+    request->next = *place;
+    *place = request;
+    scheduler->stats.n_waiting++;
     return LM_OK;
 }
 
-static void finish(struct slot *slot)
+/* The last that is done to a request. */
+static void end_request(struct request *request)
 {
-    slot->request->end_s = log_now_s();
-    slot->request->done = true;
-    slot->request = NULL;
+    request->end_s = log_now_s();
+    request->done = true;
+    if (request->on_end) request->on_end(request->context);
 }
 
-static void fail_request(struct scheduler *scheduler, uint32_t index, const struct lm_error *err)
+static void end_with_error(struct request *request, const struct lm_error *err)
 {
-    struct slot *slot = &scheduler->slot[index];
-    slot->request->status = err->status;
-    slot->request->error = *err;
-    finish(slot);
+    request->status = err->status;
+    request->error = *err;
+    end_request(request);
+}
+
+/* The request leaves its slot; the caller ends it. */
+static struct request *leave_slot(struct scheduler *scheduler, struct slot *slot)
+{
+    struct request *const request = slot->request;
+    slot->request = NULL;
+    scheduler->stats.n_running--;
+    scheduler->stats.n_ended++;
+    return request;
+}
+
+static struct request *leave_queue(struct scheduler *scheduler, struct request **place)
+{
+    struct request *const request = *place;
+    *place = request->next;
+    scheduler->stats.n_waiting--;
+    return request;
+}
+
+static void finish(struct scheduler *scheduler, struct slot *slot)
+{
+    end_request(leave_slot(scheduler, slot));
+}
+
+static void fail_slot(struct scheduler *scheduler, uint32_t index, const struct lm_error *err)
+{
+    end_with_error(leave_slot(scheduler, &scheduler->slot[index]), err);
     clear_slot(scheduler, index); /* even if n is 0: the step may have come halfway */
+}
+
+void scheduler_fail(struct scheduler *scheduler, double before_s, bool running,
+                    const struct lm_error *err)
+{
+    for (struct request **place = &scheduler->queue; *place;) {
+        if ((*place)->submit_s <= before_s)
+            end_with_error(leave_queue(scheduler, place), err);
+        else
+            place = &(*place)->next;
+    }
+    for (uint32_t i = 0; running && i < scheduler->config.n_slot; i++)
+        if (scheduler->slot[i].request)
+            end_with_error(leave_slot(scheduler, &scheduler->slot[i]), err);
 }
 
 /* ---- choice of a slot --------------------------------------------------------------------- */
@@ -199,11 +244,11 @@ static uint32_t place_prompt(struct scheduler *scheduler, const struct request *
 static void start_queued(struct scheduler *scheduler)
 {
     while (scheduler->queue) {
-        struct request *request = scheduler->queue;
         const uint32_t n_slot = scheduler->config.n_slot;
         if (least_used(scheduler, 0, n_slot) == n_slot) return;
-        scheduler->queue = request->next;
-        if (!scheduler->queue) scheduler->queue_end = &scheduler->queue;
+        struct request *request = leave_queue(scheduler, &scheduler->queue);
+        scheduler->stats.n_running++;
+        request->start_s = log_now_s();
         const uint32_t index = place_prompt(scheduler, request);
         struct slot *slot = &scheduler->slot[index];
         request->n_cached = slot->n;
@@ -266,6 +311,11 @@ static void add_to_step(struct scheduler *scheduler, struct step_plan *plan, uin
     scheduler->seq_slot[plan->n_seq++] = index;
 }
 
+static bool comes_first(const struct request *a, const struct request *b)
+{
+    return a->priority != b->priority ? a->priority < b->priority : a->submit_s < b->submit_s;
+}
+
 /* Everyone who generates, then the prompt that came first. */
 static void compose(struct scheduler *scheduler, struct step_plan *plan)
 {
@@ -277,27 +327,26 @@ static void compose(struct scheduler *scheduler, struct step_plan *plan)
         if (!slot->request) continue;
         if (!is_reading(slot))
             add_to_step(scheduler, plan, i);
-        else if (reader == n_slot ||
-                 slot->request->submit_s < scheduler->slot[reader].request->submit_s)
+        else if (reader == n_slot || comes_first(slot->request, scheduler->slot[reader].request))
             reader = i;
     }
     if (reader < n_slot) add_to_step(scheduler, plan, reader);
 }
 
-/* Gives slots to requests that wait; those that were cancelled meanwhile leave theirs at once. */
+/* Requests that were cancelled leave, those that wait get slots. */
 static void settle_slots(struct scheduler *scheduler)
 {
-    bool ended;
-    do {
-        ended = false;
-        start_queued(scheduler);
-        for (uint32_t i = 0; i < scheduler->config.n_slot; i++) {
-            struct slot *slot = &scheduler->slot[i];
-            if (!slot->request || !atomic_load(&slot->request->cancelled)) continue;
-            finish(slot);
-            ended = true;
-        }
-    } while (ended && scheduler->queue);
+    for (uint32_t i = 0; i < scheduler->config.n_slot; i++) {
+        struct slot *slot = &scheduler->slot[i];
+        if (slot->request && atomic_load(&slot->request->cancelled)) finish(scheduler, slot);
+    }
+    for (struct request **place = &scheduler->queue; *place;) {
+        if (atomic_load(&(*place)->cancelled))
+            end_request(leave_queue(scheduler, place));
+        else
+            place = &(*place)->next;
+    }
+    start_queued(scheduler);
 }
 
 /* Runs the step. If there is no room for it, what idle and parked slots hold is given up, and with
@@ -345,7 +394,7 @@ static void take_token(struct scheduler *scheduler, uint32_t index,
     struct request *request = slot->request;
     if (is_reading(slot)) return;
     if (request->n_max == 0) {
-        finish(slot);
+        finish(scheduler, slot);
         return;
     }
     slot->ids[slot->n] = token->id;
@@ -353,7 +402,7 @@ static void take_token(struct scheduler *scheduler, uint32_t index,
     request->stopped = !request->on_token(request->context, token);
     if (request->stopped || request->n_generated >= request->n_max ||
         slot->n >= scheduler->config.n_ctx)
-        finish(slot);
+        finish(scheduler, slot);
 }
 
 bool scheduler_step(struct scheduler *scheduler)
@@ -370,7 +419,7 @@ bool scheduler_step(struct scheduler *scheduler)
         const uint32_t index = scheduler->seq_slot[i];
         scheduler->stats.n_token += plan.seq[i].n_token;
         if (err.status != LM_OK) {
-            fail_request(scheduler, index, &err);
+            fail_slot(scheduler, index, &err);
         } else {
             advance(scheduler, index, plan.seq[i].n_token);
             take_token(scheduler, index, &scheduler->sampled[i]);

@@ -1,8 +1,8 @@
 /* Who runs what when: continuous batching of requests over the slots of a step runner.
  *
  * Each step advances every sequence that generates by one token, and beside them at most one prompt
- * by one chunk, in order of arrival. A token's bits do not depend on its companions, so batching is
- * only a matter of speed.
+ * by one chunk, in order of priority and arrival. A token's bits do not depend on its companions,
+ * so batching is only a matter of speed.
  *
  *   queued --free slot--> reading its prompt --last chunk--> generating --> done
  *
@@ -29,8 +29,10 @@ struct scheduler_config {
 };
 
 struct scheduler_stats {
-    uint32_t n_seq_max; /* sequences in one step, at most so far */
+    uint32_t n_slot, n_running, n_waiting; /* sequences now */
+    uint32_t n_seq_max;                    /* sequences in one step, at most so far */
     uint64_t n_step, n_token;
+    uint64_t n_ended; /* requests that had a slot */
 };
 
 enum lm_status scheduler_create(struct scheduler **out, const struct scheduler_config *config,
@@ -40,6 +42,10 @@ void scheduler_destroy(struct scheduler *scheduler); /* no request may be under 
 /* LM_E_LIMIT: the prompt leaves no room in the context. */
 enum lm_status scheduler_submit(struct scheduler *scheduler, struct request *request,
                                 struct lm_error *err);
+/* Ends requests with an error: those that wait since before_s (log_now_s) or longer and, if asked,
+ * those that run. */
+void scheduler_fail(struct scheduler *scheduler, double before_s, bool running,
+                    const struct lm_error *err);
 /* Runs one step. false: nothing was left to do. Failures end the requests that they concern. */
 bool scheduler_step(struct scheduler *scheduler);
 
