@@ -77,10 +77,6 @@ struct server {
     char system_fingerprint[48]; /* "lean-0.1.0-9f2c11aa" */
 };
 
-/* Fresh random characters of [A-Za-z0-9] behind a prefix: "chatcmpl-" + 24. */
-enum { SERVER_ID_SIZE = 48 };
-void server_make_id(char out[SERVER_ID_SIZE], const char *prefix);
-
 /* Checks the name of the model in a request, NULL: none was given. Fills error for an unknown one
  * if names are strict, else counts it. */
 bool server_check_model(struct server *server, const char *name, struct api_error *error);
