@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "proto/base/byte_buffer.h"
 #include "proto/base/error.h"
 
 enum api_code {
@@ -57,6 +58,9 @@ int api_code_status(enum api_code code);
 const char *api_code_name(enum api_code code);
 const char *api_code_type(enum api_code code);
 bool api_code_retry(enum api_code code);
+/* In the Messages dialect. */
+int api_code_anthropic_status(enum api_code code);
+const char *api_code_anthropic_type(enum api_code code);
 
 /* Fills *error and returns false, so that a check can end in `return api_fail(...)`. param may be
  * NULL. */
@@ -65,5 +69,10 @@ bool api_fail(struct api_error *error, enum api_code code, const char *param, co
 
 /* For the failures of the engine's modules: the status decides the code. */
 bool api_fail_status(struct api_error *error, const struct lm_error *err, const char *param);
+
+/* Appends the object that clients get, {"error":{...}} or that of the Messages dialect.
+ * request_id: NULL leaves it out. */
+void api_error_write(struct byte_buffer *out, const struct api_error *error, bool anthropic,
+                     const char *request_id);
 
 #endif

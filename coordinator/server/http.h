@@ -39,6 +39,70 @@ struct http_route {
     bool generates;     /* needs a place in the queue: http_config.admit */
 };
 
+/* What is known of an exchange when it is over. */
+struct http_usage {
+    size_t n_prompt, n_cached, n_generated;
+    double queue_s, first_token_s, tokens_per_s;
+    const char *finish; /* static text; NULL: nothing was generated */
+};
+struct http_record {
+    const char *request_id, *remote, *method, *route; /* route: the table's path, or "other" */
+    int status;                                       /* 499: the client left */
+    enum api_code code;                               /* of the error, or API_OK */
+    double accepted_s, end_s;                         /* by log_now_s */
+    struct http_usage usage;
+};
+
+struct http_config {
+    const char *const *listen; /* [n_listen] "HOST:PORT", "[::1]:0", "unix:PATH" */
+    size_t n_listen;
+    const struct http_route *routes; /* the last one has no method; borrowed */
+    void *context;                   /* of handlers and of the functions below */
+    const char *api_prefix;          /* "/x", below which everything is; NULL or "": none */
+    size_t max_body;                 /* bytes, also after decompression */
+    uint32_t max_connections;
+    double body_timeout_s;    /* without a byte */
+    double request_timeout_s; /* from acceptance to the last byte; 0: none */
+    const char *const
+        *cors_origins; /* [n_cors_origin] exact, or "*"; none: those of this machine */
+    size_t n_cors_origin;
+    const char *const *allow_hosts; /* [n_allow_host] further names that Host may have */
+    size_t n_allow_host;
+    const char *tls_cert, *tls_key; /* PEM texts; NULL: no TLS on TCP */
+
+    /* Whether this API key, NULL: none, opens a route. */
+    bool (*authorize)(void *context, const char *key);
+    /* A place in the queue for a route that generates. When its handler runs, the place is the
+     * handler's. False: the queue is full. */
+    bool (*admit)(void *context);
+    void (*unadmit)(void *context); /* the handler will not run */
+    uint32_t (*retry_after_s)(void *context);
+    /* Each request, once it is over; on the server's own thread, so it must not block. */
+    void (*on_done)(void *context, const struct http_record *record);
+};
+
+/* Listens and answers. LM_E_USAGE: an address or a certificate that cannot be read; LM_E_BUSY: the
+ * port is taken; LM_E_IO. */
+enum lm_status http_server_create(struct http_server **out, const struct http_config *config,
+                                  struct lm_error *err);
+/* Connections are cut, after a short time for what is still on its way. Every exchange must have
+ * been answered or be so soon. NULL is legal. */
+void http_server_destroy(struct http_server *http);
+
+/* Why routes that generate cannot be served: API_LOADING_MODEL at first; API_OK: they are. */
+void http_set_state(struct http_server *http, enum api_code state);
+enum api_code http_state(struct http_server *http);
+void http_stop_listening(struct http_server *http);
+/* New connections get the new certificate. LM_E_USAGE: it cannot be read; the old one stays. */
+enum lm_status http_set_tls(struct http_server *http, const char *cert, const char *key,
+                            struct lm_error *err);
+/* The i-th address as a URL, "http://127.0.0.1:8080" or "unix:/run/x"; NULL behind the last. */
+const char *http_url(const struct http_server *http, size_t i);
+/* Some address is neither loopback nor a Unix socket. */
+bool http_is_exposed(const struct http_server *http);
+/* All exchanges that are under way get HTTP_SHUTDOWN. */
+void http_cut_all(struct http_server *http);
+
 /* ---- the request ---- */
 
 /* Valid until the answer or http_on_closed, whichever is first; the request id to the end. */
@@ -83,12 +147,7 @@ void http_on_closed(struct http_exchange *exchange,
                     void (*on_closed)(void *context, enum http_close reason), void *context);
 void http_release(struct http_exchange *exchange);
 
-/* For the access log: filled by whoever answers, before the end of the answer. */
-struct http_usage {
-    size_t n_prompt, n_cached, n_generated;
-    double queue_s, first_token_s, tokens_per_s;
-    const char *finish; /* static text */
-};
+/* For the access log and metrics; before the end of the answer. */
 void http_set_usage(struct http_exchange *exchange, const struct http_usage *usage);
 
 #endif
