@@ -1,0 +1,213 @@
+#include "coordinator/server/json_parse.h"
+
+#include <json-c/json.h>
+#include <limits.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "coordinator/server/api_error.h"
+#include "proto/base/utf8.h"
+
+struct checker {
+    const char *text;
+    size_t n, at;
+    const char *why; /* NULL: no fault so far */
+};
+
+static bool fault(struct checker *checker, const char *why)
+{
+    if (!checker->why) checker->why = why;
+    return false;
+}
+
+/* The byte at hand, 0 at the end: a NUL is no part of JSON either. */
+static char peek(const struct checker *checker)
+{
+    return checker->at < checker->n ? checker->text[checker->at] : '\0';
+}
+
+static bool fault_here(struct checker *checker, const char *why)
+{
+    return fault(checker, checker->at >= checker->n ? "the text ends too early" : why);
+}
+
+static void skip_space(struct checker *checker)
+{
+    while (peek(checker) && strchr(" \t\n\r", peek(checker)))
+        checker->at++;
+}
+
+static bool check_escape(struct checker *checker)
+{
+    checker->at++;
+    if (peek(checker) == 'u') {
+        for (int i = 0; i < 4; i++) {
+            checker->at++;
+            if (!peek(checker) || !strchr("0123456789abcdefABCDEF", peek(checker)))
+                return fault_here(checker, "a hexadecimal digit is needed");
+        }
+    } else if (!peek(checker) || !strchr("\"\\/bfnrt", peek(checker))) {
+        return fault_here(checker, "there is no such escape");
+    }
+    checker->at++;
+    return true;
+}
+
+static bool check_string(struct checker *checker)
+{
+    if (peek(checker) != '"') return fault_here(checker, "a string is needed");
+    checker->at++;
+    for (;;) {
+        if (checker->at >= checker->n) return fault(checker, "a string does not end");
+        const unsigned char c = (unsigned char)checker->text[checker->at];
+        if (c == '"') break;
+        if (c < 0x20) return fault(checker, "a control character in a string");
+        if (c == '\\') {
+            if (!check_escape(checker)) return false;
+        } else {
+            const size_t length =
+                utf8_decode(checker->text + checker->at, checker->n - checker->at, NULL);
+            if (!length) return fault(checker, "not UTF-8");
+            checker->at += length;
+        }
+    }
+    checker->at++;
+    return true;
+}
+
+static bool check_digits(struct checker *checker)
+{
+    const size_t first = checker->at;
+    while (peek(checker) >= '0' && peek(checker) <= '9')
+        checker->at++;
+    return checker->at > first || fault_here(checker, "a digit is needed");
+}
+
+static bool check_number(struct checker *checker)
+{
+    if (peek(checker) == '-') checker->at++;
+    if (peek(checker) == '0')
+        checker->at++;
+    else if (!check_digits(checker))
+        return false;
+    if (peek(checker) == '.') {
+        checker->at++;
+        if (!check_digits(checker)) return false;
+    }
+    if (peek(checker) == 'e' || peek(checker) == 'E') {
+        checker->at++;
+        if (peek(checker) == '+' || peek(checker) == '-') checker->at++;
+        if (!check_digits(checker)) return false;
+    }
+    return true;
+}
+
+static bool check_word(struct checker *checker, const char *word)
+{
+    const size_t n = strlen(word);
+    if (checker->n - checker->at < n || memcmp(checker->text + checker->at, word, n))
+        return fault_here(checker, "no JSON value begins like this");
+    checker->at += n;
+    return true;
+}
+
+/* A member's name and the colon. */
+static bool check_name(struct checker *checker)
+{
+    skip_space(checker);
+    if (!check_string(checker)) return false;
+    skip_space(checker);
+    if (peek(checker) != ':') return fault_here(checker, "a colon is needed");
+    checker->at++;
+    return true;
+}
+
+/* A value that is no container, or the opening of one. *opened: the closing bracket to come, 0 if
+ * the value is whole. */
+static bool check_value(struct checker *checker, char *opened)
+{
+    *opened = 0;
+    skip_space(checker);
+    switch (peek(checker)) {
+    case '{':
+    case '[':
+        *opened = peek(checker) == '{' ? '}' : ']';
+        checker->at++;
+        return true;
+    case '"':
+        return check_string(checker);
+    case 't':
+        return check_word(checker, "true");
+    case 'f':
+        return check_word(checker, "false");
+    case 'n':
+        return check_word(checker, "null");
+    default:
+        if (peek(checker) != '-' && (peek(checker) < '0' || peek(checker) > '9'))
+            return fault_here(checker, "no JSON value begins like this");
+        return check_number(checker);
+    }
+}
+
+static bool check_document(struct checker *checker)
+{
+    char closing[JSON_DEPTH_MAX], opened;
+    size_t depth = 0;
+    if (!check_value(checker, &opened)) return false;
+    for (;;) {
+        bool first = opened != 0;
+        if (opened) {
+            if (depth == JSON_DEPTH_MAX) {
+                checker->at--;
+                return fault(checker, "nested deeper than 128");
+            }
+            closing[depth++] = opened;
+        }
+        /* close what ends here */
+        for (skip_space(checker); depth && peek(checker) == closing[depth - 1];
+             skip_space(checker)) {
+            checker->at++;
+            depth--;
+            first = false;
+        }
+        if (!depth) break;
+        if (!first) {
+            if (peek(checker) != ',')
+                return fault_here(checker, "a comma or a closing bracket is needed");
+            checker->at++;
+        }
+        if (closing[depth - 1] == '}' && !check_name(checker)) return false;
+        if (!check_value(checker, &opened)) return false;
+    }
+    return checker->at == checker->n || fault(checker, "something follows the JSON value");
+}
+
+size_t json_find_fault(const char *text, size_t n, const char **why)
+{
+    struct checker checker = {.text = text, .n = n};
+    if (check_document(&checker)) return SIZE_MAX;
+    *why = checker.why;
+    return checker.at;
+}
+
+bool json_parse_object(struct json_object **out, const char *text, size_t n,
+                       struct api_error *error)
+{
+    const char *why;
+    if (n > INT_MAX)
+        return api_fail(error, API_INVALID_JSON, NULL, "the body of %zu bytes is too long", n);
+    const size_t at = json_find_fault(text, n, &why);
+    if (at != SIZE_MAX)
+        return api_fail(error, API_INVALID_JSON, NULL, "invalid JSON at byte %zu: %s", at, why);
+    struct json_tokener *tokener = json_tokener_new_ex(JSON_DEPTH_MAX + 1);
+    if (!tokener) return api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for the body");
+    struct json_object *object = json_tokener_parse_ex(tokener, text, (int)n);
+    json_tokener_free(tokener);
+    if (json_object_is_type(object, json_type_object)) {
+        *out = object;
+        return true;
+    }
+    json_object_put(object);
+    return api_fail(error, API_INVALID_JSON, NULL,
+                    "invalid JSON at byte 0: the body must be an object");
+}
