@@ -447,6 +447,7 @@ static enum lm_status generate_ids(struct chat *chat, const int32_t *ids, size_t
         .on_prefill = generation->sink->on_prefill ? on_prefill : NULL,
         .context = generation,
     };
+    if (request.on_prefill) request.on_prefill(generation, 0, n_ids);
     status = engine_generate(chat->engine, &request, &generation->answer->counts, err);
     if (status == LM_OK && !generation->stopped) take_token(generation, "", 0, true);
     if (status == LM_OK && generation->no_memory)

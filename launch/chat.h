@@ -28,7 +28,8 @@ enum chat_part { CHAT_REASONING, CHAT_CONTENT };
 struct chat_sink {
     /* text: n bytes of whole characters, as generated; false ends the answer. */
     bool (*on_text)(void *context, enum chat_part part, const char *text, size_t n);
-    void (*on_prefill)(void *context, size_t n_done, size_t n_total); /* may be NULL */
+    /* First with n_done 0; may be NULL. */
+    void (*on_prefill)(void *context, size_t n_done, size_t n_total);
     void *context;
 };
 

@@ -9,6 +9,7 @@
 #include <json-c/json.h>
 
 #include "launch/command.h"
+#include "launch/loading_view.h"
 #include "launch/model_ref.h"
 #include "launch/pager_report.h"
 #include "launch/run.h"
@@ -86,23 +87,15 @@ static enum lm_status read_prompt(const struct run *run, char **text, size_t *n,
 struct output {
     bool quiet; /* --json: everything comes at the end */
     bool show_thinking;
-    bool reading;       /* the prompt, with the bar */
     bool thinking;      /* in the dim part on stderr */
     bool ends_in_break; /* of what went to stdout */
-    struct log_bar bar;
+    struct loading_view view;
 };
 
 static void on_prefill(void *context, size_t n_done, size_t n_total)
 {
     struct output *output = context;
-    output->bar.total = n_total;
-    log_bar_update(&output->bar, n_done);
-}
-
-static void end_reading(struct output *output)
-{
-    if (output->reading) log_bar_end(&output->bar);
-    output->reading = false;
+    loading_view_prompt(&output->view, n_done, n_total);
 }
 
 static void end_thinking(struct output *output)
@@ -124,7 +117,7 @@ static bool write_text(const char *text, size_t n, FILE *out)
 static bool on_text(void *context, enum chat_part part, const char *text, size_t n)
 {
     struct output *output = context;
-    end_reading(output);
+    loading_view_end(&output->view);
     if (output->quiet) return true;
     if (part == CHAT_REASONING) {
         if (!output->show_thinking) return true;
@@ -245,7 +238,6 @@ static enum lm_status run_once(struct run *run, struct lm_error *err)
     struct output output = {
         .quiet = options_flag(run->options, "json"),
         .show_thinking = run_shows_thinking(run, false),
-        .reading = true,
     };
     const struct chat_sink sink = {
         .on_text = on_text, .on_prefill = on_prefill, .context = &output};
@@ -257,9 +249,9 @@ static enum lm_status run_once(struct run *run, struct lm_error *err)
         status = lm_fail(err, LM_E_USAGE, "the prompt is empty");
         lm_hint(err, "lean run MODEL PROMPT, or pipe the prompt in");
     }
-    log_bar_begin(&output.bar, "reading prompt", "tok", 0);
+    loading_view_begin(&output.view, engine_pager(run->engine));
     if (status == LM_OK) status = answer_prompt(run, prompt, n, &sink, &answer, err);
-    end_reading(&output);
+    loading_view_end(&output.view);
     free(prompt);
     if (status != LM_OK) return status;
 

@@ -43,7 +43,7 @@ static double percent(uint64_t part, uint64_t whole)
     return whole ? 100.0 * (double)part / (double)whole : 0;
 }
 
-static uint64_t all_read_bytes(const struct expert_pager_stats *stats)
+uint64_t pager_report_read_bytes(const struct expert_pager_stats *stats)
 {
     uint64_t n_bytes = 0;
     for (int i = 0; i < READ_PRIORITY_COUNT; i++)
@@ -91,7 +91,7 @@ void pager_report_print(FILE *out, const struct expert_pager *pager)
 {
     const struct expert_pager_stats stats = expert_pager_stats(pager);
     const struct expert_pager_counts *decode = &stats.decode, *prefill = &stats.prefill;
-    const uint64_t n_bytes = all_read_bytes(&stats);
+    const uint64_t n_bytes = pager_report_read_bytes(&stats);
     char bytes[24], rate[24];
     if (!stats.n_slot) return;
     fprintf(out,
@@ -167,7 +167,7 @@ struct json_object *pager_report_json(const struct expert_pager *pager)
     add(json, "speculated", json_object_new_int64((int64_t)stats.n_speculated));
     add(json, "useful", json_object_new_int64((int64_t)stats.n_useful));
     add(json, "preloaded", json_object_new_int64(stats.n_preloaded));
-    add(json, "read_bytes", json_object_new_int64((int64_t)all_read_bytes(&stats)));
+    add(json, "read_bytes", json_object_new_int64((int64_t)pager_report_read_bytes(&stats)));
     add(json, "speculated_bytes", json_object_new_int64((int64_t)stats.speculated_bytes));
     add(json, "useful_bytes", json_object_new_int64((int64_t)stats.useful_bytes));
     add(json, "disk_busy_s", json_object_new_double(stats.disk.busy_s));

@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 struct expert_pager;
+struct expert_pager_stats;
 struct json_object;
 struct memory_plan;
 
@@ -17,6 +18,8 @@ double pager_expected_hit_rate(double n, double n_expert, double used_share);
 /* A line, before anything is loaded: what of the model will be in memory. */
 void pager_report_plan(const struct memory_plan *plan, uint32_t n_slot, uint32_t n_expert,
                        double used_share);
+/* From disk, for whatever reason. */
+uint64_t pager_report_read_bytes(const struct expert_pager_stats *stats);
 /* A few lines under the timings of an answer; nothing if no expert is ever read. */
 void pager_report_print(FILE *out, const struct expert_pager *pager);
 /* The caller owns it. */

@@ -11,6 +11,7 @@
 
 #include "coordinator/text/tokenizer.h"
 #include "launch/config.h"
+#include "launch/loading_view.h"
 #include "launch/options.h"
 #include "launch/run.h"
 #include "launch/terminal/history.h"
@@ -33,6 +34,8 @@ struct display {
     bool at_line_start; /* nothing printed, or a line break last */
     bool progress_shown;
     double started_s;
+    bool paged; /* there is more to show than a line of progress */
+    struct loading_view view;
 };
 
 struct repl {
@@ -71,12 +74,17 @@ static void clear_progress(struct display *display)
 {
     if (display->progress_shown) fputs("\r\x1b[K", stdout);
     display->progress_shown = false;
+    if (display->paged) loading_view_end(&display->view);
 }
 
 static void on_prefill(void *context, size_t n_done, size_t n_total)
 {
     struct display *display = context;
     const double elapsed_s = log_now_s() - display->started_s;
+    if (display->paged) {
+        loading_view_prompt(&display->view, n_done, n_total);
+        return;
+    }
     if (elapsed_s < 0.3 || n_done >= n_total || !isatty(STDOUT_FILENO)) return;
     printf("\r\x1b[K%sreading prompt %zu%% %.0f tok/s%s", dim(), 100 * n_done / n_total,
            (double)n_done / elapsed_s, normal());
@@ -156,6 +164,11 @@ static bool show_answer(struct repl *repl, enum answer_kind kind, const char *ra
     word_wrap_init(&display.wrap, wraps ? terminal_columns(STDOUT_FILENO, NULL) : 0);
 
     interrupt_take(INTERRUPT_STOP);
+    display.paged = engine_stats(repl->run->engine).pager.n_slot > 0;
+    if (display.paged) {
+        fflush(stdout); /* the view goes below what was printed */
+        loading_view_begin(&display.view, engine_pager(repl->run->engine));
+    }
     const enum lm_status status = generate(repl, kind, raw, &sink, &answer, &err);
     clear_progress(&display);
     end_thinking(&display);

@@ -12,9 +12,9 @@
 
 /* Written once by log_configure before other threads start. */
 static struct log_config config = {.level = LOG_INFO};
-/* Held while a line or a bar is written; bar_visible is guarded by it. */
+/* Held while anything is written; n_drawn is guarded by it. */
 static pthread_mutex_t write_lock = PTHREAD_MUTEX_INITIALIZER;
-static bool bar_visible;
+static unsigned n_drawn; /* lines that the next redraw replaces; the cursor is in the last */
 
 void log_configure(const struct log_config *new_config)
 {
@@ -23,15 +23,36 @@ void log_configure(const struct log_config *new_config)
         config.progress = isatty(STDERR_FILENO) ? LOG_PROGRESS_TTY : LOG_PROGRESS_PLAIN;
 }
 
+enum log_progress log_progress(void)
+{
+    return config.progress;
+}
+
 bool log_color(void)
 {
     return config.color;
 }
 
-static void clear_bar_locked(void)
+/* Wrapping is off while lines are drawn, so that each takes one row. One write does it all: nothing
+ * is seen half done, and whatever ends the process leaves the terminal as it should be; for the
+ * same reason the cursor is not hidden. */
+static void redraw_locked(const char *lines)
 {
-    if (bar_visible) fputs("\r\033[K", stderr);
-    bar_visible = false;
+    char up[16] = "";
+    if (n_drawn > 1) snprintf(up, sizeof(up), "\033[%uA", n_drawn - 1);
+    if (n_drawn || *lines) fprintf(stderr, "\033[?7l\r%s\033[J%s\033[?7h", up, lines);
+    n_drawn = *lines != '\0';
+    for (const char *at = lines; (at = strchr(at, '\n')); at++)
+        n_drawn++;
+    fflush(stderr);
+}
+
+void log_redraw(const char *lines)
+{
+    if (config.progress != LOG_PROGRESS_TTY) return;
+    pthread_mutex_lock(&write_lock);
+    redraw_locked(lines);
+    pthread_mutex_unlock(&write_lock);
 }
 
 void log_line(enum log_level level, const char *format, ...)
@@ -44,7 +65,7 @@ void log_line(enum log_level level, const char *format, ...)
     va_list args;
     va_start(args, format);
     pthread_mutex_lock(&write_lock);
-    clear_bar_locked();
+    redraw_locked("");
     fprintf(stderr, "lean: %s", prefixes[level]);
     vfprintf(stderr, format, args);
     fputc('\n', stderr);
@@ -119,28 +140,25 @@ void log_bar_update(struct log_bar *bar, uint64_t done)
     bar->shown_s = now_s;
     bar->shown_percent = percent;
 
-    char amounts[128], blocks[20 * 3 + 1] = "";
+    char amounts[128], blocks[20 * 3 + 1] = "", line[sizeof(amounts) + sizeof(blocks) + 64];
     format_amounts(bar, done, elapsed_s, amounts, sizeof(amounts));
     for (int i = 0; i < percent / 5; i++)
         strcat(blocks, "█");
+    if (redraw) {
+        snprintf(line, sizeof(line), "%s %3d%% %s%*s %s", bar->what, percent, blocks,
+                 20 - percent / 5, "", amounts);
+        log_redraw(line);
+        return;
+    }
     pthread_mutex_lock(&write_lock);
-    if (redraw)
-        fprintf(stderr, "\r\033[K%s %3d%% %s%*s %s", bar->what, percent, blocks, 20 - percent / 5,
-                "", amounts);
-    else
-        fprintf(stderr, "%s %3d%%  %s\n", bar->what, percent, amounts);
-    bar_visible = redraw;
-    fflush(stderr);
+    fprintf(stderr, "%s %3d%%  %s\n", bar->what, percent, amounts);
     pthread_mutex_unlock(&write_lock);
 }
 
 void log_bar_end(struct log_bar *bar)
 {
     (void)bar;
-    pthread_mutex_lock(&write_lock);
-    clear_bar_locked();
-    fflush(stderr);
-    pthread_mutex_unlock(&write_lock);
+    log_redraw("");
 }
 
 char *log_printable(const char *bytes, size_t n, char *out, size_t size)

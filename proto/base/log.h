@@ -23,6 +23,7 @@ struct log_config {
 };
 
 void log_configure(const struct log_config *config);
+enum log_progress log_progress(void); /* never AUTO */
 
 /* Whether colours and other attributes are wanted. */
 bool log_color(void);
@@ -34,6 +35,11 @@ void log_line(enum log_level level, const char *format, ...) __attribute__((form
 #define log_warning(...) log_line(LOG_WARNING, __VA_ARGS__)
 #define log_verbose(...) log_line(LOG_VERBOSE, __VA_ARGS__)
 #define log_debug(...) log_line(LOG_DEBUG, __VA_ARGS__)
+
+/* Shows lines at the bottom of the terminal, in place of those shown before; "" erases them.
+ * Between two lines is a line break, none behind the last; what does not fit the terminal's width
+ * is cut off. Lines of the log erase them and go on above. Only with LOG_PROGRESS_TTY. */
+void log_redraw(const char *lines);
 
 /* A bar for one long job: "WHAT  43% ███▌     4.12/9.31 GiB  118 MiB/s  44s". Nothing is shown in
  * the first second. unit_bytes: amounts are bytes, else plain counts of `unit`. */

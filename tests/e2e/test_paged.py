@@ -5,6 +5,7 @@ experts in the mapping of the file; and `effective` must say that the setting as
 slots, misses, predictions, the engine that read."""
 import itertools
 import os
+import re
 import sys
 import tempfile
 
@@ -83,6 +84,18 @@ def check_profile(path):
                      f"with all resident {want}")
 
 
+def check_report(path):
+    """--verbose ends in what was read, and names the layers that found least."""
+    done = cli.lean("run", path, "--raw", "--max-tokens", 4, "--expert-slots", "50%", "--verbose", "abc")
+    layers = re.search(r"^layers  hits ([\d.]+)% to ([\d.]+)% in decode, median ([\d.]+)%; "
+                       r"least layer \d+ ([\d.]+)%, layer \d+ ([\d.]+)%", done.stderr, re.M)
+    if done.returncode or not layers or "experts " not in done.stderr or "read " not in done.stderr:
+        sys.exit(f"--verbose: exit {done.returncode}: {done.stderr}")
+    least, most, median, first, second = map(float, layers.groups())
+    if not least == first <= second <= most or not least <= median <= most:
+        sys.exit(f"--verbose: {layers[0]}")
+
+
 def io_ways():
     """Ways to read that this kernel has."""
     probe = golden.evaluate(golden_model("qwen35moe-s-q8_0"), [1], "--expert-slots", "min", "--io",
@@ -114,6 +127,7 @@ def main():
             variants.make(variants.SAME, name, path)
             n += compare(name, path, few)
     check_profile(golden_model("qwen35moe-k-q4km"))
+    check_report(golden_model("qwen35moe-k-q4km"))
     print(f"{n} settings, one result for each model")
 
 

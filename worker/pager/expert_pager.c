@@ -713,6 +713,7 @@ static void add_counts(struct expert_pager_counts *sum, const struct expert_page
 struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager)
 {
     struct expert_pager_stats stats = pager->stats;
+    stats.layer = pager->layer;
     for (uint32_t il = pager->config.layer_begin; il < pager->config.layer_end; il++) {
         add_counts(&stats.decode, &pager->counts[il][false]);
         add_counts(&stats.prefill, &pager->counts[il][true]);
