@@ -2,6 +2,7 @@
 #include "launch/model_ref.h"
 
 #include <dirent.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -89,10 +90,10 @@ static bool is_folder(const char *path)
 /* Written by `lean pack`: the one kind of folder that is a model. */
 static bool is_pack(const char *path)
 {
-    char *manifest = NULL;
-    if (asprintf(&manifest, "%s/" LMPACK_MANIFEST_NAME, path) < 0) return false;
-    const bool is = !access(manifest, R_OK);
-    free(manifest);
+    const int folder = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (folder < 0) return false;
+    const bool is = !faccessat(folder, LMPACK_MANIFEST_NAME, R_OK, 0);
+    close(folder);
     return is;
 }
 

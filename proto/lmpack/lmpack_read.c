@@ -33,6 +33,7 @@ struct lmpack {
     Lean__LmpackManifest *message; /* owns the arrays that layers point into */
     ProtobufCAllocator allocator;
     size_t n_left; /* bytes that unpacking may still allocate */
+    bool no_memory;
     struct lmpack_manifest manifest;
     struct lmpack_layer *layer;               /* [n_moe] */
     struct layer_file file[LMPACK_MAX_LAYER]; /* by layer */
@@ -47,7 +48,9 @@ static void *allocate(void *context, size_t n)
     struct lmpack *pack = context;
     if (n > pack->n_left) return NULL;
     pack->n_left -= n;
-    return malloc(n);
+    void *memory = malloc(n);
+    if (!memory) pack->no_memory = true;
+    return memory;
 }
 
 static void release(void *context, void *memory)
@@ -74,8 +77,10 @@ static enum lm_status unpack(struct lmpack *pack, const uint8_t *bytes, size_t n
     pack->n_left = 12 * n + (1 << 20);
     pack->allocator = (ProtobufCAllocator){allocate, release, pack};
     pack->message = lean__lmpack_manifest__unpack(&pack->allocator, n, bytes);
-    if (!pack->message) return lm_fail(err, LM_E_FORMAT, "%s: manifest is malformed", pack->folder);
-    return LM_OK;
+    if (pack->message) return LM_OK;
+    if (pack->no_memory)
+        return lm_fail(err, LM_E_NO_MEM, "%s: no memory for the manifest", pack->folder);
+    return lm_fail(err, LM_E_FORMAT, "%s: manifest is malformed", pack->folder);
 }
 
 /* ---- checks ----------------------------------------------------------------------------- */

@@ -58,7 +58,7 @@ class Failures(unittest.TestCase):
                 else:
                     n_failed += 1
                     self.assertEqual(done.returncode, UNFIT, what)
-                    self.assertRegex(done.stderr, r"\Alean: error: [^\n]*memory[^\n]*\n(hint: .*\n)?\Z", what)
+                    self.assertRegex(done.stderr, r"\Alean: error: [^\n]*(memory|no thread)[^\n]*\n(hint: .*\n)?\Z", what)
                 self.assertLessEqual(counts[1], n_left, what)
         print(f"{args[0]}: {n_call} allocations, {n_failed} failures")
         self.assertGreater(n_failed, 20)
@@ -67,6 +67,21 @@ class Failures(unittest.TestCase):
         for model in ("qwen35moe-s-q8_0", "afmoe-s-q8_0"):
             path = os.path.join(MODELS, model + ".gguf")
             self.check("eval", path, "--ids", "1,2,3", "-n", 2, "--threads", 2)
+
+    def test_paged_eval(self):
+        """Experts read as they are needed, of a model and of its pack."""
+        with tempfile.TemporaryDirectory() as folder:
+            model, pack = os.path.join(MODELS, "qwen35moe-s-q8_0.gguf"), os.path.join(folder, "model.lmpack")
+            subprocess.run([LEAN, "pack", model, "-o", pack, "-q"], env=environment(), stdout=subprocess.DEVNULL,
+                           check=True)
+            for path in (model, pack):
+                self.check("eval", path, "--ids", "1,2,3", "-n", 2, "--threads", 2, "--expert-slots", "25%",
+                           "--io", "pread", "--profile", "none", "-q")
+
+    def test_pack(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.check("pack", os.path.join(MODELS, "qwen35moe-s-q8_0.gguf"), "-o",
+                       os.path.join(folder, "out.lmpack"), "--force", "-q")
 
     def test_inspect(self):
         self.check("inspect", os.path.join(MODELS, "llama-s-q8_0.gguf"), "--memory", "--ram", "1G")

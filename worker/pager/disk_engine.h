@@ -10,6 +10,7 @@
 #define LEAN_WORKER_PAGER_DISK_ENGINE_H
 
 #include <pthread.h>
+#include <time.h>
 
 #include "worker/pager/disk_reader.h"
 
@@ -33,6 +34,9 @@ struct disk_piece {
 struct disk_file {
     int buffered_fd, direct_fd; /* direct_fd -1: not possible, or not wanted */
     bool owns_buffered;
+    bool regular;
+    struct timespec modified; /* under lock: when it had this head last */
+    uint64_t head;            /* checksum of its beginning */
 };
 
 struct disk_read_list {

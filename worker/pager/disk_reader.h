@@ -32,8 +32,9 @@ enum { DISK_ALIGN = 4096 };
 enum read_priority { READ_DEMAND, READ_SPECULATIVE, READ_BACKGROUND, READ_PRIORITY_COUNT };
 enum read_failure {
     READ_OK,
-    READ_ERROR, /* os_error says which */
-    READ_SHORT, /* the file ends before the extent does */
+    READ_ERROR,   /* os_error says which */
+    READ_SHORT,   /* the file ends before the extent does */
+    READ_CHANGED, /* the file begins otherwise than at create; not looked at with a checksum */
     READ_CHECKSUM
 };
 

@@ -63,7 +63,8 @@ struct expert_cache {
     struct slot_class *class;
     struct expert *expert; /* [n_layer][n_expert] */
     struct slot *slot;
-    int32_t *heaps; /* memory of layer[].heap */
+    uint32_t n_pinned; /* slots */
+    int32_t *heaps;    /* memory of layer[].heap */
     struct expert_cache_stats stats;
 };
 
@@ -224,6 +225,7 @@ static void vacate(struct expert_cache *cache, int32_t slot)
 static void occupy(struct expert_cache *cache, int32_t slot, struct expert_key key, bool admitted)
 {
     cache->slot[slot] = (struct slot){.key = key, .n_pin = 1, .admitted = admitted};
+    cache->n_pinned++;
     cache->layer[key.layer].n_resident++;
     if (admitted)
         cache->layer[key.layer].n_admitted++;
@@ -576,6 +578,7 @@ void expert_cache_drop(struct expert_cache *cache, struct expert_key key)
     const int32_t slot = expert_of(cache, key)->slot;
     assert(slot != NONE);
     vacate(cache, slot);
+    if (cache->slot[slot].n_pin) cache->n_pinned--;
     cache->slot[slot].n_pin = 0;
     cache->slot[slot].next = class->free;
     class->free = slot;
@@ -584,13 +587,17 @@ void expert_cache_drop(struct expert_cache *cache, struct expert_key key)
 
 void expert_cache_pin(struct expert_cache *cache, int32_t slot)
 {
-    if (cache->slot[slot].n_pin++ == 0) make_unevictable(cache, slot);
+    if (cache->slot[slot].n_pin++) return;
+    make_unevictable(cache, slot);
+    cache->n_pinned++;
 }
 
 void expert_cache_unpin(struct expert_cache *cache, int32_t slot)
 {
     assert(cache->slot[slot].n_pin > 0);
-    if (--cache->slot[slot].n_pin == 0) make_evictable(cache, slot);
+    if (--cache->slot[slot].n_pin) return;
+    make_evictable(cache, slot);
+    cache->n_pinned--;
 }
 
 /* ---- reports ------------------------------------------------------------------------------ */
@@ -603,6 +610,11 @@ uint32_t expert_cache_n_resident(const struct expert_cache *cache, uint32_t laye
 uint32_t expert_cache_n_free(const struct expert_cache *cache, uint32_t class_index)
 {
     return cache->class[class_index].n_free;
+}
+
+uint32_t expert_cache_n_pinned(const struct expert_cache *cache)
+{
+    return cache->n_pinned;
 }
 
 struct expert_cache_stats expert_cache_stats(const struct expert_cache *cache)

@@ -106,6 +106,7 @@ void expert_cache_unpin(struct expert_cache *cache, int32_t slot);
 
 uint32_t expert_cache_n_resident(const struct expert_cache *cache, uint32_t layer);
 uint32_t expert_cache_n_free(const struct expert_cache *cache, uint32_t class_index);
+uint32_t expert_cache_n_pinned(const struct expert_cache *cache); /* slots, of all classes */
 struct expert_cache_stats expert_cache_stats(const struct expert_cache *cache);
 
 #endif

@@ -49,6 +49,7 @@ struct visit {
     uint32_t expert;
     int32_t slot; /* pinned for the visit unless WAITING or OVER */
     enum visit_state state;
+    bool joined; /* a read that was not begun for it */
 };
 
 struct expert_pager {
@@ -64,6 +65,7 @@ struct expert_pager {
     struct slot *slot; /* [n_slot], class after class */
     struct expert_cache *cache;
     struct disk_reader *reader;
+    uint32_t n_read; /* slots being read: each is pinned for it */
 
     /* the current request */
     uint32_t layer;
@@ -237,6 +239,7 @@ static void start_read(struct expert_pager *pager, int32_t index, struct expert_
         region += region_bytes(layer->part_bytes[i]);
     }
     slot->read.has_checksum = expert_store_checksum(pager->config.store, key, &slot->read.checksum);
+    pager->n_read++;
     disk_reader_submit(pager->reader, &slot->read, priority);
 }
 
@@ -259,6 +262,7 @@ static void give_way(struct expert_pager *pager, uint32_t class_index)
         if (!slot->reading || slot->priority != READ_BACKGROUND) continue;
         if (!disk_reader_cancel(pager->reader, &slot->read)) continue;
         slot->reading = false;
+        pager->n_read--;
         expert_cache_unpin(pager->cache, index);
         expert_cache_drop(pager->cache, key);
         return;
@@ -279,6 +283,11 @@ static void describe_failure(const struct expert_pager *pager, const struct slot
             "%s: layer %u, expert %u: the file ends before byte %llu: it was cut off or replaced "
             "while in use",
             file.path, layer, expert, (unsigned long long)(extent->offset + extent->n_bytes));
+        break;
+    case READ_CHANGED:
+        lm_fail(err, LM_E_IO,
+                "%s: layer %u, expert %u: another model was written over the file while in use",
+                file.path, layer, expert);
         break;
     case READ_CHECKSUM:
         lm_fail(err, LM_E_IO, "%s: layer %u, expert %u: the checksum does not match", file.path,
@@ -316,6 +325,7 @@ static void end_read(struct expert_pager *pager, struct slot *slot)
     const int32_t index = (int32_t)(slot - pager->slot);
     struct visit *visit = find_visit(pager, index);
     slot->reading = false;
+    pager->n_read--;
     slot->ready = slot->read.failure == READ_OK;
     expert_cache_unpin(pager->cache, index); /* the read's own pin */
     if (visit) pager->n_reading--;
@@ -325,9 +335,12 @@ static void end_read(struct expert_pager *pager, struct slot *slot)
         return;
     }
     if (visit) {
-        if (pager->failure.status == LM_OK) describe_failure(pager, slot, &pager->failure);
-        visit->state = VISIT_OVER;
         expert_cache_unpin(pager->cache, index);
+        visit->state = visit->joined ? VISIT_WAITING : VISIT_OVER;
+        if (visit->joined) /* what failed then may go well now */
+            pager->n_waiting++;
+        else if (pager->failure.status == LM_OK)
+            describe_failure(pager, slot, &pager->failure);
     }
     release_ahead(pager, index);
     expert_cache_drop(pager->cache, slot->key); /* whoever needs it reads again */
@@ -528,6 +541,8 @@ void expert_pager_step(struct expert_pager *pager, uint32_t n_token, bool prefil
     pager->n_token += n_token;
     if (!pager->cache) return;
     forget_ahead(pager);
+    /* Between steps, also behind one that failed, only reads hold slots. */
+    assert(expert_cache_n_pinned(pager->cache) == pager->n_read);
     expert_cache_advance(pager->cache, n_token, prefill);
     judge_speculation(pager);
 }
@@ -557,6 +572,7 @@ static void begin_visit(struct expert_pager *pager, struct visit *visit)
         counts(pager)->n_hit++;
     } else {
         visit->state = VISIT_READING;
+        visit->joined = true;
         pager->n_reading++;
         counts(pager)->n_joined++;
         promote(pager, slot, READ_DEMAND);
@@ -585,6 +601,7 @@ static void start_waiting(struct expert_pager *pager)
         expert_cache_pin(pager->cache, index);
         visit->slot = index;
         visit->state = VISIT_READING;
+        visit->joined = false;
         pager->n_waiting--;
         pager->n_reading++;
     }

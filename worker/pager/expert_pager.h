@@ -7,12 +7,12 @@
  *   slots   a fixed number of experts in memory of our own, the rest in the files:
  *
  *     in the file --place--> READING --read done--> RESIDENT --unpinned and evicted--> in the file
- *                               +--read failed--> in the file; who waits for it gets the error
+ *                               +--read failed--> in the file; whom it was begun for gets the error
  *
  * A layer's visit: request names the experts that the layer needs and starts to read what is
  * missing; acquire lends them in groups, first all that are resident, then the others as they
  * arrive, so that the caller computes with some while others are still being read. Reads that are
- * under way are joined, never repeated.
+ * under way are joined, never repeated, unless they fail: that was not this request's own read.
  *
  * What is read when, beside demand: a step of many tokens reads the next layer's experts ahead; a
  * prediction is read when the disk would otherwise idle; a profile's experts fill free slots.

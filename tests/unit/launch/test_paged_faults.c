@@ -1,0 +1,548 @@
+/* Whatever read or allocation fails, in a model whose experts are read as they are needed: that
+ * request fails with one error that names the place, or does without; the next one gives the bits
+ * that it should.
+ *
+ * The faults come in between the program and what it calls: the linker turns the calls listed in
+ * tests/CMakeLists.txt into those of __wrap_X here, whose __real_X is the function itself. Both
+ * engines of the disk reader hand what a call brought to disk_piece_advance, so there a read can
+ * fail, bring less, bring it late or bring other bytes, whichever of them ran it. */
+#include "tests/unit/cmocka_all.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "launch/engine.h"
+#include "proto/base/log.h"
+#include "proto/gguf/gguf.h"
+#include "proto/model/hparams.h"
+#include "worker/pack/packer.h"
+#include "worker/pager/disk_engine.h"
+
+enum { N_PROMPT = 4, N_NEW = 2, N_CALL_MIN = 20 };
+
+static char folder[] = "/tmp/lean-test-faults-XXXXXX";
+static char model[64], pack[64], pack_dense[80];
+
+/* ---- faults ------------------------------------------------------------------------------- */
+
+enum fault_kind {
+    FAULT_NONE,
+    FAULT_EIO,
+    FAULT_END,         /* as if the file ended there */
+    FAULT_OTHER_BYTES, /* only a checksum tells */
+    FAULT_LESS,        /* these four are no reason to fail */
+    FAULT_AGAIN,
+    FAULT_INTERRUPTED,
+    FAULT_LATE,
+    FAULT_ALLOC
+};
+
+static struct {
+    enum fault_kind kind;
+    long at;         /* the at-th call */
+    bool on;         /* and all after it */
+    atomic_long n;   /* calls */
+    atomic_long hit; /* of them faulty */
+} fault;
+
+static void arm(enum fault_kind kind, long at, bool on)
+{
+    fault.kind = kind;
+    fault.at = at;
+    fault.on = on;
+    atomic_store(&fault.hit, 0);
+    atomic_store(&fault.n, 0);
+}
+
+/* Ends the faults; whether there was one. */
+static bool disarm(void)
+{
+    fault.kind = FAULT_NONE;
+    return atomic_load(&fault.hit) > 0;
+}
+
+static bool is_due(void)
+{
+    const long n = atomic_fetch_add(&fault.n, 1) + 1;
+    const bool due = fault.on ? n >= fault.at : n == fault.at;
+    if (due) atomic_fetch_add(&fault.hit, 1);
+    return due;
+}
+
+bool __real_disk_piece_advance(struct disk_piece *piece, int64_t result);
+bool __wrap_disk_piece_advance(struct disk_piece *piece, int64_t result);
+bool __wrap_disk_piece_advance(struct disk_piece *piece, int64_t result)
+{
+    const enum fault_kind kind = fault.kind;
+    if (kind == FAULT_NONE || kind == FAULT_ALLOC || !is_due())
+        return __real_disk_piece_advance(piece, result);
+    switch (kind) {
+    case FAULT_EIO:
+        result = -EIO;
+        break;
+    case FAULT_END:
+        result = (int64_t)piece->n_tail;
+        break;
+    case FAULT_OTHER_BYTES:
+        piece->to[piece->n_needed - 1] ^= 0x10;
+        break;
+    case FAULT_LESS: /* something new all the same */
+        if (result > (int64_t)piece->n_tail + 1) result -= (result - (int64_t)piece->n_tail) / 3;
+        break;
+    case FAULT_AGAIN:
+        result = -EAGAIN;
+        break;
+    case FAULT_INTERRUPTED:
+        result = -EINTR;
+        break;
+    default:
+        nanosleep(&(struct timespec){.tv_nsec = 3000000}, NULL);
+    }
+    return __real_disk_piece_advance(piece, result);
+}
+
+static bool alloc_fails(void)
+{
+    if (fault.kind != FAULT_ALLOC || !is_due()) return false;
+    errno = ENOMEM;
+    return true;
+}
+
+void *__real_malloc(size_t n_bytes);
+void *__wrap_malloc(size_t n_bytes);
+void *__wrap_malloc(size_t n_bytes)
+{
+    return alloc_fails() ? NULL : __real_malloc(n_bytes);
+}
+
+void *__real_calloc(size_t n, size_t n_bytes);
+void *__wrap_calloc(size_t n, size_t n_bytes);
+void *__wrap_calloc(size_t n, size_t n_bytes)
+{
+    return alloc_fails() ? NULL : __real_calloc(n, n_bytes);
+}
+
+void *__real_realloc(void *old, size_t n_bytes);
+void *__wrap_realloc(void *old, size_t n_bytes);
+void *__wrap_realloc(void *old, size_t n_bytes)
+{
+    return alloc_fails() ? NULL : __real_realloc(old, n_bytes);
+}
+
+void *__real_aligned_alloc(size_t alignment, size_t n_bytes);
+void *__wrap_aligned_alloc(size_t alignment, size_t n_bytes);
+void *__wrap_aligned_alloc(size_t alignment, size_t n_bytes)
+{
+    return alloc_fails() ? NULL : __real_aligned_alloc(alignment, n_bytes);
+}
+
+void *__real_mmap(void *at, size_t n_bytes, int protection, int flags, int fd, off_t offset);
+void *__wrap_mmap(void *at, size_t n_bytes, int protection, int flags, int fd, off_t offset);
+void *__wrap_mmap(void *at, size_t n_bytes, int protection, int flags, int fd, off_t offset)
+{
+    if (alloc_fails()) return MAP_FAILED;
+    return __real_mmap(at, n_bytes, protection, flags, fd, offset);
+}
+
+/* ---- requests ----------------------------------------------------------------------------- */
+
+/* How a model is opened, and what the names of its files begin with. */
+struct setting {
+    const char *path, *files, *io, *slots;
+};
+
+static const struct setting settings[] = {{model, model, "uring", "25%"},
+                                          {model, model, "pread", "min"},
+                                          {pack_dense, pack, "uring", "min"},
+                                          {pack_dense, pack, "pread", "25%"}};
+enum { N_SETTING = sizeof(settings) / sizeof(settings[0]) };
+
+static enum lm_status open_engine(struct engine **out, const struct setting *setting,
+                                  struct lm_error *err)
+{
+    const struct engine_config config = {.model_path = setting->path,
+                                         .n_ctx = 64,
+                                         .n_slot = 1,
+                                         .kv_type = "f16",
+                                         .n_thread = 2,
+                                         .kernels = "auto",
+                                         .prefill_chunk = 64,
+                                         .expert_slots = setting->slots,
+                                         .prefetch = "on",
+                                         .io = setting->io,
+                                         .profile = "none"};
+    *out = NULL;
+    return engine_open(out, &config, err);
+}
+
+struct answer {
+    XXH64_hash_t hash; /* of the logits behind the prompt's tokens */
+    int32_t token[N_NEW];
+    size_t n_row, n_token;
+};
+
+static void keep_logits(void *context, uint32_t pos, const float *logits, uint32_t n_vocab)
+{
+    struct answer *answer = context;
+    (void)pos;
+    answer->n_row++;
+    answer->hash = XXH3_64bits_withSeed(logits, n_vocab * sizeof(float), answer->hash);
+}
+
+static bool keep_token(void *context, const struct sampled_token *token)
+{
+    struct answer *answer = context;
+    assert_true(answer->n_token < N_NEW);
+    answer->token[answer->n_token++] = token->id;
+    return true;
+}
+
+static enum lm_status ask(struct engine *engine, struct answer *out, struct lm_error *err)
+{
+    int32_t prompt[N_PROMPT];
+    struct generate_result result;
+    for (int i = 0; i < N_PROMPT; i++)
+        prompt[i] = (i * 37 + i * i * 5 + 3) % 500;
+    *out = (struct answer){0};
+    const struct generate_request request = {.prompt = prompt,
+                                             .n_prompt = N_PROMPT,
+                                             .sampling = sampling_params_default(),
+                                             .n_max = N_NEW,
+                                             .ignore_end = true,
+                                             .on_token = keep_token,
+                                             .on_logits = keep_logits,
+                                             .context = out};
+    return engine_generate(engine, &request, &result, err);
+}
+
+static bool same(const struct answer *a, const struct answer *b)
+{
+    return a->hash == b->hash && a->n_row == b->n_row && a->n_token == b->n_token &&
+           !memcmp(a->token, b->token, a->n_token * sizeof(int32_t));
+}
+
+static struct answer right; /* with all experts in the mapping */
+
+static void check_right(struct engine *engine, const char *when)
+{
+    struct answer answer;
+    struct lm_error err;
+    if (ask(engine, &answer, &err) != LM_OK) fail_msg("%s: %s", when, err.message);
+    if (!same(&answer, &right)) fail_msg("%s: another answer", when);
+}
+
+static size_t n_descriptor(void)
+{
+    size_t n = 0;
+    DIR *list = opendir("/proc/self/fd");
+    assert_non_null(list);
+    while (readdir(list))
+        n++;
+    closedir(list);
+    return n;
+}
+
+/* NULL: no io_uring here, which has been said. */
+static struct engine *open_or_say(const struct setting *setting)
+{
+    struct engine *engine;
+    struct lm_error err;
+    const enum lm_status status = open_engine(&engine, setting, &err);
+    if (status == LM_E_UNSUPPORTED) printf("not run: %s\n", err.message);
+    if (status != LM_OK && status != LM_E_UNSUPPORTED) fail_msg("%s", err.message);
+    return engine;
+}
+
+/* ---- reads -------------------------------------------------------------------------------- */
+
+/* The place must be named, and what happened there. */
+static void check_message(const struct setting *setting, const struct lm_error *err,
+                          enum fault_kind kind)
+{
+    static const char *const causes[] = {[FAULT_EIO] = "Input/output error",
+                                         [FAULT_END] = "the file ends before byte",
+                                         [FAULT_OTHER_BYTES] = "the checksum does not match"};
+    unsigned layer, expert;
+    const char *place = strstr(err->message, ": layer ");
+    assert_int_equal(err->status, LM_E_IO);
+    assert_int_equal(strncmp(err->message, setting->files, strlen(setting->files)), 0);
+    if (!place || sscanf(place, ": layer %u, expert %u: ", &layer, &expert) != 2 ||
+        !strstr(place, causes[kind]) || strchr(err->message, '\n'))
+        fail_msg("%s", err->message);
+}
+
+/* Reads of a request in turn, until there are no more: the first, then every step-th, each by a
+ * fault of its own. Returns the failures. */
+static long fail_reads(struct engine *engine, const struct setting *setting, enum fault_kind kind,
+                       bool on, long step)
+{
+    long n_failed = 0, n_reached = 0;
+    for (long at = 1;; at += step) {
+        struct answer answer;
+        struct lm_error err;
+        arm(kind, at, on);
+        const enum lm_status status = ask(engine, &answer, &err);
+        const bool hit = disarm();
+        n_reached += hit;
+        if (status == LM_OK) { /* nobody waited for it, or it could be done again */
+            assert_true(same(&answer, &right));
+            if (!hit) break;
+            continue;
+        }
+        assert_true(hit);
+        assert_true(kind < FAULT_LESS);
+        check_message(setting, &err, kind);
+        check_right(engine, "behind a read that failed");
+        n_failed++;
+    }
+    assert_true(n_reached * step >= N_CALL_MIN);
+    return n_failed;
+}
+
+static void test_every_read_fails(void **state)
+{
+    enum { STEP = 7 }; /* where every read would tell little more */
+    (void)state;
+    for (int i = 0; i < N_SETTING; i++) {
+        const size_t n_before = n_descriptor();
+        struct engine *engine = open_or_say(&settings[i]);
+        if (!engine) continue;
+        const bool packed = settings[i].files == pack;
+        check_right(engine, "at first");
+        for (enum fault_kind kind = FAULT_EIO; kind < FAULT_LESS; kind++)
+            if (kind != FAULT_OTHER_BYTES || packed)
+                assert_true(fail_reads(engine, &settings[i], kind, false, 1) >= N_CALL_MIN);
+        for (enum fault_kind kind = FAULT_LESS; kind <= FAULT_LATE; kind++)
+            assert_int_equal(fail_reads(engine, &settings[i], kind, false, STEP), 0);
+        assert_true(fail_reads(engine, &settings[i], FAULT_EIO, true, STEP) > 0);
+        engine_close(engine, NULL);
+        assert_int_equal(n_descriptor(), n_before);
+    }
+}
+
+/* ---- allocations -------------------------------------------------------------------------- */
+
+static void test_every_allocation_of_a_request_fails(void **state)
+{
+    (void)state;
+    for (int i = 0; i < N_SETTING; i++) {
+        long at = 0, n_failed = 0;
+        bool hit = true;
+        while (hit) {
+            struct answer answer;
+            struct lm_error err;
+            struct engine *engine = open_or_say(&settings[i]); /* the first request allocates */
+            if (!engine) break;
+            arm(FAULT_ALLOC, ++at, false);
+            const enum lm_status status = ask(engine, &answer, &err);
+            hit = disarm();
+            if (status == LM_OK) {
+                assert_true(same(&answer, &right));
+            } else {
+                assert_true(hit);
+                assert_int_equal(status, LM_E_NO_MEM);
+                assert_non_null(strstr(err.message, "memory"));
+                check_right(engine, "behind an allocation that failed");
+                n_failed++;
+            }
+            engine_close(engine, NULL);
+        }
+        if (at) assert_true(n_failed > 5);
+    }
+}
+
+static void test_every_allocation_of_opening_fails(void **state)
+{
+    (void)state;
+    const size_t n_before = n_descriptor();
+    for (int i = 0; i < N_SETTING; i++) {
+        long at = 0, n_failed = 0;
+        bool hit = true;
+        struct engine *probe = open_or_say(&settings[i]);
+        if (!probe) continue;
+        engine_close(probe, NULL);
+        while (hit) {
+            struct engine *engine;
+            struct lm_error err;
+            arm(FAULT_ALLOC, ++at, false);
+            const enum lm_status status = open_engine(&engine, &settings[i], &err);
+            hit = disarm();
+            if (status == LM_OK) {
+                check_right(engine, "opened all the same");
+                engine_close(engine, NULL);
+            } else {
+                assert_true(hit);
+                if (status != LM_E_NO_MEM) fail_msg("%ld: %s", at, err.message);
+                assert_null(engine);
+                n_failed++;
+            }
+            assert_int_equal(n_descriptor(), n_before);
+        }
+        assert_true(n_failed > N_CALL_MIN);
+    }
+}
+
+/* ---- files -------------------------------------------------------------------------------- */
+
+static void write_file(const char *path, const void *bytes, size_t n_bytes)
+{
+    const int fd = open(path, O_WRONLY | O_CREAT, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(pwrite(fd, bytes, n_bytes, 0), (ssize_t)n_bytes);
+    close(fd);
+}
+
+static void *read_file(const char *path, size_t *n_bytes)
+{
+    struct stat info;
+    const int fd = open(path, O_RDONLY);
+    assert_true(fd >= 0 && fstat(fd, &info) == 0);
+    *n_bytes = (size_t)info.st_size;
+    void *bytes = malloc(*n_bytes);
+    assert_non_null(bytes);
+    assert_int_equal(pread(fd, bytes, *n_bytes, 0), (ssize_t)*n_bytes);
+    close(fd);
+    return bytes;
+}
+
+/* Cuts a file in the middle of its experts, which makes a request fail, and makes it whole again,
+ * while the engine has it open. */
+static void cut_and_mend(struct engine *engine, const struct setting *setting, const char *path,
+                         size_t n_left)
+{
+    struct answer answer;
+    struct lm_error err;
+    size_t n_bytes;
+    void *bytes = read_file(path, &n_bytes);
+    assert_true(n_left < n_bytes);
+    assert_int_equal(truncate(path, (off_t)n_left), 0);
+    assert_int_equal(ask(engine, &answer, &err), LM_E_IO);
+    check_message(setting, &err, FAULT_END);
+    write_file(path, bytes, n_bytes);
+    check_right(engine, "mended");
+    free(bytes);
+}
+
+static void test_a_file_cut_off(void **state)
+{
+    (void)state;
+    for (int i = 0; i < N_SETTING; i++) {
+        struct engine *engine = open_or_say(&settings[i]);
+        if (!engine) continue;
+        if (settings[i].files == pack) {
+            char path[100];
+            snprintf(path, sizeof(path), "%s/experts-001.bin", pack);
+            cut_and_mend(engine, &settings[i], path, 4096 + 7);
+        } else {
+            const struct gguf_tensor *last = NULL;
+            const struct gguf_file *file = engine_file(engine);
+            for (size_t k = 0; k < gguf_n_tensor(file); k++) {
+                const struct gguf_tensor *tensor = gguf_tensor_at(file, k);
+                if (tensor->n_dims == 3 && (!last || tensor->file_offset > last->file_offset))
+                    last = tensor;
+            }
+            assert_non_null(last);
+            cut_and_mend(engine, &settings[i], model, last->file_offset + last->n_bytes / 2);
+        }
+        engine_close(engine, NULL);
+    }
+}
+
+/* One of another name that takes this one's is not seen; one that is written over it is. */
+static void test_a_file_replaced(void **state)
+{
+    (void)state;
+    char moved[100];
+    size_t n_bytes;
+    char *bytes = read_file(model, &n_bytes);
+    snprintf(moved, sizeof(moved), "%s/moved", folder);
+    for (int i = 0; settings[i].files == model; i++) {
+        struct answer answer;
+        struct lm_error err;
+        struct engine *engine = open_or_say(&settings[i]);
+        if (!engine) continue;
+        assert_int_equal(rename(model, moved), 0);
+        write_file(model, "something else", 14);
+        check_right(engine, "renamed");
+        assert_int_equal(rename(moved, model), 0);
+
+        bytes[100] ^= 1; /* of the metadata */
+        write_file(model, bytes, n_bytes);
+        assert_int_equal(ask(engine, &answer, &err), LM_E_IO);
+        assert_non_null(strstr(err.message, ": layer "));
+        assert_non_null(strstr(err.message, "another model was written over the file"));
+        bytes[100] ^= 1;
+        write_file(model, bytes, n_bytes);
+        check_right(engine, "mended");
+        engine_close(engine, NULL);
+    }
+    free(bytes);
+}
+
+/* ---- set-up ------------------------------------------------------------------------------- */
+
+static int set_up(void **state)
+{
+    (void)state;
+    char source[1000];
+    size_t n_bytes;
+    struct gguf_file *file;
+    struct engine *engine;
+    struct lm_error err;
+    log_configure(&(struct log_config){.level = LOG_ERROR});
+    if (!mkdtemp(folder)) return -1;
+    snprintf(model, sizeof(model), "%s/model.gguf", folder);
+    snprintf(pack, sizeof(pack), "%s/model.lmpack", folder);
+    snprintf(pack_dense, sizeof(pack_dense), "%s/dense.gguf", pack);
+    snprintf(source, sizeof(source), "%s/tests/data/golden/models/qwen35moe-s-q8_0.gguf",
+             getenv("LEAN_SOURCE_DIR"));
+    void *bytes = read_file(source, &n_bytes);
+    write_file(model, bytes, n_bytes);
+    free(bytes);
+    const struct pack_config pack_config = {.n_job = 1};
+    const struct engine_config config = {.model_path = model,
+                                         .n_ctx = 64,
+                                         .kv_type = "f16",
+                                         .n_thread = 2,
+                                         .kernels = "auto",
+                                         .prefill_chunk = 64};
+    if (gguf_open(&file, model, &err) != LM_OK ||
+        pack_write(file, pack, &pack_config, &err) != LM_OK ||
+        engine_open(&engine, &config, &err) != LM_OK || ask(engine, &right, &err) != LM_OK) {
+        print_error("%s\n", err.message);
+        return -1;
+    }
+    gguf_close(file);
+    engine_close(engine, NULL);
+    return right.n_row == N_PROMPT && right.n_token == N_NEW ? 0 : -1;
+}
+
+static int tear_down(void **state)
+{
+    (void)state;
+    char command[100];
+    snprintf(command, sizeof(command), "rm -r %s", folder);
+    return system(command);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_read_fails),
+        cmocka_unit_test(test_every_allocation_of_a_request_fails),
+        cmocka_unit_test(test_every_allocation_of_opening_fails),
+        cmocka_unit_test(test_a_file_cut_off),
+        cmocka_unit_test(test_a_file_replaced),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
