@@ -19,6 +19,17 @@ if ! "$venv/bin/python3" -c 'import jinja2, numpy, pyte, xllamacpp' 2>/dev/null;
     python3 -m venv "$venv" && "$venv/bin/pip" install -q --no-deps "${packages[@]}" markupsafe wcwidth ||
         echo "tests/run.sh: no package registry; tests that need ${packages[*]} will skip"
 fi
+# Clients of the server, with what they need themselves.
+clients=(openai anthropic playwright 'lm-eval[api]')
+if ! "$venv/bin/python3" -c 'import openai, anthropic, playwright, lm_eval' 2>/dev/null; then
+    "$venv/bin/pip" install -q "${clients[@]}" ||
+        echo "tests/run.sh: no package registry; tests that need ${clients[*]} will skip"
+fi
+# The web page is looked at in this browser; without it only the file and its headers are.
+if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ]; then
+    { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium; } \
+        >/dev/null 2>&1 || echo "tests/run.sh: no chromium; the web page is not clicked through"
+fi
 [ -x "$venv/bin/python3" ] && export PATH="$venv/bin:$PATH"
 
 # suite PRESET CTEST_ARGUMENT...: builds a preset, runs its tests, leaves a JUnit file.
