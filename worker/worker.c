@@ -3,8 +3,12 @@
 
 #include <assert.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 
+#include "proto/base/map_guard.h"
+#include "proto/gguf/gguf.h"
 #include "proto/transport/transport.h"
 #include "worker/graph/graph.h"
 #include "worker/pager/trace.h"
@@ -116,13 +120,50 @@ static enum lm_status create_parts(struct worker *worker, struct lm_error *err)
     return status;
 }
 
+/* Everything that steps read in mappings. The files of a GGUF model's experts are its own. */
+static void guard_files(struct worker *worker)
+{
+    const struct gguf_file *file = worker->config.file;
+    const struct expert_store *store = worker->config.store;
+    for (size_t i = 0; i < gguf_n_shard(file); i++) {
+        const struct gguf_shard *shard = gguf_shard_at(file, i);
+        map_guard_add(worker, shard->data, shard->n_bytes, shard->fd, shard->path);
+    }
+    for (size_t i = 0; store && gguf_is_pack(file) && i < expert_store_n_file(store); i++) {
+        const struct expert_file packed = expert_store_file(store, i);
+        map_guard_add(worker, packed.data, packed.n_bytes, packed.fd, packed.path);
+    }
+}
+
+/* Whether anything since the last call was computed with what a file no longer holds: that is the
+ * error then, whatever came of it. Else status, with err as it is. */
+static enum lm_status check_files(struct worker *worker, enum lm_status status,
+                                  struct lm_error *err)
+{
+    struct map_loss loss;
+    struct expert_key key;
+    struct stat info;
+    char place[64] = "";
+    if (!map_guard_check(worker, &loss)) return status;
+    if (worker->config.store &&
+        expert_store_find(worker->config.store, loss.fd, loss.offset, DISK_ALIGN, &key))
+        snprintf(place, sizeof(place), " layer %u, expert %u:", key.layer, key.expert);
+    if (fstat(loss.fd, &info) == 0 && (uint64_t)info.st_size > loss.offset)
+        return lm_fail(err, LM_E_IO, "%s:%s read at %llu: Input/output error", loss.path, place,
+                       (unsigned long long)loss.offset);
+    return lm_fail(err, LM_E_IO,
+                   "%s:%s the file ends before byte %llu: it was cut off or replaced while in use",
+                   loss.path, place, (unsigned long long)loss.offset + 1);
+}
+
 enum lm_status worker_create(struct worker **out, const struct worker_config *config,
                              struct lm_error *err)
 {
     struct worker *worker = calloc(1, sizeof(*worker));
     if (!worker) return lm_fail(err, LM_E_NO_MEM, "worker: no memory");
     worker->config = *config;
-    const enum lm_status status = create_parts(worker, err);
+    guard_files(worker);
+    const enum lm_status status = check_files(worker, create_parts(worker, err), err);
     if (status != LM_OK) {
         worker_close(worker, NULL);
         return status;
@@ -147,6 +188,7 @@ enum lm_status worker_close(struct worker *worker, struct lm_error *err)
     expert_pager_destroy(worker->pager);
     seq_state_destroy(worker->state);
     model_destroy(worker->model);
+    map_guard_remove(worker);
     free(worker);
     return status;
 }
@@ -186,6 +228,7 @@ static enum lm_status run_stage(struct worker *worker, struct lm_error *err)
     if (worker->trace) route_trace_step(worker->trace, worker->token, worker->ids, worker->n_token);
     if (!is_first(worker)) status = config->in->ops->recv(config->in, graph->x, n_bytes, err);
     if (status == LM_OK) status = graph_forward(graph, err);
+    status = check_files(worker, status, err);
     if (status == LM_OK && !is_last(worker))
         status = config->out->ops->send(config->out, graph->x, n_bytes, err);
     return status;
@@ -221,7 +264,7 @@ static enum lm_status run_head(struct worker *worker, const struct step_plan *pl
     for (uint32_t first = 0; first < worker->n_out; first += LOGIT_ROWS) {
         const uint32_t left = worker->n_out - first, n = left < LOGIT_ROWS ? left : LOGIT_ROWS;
         graph_head(&worker->graph, first, n, worker->logits);
-        enum lm_status status = backend->ops->sync(backend, err);
+        enum lm_status status = check_files(worker, backend->ops->sync(backend, err), err);
         for (uint32_t i = 0; i < n && status == LM_OK; i++)
             status =
                 use_logits(worker, plan, first + i, worker->logits + i * n_vocab, sampled, err);

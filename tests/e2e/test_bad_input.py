@@ -488,6 +488,21 @@ class Writing(Case):
                     words=["logits"], prefix=prefix)
         self.assertEqual(os.listdir(self.folder), ["old.gguf"])
 
+    def test_no_room_for_a_profile(self):
+        """It is kept from run to run for speed alone: the answer is the same, with a warning."""
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "none", self.folder], capture_output=True).returncode:
+            self.skipTest("a small disk needs the right to mount one")
+        self.addCleanup(subprocess.run, ["umount", self.folder], check=True)
+        self.write("filler", bytes(4096))
+        command = [LEAN, "eval", MOE, "--ids", "1,2,3", "--expert-slots", "25%"]
+        done = [subprocess.run([*command, *more], env=environment(XDG_CACHE_HOME=self.folder), capture_output=True,
+                               text=True) for more in (["--profile", "none"], [])]
+        self.assertEqual([each.returncode for each in done], [0, 0], done[1].stderr)
+        self.assertEqual(done[0].stdout, done[1].stdout)
+        self.assertRegex(done[1].stderr, "warning: the routing profile was not kept: .*No space left on device")
+        files = [name for _, _, names in os.walk(self.folder) for name in names]
+        self.assertEqual(files, ["filler"])
+
     def test_a_model_onto_itself(self):
         path = self.path("same.gguf")
         shutil.copy(LLAMA_F32, path)

@@ -305,7 +305,7 @@ static enum lm_status check_file(const struct pack_experts *experts, const char 
     const uint64_t n_bytes = lmpack_file_bytes(experts->layer, experts->n_expert);
     struct stat info;
     enum lm_status status = LM_OK;
-    const struct expert_file file = {path, open(path, O_RDONLY | O_CLOEXEC)};
+    const struct expert_file file = {.path = path, .fd = open(path, O_RDONLY | O_CLOEXEC)};
     if (file.fd < 0) return lm_fail_errno(err, "%s", path);
     if (fstat(file.fd, &info))
         status = lm_fail_errno(err, "%s", path);

@@ -20,15 +20,10 @@ struct store_layer {
     const uint64_t *checksum;     /* [n_expert]; NULL: there are none */
 };
 
-struct store_file {
-    struct expert_file file;
-    const void *data; /* mapped */
-};
-
 struct expert_store {
     struct lmpack *pack; /* NULL: the experts are in a GGUF file */
     uint32_t n_expert;
-    struct store_file *file; /* [n_file] */
+    struct expert_file *file; /* [n_file] */
     size_t n_file;
     struct store_layer layer[HPARAMS_MAX_LAYER];
 };
@@ -186,7 +181,7 @@ static enum lm_status find_packed_layer(struct expert_store *store, const struct
         layer->extent[ie] = (struct expert_extent){(uint32_t)store->n_file, packed->offset[ie],
                                                    packed->extent_bytes};
     store->file[store->n_file++] =
-        (struct store_file){{.path = file.path, .fd = file.fd}, file.data};
+        (struct expert_file){file.path, file.fd, file.data, file.n_bytes};
     return LM_OK;
 }
 
@@ -206,7 +201,7 @@ static enum lm_status open_files(struct expert_store *store, const struct gguf_f
     for (size_t i = 0; i < n_max; i++) {
         const struct gguf_shard *shard = gguf_shard_at(file, i);
         store->file[store->n_file++] =
-            (struct store_file){{.path = shard->path, .fd = shard->fd}, shard->data};
+            (struct expert_file){shard->path, shard->fd, shard->data, shard->n_bytes};
     }
     return LM_OK;
 }
@@ -250,7 +245,7 @@ size_t expert_store_n_file(const struct expert_store *store)
 struct expert_file expert_store_file(const struct expert_store *store, size_t index)
 {
     assert(index < store->n_file);
-    return store->file[index].file;
+    return store->file[index];
 }
 
 const struct expert_layer *expert_store_layer(const struct expert_store *store, uint32_t il)
@@ -273,6 +268,27 @@ void expert_store_locate(const struct expert_store *store, struct expert_key key
 {
     const uint32_t n_part = expert_store_layer(store, key.layer)->n_part;
     memcpy(out, extents_of(store, key), n_part * sizeof(*out));
+}
+
+bool expert_store_find(const struct expert_store *store, int fd, uint64_t offset, uint64_t n_bytes,
+                       struct expert_key *out)
+{
+    uint64_t best = UINT64_MAX; /* where the overlap begins */
+    for (uint32_t il = 0; il < HPARAMS_MAX_LAYER; il++) {
+        const struct store_layer *layer = &store->layer[il];
+        const uint32_t n_part = layer->alike.n_part;
+        for (uint32_t i = 0; i < store->n_expert * n_part; i++) {
+            const struct expert_extent *extent = &layer->extent[i];
+            const uint64_t end = extent->offset + extent->n_bytes;
+            const uint64_t begin = extent->offset > offset ? extent->offset : offset;
+            if (store->file[extent->file].fd != fd || begin >= end || begin >= offset + n_bytes ||
+                begin >= best)
+                continue;
+            best = begin;
+            *out = (struct expert_key){il, i / n_part};
+        }
+    }
+    return best != UINT64_MAX;
 }
 
 bool expert_store_checksum(const struct expert_store *store, struct expert_key key, uint64_t *out)

@@ -45,7 +45,9 @@ struct expert_extent {
 
 struct expert_file {
     const char *path;
-    int fd; /* open for reading, buffered */
+    int fd;           /* open for reading, buffered */
+    const void *data; /* the whole file, mapped; NULL: not known here */
+    uint64_t n_bytes;
 };
 
 /* For the layers [layer_begin, layer_end) of a file that hparams_read has accepted. Of a pack, of
@@ -65,6 +67,10 @@ const struct expert_layer *expert_store_layer(const struct expert_store *store, 
 /* out: [n_part] of the layer. */
 void expert_store_locate(const struct expert_store *store, struct expert_key key,
                          struct expert_extent out[EXPERT_PART_MAX]);
+/* The expert that has the first of the n_bytes at an offset of a file, or else one behind it among
+ * them. False: there is none. */
+bool expert_store_find(const struct expert_store *store, int fd, uint64_t offset, uint64_t n_bytes,
+                       struct expert_key *out);
 /* XXH3-64 over the parts in order. False: the file carries no checksums. */
 bool expert_store_checksum(const struct expert_store *store, struct expert_key key, uint64_t *out);
 
