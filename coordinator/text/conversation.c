@@ -142,12 +142,19 @@ enum lm_status conversation_variables(struct json_object **out,
                                       const struct conversation *conversation,
                                       const struct gguf_file *file, struct lm_error *err)
 {
-    struct json_object *messages = NULL;
-    const enum lm_status status = adapt_messages(&messages, conversation->messages, err);
+    struct json_object *messages = NULL, *tools = conversation->tools;
+    enum lm_status status = adapt_messages(&messages, conversation->messages, err);
     if (status != LM_OK) return status;
+    if (conversation->tool_format == TOOL_FORMAT_GENERIC) {
+        struct json_object *adapted = messages;
+        status = tool_format_generic_messages(&messages, adapted, tools, err);
+        json_object_put(adapted);
+        if (status != LM_OK) return status;
+        tools = NULL;
+    }
     struct json_object *variables = json_object_new_object();
     json_object_object_add(variables, "messages", messages);
-    json_object_object_add(variables, "tools", json_object_get(conversation->tools));
+    json_object_object_add(variables, "tools", json_object_get(tools));
     json_object_object_add(variables, "documents", json_object_get(conversation->documents));
     json_object_object_add(variables, "add_generation_prompt",
                            json_object_new_boolean(conversation->add_generation_prompt));

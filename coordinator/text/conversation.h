@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "coordinator/text/tool_format.h"
 #include "proto/base/error.h"
 #include "proto/gguf/gguf.h"
 
@@ -31,6 +32,8 @@ struct conversation {
     struct json_object *extra;     /* further variables, which win; or NULL */
     enum thinking thinking;
     bool add_generation_prompt;
+    /* GENERIC: the template is not shown the tools; messages hold all about them. Else it is. */
+    enum tool_format tool_format;
 };
 
 /* The variables for chat_template_render; *out is the caller's to put. file: the model, for its

@@ -11,20 +11,10 @@ static bool mentions(const char *source, size_t n, const char *text)
 
 struct template_traits template_traits(const char *source, size_t n)
 {
-    struct template_traits traits = {
+    return (struct template_traits){
         .tools = mentions(source, n, "tools"),
         .reasoning = mentions(source, n, "<think>"),
         .reasoning_switch = mentions(source, n, "enable_thinking"),
+        .tool_format = tool_format_of_template(source, n),
     };
-    if (mentions(source, n, "<function="))
-        traits.tool_format = TOOL_FORMAT_XML;
-    else if (traits.tools && mentions(source, n, "<tool_call>"))
-        traits.tool_format = TOOL_FORMAT_JSON;
-    return traits;
-}
-
-const char *tool_format_name(enum tool_format format)
-{
-    static const char *const names[] = {"none", "json", "xml"};
-    return names[format];
 }

@@ -8,11 +8,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum tool_format {
-    TOOL_FORMAT_NONE,
-    TOOL_FORMAT_JSON, /* <tool_call> {"name": ..., "arguments": ...} */
-    TOOL_FORMAT_XML   /* <tool_call> <function=NAME> <parameter=KEY> ... */
-};
+#include "coordinator/text/tool_format.h"
 
 struct template_traits {
     bool tools;            /* shows `tools` to the model */
@@ -23,7 +19,5 @@ struct template_traits {
 
 /* source: n bytes of Jinja. */
 struct template_traits template_traits(const char *source, size_t n);
-
-const char *tool_format_name(enum tool_format format); /* "xml" */
 
 #endif

@@ -130,6 +130,20 @@ static void test_variables(void **state)
     json_object_put(tools);
 }
 
+static void test_tools_of_the_generic_format_are_in_the_messages(void **state)
+{
+    (void)state;
+    struct json_object *const tools = json_tokener_parse("[{\"name\":\"f\"}]");
+    const struct conversation conversation = {.tools = tools, .tool_format = TOOL_FORMAT_GENERIC};
+    const char *const variables =
+        variables_of("[{\"role\":\"function\",\"content\":\"b\"}]", conversation);
+    static const char begin[] = "{\"messages\":[{\"role\":\"system\",\"content\":\"# Tools";
+    assert_memory_equal(variables, begin, sizeof(begin) - 1);
+    assert_non_null(strstr(variables, "{\"role\":\"user\",\"content\":\"<tool_response>\\nb"));
+    assert_non_null(strstr(variables, "\"tools\":null"));
+    json_object_put(tools);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -138,6 +152,7 @@ int main(void)
         cmocka_unit_test(test_text_parts_become_one_text),
         cmocka_unit_test(test_what_is_no_message_is_refused),
         cmocka_unit_test(test_variables),
+        cmocka_unit_test(test_tools_of_the_generic_format_are_in_the_messages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -16,7 +16,7 @@ static void test_xml_calls(void **state)
         traits_of("{% if tools %}<tool_call>\n<function=name>\n{% endif %}"
                   "{% if enable_thinking is false %}<think>\n\n</think>{% endif %}");
     assert_true(traits.tools && traits.reasoning && traits.reasoning_switch);
-    assert_string_equal(tool_format_name(traits.tool_format), "xml");
+    assert_string_equal(tool_format_name(traits.tool_format), "qwen_xml");
 }
 
 static void test_json_calls(void **state)
@@ -25,7 +25,7 @@ static void test_json_calls(void **state)
     const struct template_traits traits =
         traits_of("{% for tool in tools %}{{ tool | tojson }}{% endfor %}<tool_call>\n{\"name\": ");
     assert_true(traits.tools && !traits.reasoning && !traits.reasoning_switch);
-    assert_string_equal(tool_format_name(traits.tool_format), "json");
+    assert_string_equal(tool_format_name(traits.tool_format), "hermes");
 }
 
 static void test_plain(void **state)
@@ -33,7 +33,7 @@ static void test_plain(void **state)
     (void)state;
     const struct template_traits traits = traits_of("{% for m in messages %}{{ m }}{% endfor %}");
     assert_true(!traits.tools && !traits.reasoning && !traits.reasoning_switch);
-    assert_string_equal(tool_format_name(traits.tool_format), "none");
+    assert_string_equal(tool_format_name(traits.tool_format), "generic");
     assert_false(template_traits("", 0).tools);
 }
 

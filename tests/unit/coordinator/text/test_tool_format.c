@@ -1,0 +1,107 @@
+/* Which format a template's text calls for, and messages for templates that know no tools. */
+#include <json-c/json.h>
+#include <string.h>
+
+#include "coordinator/text/tool_format.h"
+#include "tests/unit/cmocka_all.h"
+
+static void test_formats_follow_from_the_template(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *source;
+        enum tool_format format;
+    } cases[] = {
+        {"{% if tools %}<tool_call>\n<function=example>", TOOL_FORMAT_QWEN_XML},
+        {"{{ tools }} <tool_call>\n{\"name\": <function-name>}", TOOL_FORMAT_HERMES},
+        {"{{ tools }} <tool_call>name\n<arg_key>k</arg_key>", TOOL_FORMAT_GENERIC},
+        {"{{ tools }} <|python_tag|>", TOOL_FORMAT_GENERIC},
+        {"{{ xml_tools }} <tool_call>{\"name\": }", TOOL_FORMAT_GENERIC},
+        {"{{ toolset }} <tool_call>{\"name\": }", TOOL_FORMAT_GENERIC},
+        {"<tool_call>{{ toolset }} {{ tools", TOOL_FORMAT_HERMES},
+        {"{{ messages }}", TOOL_FORMAT_GENERIC},
+        {"", TOOL_FORMAT_GENERIC},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
+        assert_int_equal(tool_format_of_template(cases[i].source, strlen(cases[i].source)),
+                         cases[i].format);
+}
+
+static void test_names(void **state)
+{
+    (void)state;
+    for (int i = TOOL_FORMAT_AUTO; i <= TOOL_FORMAT_GENERIC; i++) {
+        enum tool_format format;
+        assert_true(tool_format_from_name(&format, tool_format_name((enum tool_format)i)));
+        assert_int_equal(format, i);
+    }
+    enum tool_format format;
+    assert_false(tool_format_from_name(&format, "xml"));
+}
+
+static const char *generic(const char *messages, const char *tools)
+{
+    static char text[4000];
+    struct json_object *in = json_tokener_parse(messages), *out = NULL;
+    struct json_object *definitions = tools ? json_tokener_parse(tools) : NULL;
+    assert_int_equal(tool_format_generic_messages(&out, in, definitions, NULL), LM_OK);
+    strcpy(text, json_object_to_json_string_ext(out, JSON_C_TO_STRING_PLAIN |
+                                                         JSON_C_TO_STRING_NOSLASHESCAPE));
+    json_object_put(in);
+    json_object_put(out);
+    json_object_put(definitions);
+    return text;
+}
+
+static void test_definitions_join_the_system_message(void **state)
+{
+    (void)state;
+    static const char tools[] = "[{\"name\":\"f\"},{\"name\":\"g\"}]";
+    const char *text = generic("[{\"role\":\"user\",\"content\":\"q\"}]", tools);
+    static const char begin[] = "[{\"role\":\"system\",\"content\":\"# Tools\\n\\n";
+    assert_memory_equal(text, begin, sizeof(begin) - 1);
+    assert_non_null(strstr(text,
+                           "<tools>\\n{ \\\"name\\\": \\\"f\\\" }\\n{ \\\"name\\\": \\\"g\\\" }"
+                           "\\n</tools>"));
+    assert_non_null(strstr(text, "\"},{\"role\":\"user\",\"content\":\"q\"}]"));
+    text = generic("[{\"role\":\"system\",\"content\":\"Be brief.\"}]", tools);
+    static const char joined[] = "[{\"role\":\"system\",\"content\":\"Be brief.\\n\\n# Tools";
+    assert_memory_equal(text, joined, sizeof(joined) - 1);
+    assert_string_equal(generic("[{\"role\":\"user\",\"content\":\"q\"}]", "[]"),
+                        "[{\"role\":\"user\",\"content\":\"q\"}]");
+}
+
+static void test_history_is_written_as_text(void **state)
+{
+    (void)state;
+    assert_string_equal(
+        generic("[{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"1\","
+                "\"function\":{\"name\":\"f\",\"arguments\":{\"x\":1}}}]},"
+                "{\"role\":\"tool\",\"tool_call_id\":\"1\",\"content\":\"a\"},"
+                "{\"role\":\"tool\",\"content\":\"b\"},{\"role\":\"user\",\"content\":\"c\"},"
+                "{\"role\":\"tool\",\"content\":\"d\"}]",
+                NULL),
+        "[{\"role\":\"assistant\",\"content\":\"<tool_call>\\n{ \\\"name\\\": \\\"f\\\", "
+        "\\\"arguments\\\": { \\\"x\\\": 1 } }\\n</tool_call>\"},"
+        "{\"role\":\"user\",\"tool_call_id\":\"1\",\"content\":\"<tool_response>\\na\\n"
+        "</tool_response>\\n<tool_response>\\nb\\n</tool_response>\"},"
+        "{\"role\":\"user\",\"content\":\"c\"},"
+        "{\"role\":\"user\",\"content\":\"<tool_response>\\nd\\n</tool_response>\"}]");
+    assert_string_equal(generic("[{\"role\":\"assistant\",\"content\":\"t\",\"tool_calls\":[7,"
+                                "{\"name\":\"f\"}]}]",
+                                NULL),
+                        "[{\"role\":\"assistant\",\"content\":\"t\\n<tool_call>\\n{ \\\"name\\\": "
+                        "\\\"f\\\", \\\"arguments\\\": null }\\n</tool_call>\"}]");
+    assert_string_equal(generic("[]", NULL), "[]");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_formats_follow_from_the_template),
+        cmocka_unit_test(test_names),
+        cmocka_unit_test(test_definitions_join_the_system_message),
+        cmocka_unit_test(test_history_is_written_as_text),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
