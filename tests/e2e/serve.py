@@ -64,6 +64,7 @@ class Server:
 
     def __init__(self, *options, model=DEMO, env=None, wait=True):
         self.model = model
+        self.status = 0  # what it is expected to end with
         self.log_file = tempfile.NamedTemporaryFile(prefix="lean-serve-", suffix=".log")
         ready, theirs = os.pipe()
         self.runtime = tempfile.TemporaryDirectory(prefix="lean-run-")
@@ -175,7 +176,7 @@ class Server:
 
     # -- the end
 
-    def stop(self, status=0):
+    def stop(self):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -183,7 +184,7 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError(f"lean serve does not end: {self.log()}")
-        assert code == status, f"lean serve ended with {code}: {self.log()}"
+        assert code == self.status, f"lean serve ended with {code}: {self.log()}"
         log = self.log()
         assert "AddressSanitizer" not in log and "runtime error:" not in log, log
 

@@ -1,0 +1,112 @@
+"""Likelihoods: what the evaluation harness asks for equals the raw logits.
+
+200 random prompts of 1 to 300 tokens, as text and as ids, in bodies of 1, 4 and 32: every array has
+P + 1 entries, every number is the float64 log-softmax of `lean eval --logits`, and batches and the
+prompt cache change no digit.
+"""
+import json
+import os
+import random
+import tempfile
+import unittest
+
+import cli
+import serve
+
+numpy = serve.packages("numpy")
+SEED = 20261122
+N_PROMPT = 200
+N_VOCAB = 512
+
+
+def raw_logprobs(ids, folder):
+    """[P][n_vocab] log-softmax of the logits behind each token, in float64."""
+    path = os.path.join(folder, "logits")
+    result = cli.lean("eval", serve.TINY, "--ids", ",".join(map(str, ids)), "--logits", path)
+    assert result.returncode == 0, result.stderr
+    logits = numpy.fromfile(path, dtype="<f4").reshape(len(ids), N_VOCAB).astype(float)
+    logits -= logits.max(axis=1, keepdims=True)
+    return logits - numpy.log(numpy.exp(logits).sum(axis=1, keepdims=True))
+
+
+class Likelihood(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = serve.Server("--parallel", 4, model=serve.TINY)
+        generator = random.Random(SEED)
+        cls.prompts = [[generator.randrange(1, N_VOCAB) for _ in range(generator.randint(1, 300))]
+                       for _ in range(N_PROMPT)]
+        # Some share a beginning, as a question's answers do.
+        for i in range(0, N_PROMPT, 4):
+            cls.prompts[i + 1] = cls.prompts[i] + cls.prompts[i + 1][:5]
+        cls.answers = {}
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.stop()
+        cls.server.__exit__(None, None, None)
+
+    def ask(self, prompts, **fields):
+        """As the harness asks. The choices' logprobs, in the order of the prompts."""
+        answer = self.server.complete(prompts, max_tokens=1, logprobs=1, seed=1234, echo=True,
+                                      **fields)
+        self.assertEqual([choice["index"] for choice in answer["choices"]],
+                         list(range(len(prompts))))
+        return [choice["logprobs"] for choice in answer["choices"]]
+
+    def batches(self, n, **fields):
+        return [one for i in range(0, N_PROMPT, n)
+                for one in self.ask(self.prompts[i:i + n], **fields)]
+
+    def test_numbers_are_those_of_the_logits(self):
+        worst = 0.0
+        with tempfile.TemporaryDirectory() as folder:
+            for ids, found in zip(self.prompts, self.batches(4, cache_prompt=False)):
+                expected = raw_logprobs(ids, folder)
+                for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+                    self.assertEqual(len(found[key]), len(ids) + 1, key)
+                self.assertIsNone(found["token_logprobs"][0])
+                self.assertIsNone(found["top_logprobs"][0])
+                for i, token in enumerate(ids[1:]):
+                    value, top = found["token_logprobs"][i + 1], found["top_logprobs"][i + 1]
+                    worst = max(worst, abs(value - expected[i][token]))
+                    # The harness calls a token greedy if it has the largest number of its object.
+                    self.assertEqual(value == max(top.values()),
+                                     expected[i][token] == expected[i].max(), (ids, i))
+                worst = max(worst, abs(found["token_logprobs"][-1] - expected[-1].max()))
+        print(f"{N_PROMPT} prompts: log-probabilities within {worst:.1e}")
+        self.assertLess(worst, 1e-4)
+
+    def test_batches_and_cache_change_no_digit(self):
+        expected = self.batches(1, cache_prompt=False)
+        for n in (1, 4, 32):
+            self.assertEqual(self.batches(n), expected, f"batches of {n}")
+            self.assertEqual(self.batches(n), expected, f"batches of {n}, cached")
+        shuffled = random.Random(1).sample(range(N_PROMPT), N_PROMPT)
+        found = self.ask([self.prompts[i] for i in shuffled])
+        self.assertEqual(found, [expected[i] for i in shuffled])
+
+    def test_text_and_ids_agree(self):
+        texts = ["once upon a time", "a", "The capital of France is Paris.", "caf\u00e9 \u4e2d\u6587 x"]
+        for text in texts:
+            ids = self.server.post("/tokenize", {"prompt": text}).json["tokens"]
+            by_text, by_ids = self.ask([text])[0], self.ask([ids])[0]
+            self.assertEqual(by_text, by_ids, text)
+            answer = self.server.complete(text, max_tokens=0, echo=True, logprobs=1)
+            self.assertEqual(answer["choices"][0]["text"], text)
+            self.assertEqual(answer["usage"]["completion_tokens"], 0)
+            self.assertEqual(answer["choices"][0]["logprobs"]["tokens"], by_ids["tokens"][:-1])
+
+    def test_the_object_of_one_position(self):
+        for k in (0, 1, 5, 20):
+            found = self.server.complete([self.prompts[2]], max_tokens=1, logprobs=k, echo=True)
+            found = found["choices"][0]["logprobs"]
+            for value, top in list(zip(found["token_logprobs"], found["top_logprobs"]))[1:]:
+                self.assertIn(len(top), (max(1, k), k + 1))
+                self.assertIn(value, top.values())
+                ordered = list(top.values())[:k]
+                self.assertEqual(ordered, sorted(ordered, reverse=True))
+
+
+if __name__ == "__main__":
+    unittest.main()

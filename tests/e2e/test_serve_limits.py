@@ -1,0 +1,232 @@
+"""Clients that leave, queues that are full, prompts that are too long, signals."""
+import contextlib
+import os
+import signal
+import threading
+import time
+import unittest
+
+import serve
+
+# Noticed within 250 ms, then at the next step; the rest is a busy machine of two cores.
+GONE_S = 1.5
+LONG = {"prompt": "The purpose of", "temperature": 0, "max_tokens": 900, "ignore_eos": True}
+CHUNK = ["--prefill-chunk", 16]
+PROMPT = [[i % 5000 + 1 for i in range(900)]]  # some 50 steps of 16 tokens
+
+
+@contextlib.contextmanager
+def started(*options):
+    with serve.Server(*options) as server:
+        yield server
+
+
+def wait_for(condition, what, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.01)
+
+
+class Leaving(unittest.TestCase):
+    """A client that goes away frees its slot, and nobody else notices."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.server = serve.Server("--parallel", 2, "--max-queue", 8, *CHUNK)
+        cls.neighbour = {**LONG, "prompt": "Once there was", "max_tokens": 300}
+        cls.expected = cls.server.complete(**cls.neighbour)["choices"][0]["text"]
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.stop()
+        cls.server.__exit__(None, None, None)
+
+    def aborted(self):
+        return self.server.metric("lean_requests_finished_total", reason="abort")
+
+    def leave(self, body, ready, how):
+        """A neighbour runs; a client begins, leaves when it is ready, and all is as before."""
+        aborted = self.aborted()
+        result = []
+        beside = threading.Thread(
+            target=lambda: result.append(self.server.complete(**self.neighbour)))
+        beside.start()
+        connection = self.server.begin("/v1/completions", body)
+        try:
+            ready(connection)
+        finally:
+            if how == "half":
+                connection.shutdown(1)  # only our side: the server must see that too
+            else:
+                connection.close()
+        left = time.monotonic()
+        wait_for(lambda: self.aborted() > aborted, "the request to be dropped", GONE_S)
+        took = time.monotonic() - left
+        connection.close()
+        beside.join()
+        self.assertEqual(result[0]["choices"][0]["text"], self.expected)
+        self.server.wait_idle(GONE_S)
+        return took
+
+    def in_state(self, state):
+        def has_state(_):
+            wait_for(lambda: any(slot["state"] == state and slot.get("n_prompt") != 3
+                                 for slot in self.server.get("/slots").json), state)
+        return has_state
+
+    def test_in_decode(self):
+        for stream in (False, True):
+            for how in ("closed", "half"):
+                def begun(connection):
+                    if stream:
+                        self.assertIn(b"200 OK", connection.recv(4096))
+                    else:
+                        wait_for(lambda: self.server.metric("lean_requests_running") == 2, "a slot")
+                        time.sleep(0.3)
+                with self.subTest(stream=stream, how=how):
+                    took = self.leave({**LONG, "stream": stream}, begun, how)
+                    print(f"decode, stream {stream}, {how}: dropped after {took * 1000:.0f} ms")
+
+    def test_in_prefill(self):
+        for stream in (False, True):
+            with self.subTest(stream=stream):
+                body = {**LONG, "prompt": PROMPT, "stream": stream, "cache_prompt": False}
+                took = self.leave(body, self.in_state("prefill"), "closed")
+                print(f"prefill, stream {stream}: dropped after {took * 1000:.0f} ms")
+
+    def test_in_the_queue(self):
+        for stream in (False, True):
+            with self.subTest(stream=stream):
+                holder = self.server.begin("/v1/completions", LONG)
+                wait_for(lambda: self.server.metric("lean_requests_running") == 1, "the first slot")
+                self.leave({**LONG, "stream": stream}, self.in_state("queued"), "closed")
+                holder.close()
+                self.server.wait_idle(5)
+
+
+class Overload(unittest.TestCase):
+    def test_a_full_queue_answers_at_once_and_clients_come_again(self):
+        openai = serve.packages("openai")
+        with started("--parallel", 1, "--max-queue", 2) as server:
+            holder = server.begin("/v1/completions", LONG)
+            wait_for(lambda: server.metric("lean_requests_running") == 1, "the slot")
+            waiting = [server.begin("/v1/completions", {**LONG, "max_tokens": 8}) for _ in range(2)]
+            wait_for(lambda: server.metric("lean_requests_waiting") == 2, "the queue")
+
+            quickest = 1.0
+            for _ in range(5):  # the machine's own pauses are not the server's
+                start = time.monotonic()
+                answer = server.post("/v1/completions", LONG)
+                quickest = min(quickest, time.monotonic() - start)
+                self.assertEqual((answer.status, answer.error["code"]), (429, "queue_full"))
+                self.assertEqual(answer.error["type"], "rate_limit_error")
+                self.assertIn(int(answer.headers["retry-after"]), range(1, 61))
+                self.assertEqual(answer.headers["x-should-retry"], "true")
+            self.assertLess(quickest, 0.05)
+
+            client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=5)
+            timer = threading.Timer(0.5, holder.close)
+            timer.start()
+            answer = client.completions.create(model="m", prompt="Once", max_tokens=4)
+            timer.join()
+            self.assertTrue(answer.choices[0].finish_reason)
+            for connection in waiting:
+                self.assertIn(b"200 OK", connection.recv(4096))
+                connection.close()
+            self.assertGreater(server.metric("lean_requests_rejected_total", cause="queue_full"), 4)
+
+    def test_more_sequences_than_the_queue_holds(self):
+        with started("--parallel", 1, "--max-queue", 4) as server:
+            answer = server.post("/v1/completions", {"prompt": ["a"] * 8, "max_tokens": 1})
+            self.assertEqual((answer.status, answer.error["code"]), (429, "queue_full"))
+            self.assertEqual(server.metric("lean_requests_waiting"), 0)
+            self.assertEqual(len(server.complete(["a"] * 4, max_tokens=1)["choices"]), 4)
+
+    def test_waiting_has_an_end(self):
+        with started("--parallel", 1, "--queue-timeout", "0.3") as server:
+            holder = server.begin("/v1/completions", LONG)
+            wait_for(lambda: server.metric("lean_requests_running") == 1, "the slot")
+            answer = server.post("/v1/completions", {**LONG, "max_tokens": 1})
+            self.assertEqual((answer.status, answer.error["code"]), (429, "queue_timeout"))
+            holder.close()
+
+
+class Overflow(unittest.TestCase):
+    def test_a_prompt_that_does_not_fit(self):
+        with started("--ctx", 256) as server:
+            generated = server.metric("lean_generation_tokens_total")
+            answer = server.post("/v1/completions", {"prompt": [[7] * 300], "max_tokens": 4})
+            self.assertEqual((answer.status, answer.error["code"]), (400, "context_length_exceeded"))
+            self.assertIn("maximum context length is 256 tokens", answer.error["message"])
+            self.assertIn("exceeds the available context size (256 tokens)", answer.error["message"])
+            self.assertEqual((answer.error["n_prompt_tokens"], answer.error["n_ctx"]), (300, 256))
+            answer = server.post("/v1/chat/completions",
+                                 {"messages": [{"role": "user", "content": "word " * 400}]})
+            self.assertEqual((answer.status, answer.error["param"]), (400, "messages"))
+            self.assertEqual(server.metric("lean_generation_tokens_total"), generated)
+            # The largest that fits, and one cut by the context.
+            self.assertEqual(server.complete([[7] * 255], max_tokens=5, ignore_eos=True)
+                             ["choices"][0]["finish_reason"], "length")
+            answer = server.complete([[7] * 200], max_tokens=500, ignore_eos=True)
+            self.assertEqual(answer["usage"]["total_tokens"], 256)
+            # Shortened only when asked to.
+            answer = server.complete([[7] * 300], max_tokens=1, truncate_prompt_tokens=100)
+            self.assertEqual(answer["usage"]["prompt_tokens"], 100)
+
+
+class Ending(unittest.TestCase):
+    BODY = {**LONG, "max_tokens": 150}
+
+    def test_streams_finish_after_sigterm(self):
+        with started("--parallel", 8) as server:
+            expected = server.complete(**self.BODY)["choices"][0]["text"]
+            began = threading.Barrier(9)
+
+            def read():
+                events = server.stream("/v1/completions", self.BODY)
+                first = next(events)
+                began.wait(30)
+                text, reason = serve.stream_text([first, *events])
+                return text, reason
+
+            def end():
+                began.wait(30)
+                server.process.send_signal(signal.SIGTERM)
+            found = serve.at_once(*[read] * 8, end)
+            self.assertEqual(found[:8], [(expected, "length")] * 8)
+            self.assertEqual(server.process.wait(20), 0, server.log())
+
+    def test_a_second_signal_ends_at_once(self):
+        for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+            with serve.Server("--parallel", 1) as server:
+                connection = server.begin("/v1/completions", {**LONG, "stream": True})
+                connection.recv(4096)
+                server.process.send_signal(number)
+                time.sleep(0.3)
+                self.assertIsNone(server.process.poll(), "it did not wait for the stream")
+                start = time.monotonic()
+                server.process.send_signal(number)
+                server.status = server.process.wait(10)
+                self.assertIn(server.status, (status, -number))
+                self.assertLess(time.monotonic() - start, 1.0)
+                connection.close()
+
+    def test_draining_has_an_end(self):
+        with started("--parallel", 1, "--drain-timeout", "0.5") as server:
+            connection = server.begin("/v1/completions", {**LONG, "stream": True})
+            connection.recv(4096)
+            start = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            self.assertEqual(server.process.wait(10), 0, server.log())
+            self.assertLess(time.monotonic() - start, 5)
+            rest = b""
+            while piece := connection.recv(65536):
+                rest += piece
+            self.assertIn(b'"code":"shutting_down"', rest)
+            self.assertNotIn(b"[DONE]", rest)
+            connection.close()
+
+
+if __name__ == "__main__":
+    unittest.main()
