@@ -98,7 +98,8 @@ struct expert_pager {
     uint32_t n_step_token;
     struct expert_pager_counts (*counts)[2]; /* [layer_end] in decode, in prefill */
     struct expert_pager_stats stats;         /* but what is summed from the above */
-    void (*on_change)(void *context);        /* NULL: nobody watches */
+    uint64_t *mapped_uses; /* [layer_end][n_expert] steps that chose it; the cache counts else */
+    void (*on_change)(void *context); /* NULL: nobody watches */
     void *watcher;
 };
 
@@ -620,6 +621,9 @@ void expert_pager_request(struct expert_pager *pager, uint32_t layer,
     }
     if (!pager->cache) {
         counts(pager)->n_hit += n;
+        for (size_t i = 0; i < n; i++)
+            pager->mapped_uses[layer * (size_t)pager->config.n_expert + demand[i].expert]++;
+        tell_watcher(pager);
         return;
     }
     reap(pager, false);
@@ -748,6 +752,19 @@ struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager)
     return stats;
 }
 
+bool expert_pager_is_resident(const struct expert_pager *pager, struct expert_key key)
+{
+    if (!pager->cache) return true;
+    const int32_t slot = expert_cache_find(pager->cache, key);
+    return slot != EXPERT_NO_SLOT && pager->slot[slot].ready;
+}
+
+float expert_pager_heat(const struct expert_pager *pager, struct expert_key key)
+{
+    if (pager->cache) return expert_cache_heat(pager->cache, key);
+    return (float)pager->mapped_uses[key.layer * (size_t)pager->config.n_expert + key.expert];
+}
+
 void expert_pager_watch(struct expert_pager *pager, void (*on_change)(void *context), void *context)
 {
     pager->on_change = on_change;
@@ -767,8 +784,9 @@ static enum lm_status create_tables(struct expert_pager *pager, struct lm_error 
     pager->predicted = calloc(n, sizeof(*pager->predicted));
     pager->preload = calloc(n * n_layer, sizeof(*pager->preload));
     pager->counts = calloc(n_layer, sizeof(*pager->counts));
+    pager->mapped_uses = calloc(n * n_layer, sizeof(*pager->mapped_uses));
     if (pager->class_of && pager->visit && pager->lent && pager->lent_expert && pager->lent_view &&
-        pager->predicted && pager->preload && pager->counts)
+        pager->predicted && pager->preload && pager->counts && pager->mapped_uses)
         return LM_OK;
     return lm_fail(err, LM_E_NO_MEM, "expert pager: no memory for %zu experts", n * n_layer);
 }
@@ -903,6 +921,7 @@ void expert_pager_destroy(struct expert_pager *pager)
     expert_cache_destroy(pager->cache);
     if (pager->arena) munmap(pager->arena, pager->arena_bytes);
     free(pager->slot);
+    free(pager->mapped_uses);
     free(pager->counts);
     free(pager->preload);
     free(pager->predicted);

@@ -138,6 +138,10 @@ struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager);
 /* layer_begin <= layer < layer_end */
 struct expert_pager_layer_stats expert_pager_layer_stats(const struct expert_pager *pager,
                                                          uint32_t layer);
+/* For displays, of an expert of a layer that has some: whether it can be read without the disk, and
+ * how hot it is, in a unit of the layer's own. */
+bool expert_pager_is_resident(const struct expert_pager *pager, struct expert_key key);
+float expert_pager_heat(const struct expert_pager *pager, struct expert_key key);
 /* For displays: the step thread calls it whenever experts were asked for or have arrived, many
  * times a second; inside it the counters may be read, and nothing else done. NULL: nobody. */
 void expert_pager_watch(struct expert_pager *pager, void (*on_change)(void *context),
