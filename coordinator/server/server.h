@@ -21,6 +21,7 @@
 #include "proto/model/sampling.h"
 
 struct chat_template;
+struct expert_map;
 struct gguf_file;
 struct http_exchange;
 struct http_server;
@@ -68,6 +69,7 @@ struct server {
     const char *template_source;               /* NUL-terminated; NULL: none */
     size_t n_template_source;
     struct dispatcher *dispatcher;
+    struct expert_map *expert_map; /* NULL: it has no routed experts */
     uint32_t n_ctx; /* of one slot */
     uint32_t n_slot;
     /* Defaults of requests, from the options, the file and the table of the contract; the seed is
