@@ -1,7 +1,7 @@
 /* Prefill and decode speed of one model on this machine, without tokenizer or sampler options.
  *
  *   bench_decode MODEL [--prompt 512] [--tokens 128] [--repeat 3] [--threads N] [--kernels NAME]
- *                      [--ram-mib N] [--prefetch on|off]
+ *                      [--ram-mib N] [--expert-slots N|P%|min] [--prefetch on|off]
  *
  * Prints one JSON line per repetition: what ran and the two rates. The prompt is a fixed sequence
  * of ids that differs between repetitions, so that no prefix is found in the cache; the answer is
@@ -24,7 +24,8 @@ int main(int argc, char **argv)
 {
     if (argc < 2) {
         fprintf(stderr, "usage: bench_decode MODEL [--prompt N] [--tokens N] [--repeat N] "
-                        "[--threads N] [--kernels NAME] [--ram-mib N] [--prefetch on|off]\n");
+                        "[--threads N] [--kernels NAME] [--ram-mib N] "
+                        "[--expert-slots N|P%%|min] [--prefetch on|off]\n");
         return 2;
     }
     const uint32_t n_prompt = number_argument(argc, argv, "--prompt", 512);
@@ -35,6 +36,7 @@ int main(int argc, char **argv)
         .n_ctx = n_prompt + n_token + 1,
         .kv_type = "f16",
         .kernels = text_argument(argc, argv, "--kernels", "auto"),
+        .expert_slots = text_argument(argc, argv, "--expert-slots", NULL),
         .prefetch = text_argument(argc, argv, "--prefetch", NULL),
         .n_thread = number_argument(argc, argv, "--threads", 0),
         .ram_bytes = (uint64_t)number_argument(argc, argv, "--ram-mib", 0) << 20,
