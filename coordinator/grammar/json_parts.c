@@ -59,22 +59,22 @@ static grammar_expr spaced(struct grammar_builder *builder, char sign, grammar_e
                                                : CHOICE(builder, space, otherwise));
 }
 
-grammar_expr json_colon(struct grammar_builder *builder)
+grammar_expr json_parts_colon(struct grammar_builder *builder)
 {
     return spaced(builder, ':', GRAMMAR_EMPTY);
 }
 
-grammar_expr json_comma(struct grammar_builder *builder)
+grammar_expr json_parts_comma(struct grammar_builder *builder)
 {
     return spaced(builder, ',', line_break(builder));
 }
 
-grammar_expr json_open(struct grammar_builder *builder, char bracket)
+grammar_expr json_parts_open(struct grammar_builder *builder, char bracket)
 {
     return SEQUENCE(builder, grammar_build_literal(builder, &bracket, 1), line_break(builder));
 }
 
-grammar_expr json_close(struct grammar_builder *builder, char bracket)
+grammar_expr json_parts_close(struct grammar_builder *builder, char bracket)
 {
     return SEQUENCE(builder, line_break(builder), grammar_build_literal(builder, &bracket, 1));
 }
@@ -87,7 +87,7 @@ static grammar_expr hex(struct grammar_builder *builder, uint32_t n)
 }
 
 /* One code point, plain or escaped; surrogates in pairs. */
-static grammar_expr json_character(struct grammar_builder *builder)
+static grammar_expr json_parts_character(struct grammar_builder *builder)
 {
     static const struct code_range plain[] = {{0x20, 0x21}, {0x23, 0x5b}, {0x5d, CHAR_LAST}};
     if (builder->json.character) return builder->json.character;
@@ -108,21 +108,23 @@ static grammar_expr json_character(struct grammar_builder *builder)
     return builder->json.character;
 }
 
-grammar_expr json_string_of(struct grammar_builder *builder, uint32_t least, uint32_t most)
+grammar_expr json_parts_string_of(struct grammar_builder *builder, uint32_t least, uint32_t most)
 {
     const grammar_expr quote = grammar_build_string(builder, "\"");
     return SEQUENCE(builder, quote,
-                    grammar_build_repeat(builder, json_character(builder), least, most), quote);
+                    grammar_build_repeat(builder, json_parts_character(builder), least, most),
+                    quote);
 }
 
-grammar_expr json_string(struct grammar_builder *builder)
+grammar_expr json_parts_string(struct grammar_builder *builder)
 {
     if (!builder->json.string)
-        builder->json.string = as_rule(builder, json_string_of(builder, 0, GRAMMAR_UNBOUNDED));
+        builder->json.string =
+            as_rule(builder, json_parts_string_of(builder, 0, GRAMMAR_UNBOUNDED));
     return builder->json.string;
 }
 
-size_t json_write_string(char *out, const char *text, size_t n)
+size_t json_parts_write_string(char *out, const char *text, size_t n)
 {
     size_t n_out = 0;
     out[n_out++] = '"';
@@ -153,7 +155,7 @@ grammar_expr grammar_build_json_string(struct grammar_builder *builder, const ch
         return GRAMMAR_NOTHING;
     }
     const grammar_expr literal =
-        grammar_build_literal(builder, json, json_write_string(json, text, n));
+        grammar_build_literal(builder, json, json_parts_write_string(json, text, n));
     free(json);
     return literal;
 }
@@ -195,7 +197,7 @@ static grammar_expr exponent(struct grammar_builder *builder)
                     grammar_build_optional(builder, one_in(builder, "++--")), value);
 }
 
-grammar_expr json_number(struct grammar_builder *builder)
+grammar_expr json_parts_number(struct grammar_builder *builder)
 {
     if (!builder->json.number)
         builder->json.number = as_rule(
@@ -211,10 +213,10 @@ grammar_expr json_number(struct grammar_builder *builder)
 static grammar_expr bracketed(struct grammar_builder *builder, const char *brackets,
                               grammar_expr item)
 {
-    const grammar_expr more = SEQUENCE(builder, json_comma(builder), item);
-    const grammar_expr items = SEQUENCE(builder, json_open(builder, brackets[0]), item,
+    const grammar_expr more = SEQUENCE(builder, json_parts_comma(builder), item);
+    const grammar_expr items = SEQUENCE(builder, json_parts_open(builder, brackets[0]), item,
                                         grammar_build_repeat(builder, more, 0, GRAMMAR_UNBOUNDED),
-                                        json_close(builder, brackets[1]));
+                                        json_parts_close(builder, brackets[1]));
     return CHOICE(builder, grammar_build_string(builder, brackets), items);
 }
 
@@ -223,14 +225,16 @@ static void make_values(struct grammar_builder *builder)
     const grammar_rule value = grammar_build_rule(builder, NULL);
     const grammar_rule object = grammar_build_rule(builder, NULL);
     const grammar_expr any = grammar_build_call(builder, value);
-    const grammar_expr member = SEQUENCE(builder, json_string(builder), json_colon(builder), any);
+    const grammar_expr member =
+        SEQUENCE(builder, json_parts_string(builder), json_parts_colon(builder), any);
     grammar_build_define(builder, object, bracketed(builder, "{}", member));
     builder->json.object = grammar_build_call(builder, object);
-    grammar_build_define(
-        builder, value,
-        CHOICE(builder, builder->json.object, bracketed(builder, "[]", any), json_string(builder),
-               json_number(builder), grammar_build_string(builder, "true"),
-               grammar_build_string(builder, "false"), grammar_build_string(builder, "null")));
+    grammar_build_define(builder, value,
+                         CHOICE(builder, builder->json.object, bracketed(builder, "[]", any),
+                                json_parts_string(builder), json_parts_number(builder),
+                                grammar_build_string(builder, "true"),
+                                grammar_build_string(builder, "false"),
+                                grammar_build_string(builder, "null")));
     builder->json.value = any;
 }
 
