@@ -124,6 +124,11 @@ void reasoning_push(struct reasoning_splitter *splitter, const char *bytes, size
     }
 }
 
+size_t reasoning_held(const struct reasoning_splitter *splitter)
+{
+    return splitter->n_space + splitter->n_break + splitter->n_marker;
+}
+
 void reasoning_finish(struct reasoning_splitter *splitter)
 {
     if (splitter->state == REASONING_START) become_plain(splitter);

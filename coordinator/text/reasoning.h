@@ -41,6 +41,8 @@ void reasoning_init(struct reasoning_splitter *splitter, bool opened, reasoning_
                     void *context);
 /* The next n bytes. They need not end with a whole character. */
 void reasoning_push(struct reasoning_splitter *splitter, const char *bytes, size_t n);
+/* Bytes that are held back. */
+size_t reasoning_held(const struct reasoning_splitter *splitter);
 /* Nothing follows: emits what was held back and belongs to a part. */
 void reasoning_finish(struct reasoning_splitter *splitter);
 

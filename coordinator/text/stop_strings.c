@@ -100,6 +100,19 @@ bool stop_strings_push(struct stop_strings *stops, const char *bytes, size_t n, 
     return stops->found != NULL;
 }
 
+size_t stop_strings_held(const struct stop_strings *stops)
+{
+    return stops->n_pending - stops->n_passed;
+}
+
+const char *stop_strings_find(const struct stop_strings *stops, const char *text, size_t n)
+{
+    for (size_t i = 0; i < stops->n_string; i++)
+        if (strlen(stops->strings[i]) == n && !memcmp(stops->strings[i], text, n))
+            return stops->strings[i];
+    return NULL;
+}
+
 const char *stop_strings_found(const struct stop_strings *stops)
 {
     return stops->found;

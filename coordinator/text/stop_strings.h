@@ -27,6 +27,10 @@ void stop_strings_destroy(struct stop_strings *stops);
 bool stop_strings_push(struct stop_strings *stops, const char *bytes, size_t n, bool last,
                        const char **text, size_t *n_text);
 
+/* Bytes that are held back. */
+size_t stop_strings_held(const struct stop_strings *stops);
+/* The one of the strings that is these n bytes, or NULL. */
+const char *stop_strings_find(const struct stop_strings *stops, const char *text, size_t n);
 /* The string that was found, NULL before. */
 const char *stop_strings_found(const struct stop_strings *stops);
 

@@ -602,6 +602,11 @@ int32_t tokenizer_bos(const struct tokenizer *tokenizer)
     return tokenizer->bos;
 }
 
+bool tokenizer_adds_bos(const struct tokenizer *tokenizer)
+{
+    return tokenizer->add_bos && tokenizer->bos >= 0;
+}
+
 int32_t tokenizer_eos(const struct tokenizer *tokenizer)
 {
     return tokenizer->eos;

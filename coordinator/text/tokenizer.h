@@ -55,6 +55,8 @@ enum token_kind tokenizer_token_kind(const struct tokenizer *tokenizer, int32_t 
 int32_t tokenizer_find(const struct tokenizer *tokenizer, const char *text, size_t n);
 const char *tokenizer_pre_name(const struct tokenizer *tokenizer);
 int32_t tokenizer_bos(const struct tokenizer *tokenizer); /* -1: none */
+/* Whether prompts begin with it: what add_special does. */
+bool tokenizer_adds_bos(const struct tokenizer *tokenizer);
 int32_t tokenizer_eos(const struct tokenizer *tokenizer);
 /* Ends a generation: eos, eot and eom of the file, and the texts that publishers use for them. */
 bool tokenizer_is_end(const struct tokenizer *tokenizer, int32_t id);

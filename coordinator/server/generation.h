@@ -1,0 +1,154 @@
+/* The answers to one request being generated: from checked fields and tokens to events.
+ *
+ *   create (HTTP thread) -> start -> queued -> tokens, events (step thread) -> all ended -> freed
+ *
+ * A request has n_prompt prompts and n samples of each, so n_prompt * n choices; the j-th sample of
+ * the i-th prompt has index i * n + j and runs as a sequence of its own. A dialect (completions,
+ * chat, ...) is told what comes and writes it; generation looks after the exchange: cancels when
+ * the client leaves, reports errors, frees everything when the last choice has ended.
+ *
+ * Text is told in whole characters, in the order in which it was generated, as one piece for each
+ * token where a token brings text of one kind; the tokens settled by it (answer_stream.h) are told
+ * before it.
+ *
+ * Ownership: a generation owns its parts and itself from generation_start on.
+ * Threads:   create and start on one thread; the sink's functions on the step thread. */
+#ifndef LEAN_COORDINATOR_SERVER_GENERATION_H
+#define LEAN_COORDINATOR_SERVER_GENERATION_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "coordinator/sched/request.h"
+#include "coordinator/server/api_error.h"
+#include "coordinator/server/fields_generation.h"
+#include "coordinator/server/inflight.h"
+#include "coordinator/server/json_write.h"
+#include "coordinator/server/random_id.h"
+#include "coordinator/text/answer_stream.h"
+#include "proto/base/byte_buffer.h"
+
+struct generation;
+struct http_exchange;
+struct server;
+
+struct generation_prompt {
+    int32_t *ids; /* [n], malloc'ed */
+    size_t n;
+    bool has_added_bos; /* the first of them is not of the text */
+    const char *text;   /* [n_text] what it is the tokens of, borrowed from the body; NULL: ids */
+    size_t n_text;
+    size_t *turns; /* [n_turn] tokens that begin messages, malloc'ed, or NULL */
+    size_t n_turn;
+};
+
+struct generation_choice {
+    struct generation *generation;
+    size_t index;
+    const struct generation_prompt *prompt;
+    struct request request;
+    struct answer_stream *stream;
+    struct inflight_sequence *progress;
+    struct byte_buffer text; /* that the sink has not been told yet */
+    enum answer_part part;   /* of it */
+    size_t n_token;
+    int32_t last_id;                    /* of the last token */
+    double first_token_s, last_token_s; /* 0: none yet */
+    bool has_text[2];                   /* was told, by enum answer_part */
+
+    /* Known when the choice has ended. */
+    const char *finish; /* "stop", "length", "abort" */
+    const char *stop_string;
+    int32_t stop_id; /* of stop_token_ids, or -1 */
+};
+
+/* What a dialect does. All but on_end may be NULL. */
+struct generation_sink {
+    void (*on_prefill)(struct generation_choice *choice, size_t n_done, size_t n_total);
+    /* If wants_prompt_tokens: all of them, in order; the first has no log-probability (NULL). */
+    void (*on_prompt_token)(struct generation_choice *choice, uint32_t pos,
+                            const struct sampled_token *token);
+    /* The prompt has been read. */
+    void (*on_begin)(struct generation_choice *choice);
+    void (*on_token)(struct generation_choice *choice, const struct answer_token *token);
+    void (*on_text)(struct generation_choice *choice, enum answer_part part, const char *text,
+                    size_t n);
+    void (*on_choice_end)(struct generation_choice *choice);
+    /* All choices have ended, none with an error: the rest of the answer. */
+    void (*on_end)(struct generation *generation);
+    /* The stream has begun and has to end with this. NULL: the event of the OpenAI dialects. */
+    void (*on_stream_error)(struct generation *generation, const struct api_error *error);
+    void (*destroy)(void *context); /* frees what is in the context, not itself */
+};
+
+struct generation {
+    struct server *server;
+    struct http_exchange *exchange;
+    char id[RANDOM_ID_SIZE];
+    int64_t created; /* Unix seconds */
+    struct generation_fields fields;
+    struct json_object *body;          /* what fields and prompts borrow from; put at the end */
+    struct generation_prompt *prompts; /* [n_prompt] */
+    size_t n_prompt;
+    bool split, opened, show_marks; /* of the answers' reasoning: answer_stream.h */
+    bool wants_prompt_tokens;
+
+    const struct generation_sink *sink;
+    void *sink_context; /* owned */
+
+    /* the choices */
+    struct generation_choice *choices; /* [n_choice] */
+    size_t n_choice;
+
+    /* private */
+    uint32_t n_reserved; /* places in the queue besides the route's */
+    size_t n_ended;
+    bool streaming;         /* the headers are out */
+    struct api_error error; /* of the first choice that failed */
+    atomic_int closed;      /* enum http_close + 1; 0: the client is there */
+    struct inflight_entry entry;
+};
+
+/* Takes in the body of an exchange: a generation with nothing but the fields of its dialect, whose
+ * context is n_context zeroed bytes. The caller then fills the fields above "the choices". NULL:
+ * the error is filled. */
+struct generation *generation_receive(struct server *server, struct http_exchange *exchange,
+                                      const char *id_prefix, const struct generation_sink *sink,
+                                      size_t n_context, struct api_error *error);
+
+/* n_prompt prompts of no tokens. */
+bool generation_alloc_prompts(struct generation *generation, size_t n_prompt,
+                              struct api_error *error);
+/* The route reserved one place in the queue; this takes the other choices'. Before any expensive
+ * work. API_QUEUE_FULL. */
+bool generation_reserve(struct generation *generation, struct api_error *error);
+/* Shortens prompts where the request asks for it and refuses those that do not fit the context.
+ * param: the field that they came from. */
+bool generation_fit_prompts(struct generation *generation, const char *param,
+                            struct api_error *error);
+
+/* Hands everything to the step thread; false: the error is filled and nothing runs. Afterwards
+ * the caller touches neither generation nor exchange. */
+bool generation_start(struct generation *generation, struct api_error *error);
+
+/* Ends an exchange of a route that generates with an error; destroys the generation and gives the
+ * places in the queue back. generation may be NULL. */
+void generation_refuse(struct generation *generation, struct server *server,
+                       struct http_exchange *exchange, const struct api_error *error);
+
+/* ---- for sinks ---- */
+
+/* The whole answer. */
+void generation_reply(struct generation *generation, const struct json_writer *json);
+/* Appends to the event stream, beginning it if need be. */
+void generation_send(struct generation *generation, const char *bytes, size_t n);
+/* The "usage" object, of what has been generated so far. */
+void generation_put_usage(const struct generation *generation, struct json_writer *writer);
+/* The "timings" object. */
+void generation_put_timings(const struct generation *generation, struct json_writer *writer);
+/* "stop_reason": the string, the id, or null. */
+void generation_put_stop_reason(const struct generation_choice *choice, struct json_writer *writer);
+
+#endif

@@ -1,0 +1,104 @@
+#include "coordinator/server/openai_writer.h"
+
+#include "coordinator/server/http.h"
+#include "coordinator/server/server.h"
+
+void openai_begin(struct json_writer *out, const struct generation *generation, const char *object)
+{
+    json_open(out, '{');
+    json_put_key(out, "id");
+    json_put_text(out, generation->id);
+    json_put_key(out, "object");
+    json_put_text(out, object);
+    json_put_key(out, "created");
+    json_put_int(out, generation->created);
+    json_put_key(out, "model");
+    json_put_text(out, generation->server->settings.id);
+    json_put_key(out, "system_fingerprint");
+    json_put_text(out, generation->server->system_fingerprint);
+    json_put_key(out, "choices");
+    json_open(out, '[');
+}
+
+static void put_usage(struct json_writer *out, const struct generation *generation)
+{
+    json_put_key(out, "usage");
+    generation_put_usage(generation, out);
+}
+
+static void put_timings(struct json_writer *out, const struct generation *generation)
+{
+    if (!generation->server->settings.timings) return;
+    json_put_key(out, "timings");
+    generation_put_timings(generation, out);
+}
+
+void openai_reply(struct json_writer *out, struct generation *generation)
+{
+    json_close(out, ']');
+    put_usage(out, generation);
+    put_timings(out, generation);
+    json_close(out, '}');
+    generation_reply(generation, out);
+}
+
+void openai_begin_event(struct json_writer *out, const struct generation *generation,
+                        const char *object)
+{
+    json_writer_clear(out);
+    byte_buffer_put_text(&out->text, "data: ");
+    openai_begin(out, generation, object);
+}
+
+static void send(struct json_writer *out, struct generation *generation)
+{
+    json_close(out, '}');
+    byte_buffer_put(&out->text, "\n\n", 2);
+    if (!out->text.failed) generation_send(generation, out->text.data, out->text.n);
+}
+
+void openai_send_event(struct json_writer *out, struct generation *generation, bool usage_always,
+                       bool last)
+{
+    const struct generation_fields *fields = &generation->fields;
+    json_close(out, ']');
+    if (fields->include_usage && fields->continuous_usage) {
+        put_usage(out, generation);
+    } else if (fields->include_usage || usage_always) {
+        json_put_key(out, "usage");
+        json_put_null(out);
+    }
+    if (fields->timings_per_token || (last && !fields->include_usage)) put_timings(out, generation);
+    send(out, generation);
+}
+
+void openai_end_stream(struct json_writer *out, struct generation *generation, const char *object)
+{
+    if (generation->fields.include_usage) {
+        openai_begin_event(out, generation, object);
+        json_close(out, ']');
+        put_usage(out, generation);
+        put_timings(out, generation);
+        send(out, generation);
+    }
+    generation_send(generation, "data: [DONE]\n\n", 14);
+    http_stream_end(generation->exchange);
+}
+
+void openai_put_token_ids(struct json_writer *out, const struct generation_choice *choice,
+                          bool with_prompt, const struct json_writer *ids)
+{
+    if (!choice->generation->fields.return_token_ids) return;
+    if (with_prompt) {
+        json_put_key(out, "prompt_token_ids");
+        json_open(out, '[');
+        for (size_t i = 0; i < choice->prompt->n; i++)
+            json_put_int(out, choice->prompt->ids[i]);
+        json_close(out, ']');
+    }
+    json_put_key(out, "token_ids");
+    json_open(out, '[');
+    byte_buffer_put(&out->text, ids->text.data, ids->text.n);
+    json_close(out, ']');
+    out->text.failed |= ids->text.failed;
+}
