@@ -240,7 +240,7 @@ enum answer_end answer_stream_push(struct answer_stream *stream, const struct sa
     const bool may_end = stream->n_token++ >= config->min_tokens;
     assert(stream->end == ANSWER_OPEN && !stream->finished);
 
-    const enum answer_end end = end_of_id(stream, token->id);
+    const enum answer_end end = may_end ? end_of_id(stream, token->id) : ANSWER_OPEN;
     size_t n = 0;
     const char *bytes = "";
     if (end == ANSWER_OPEN)

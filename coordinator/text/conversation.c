@@ -104,11 +104,21 @@ static void decode_arguments(struct json_object *message)
     }
 }
 
+/* null counts as absent, but for the content, which templates test for it. */
+static void drop_nulls(struct json_object *message)
+{
+    json_object_object_foreach(message, key, value)
+    {
+        if (!value && strcmp(key, "content")) json_object_object_del(message, key);
+    }
+}
+
 static enum lm_status adapt_message(struct json_object *message, size_t i, struct lm_error *err)
 {
     struct json_object *reasoning;
     if (!json_object_is_type(message, json_type_object) || !role_of(message))
         return lm_fail(err, LM_E_USAGE, "messages[%zu] is not an object with a role", i);
+    drop_nulls(message);
     if (!strcmp(role_of(message), "developer"))
         json_object_object_add(message, "role", json_object_new_string("system"));
     if (!strcmp(role_of(message), "function"))

@@ -505,10 +505,27 @@ static enum lm_status encode_fragment(const struct tokenizer *tokenizer, const c
     return status;
 }
 
+/* Drops the control tokens that stretch over a fence. */
+static void drop_fenced(const struct tokenizer *tokenizer, struct occurrences *found,
+                        const size_t *fences, size_t n_fence)
+{
+    size_t n_kept = 0, next = 0;
+    for (size_t i = 0; i < found->n; i++) { /* by place, as they were found */
+        const struct occurrence special = found->list[i];
+        while (next < n_fence && fences[next] <= special.at)
+            next++;
+        if (next < n_fence && fences[next] < special.at + special.n &&
+            tokenizer->tokens[special.id].kind != TOKEN_USER_DEFINED)
+            continue;
+        found->list[n_kept++] = special;
+    }
+    found->n = n_kept;
+}
+
 /* Appends the ids of the whole text. */
 static enum lm_status encode_text(const struct tokenizer *tokenizer, const char *text, size_t n,
-                                  bool parse_special, struct bpe_output *output,
-                                  struct lm_error *err)
+                                  bool parse_special, const size_t *fences, size_t n_fence,
+                                  struct bpe_output *output, struct lm_error *err)
 {
     struct occurrences found = {0};
     enum lm_status status = LM_OK;
@@ -518,6 +535,7 @@ static enum lm_status encode_text(const struct tokenizer *tokenizer, const char 
         if (tokenizer->special_from[first] != tokenizer->special_from[first + 1])
             enough_memory = find_specials_at(tokenizer, text, n, at, parse_special, &found);
     }
+    drop_fenced(tokenizer, &found, fences, n_fence);
     enough_memory = enough_memory && settle_claims(&found, n);
     size_t done = 0;
     for (size_t i = 0; i < found.n && enough_memory && status == LM_OK; i++) {
@@ -533,16 +551,16 @@ static enum lm_status encode_text(const struct tokenizer *tokenizer, const char 
                            : status;
 }
 
-enum lm_status tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t n,
-                                bool parse_special, bool add_special, int32_t **ids, size_t *n_ids,
-                                struct lm_error *err)
+/* bos, eos: to be added, or -1. */
+static enum lm_status encode(const struct tokenizer *tokenizer, const char *text, size_t n,
+                             bool parse_special, const size_t *fences, size_t n_fence, int32_t bos,
+                             int32_t eos, int32_t **ids, size_t *n_ids, struct lm_error *err)
 {
-    const int32_t bos = add_special && tokenizer->add_bos ? tokenizer->bos : -1;
-    const int32_t eos = add_special && tokenizer->add_eos ? tokenizer->eos : -1;
     struct bpe_output output = {0};
     enum lm_status status = LM_OK;
     const bool began = bos < 0 || bpe_output_push(&output, bos);
-    if (began) status = encode_text(tokenizer, text, n, parse_special, &output, err);
+    if (began)
+        status = encode_text(tokenizer, text, n, parse_special, fences, n_fence, &output, err);
     if (status != LM_OK) goto fini_output;
     /* An empty result is memory too, so that the caller need not tell it apart. */
     if (!began || (eos >= 0 && !bpe_output_push(&output, eos)) ||
@@ -557,6 +575,22 @@ enum lm_status tokenizer_encode(const struct tokenizer *tokenizer, const char *t
 fini_output:
     bpe_output_fini(&output);
     return status;
+}
+
+enum lm_status tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t n,
+                                bool parse_special, bool add_special, int32_t **ids, size_t *n_ids,
+                                struct lm_error *err)
+{
+    const int32_t bos = add_special && tokenizer->add_bos ? tokenizer->bos : -1;
+    const int32_t eos = add_special && tokenizer->add_eos ? tokenizer->eos : -1;
+    return encode(tokenizer, text, n, parse_special, NULL, 0, bos, eos, ids, n_ids, err);
+}
+
+enum lm_status tokenizer_encode_fenced(const struct tokenizer *tokenizer, const char *text,
+                                       size_t n, const size_t *fences, size_t n_fence,
+                                       int32_t **ids, size_t *n_ids, struct lm_error *err)
+{
+    return encode(tokenizer, text, n, true, fences, n_fence, -1, -1, ids, n_ids, err);
 }
 
 /* Questions. */
@@ -575,6 +609,26 @@ const char *tokenizer_token_bytes(const struct tokenizer *tokenizer, int32_t id,
     if (show_special || token->kind == TOKEN_NORMAL || token->kind == TOKEN_USER_DEFINED)
         *n = token->n_bytes;
     return token->bytes;
+}
+
+bool tokenizer_control_at(const struct tokenizer *tokenizer, const char *text, size_t n,
+                          size_t *n_text)
+{
+    const unsigned char first = n ? (unsigned char)*text : 0;
+    size_t from = tokenizer->special_from[first], to = tokenizer->special_from[first + 1];
+    *n_text = 0;
+    for (size_t depth = 1; n && from < to; depth++) {
+        size_t n_token;
+        bpe_text(tokenizer->bpe, tokenizer->specials[from], &n_token);
+        if (n_token == depth &&
+            tokenizer->tokens[tokenizer->specials[from++]].kind != TOKEN_USER_DEFINED)
+            *n_text = depth;
+        if (depth == n) break;
+        const unsigned next = (unsigned char)text[depth];
+        from = bound_special(tokenizer, from, to, depth, next);
+        to = bound_special(tokenizer, from, to, depth, next + 1);
+    }
+    return *n_text > 0;
 }
 
 uint32_t tokenizer_n_vocab(const struct tokenizer *tokenizer)

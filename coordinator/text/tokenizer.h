@@ -44,6 +44,15 @@ enum lm_status tokenizer_encode(const struct tokenizer *tokenizer, const char *t
                                 bool parse_special, bool add_special, int32_t **ids, size_t *n_ids,
                                 struct lm_error *err);
 
+/* As tokenizer_encode with parse_special, but text before and behind a fence, an offset in it, is
+ * not read together as a control token. fences: [n_fence], rising. */
+enum lm_status tokenizer_encode_fenced(const struct tokenizer *tokenizer, const char *text,
+                                       size_t n, const size_t *fences, size_t n_fence,
+                                       int32_t **ids, size_t *n_ids, struct lm_error *err);
+/* Whether the text begins with what parse_special would make a token of. n_text: its length. */
+bool tokenizer_control_at(const struct tokenizer *tokenizer, const char *text, size_t n,
+                          size_t *n_text);
+
 /* The bytes that id stands for; control, unknown and unused tokens give their text only with
  * show_special. A view that lives as long as the tokenizer. id out of range: n = 0. */
 const char *tokenizer_token_bytes(const struct tokenizer *tokenizer, int32_t id, bool show_special,

@@ -1,0 +1,296 @@
+#include "coordinator/server/chat.h"
+
+#include <json-c/json.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "coordinator/server/chat_prompt.h"
+#include "coordinator/server/generation.h"
+#include "coordinator/server/logprobs.h"
+#include "coordinator/server/openai_writer.h"
+#include "coordinator/server/server.h"
+
+/* What a choice has that is still to be sent: since the last chunk, or all of it. */
+struct pending {
+    struct byte_buffer text[2];     /* by enum answer_part: reasoning, content */
+    struct json_writer logprobs[2]; /* likewise; inside the brackets */
+    struct json_writer ids;         /* inside the brackets */
+    bool begun;                     /* a chunk was sent */
+};
+
+struct chat {
+    struct chat_fields fields;
+    struct pending *pending; /* [n_pending] by choice */
+    size_t n_pending;
+    bool logprobs;
+    struct json_writer out; /* scratch */
+};
+
+static const char chunk_object[] = "chat.completion.chunk", object[] = "chat.completion";
+
+static struct pending *pending_of(const struct generation_choice *choice)
+{
+    struct chat *chat = choice->generation->sink_context;
+    return &chat->pending[choice->index];
+}
+
+/* ---- writing ---- */
+
+static void put_text(struct json_writer *out, const char *key, const struct byte_buffer *text)
+{
+    json_put_key(out, key);
+    json_put_string(out, text->data ? text->data : "", text->n);
+    out->text.failed |= text->failed;
+}
+
+static void put_reasoning(struct json_writer *out, const struct generation *generation,
+                          const struct byte_buffer *text)
+{
+    const enum reasoning_field field = generation->server->settings.reasoning_field;
+    if (!text->n) return;
+    if (field != REASONING_FIELD_PLAIN) put_text(out, "reasoning_content", text);
+    if (field != REASONING_FIELD_CONTENT) put_text(out, "reasoning", text);
+}
+
+static void put_entries(struct json_writer *out, const char *key, const struct json_writer *inside)
+{
+    json_put_key(out, key);
+    json_open(out, '[');
+    byte_buffer_put(&out->text, inside->text.data, inside->text.n);
+    json_close(out, ']');
+    out->text.failed |= inside->text.failed;
+}
+
+/* has_content: whether the message has any; the tokens of a content that became empty do not
+ * count. */
+static void put_logprobs(struct json_writer *out, const struct generation_choice *choice)
+{
+    static const struct json_writer none;
+    const struct chat *chat = choice->generation->sink_context;
+    const struct pending *pending = pending_of(choice);
+    json_put_key(out, "logprobs");
+    if (!chat->logprobs) {
+        json_put_null(out);
+        return;
+    }
+    json_open(out, '{');
+    put_entries(out, "content",
+                choice->has_text[ANSWER_CONTENT] ? &pending->logprobs[ANSWER_CONTENT] : &none);
+    json_put_key(out, "refusal");
+    json_put_null(out);
+    if (choice->has_text[ANSWER_REASONING] && pending->logprobs[ANSWER_REASONING].text.n)
+        put_entries(out, "reasoning_content", &pending->logprobs[ANSWER_REASONING]);
+    json_close(out, '}');
+}
+
+static void put_finish(struct json_writer *out, const struct generation_choice *choice)
+{
+    json_put_key(out, "finish_reason");
+    json_put_text(out, choice->finish);
+    if (!choice->finish) return;
+    json_put_key(out, "stop_reason");
+    generation_put_stop_reason(choice, out);
+}
+
+/* A chunk with what is pending. begins: it names the role, with empty content. */
+static void send_chunk(struct generation_choice *choice, bool begins, bool last)
+{
+    struct generation *generation = choice->generation;
+    struct chat *chat = generation->sink_context;
+    struct pending *pending = pending_of(choice);
+    struct json_writer *out = &chat->out;
+    openai_begin_event(out, generation, chunk_object);
+    json_open(out, '{');
+    json_put_key(out, "index");
+    json_put_int(out, (int64_t)choice->index);
+    json_put_key(out, "delta");
+    json_open(out, '{');
+    if (begins) {
+        json_put_key(out, "role");
+        json_put_text(out, "assistant");
+    }
+    put_reasoning(out, generation, &pending->text[ANSWER_REASONING]);
+    if (begins || pending->text[ANSWER_CONTENT].n)
+        put_text(out, "content", &pending->text[ANSWER_CONTENT]);
+    json_close(out, '}');
+    put_logprobs(out, choice);
+    put_finish(out, choice);
+    openai_put_token_ids(out, choice, !pending->begun, &pending->ids);
+    json_close(out, '}');
+    openai_send_event(out, generation, false, last);
+    pending->begun = true;
+    json_writer_clear(&pending->ids);
+    for (int part = ANSWER_REASONING; part <= ANSWER_CONTENT; part++) {
+        byte_buffer_clear(&pending->text[part]);
+        if (choice->has_text[part]) json_writer_clear(&pending->logprobs[part]);
+    }
+}
+
+static void put_choice(struct json_writer *out, const struct generation_choice *choice)
+{
+    const struct pending *pending = pending_of(choice);
+    json_open(out, '{');
+    json_put_key(out, "index");
+    json_put_int(out, (int64_t)choice->index);
+    json_put_key(out, "message");
+    json_open(out, '{');
+    json_put_key(out, "role");
+    json_put_text(out, "assistant");
+    put_text(out, "content", &pending->text[ANSWER_CONTENT]);
+    put_reasoning(out, choice->generation, &pending->text[ANSWER_REASONING]);
+    json_put_key(out, "refusal");
+    json_put_null(out);
+    json_close(out, '}');
+    put_logprobs(out, choice);
+    put_finish(out, choice);
+    openai_put_token_ids(out, choice, true, &pending->ids);
+    json_close(out, '}');
+}
+
+/* ---- events ---- */
+
+static void on_begin(struct generation_choice *choice)
+{
+    if (choice->generation->fields.stream) send_chunk(choice, true, false);
+}
+
+static bool is_shown(const struct chat *chat, enum answer_part part)
+{
+    return part == ANSWER_CONTENT || (part == ANSWER_REASONING && chat->fields.include_reasoning);
+}
+
+static void on_token(struct generation_choice *choice, const struct answer_token *token)
+{
+    const struct generation *generation = choice->generation;
+    const struct chat *chat = generation->sink_context;
+    struct pending *pending = pending_of(choice);
+    const struct logprob_style style = {generation->server->tokenizer,
+                                        generation->fields.token_ids_as_strings};
+    if (generation->fields.return_token_ids) json_put_int(&pending->ids, token->sampled->id);
+    if (chat->logprobs && is_shown(chat, token->part))
+        logprob_put_entry(&pending->logprobs[token->part], style, token->sampled);
+}
+
+static void on_text(struct generation_choice *choice, enum answer_part part, const char *text,
+                    size_t n)
+{
+    const struct generation *generation = choice->generation;
+    if (!is_shown(generation->sink_context, part)) return;
+    byte_buffer_put(&pending_of(choice)->text[part], text, n);
+    if (generation->fields.stream) send_chunk(choice, false, false);
+}
+
+static void on_choice_end(struct generation_choice *choice)
+{
+    const struct generation *generation = choice->generation;
+    if (generation->fields.stream)
+        send_chunk(choice, false, generation->n_ended + 1 == generation->n_choice);
+}
+
+static void on_end(struct generation *generation)
+{
+    struct chat *chat = generation->sink_context;
+    if (generation->fields.stream) {
+        openai_end_stream(&chat->out, generation, chunk_object);
+        return;
+    }
+    openai_begin(&chat->out, generation, object);
+    for (size_t i = 0; i < generation->n_choice; i++)
+        put_choice(&chat->out, &generation->choices[i]);
+    openai_reply(&chat->out, generation);
+}
+
+static void destroy(void *context)
+{
+    struct chat *chat = context;
+    for (size_t i = 0; i < chat->n_pending; i++) {
+        for (int part = ANSWER_REASONING; part <= ANSWER_CONTENT; part++) {
+            byte_buffer_free(&chat->pending[i].text[part]);
+            byte_buffer_free(&chat->pending[i].logprobs[part].text);
+        }
+        byte_buffer_free(&chat->pending[i].ids.text);
+    }
+    free(chat->pending);
+    byte_buffer_free(&chat->out.text);
+    chat_fields_fini(&chat->fields);
+}
+
+static const struct generation_sink sink = {
+    .on_begin = on_begin,
+    .on_token = on_token,
+    .on_text = on_text,
+    .on_choice_end = on_choice_end,
+    .on_end = on_end,
+    .destroy = destroy,
+};
+
+/* ---- requests ---- */
+
+static bool read_logprobs(struct generation *generation, const struct field_reader *reader)
+{
+    struct chat *chat = generation->sink_context;
+    int64_t n = 0;
+    if (!field_bool(reader, "logprobs", &chat->logprobs) ||
+        !field_int(reader, "top_logprobs", 0, generation->server->settings.max_logprobs, &n))
+        return false;
+    if (n && !chat->logprobs)
+        return field_fail(reader, API_INVALID_VALUE, "top_logprobs", "needs logprobs: true");
+    generation->fields.sampling.n_logprob = chat->logprobs ? (int32_t)n : -1;
+    return true;
+}
+
+/* The prompt's parts move into the generation. */
+static bool build_prompt(struct generation *generation, struct api_error *error)
+{
+    const struct chat *chat = generation->sink_context;
+    struct chat_prompt prompt;
+    const bool good = chat_prompt_build(&prompt, &chat->fields, generation->server,
+                                        generation->fields.add_special_tokens, error);
+    if (good) {
+        generation->prompts[0] = (struct generation_prompt){
+            .ids = prompt.ids,
+            .n = prompt.n,
+            .has_added_bos = prompt.has_added_bos,
+            .turns = prompt.turns,
+            .n_turn = prompt.n_turn,
+        };
+        prompt.ids = NULL;
+        prompt.turns = NULL;
+        generation->split = chat->fields.split_reasoning;
+        generation->opened = prompt.opens_reasoning;
+        generation->show_marks = true;
+    }
+    chat_prompt_fini(&prompt);
+    return good;
+}
+
+static bool read_request(struct generation *generation, struct api_error *error)
+{
+    struct server *server = generation->server;
+    struct chat *chat = generation->sink_context;
+    const struct field_reader reader = field_reader_body(generation->body, error);
+    const char *model = NULL;
+    if (!field_string(&reader, "model", &model, NULL) ||
+        !server_check_model(server, model, error) ||
+        !generation_fields_read(&generation->fields, &reader, server, false) ||
+        !read_logprobs(generation, &reader) || !chat_fields_read(&chat->fields, &reader, server) ||
+        !generation_alloc_prompts(generation, 1, error) || !generation_reserve(generation, error))
+        return false;
+    chat->n_pending = (size_t)generation->fields.n;
+    chat->pending = calloc(chat->n_pending, sizeof(*chat->pending));
+    if (!chat->pending) {
+        chat->n_pending = 0;
+        return api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for the answers");
+    }
+    return build_prompt(generation, error) && generation_fit_prompts(generation, "messages", error);
+}
+
+void chat_handle(void *context, struct http_exchange *exchange)
+{
+    struct server *server = context;
+    struct api_error error = {0};
+    struct generation *generation =
+        generation_receive(server, exchange, "chatcmpl-", &sink, sizeof(struct chat), &error);
+    if (!generation || !read_request(generation, &error) || !generation_start(generation, &error))
+        generation_refuse(generation, server, exchange, &error);
+}

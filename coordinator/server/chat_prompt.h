@@ -1,0 +1,65 @@
+/* From the messages of a request to the tokens of its prompt.
+ *
+ *   fields -> checked messages -> fences -> the model's chat template -> text -> tokens, turns
+ *
+ * What users write stays data: control tokens in it are tokenized as plain text. All routes that
+ * take messages go this way, also those that only count or show.
+ *
+ * Threads: pure functions on what they are handed. */
+#ifndef LEAN_COORDINATOR_SERVER_CHAT_PROMPT_H
+#define LEAN_COORDINATOR_SERVER_CHAT_PROMPT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "coordinator/server/json_field.h"
+#include "coordinator/text/conversation.h"
+
+struct generation_prompt;
+struct json_object; /* json-c */
+struct server;
+
+/* Borrowed from the body, but for kwargs. */
+struct chat_fields {
+    struct json_object *messages;
+    struct json_object *tools;     /* as the template shows them, or NULL */
+    struct json_object *documents; /* or NULL */
+    struct json_object *kwargs;    /* template variables that win, or NULL; owned */
+    enum thinking thinking;
+    const char *effort;       /* "low"; NULL: not given, or none */
+    int64_t reasoning_budget; /* tokens; -1: none */
+    bool include_reasoning;   /* the answer shows it */
+    bool split_reasoning;     /* it is told from the content */
+    bool add_generation_prompt;
+    bool continues; /* the answer goes on with the last message */
+};
+
+/* Reads the fields about messages and reasoning (not the tools). False: the error is filled; _fini
+ * is called for all the same. */
+bool chat_fields_read(struct chat_fields *fields, const struct field_reader *reader,
+                      const struct server *server);
+void chat_fields_fini(struct chat_fields *fields);
+
+/* Checks an array of messages: API_MISSING_FIELD, API_INVALID_TYPE, API_INVALID_VALUE,
+ * API_UNSUPPORTED_CONTENT with the path. */
+bool chat_check_messages(const struct field_reader *reader, struct json_object *messages);
+
+struct chat_prompt {
+    char *text; /* [n_text], malloc'ed: what the template writes */
+    size_t n_text;
+    int32_t *ids; /* [n], malloc'ed */
+    size_t n;
+    size_t *turns; /* [n_turn], malloc'ed: the tokens that begin messages */
+    size_t n_turn;
+    bool has_added_bos;
+    bool opens_reasoning; /* it ends inside of a reasoning block */
+};
+
+/* API_TEMPLATE_ERROR: the template's own words. API_NOT_SUPPORTED: the model has none.
+ * add_begin: a begin token is added if the tokenizer is configured to and the text has none. */
+bool chat_prompt_build(struct chat_prompt *prompt, const struct chat_fields *fields,
+                       const struct server *server, bool add_begin, struct api_error *error);
+void chat_prompt_fini(struct chat_prompt *prompt);
+
+#endif
