@@ -1,0 +1,31 @@
+/* What generation is held to where tools are called.
+ *
+ * A call is written as the model's template shows it, line breaks optional. In qwen_xml a string
+ * stands raw and ends at the first </parameter>; its schema's pattern, format and lengths are not
+ * enforced there, and are refused.
+ *
+ * Threads: pure functions. */
+#ifndef LEAN_COORDINATOR_TEXT_TOOL_GRAMMAR_H
+#define LEAN_COORDINATOR_TEXT_TOOL_GRAMMAR_H
+
+#include <stdbool.h>
+
+#include "coordinator/text/tool_format.h"
+#include "proto/base/error.h"
+
+struct grammar;
+struct json_object; /* json-c */
+
+enum tool_grammar_scope {
+    TOOL_GRAMMAR_CALL,  /* one call, from its marker on; arguments by schema where a tool is strict
+                         */
+    TOOL_GRAMMAR_ANSWER /* the whole answer: calls, with arguments by schema */
+};
+
+/* tools: the array of the chat API, those that may be called; not empty. parallel: an ANSWER may
+ * hold several calls. LM_E_UNSUPPORTED, LM_E_FORMAT: a schema, with the tool and the pointer. */
+enum lm_status tool_grammar_build(struct grammar **out, enum tool_format format,
+                                  struct json_object *tools, enum tool_grammar_scope scope,
+                                  bool parallel, struct lm_error *err);
+
+#endif
