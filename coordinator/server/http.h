@@ -89,7 +89,7 @@ enum lm_status http_server_create(struct http_server **out, const struct http_co
  * been answered or be so soon. NULL is legal. */
 void http_server_destroy(struct http_server *http);
 
-/* Why routes that generate cannot be served: API_LOADING_MODEL at first; API_OK: they are. */
+/* Why routes without while_loading are not served: API_LOADING_MODEL at first; API_OK: they are. */
 void http_set_state(struct http_server *http, enum api_code state);
 enum api_code http_state(struct http_server *http);
 void http_stop_listening(struct http_server *http);
