@@ -14,6 +14,7 @@ extern const struct command command_pack;
 extern const struct command command_profile;
 extern const struct command command_quantize;
 extern const struct command command_run;
+extern const struct command command_serve;
 extern const struct command command_synth;
 extern const struct command command_template;
 extern const struct command command_tokenize;
@@ -31,6 +32,7 @@ const struct command *const commands[] = {
     &command_profile,
     &command_quantize,
     &command_run,
+    &command_serve,
     &command_synth,
     &command_template,
     &command_tokenize,

@@ -21,27 +21,24 @@
 
 extern char **environ;
 
-enum { MAX_SETTINGS = 64, MAX_FILE_BYTES = 1 << 20 };
+enum { MAX_SETTINGS = 128, MAX_FILE_BYTES = 1 << 20 };
 
 static const char system_path[] = LEAN_CONFIG_DIR "/config.textproto";
 
 /* Variables of ours that are no settings; the last three belong to the test suite. */
-static const char *const other_variables[] = {"LEAN_CONFIG", "LEAN_NOHISTORY", "LEAN_GOLDEN_DIR",
+static const char *const other_variables[] = {"LEAN_CONFIG",     "LEAN_NOHISTORY",
+                                              "LEAN_API_KEY",    "LEAN_GOLDEN_DIR",
                                               "LEAN_SOURCE_DIR", "LEAN_BUILD_DIR"};
 
 /* Settings that no command-line option sets. */
 static const struct option_spec config_only[] = {
-    {"name", 0, OPTION_STRING, "NAME", .key = "model.name",
-     .help = "a short name for the model below, usable instead of its reference"},
     {"ref", 0, OPTION_STRING, "REF", .key = "model.ref",
      .help = "the model used when a command is given none: a path"},
-    {"alias", 0, OPTION_STRING, "NAME", .key = "model.alias", .repeat = true,
-     .help = "more names for it"},
     {0},
 };
 
 static const struct option_spec *const setting_tables[] = {config_only, options_engine,
-                                                           options_sampling};
+                                                           options_sampling, options_serve};
 
 struct config {
     Lean__Config *values;

@@ -292,6 +292,11 @@ struct scheduler *engine_scheduler(const struct engine *engine)
     return engine->scheduler;
 }
 
+uint32_t engine_n_slot(const struct engine *engine)
+{
+    return engine->n_slot;
+}
+
 struct engine_stats engine_stats(const struct engine *engine)
 {
     return (struct engine_stats){.n_thread = backend_cpu_n_thread(engine->backend),

@@ -71,6 +71,7 @@ const struct gguf_file *engine_file(const struct engine *engine);
 const struct hparams *engine_hparams(const struct engine *engine);
 const struct tokenizer *engine_tokenizer(const struct engine *engine);
 uint32_t engine_n_ctx(const struct engine *engine);
+uint32_t engine_n_slot(const struct engine *engine);
 /* Not while something is generated, but as expert_pager_watch allows. */
 struct expert_pager *engine_pager(const struct engine *engine);
 /* Belongs to the engine. Whoever drives it must be the only one: not beside engine_generate. */

@@ -11,8 +11,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 
+#include "proto/base/byte_buffer.h"
 #include "proto/base/error.h"
 
 struct metrics;
@@ -67,5 +67,27 @@ void metrics_destroy(struct metrics *metrics); /* NULL is legal */
 /* NULL for metrics is legal in both: nothing is counted. */
 void metrics_add(struct metrics *metrics, enum metrics_counter counter, uint64_t n);
 void metrics_observe(struct metrics *metrics, enum metrics_histogram histogram, double value);
+/* A request of a route, answered with status; 0: the series exists from now on. route: static. */
+void metrics_count_http(struct metrics *metrics, const char *route, int status);
+
+/* What is not counted but looked at: the state of the server when it is asked. */
+struct metrics_state {
+    const char *model, *quantization;
+    double load_s;
+    uint32_t n_running, n_waiting; /* sequences */
+    uint32_t n_slot;
+    uint64_t n_step, n_step_token; /* steps, and tokens in them, so far */
+    double kv_usage;               /* 0 .. 1 */
+    uint64_t kv_tokens;            /* that the cache holds */
+    uint64_t n_checkpoint, checkpoint_bytes;
+    uint64_t kv_evictions, checkpoint_evictions, preemptions;
+    uint64_t expert_hits, expert_misses, expert_disk_bytes, expert_ram_bytes;
+    uint64_t weight_bytes, kv_bytes, scratch_bytes, cache_bytes;
+    uint64_t spec_drafted, spec_accepted, spec_drafts;
+};
+
+/* Appends the whole text. vllm, llamacpp: under those servers' names, too. */
+void metrics_write(struct metrics *metrics, const struct metrics_state *state, bool vllm,
+                   bool llamacpp, struct byte_buffer *out);
 
 #endif

@@ -1,8 +1,8 @@
 /* What the handlers of all routes share: the model, how it is served, and what is under way.
  *
- *   created (settings) --server_set_model--> loaded --> serving --> draining --> destroyed
+ *   server_create --> loading --server_begin--> serving --server_drain--> draining --> destroyed
  *
- * The context of every route's handler is the struct server. Fields below "the model" may be read
+ * The context of every route's handler is the struct server. The model and its template may be read
  * by handlers of routes that are not answered while loading; they do not change once set.
  *
  * Ownership: everything is borrowed from whoever starts the server (launch/cli_serve.c) but what
@@ -16,6 +16,7 @@
 
 #include "coordinator/sched/dispatcher.h"
 #include "coordinator/server/api_error.h"
+#include "coordinator/server/http.h"
 #include "coordinator/server/inflight.h"
 #include "proto/base/error.h"
 #include "proto/model/sampling.h"
@@ -23,8 +24,7 @@
 struct chat_template;
 struct expert_map;
 struct gguf_file;
-struct http_exchange;
-struct http_server;
+struct hparams;
 struct json_object; /* json-c */
 struct metrics;
 struct tokenizer;
@@ -56,18 +56,20 @@ struct server_settings {
     const char *log_prompts;              /* folder, or NULL */
 };
 
+struct server_state; /* what only server.c touches */
+
 struct server {
     struct server_settings settings;
     struct metrics *metrics;
     struct inflight inflight;
     struct http_server *http;
+    struct server_state *state;
+    int64_t created; /* Unix seconds: the weights' time */
 
-    /* the model */
+    /* the model: set by whoever loads it, before server_begin */
     const struct gguf_file *file;
+    const struct hparams *hp;
     const struct tokenizer *tokenizer;
-    const struct chat_template *chat_template; /* NULL: it has none */
-    const char *template_source;               /* NUL-terminated; NULL: none */
-    size_t n_template_source;
     struct dispatcher *dispatcher;
     struct expert_map *expert_map; /* NULL: it has no routed experts */
     uint32_t n_ctx; /* of one slot */
@@ -75,9 +77,49 @@ struct server {
     /* Defaults of requests, from the options, the file and the table of the contract; the seed is
      * to be replaced by a random one where a request has none. */
     struct sampling_params sampling;
-    int64_t created;             /* Unix seconds: the weights' time */
-    char system_fingerprint[48]; /* "lean-0.1.0-9f2c11aa" */
+    char system_fingerprint[64]; /* "lean-0.1.0-9f2c11aa" */
+    double load_s;
+
+    /* the template, set by server_begin */
+    struct chat_template *chat_template; /* NULL: it has none */
+    char *template_source;               /* NUL-terminated; NULL: none */
+    size_t n_template_source;
 };
+
+struct server_config {
+    struct server_settings settings;
+    struct http_config http; /* without routes, functions and TLS, which are the server's */
+    int64_t created;
+
+    const char *const *api_keys; /* [n_api_key] */
+    size_t n_api_key;
+    const char *api_key_file;   /* or NULL */
+    const char *api_key_commas; /* keys separated by commas, or NULL */
+    bool metrics_public, metrics_vllm, metrics_llamacpp;
+    const char *tls_cert_file, *tls_key_file; /* PEM; NULL: no TLS */
+    bool page, slots;                         /* / and /slots are answered */
+    const char *log_file;                     /* NULL: stderr */
+    bool log_json;
+};
+
+/* Listens; requests that need the model are refused until server_begin. What http_server_create and
+ * keys_load can find. config: its strings are borrowed until server_destroy. */
+enum lm_status server_create(struct server **out, const struct server_config *config,
+                             struct lm_error *err);
+/* While loading: what is done, and how far it is (0 to 1). stage: static text. */
+void server_set_progress(struct server *server, const char *stage, double fraction);
+/* Requests are answered from now on. template_source: of the chat template in place of the
+ * model's own, or NULL. LM_E_FORMAT: a template that does not compile. */
+enum lm_status server_begin(struct server *server, const char *template_source,
+                            struct lm_error *err);
+/* Keys and TLS files are read again; what cannot be read stays as it is and is warned of. */
+void server_reload(struct server *server);
+/* What is going on, in the log. */
+void server_log_state(struct server *server);
+/* No new requests; those that run may go on for timeout_s, then they are cut. */
+void server_drain(struct server *server, double timeout_s);
+/* After server_drain, or without server_begin. NULL is legal. */
+void server_destroy(struct server *server);
 
 /* Checks the name of the model in a request, NULL: none was given. Fills error for an unknown one
  * if names are strict, else counts it. */
