@@ -8,6 +8,7 @@
 
 #include "launch/command.h"
 #include "launch/config.h"
+#include "proto/base/units.h"
 
 static const struct option_spec config_options[] = {
     {"origin", 0, OPTION_FLAG, .help = "with `show`: also where each value comes from"},
@@ -18,10 +19,14 @@ static const struct option_spec *const config_tables[] = {config_options, NULL};
 /* A value as the JSON type of its kind. */
 static struct json_object *to_json(const struct option_spec *spec, const char *text)
 {
+    double seconds;
+    uint64_t n_bytes;
     if (spec->kind == OPTION_FLAG) return json_object_new_boolean(!strcmp(text, "on"));
-    if (spec->kind == OPTION_FLOAT || spec->kind == OPTION_TIME)
-        return json_object_new_double_s(strtod(text, NULL), text);
-    if (spec->kind == OPTION_SIZE) return json_object_new_int64(strtoll(text, NULL, 10));
+    if (spec->kind == OPTION_FLOAT) return json_object_new_double_s(strtod(text, NULL), text);
+    if (spec->kind == OPTION_TIME && units_parse_seconds(text, &seconds))
+        return json_object_new_double(seconds);
+    if (spec->kind == OPTION_SIZE && units_parse_bytes(text, &n_bytes))
+        return json_object_new_int64((int64_t)n_bytes);
     if (spec->kind == OPTION_INT && strcmp(text, "auto"))
         return json_object_new_int64(strtoll(text, NULL, 10));
     return json_object_new_string(text);

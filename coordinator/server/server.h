@@ -72,7 +72,7 @@ struct server {
     const struct tokenizer *tokenizer;
     struct dispatcher *dispatcher;
     struct expert_map *expert_map; /* NULL: it has no routed experts */
-    uint32_t n_ctx; /* of one slot */
+    uint32_t n_ctx;                /* of one slot */
     uint32_t n_slot;
     /* Defaults of requests, from the options, the file and the table of the contract; the seed is
      * to be replaced by a random one where a request has none. */

@@ -238,12 +238,14 @@ static bool has_suffix(const char *name, const char *suffix)
 
 static bool is_size(const field_t *field)
 {
-    return !strcmp(field->name, "size") || has_suffix(field->name, "_size");
+    return !strcmp(field->name, "size") || has_suffix(field->name, "_size") ||
+           has_suffix(field->name, "_body");
 }
 
 static bool is_time(const field_t *field)
 {
-    return has_suffix(field->name, "_time") || has_suffix(field->name, "_timeout");
+    return has_suffix(field->name, "_time") || has_suffix(field->name, "_timeout") ||
+           has_suffix(field->name, "_ping");
 }
 
 /* An amount with a unit, as a number: false if the field or the text does not allow it. */
