@@ -6,6 +6,9 @@
 #include <json-c/json.h>
 
 #include "coordinator/server/access_log.h"
+#include "coordinator/server/chat.h"
+#include "coordinator/server/completions.h"
+#include "coordinator/server/expert_map.h"
 #include "coordinator/server/keys.h"
 #include "coordinator/server/metrics.h"
 #include "coordinator/server/page.h"
@@ -32,6 +35,9 @@ static const struct http_route routes[] = {
     {"GET", "/version", version_handle, .while_loading = true},
     {"GET", "/metrics", metrics_handle, .while_loading = true},
     {"POST", "/v1/requests/{id}/cancel", cancel_handle, .while_loading = true},
+    {"POST", "/v1/completions", completions_handle, .has_alias = true, .generates = true},
+    {"POST", "/v1/chat/completions", chat_handle, .has_alias = true, .generates = true},
+    {"GET", "/experts", expert_map_handle, .has_alias = false},
     {"GET", "/props", props_handle, .has_alias = false},
     {"GET", "/slots", slots_handle, .has_alias = false},
     {"POST", "/v1/embeddings", unsupported_handle, .has_alias = true},
