@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "coordinator/grammar/char_automaton.h"
+#include "coordinator/grammar/code_ranges.h"
 #include "coordinator/grammar/grammar.h"
 #include "coordinator/grammar/grammar_builder.h"
 #include "coordinator/grammar/grow.h"
@@ -235,59 +236,35 @@ static grammar_expr read_literal(struct gbnf *gbnf)
     return literal;
 }
 
-static int compare_ranges(const void *left, const void *right)
-{
-    const struct code_range *a = left, *b = right;
-    return (a->low > b->low) - (a->low < b->low);
-}
-
-/* What n ranges leave out, in their place (there is room for one more); returns how many. */
-static size_t negate(struct code_range *ranges, size_t n)
-{
-    qsort(ranges, n, sizeof(*ranges), compare_ranges);
-    size_t n_gap = 0;
-    uint32_t from = 0;
-    for (size_t i = 0; i < n; i++) {
-        const struct code_range range = ranges[i];
-        if (range.low > from) ranges[n_gap++] = (struct code_range){from, range.low - 1};
-        if (range.high + 1 > from) from = range.high + 1;
-    }
-    if (from <= CHAR_LAST) ranges[n_gap++] = (struct code_range){from, CHAR_LAST};
-    return n_gap;
-}
-
 static grammar_expr read_class(struct gbnf *gbnf)
 {
     const char *begin = gbnf->at++;
     const bool negated = accept(gbnf, '^');
-    struct code_range *ranges = NULL;
-    size_t n = 0, room = 0;
+    struct code_ranges set = {0};
     while (gbnf->status == LM_OK && !accept(gbnf, ']')) {
         if (gbnf->at == gbnf->end) {
             fail_at(gbnf, begin, "a class without its end");
             break;
         }
-        struct code_range range;
         const char *first = gbnf->at;
-        range.low = range.high = read_character(gbnf);
+        const uint32_t low = read_character(gbnf);
+        uint32_t high = low;
         if (gbnf->end - gbnf->at >= 2 && *gbnf->at == '-' && gbnf->at[1] != ']') {
             gbnf->at++;
-            range.high = read_character(gbnf);
+            high = read_character(gbnf);
         }
-        if (range.high < range.low) fail_at(gbnf, first, "a range whose end comes first");
-        if (!grow_to(&ranges, &room, n + 2, sizeof(*ranges)))
-            fail_memory(gbnf);
-        else
-            ranges[n++] = range;
+        if (high < low) fail_at(gbnf, first, "a range whose end comes first");
+        code_ranges_add(&set, low, high);
     }
-    grammar_expr class = GRAMMAR_NOTHING;
-    static const struct code_range any = {0, CHAR_LAST};
-    if (gbnf->status == LM_OK) {
-        if (negated && n) n = negate(ranges, n);
-        class = negated && !ranges ? grammar_build_class(gbnf->builder, &any, 1)
-                                   : grammar_build_class(gbnf->builder, ranges, n);
-    }
-    free(ranges);
+    if (negated)
+        code_ranges_negate(&set);
+    else
+        code_ranges_normalize(&set);
+    if (set.no_memory) fail_memory(gbnf);
+    const grammar_expr class = gbnf->status == LM_OK
+                                   ? grammar_build_class(gbnf->builder, set.ranges, set.n)
+                                   : GRAMMAR_NOTHING;
+    code_ranges_fini(&set);
     return class;
 }
 
