@@ -186,7 +186,6 @@ static void destroy(void *context)
     }
     free(completions->pending);
     byte_buffer_free(&completions->out.text);
-    free(completions);
 }
 
 static const struct generation_sink sink = {
