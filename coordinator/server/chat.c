@@ -15,6 +15,8 @@ struct pending {
     struct byte_buffer text[2];     /* by enum answer_part: reasoning, content */
     struct json_writer logprobs[2]; /* likewise; inside the brackets */
     struct json_writer ids;         /* inside the brackets */
+    struct json_writer calls;       /* inside the brackets */
+    bool in_call;                   /* the last of them is not closed */
     bool begun;                     /* a chunk was sent */
 };
 
@@ -83,6 +85,63 @@ static void put_logprobs(struct json_writer *out, const struct generation_choice
     json_close(out, '}');
 }
 
+/* ---- tool calls ----
+ *
+ * In a stream an element of "tool_calls" is the beginning of a call or a fragment of its arguments;
+ * otherwise it is the whole call, which is put together as it comes. */
+
+static void begin_call(struct generation_choice *choice, const char *name, size_t n)
+{
+    struct json_writer *calls = &pending_of(choice)->calls;
+    char id[RANDOM_ID_SIZE];
+    random_id_make(id, "call_");
+    json_open(calls, '{');
+    if (choice->generation->fields.stream) {
+        json_put_key(calls, "index");
+        json_put_int(calls, (int64_t)choice->n_call_begun - 1);
+    }
+    json_put_key(calls, "id");
+    json_put_text(calls, id);
+    json_put_key(calls, "type");
+    json_put_text(calls, "function");
+    json_put_key(calls, "function");
+    json_open(calls, '{');
+    json_put_key(calls, "name");
+    json_put_string(calls, name, n);
+    json_put_key(calls, "arguments");
+    byte_buffer_put_text(&calls->text, "\"");
+}
+
+static void end_call(struct json_writer *calls)
+{
+    byte_buffer_put_text(&calls->text, "\"");
+    json_close(calls, '}');
+    json_close(calls, '}');
+}
+
+static void put_fragment(struct generation_choice *choice, const char *text, size_t n)
+{
+    struct json_writer *calls = &pending_of(choice)->calls;
+    json_open(calls, '{');
+    json_put_key(calls, "index");
+    json_put_int(calls, (int64_t)choice->n_call_begun - 1);
+    json_put_key(calls, "function");
+    json_open(calls, '{');
+    json_put_key(calls, "arguments");
+    json_put_string(calls, text, n);
+    json_close(calls, '}');
+    json_close(calls, '}');
+}
+
+/* A call that was cut off stands as it is. */
+static void put_calls(struct json_writer *out, struct pending *pending)
+{
+    if (pending->in_call) end_call(&pending->calls);
+    pending->in_call = false;
+    if (pending->calls.text.n || pending->calls.text.failed)
+        put_entries(out, "tool_calls", &pending->calls);
+}
+
 static void put_finish(struct json_writer *out, const struct generation_choice *choice)
 {
     json_put_key(out, "finish_reason");
@@ -112,6 +171,7 @@ static void send_chunk(struct generation_choice *choice, bool begins, bool last)
     put_reasoning(out, generation, &pending->text[ANSWER_REASONING]);
     if (begins || pending->text[ANSWER_CONTENT].n)
         put_text(out, "content", &pending->text[ANSWER_CONTENT]);
+    put_calls(out, pending);
     json_close(out, '}');
     put_logprobs(out, choice);
     put_finish(out, choice);
@@ -120,6 +180,7 @@ static void send_chunk(struct generation_choice *choice, bool begins, bool last)
     openai_send_event(out, generation, false, last);
     pending->begun = true;
     json_writer_clear(&pending->ids);
+    json_writer_clear(&pending->calls);
     for (int part = ANSWER_REASONING; part <= ANSWER_CONTENT; part++) {
         byte_buffer_clear(&pending->text[part]);
         if (choice->has_text[part]) json_writer_clear(&pending->logprobs[part]);
@@ -128,7 +189,7 @@ static void send_chunk(struct generation_choice *choice, bool begins, bool last)
 
 static void put_choice(struct json_writer *out, const struct generation_choice *choice)
 {
-    const struct pending *pending = pending_of(choice);
+    struct pending *pending = pending_of(choice);
     json_open(out, '{');
     json_put_key(out, "index");
     json_put_int(out, (int64_t)choice->index);
@@ -136,10 +197,16 @@ static void put_choice(struct json_writer *out, const struct generation_choice *
     json_open(out, '{');
     json_put_key(out, "role");
     json_put_text(out, "assistant");
-    put_text(out, "content", &pending->text[ANSWER_CONTENT]);
+    if (choice->n_call_begun && !pending->text[ANSWER_CONTENT].n) {
+        json_put_key(out, "content");
+        json_put_null(out);
+    } else {
+        put_text(out, "content", &pending->text[ANSWER_CONTENT]);
+    }
     put_reasoning(out, choice->generation, &pending->text[ANSWER_REASONING]);
     json_put_key(out, "refusal");
     json_put_null(out);
+    put_calls(out, pending);
     json_close(out, '}');
     put_logprobs(out, choice);
     put_finish(out, choice);
@@ -180,6 +247,32 @@ static void on_text(struct generation_choice *choice, enum answer_part part, con
     if (generation->fields.stream) send_chunk(choice, false, false);
 }
 
+static void on_call(struct generation_choice *choice, const char *name, size_t n)
+{
+    struct pending *pending = pending_of(choice);
+    if (pending->in_call) end_call(&pending->calls);
+    begin_call(choice, name, n);
+    pending->in_call = true;
+    if (choice->generation->fields.stream) send_chunk(choice, false, false);
+}
+
+static void on_arguments(struct generation_choice *choice, const char *text, size_t n)
+{
+    if (choice->generation->fields.stream) {
+        put_fragment(choice, text, n);
+        send_chunk(choice, false, false);
+    } else {
+        byte_buffer_put_json(&pending_of(choice)->calls.text, text, n);
+    }
+}
+
+static void on_call_end(struct generation_choice *choice)
+{
+    struct pending *pending = pending_of(choice);
+    if (pending->in_call) end_call(&pending->calls);
+    pending->in_call = false;
+}
+
 static void on_choice_end(struct generation_choice *choice)
 {
     const struct generation *generation = choice->generation;
@@ -209,6 +302,7 @@ static void destroy(void *context)
             byte_buffer_free(&chat->pending[i].logprobs[part].text);
         }
         byte_buffer_free(&chat->pending[i].ids.text);
+        byte_buffer_free(&chat->pending[i].calls.text);
     }
     free(chat->pending);
     byte_buffer_free(&chat->out.text);
@@ -219,6 +313,9 @@ static const struct generation_sink sink = {
     .on_begin = on_begin,
     .on_token = on_token,
     .on_text = on_text,
+    .on_call = on_call,
+    .on_arguments = on_arguments,
+    .on_call_end = on_call_end,
     .on_choice_end = on_choice_end,
     .on_end = on_end,
     .destroy = destroy,
@@ -259,6 +356,7 @@ static bool build_prompt(struct generation *generation, struct api_error *error)
         generation->split = chat->fields.split_reasoning;
         generation->opened = prompt.opens_reasoning;
         generation->show_marks = true;
+        generation->tools = &chat->fields.tool;
     }
     chat_prompt_fini(&prompt);
     return good;

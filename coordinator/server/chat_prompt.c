@@ -284,6 +284,7 @@ bool chat_fields_read(struct chat_fields *fields, const struct field_reader *rea
         return field_fail(reader, API_MISSING_FIELD, "messages", "is required");
     return field_array(reader, "messages", SIZE_MAX, &fields->messages) &&
            chat_check_messages(reader, fields->messages) &&
+           tool_fields_read(&fields->tool, reader, server) &&
            field_array(reader, "documents", SIZE_MAX, &fields->documents) &&
            read_reasoning(fields, reader, server) && read_continuation(fields, reader);
 }
@@ -291,6 +292,7 @@ bool chat_fields_read(struct chat_fields *fields, const struct field_reader *rea
 void chat_fields_fini(struct chat_fields *fields)
 {
     json_object_put(fields->kwargs);
+    tool_fields_fini(&fields->tool);
 }
 
 /* ---- the prompt ---- */
@@ -357,14 +359,15 @@ static bool render_fenced(struct chat_prompt *prompt, struct fence *fence,
     struct lm_error err;
     struct conversation conversation = {
         .messages = mark_messages(fence, fields, continues),
-        .tools = fields->tools ? fence_mark(fence, fields->tools, false) : NULL,
+        .tools = fields->tool.tools ? fence_mark(fence, fields->tool.tools, false) : NULL,
         .documents = fields->documents ? fence_mark(fence, fields->documents, false) : NULL,
         .extra = fields->kwargs,
         .thinking = fields->thinking,
+        .tool_format = fields->tool.format,
         .add_generation_prompt = !continues && fields->add_generation_prompt,
     };
     size_t end = SIZE_MAX;
-    bool good = conversation.messages && !conversation.tools == !fields->tools &&
+    bool good = conversation.messages && !conversation.tools == !fields->tool.tools &&
                 !conversation.documents == !fields->documents;
     if (!good) no_memory(error);
     good = good && render(&prompt->text, &prompt->n_text, &conversation, server, error);
@@ -475,7 +478,7 @@ static bool render_behind(struct chat_prompt *prompt, struct fence *fence,
 bool chat_prompt_build(struct chat_prompt *prompt, const struct chat_fields *fields,
                        const struct server *server, bool add_begin, struct api_error *error)
 {
-    struct json_object *const values[] = {fields->messages, fields->tools, fields->documents,
+    struct json_object *const values[] = {fields->messages, fields->tool.tools, fields->documents,
                                           fields->kwargs};
     struct fence fence;
     struct lm_error err;

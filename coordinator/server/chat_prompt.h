@@ -14,16 +14,17 @@
 #include <stdint.h>
 
 #include "coordinator/server/json_field.h"
+#include "coordinator/server/tool_fields.h"
 #include "coordinator/text/conversation.h"
 
 struct generation_prompt;
 struct json_object; /* json-c */
 struct server;
 
-/* Borrowed from the body, but for kwargs. */
+/* Borrowed from the body, but for kwargs and what tool_fields.h says. */
 struct chat_fields {
     struct json_object *messages;
-    struct json_object *tools;     /* as the template shows them, or NULL */
+    struct tool_fields tool;
     struct json_object *documents; /* or NULL */
     struct json_object *kwargs;    /* template variables that win, or NULL; owned */
     enum thinking thinking;
@@ -35,7 +36,7 @@ struct chat_fields {
     bool continues; /* the answer goes on with the last message */
 };
 
-/* Reads the fields about messages and reasoning (not the tools). False: the error is filled; _fini
+/* Reads the fields about messages, tools and reasoning. False: the error is filled; _fini
  * is called for all the same. */
 bool chat_fields_read(struct chat_fields *fields, const struct field_reader *reader,
                       const struct server *server);

@@ -12,6 +12,7 @@
 #include "coordinator/server/json_parse.h"
 #include "coordinator/server/metrics.h"
 #include "coordinator/server/server.h"
+#include "coordinator/server/tool_fields.h"
 #include "coordinator/text/tokenizer.h"
 #include "proto/base/log.h"
 
@@ -25,6 +26,7 @@ static void destroy_generation(struct generation *generation)
     for (size_t i = 0; i < generation->n_choice; i++) {
         answer_stream_destroy(generation->choices[i].stream);
         byte_buffer_free(&generation->choices[i].text);
+        byte_buffer_free(&generation->choices[i].arguments);
     }
     free(generation->choices);
     free(generation->entry.sequence);
@@ -157,6 +159,36 @@ static void on_text(void *context, enum answer_part part, const char *text, size
     byte_buffer_put(&choice->text, text, n);
 }
 
+static void flush_arguments(struct generation_choice *choice)
+{
+    const struct generation_sink *sink = choice->generation->sink;
+    if (!choice->arguments.n) return;
+    sink->on_arguments(choice, choice->arguments.data, choice->arguments.n);
+    byte_buffer_clear(&choice->arguments);
+}
+
+static void on_call(void *context, const char *name, size_t n)
+{
+    struct generation_choice *choice = context;
+    flush_text(choice);
+    choice->n_call_begun++;
+    choice->generation->sink->on_call(choice, name, n);
+}
+
+static void on_arguments(void *context, const char *bytes, size_t n)
+{
+    struct generation_choice *choice = context;
+    byte_buffer_put(&choice->arguments, bytes, n);
+}
+
+static void on_call_end(void *context)
+{
+    struct generation_choice *choice = context;
+    flush_arguments(choice);
+    choice->n_call++;
+    choice->generation->sink->on_call_end(choice);
+}
+
 static void on_settled(void *context, const struct answer_token *token)
 {
     struct generation_choice *choice = context;
@@ -197,8 +229,11 @@ static bool on_token(void *context, const struct sampled_token *token)
     choice->last_id = token->id;
     if (choice->n_token == 1) begin(choice);
     const bool goes_on = answer_stream_push(choice->stream, token) == ANSWER_OPEN;
-    if (goes_on) flush_text(choice);
-    return goes_on && !choice->text.failed;
+    if (goes_on) {
+        flush_text(choice);
+        flush_arguments(choice);
+    }
+    return goes_on && !choice->text.failed && !choice->arguments.failed;
 }
 
 static void on_prompt_token(void *context, uint32_t pos, const struct sampled_token *token)
@@ -246,6 +281,12 @@ static void observe_end(const struct generation_choice *choice)
                             (double)(choice->n_token - 1));
 }
 
+/* The last call that was begun is not complete. */
+static bool is_cut_in_call(const struct generation_choice *choice)
+{
+    return choice->n_call_begun > choice->n_call;
+}
+
 static void name_finish(struct generation_choice *choice)
 {
     struct generation *generation = choice->generation;
@@ -257,6 +298,9 @@ static void name_finish(struct generation_choice *choice)
     if (choice->request.status != LM_OK) {
         choice->finish = "error";
         metrics_add(metrics, METRICS_FINISHED_ERROR, 1);
+    } else if (choice->n_call && !is_cut_in_call(choice)) {
+        choice->finish = "tool_calls";
+        metrics_add(metrics, METRICS_FINISHED_TOOL_CALLS, 1);
     } else if (end != ANSWER_OPEN) {
         choice->finish = "stop";
         metrics_add(metrics, METRICS_FINISHED_STOP, 1);
@@ -394,13 +438,15 @@ static void on_end(void *context)
     struct generation *generation = choice->generation;
     const struct generation_sink *sink = generation->sink;
     const struct request *request = &choice->request;
-    if (choice->text.failed || answer_stream_end(choice->stream) == ANSWER_NO_MEMORY) {
+    if (choice->text.failed || choice->arguments.failed ||
+        answer_stream_end(choice->stream) == ANSWER_NO_MEMORY) {
         choice->request.status =
             lm_fail(&choice->request.error, LM_E_NO_MEM, "no memory for an answer");
     }
     if (request->status == LM_OK && !choice->n_token) begin(choice);
     answer_stream_finish(choice->stream);
     flush_text(choice);
+    flush_arguments(choice);
     name_finish(choice);
     observe_end(choice);
     atomic_store(&choice->progress->state, SEQUENCE_DONE);
@@ -432,6 +478,7 @@ static bool init_choice(struct generation *generation, size_t index, struct api_
     struct generation_choice *choice = &generation->choices[index];
     const struct generation_fields *fields = &generation->fields;
     const struct server *server = generation->server;
+    const struct tool_fields *tools = generation->tools;
     struct generation_prompt *prompt = &generation->prompts[index / (size_t)fields->n];
     const size_t n_room = server->n_ctx - prompt->n;
     const bool is_short = fields->max_tokens >= 0 && (size_t)fields->max_tokens < n_room;
@@ -473,10 +520,16 @@ static bool init_choice(struct generation *generation, size_t index, struct api_
         .show_marks = generation->show_marks,
         .split = generation->split,
         .opened = generation->opened,
+        .tools = tools ? tools->callable : NULL,
+        .tool_format = tools ? tools->format : TOOL_FORMAT_AUTO,
+        .single_call = tools && !tools->parallel,
     };
     const struct answer_sink sink = {
         .on_text = on_text,
         .on_token = generation->sink->on_token ? on_settled : NULL,
+        .on_call = on_call,
+        .on_arguments = on_arguments,
+        .on_call_end = on_call_end,
         .context = choice,
     };
     return answer_stream_create(&choice->stream, &config, &sink, &err) == LM_OK ||

@@ -33,6 +33,7 @@
 struct generation;
 struct http_exchange;
 struct server;
+struct tool_fields;
 
 struct generation_prompt {
     int32_t *ids; /* [n], malloc'ed */
@@ -51,15 +52,17 @@ struct generation_choice {
     struct request request;
     struct answer_stream *stream;
     struct inflight_sequence *progress;
-    struct byte_buffer text; /* that the sink has not been told yet */
-    enum answer_part part;   /* of it */
+    struct byte_buffer text;      /* that the sink has not been told yet */
+    enum answer_part part;        /* of it */
+    struct byte_buffer arguments; /* likewise, of the call that is open */
+    size_t n_call_begun, n_call;  /* tool calls; those that are complete */
     size_t n_token;
     int32_t last_id;                    /* of the last token */
     double first_token_s, last_token_s; /* 0: none yet */
     bool has_text[2];                   /* was told, by enum answer_part */
 
     /* Known when the choice has ended. */
-    const char *finish; /* "stop", "length", "abort" */
+    const char *finish; /* "stop", "length", "tool_calls", "abort" */
     const char *stop_string;
     int32_t stop_id; /* of stop_token_ids, or -1 */
 };
@@ -75,6 +78,10 @@ struct generation_sink {
     void (*on_token)(struct generation_choice *choice, const struct answer_token *token);
     void (*on_text)(struct generation_choice *choice, enum answer_part part, const char *text,
                     size_t n);
+    /* A tool call begins; fragments of its arguments, of one JSON text; it is complete. */
+    void (*on_call)(struct generation_choice *choice, const char *name, size_t n);
+    void (*on_arguments)(struct generation_choice *choice, const char *text, size_t n);
+    void (*on_call_end)(struct generation_choice *choice);
     void (*on_choice_end)(struct generation_choice *choice);
     /* All choices have ended, none with an error: the rest of the answer. */
     void (*on_end)(struct generation *generation);
@@ -94,6 +101,7 @@ struct generation {
     size_t n_prompt;
     bool split, opened, show_marks; /* of the answers' reasoning: answer_stream.h */
     bool wants_prompt_tokens;
+    const struct tool_fields *tools; /* of the sink's context; NULL: calls are text */
 
     const struct generation_sink *sink;
     void *sink_context; /* owned */

@@ -8,6 +8,7 @@
 #include "coordinator/text/char_counter.h"
 #include "coordinator/text/stop_strings.h"
 #include "coordinator/text/tokenizer.h"
+#include "coordinator/text/tool_parser.h"
 
 /* A token whose bytes are not all decided. Positions count the answer's bytes before any stage. */
 struct open_token {
@@ -23,7 +24,8 @@ struct answer_stream {
     struct stop_strings *stops;
     struct token_decoder decoder;
     struct reasoning_splitter splitter;
-    int32_t think_begin, think_end; /* tokens, or -1 */
+    struct tool_parser *tools; /* or NULL */
+    int32_t marks[4];          /* tokens of the marks, or -1 */
     enum answer_end end;
     const char *stop_string;
     size_t n_token, n_reasoning;
@@ -37,18 +39,56 @@ struct answer_stream {
     bool passed[2];            /* text went to the sink with this token, by enum answer_part */
     struct char_counter chars; /* of all tokens */
     size_t n_char_out;         /* of the text passed on */
+    bool called;               /* a call was read with this token */
 };
+
+static const char *const mark_texts[] = {"<think>", "</think>", "<tool_call>", "</tool_call>"};
+enum { N_MARK = sizeof(mark_texts) / sizeof(mark_texts[0]) };
 
 /* ---- the stages ---- */
 
-static void emit(void *context, enum reasoning_part reasoning_part, const char *text, size_t n)
+static void pass_on(struct answer_stream *stream, enum answer_part part, const char *text, size_t n)
 {
-    struct answer_stream *stream = context;
-    const enum answer_part part =
-        reasoning_part == PART_REASONING ? ANSWER_REASONING : ANSWER_CONTENT;
     stream->passed[part] = true;
     stream->n_char_out += char_counter_count(text, n);
     stream->sink.on_text(stream->sink.context, part, text, n);
+}
+
+static void emit(void *context, enum reasoning_part part, const char *text, size_t n)
+{
+    struct answer_stream *stream = context;
+    if (part == PART_REASONING)
+        pass_on(stream, ANSWER_REASONING, text, n);
+    else if (stream->tools)
+        tool_parser_push(stream->tools, text, n);
+    else
+        pass_on(stream, ANSWER_CONTENT, text, n);
+}
+
+static void emit_content(void *context, const char *text, size_t n)
+{
+    pass_on(context, ANSWER_CONTENT, text, n);
+}
+
+static void emit_call(void *context, const char *name, size_t n)
+{
+    struct answer_stream *stream = context;
+    stream->called = true;
+    stream->sink.on_call(stream->sink.context, name, n);
+}
+
+static void emit_arguments(void *context, const char *bytes, size_t n)
+{
+    const struct answer_stream *stream = context;
+    stream->sink.on_arguments(stream->sink.context, bytes, n);
+}
+
+static void emit_call_end(void *context)
+{
+    struct answer_stream *stream = context;
+    stream->called = true;
+    if (stream->config.single_call && stream->end == ANSWER_OPEN) stream->end = ANSWER_CALLED;
+    stream->sink.on_call_end(stream->sink.context);
 }
 
 /* Bytes that no stop string can take back. last: none follow. */
@@ -66,6 +106,11 @@ static void take_bytes(struct answer_stream *stream, const char *bytes, size_t n
     } else if (n_text) {
         emit(stream, PART_CONTENT, text, n_text);
     }
+    if (last && stream->tools) {
+        const bool cut = stream->end == ANSWER_OPEN;
+        tool_parser_finish(stream->tools, cut);
+    }
+    if (stream->tools && tool_parser_failed(stream->tools)) stream->end = ANSWER_NO_MEMORY;
     if (text != small) free(text);
 }
 
@@ -92,7 +137,8 @@ static void take_token_bytes(struct answer_stream *stream, const char *bytes, si
 static size_t n_held(const struct answer_stream *stream)
 {
     return stop_strings_held(stream->stops) + stream->decoder.n_pending +
-           (stream->config.split ? reasoning_held(&stream->splitter) : 0);
+           (stream->config.split ? reasoning_held(&stream->splitter) : 0) +
+           (stream->tools ? tool_parser_held(stream->tools) : 0);
 }
 
 /* ---- settling ---- */
@@ -101,6 +147,7 @@ static size_t n_held(const struct answer_stream *stream)
 static enum answer_part dropped_part(const struct answer_stream *stream, int state_before)
 {
     const int state = stream->splitter.state;
+    if (stream->called) return ANSWER_MARKUP;
     if (!stream->config.split || state == REASONING_PLAIN) return ANSWER_CONTENT;
     if (state != state_before) return ANSWER_MARKUP;
     return state == REASONING_INSIDE ? ANSWER_REASONING : ANSWER_CONTENT;
@@ -109,14 +156,19 @@ static enum answer_part dropped_part(const struct answer_stream *stream, int sta
 /* Reports the tokens that are decided. state_before: the splitter's, before what was last taken. */
 static void settle(struct answer_stream *stream, int state_before, bool all)
 {
-    const size_t n_decided = stream->n_in - (all ? 0 : n_held(stream));
+    /* What took the place of malformed bytes may be longer than they are. */
+    const size_t held = all ? 0 : n_held(stream);
+    const size_t n_decided = held < stream->n_in ? stream->n_in - held : 0;
     const bool passed = stream->passed[ANSWER_REASONING] || stream->passed[ANSWER_CONTENT];
     const enum answer_part part =
         stream->passed[ANSWER_CONTENT] ? ANSWER_CONTENT : ANSWER_REASONING;
     size_t n_settled = 0;
     for (size_t i = 0; i < stream->n_open; i++) {
         struct open_token *token = &stream->open[i];
-        if (passed && !token->has_part && token->begin < n_decided && token->begin < token->end) {
+        /* Text that came with the end of a call is of the last token only. */
+        const bool of_call = stream->called && i + 1 < stream->n_open;
+        if (passed && !of_call && !token->has_part && token->begin < n_decided &&
+            token->begin < token->end) {
             token->has_part = true;
             token->part = part;
         }
@@ -132,7 +184,7 @@ static void settle(struct answer_stream *stream, int state_before, bool all)
     }
     stream->n_open -= n_settled;
     memmove(stream->open, stream->open + n_settled, stream->n_open * sizeof(*stream->open));
-    stream->passed[ANSWER_REASONING] = stream->passed[ANSWER_CONTENT] = false;
+    stream->passed[ANSWER_REASONING] = stream->passed[ANSWER_CONTENT] = stream->called = false;
 }
 
 static void open_token(struct answer_stream *stream, const struct sampled_token *sampled,
@@ -167,13 +219,19 @@ enum lm_status answer_stream_create(struct answer_stream **out, const struct ans
     if (!stream) return lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
     stream->config = *config;
     stream->sink = *sink;
-    stream->think_begin = tokenizer_find(config->tokenizer, "<think>", 7);
-    stream->think_end = tokenizer_find(config->tokenizer, "</think>", 8);
+    for (int i = 0; i < N_MARK; i++)
+        stream->marks[i] = tokenizer_find(config->tokenizer, mark_texts[i], strlen(mark_texts[i]));
     reasoning_init(&stream->splitter, config->opened, emit, stream);
-    const enum lm_status status =
-        stop_strings_create(&stream->stops, config->stops, config->n_stop, err);
+    const struct tool_sink tool_sink = {emit_content, emit_call, emit_arguments, emit_call_end,
+                                        stream};
+    enum lm_status status = LM_OK;
+    if (config->tools)
+        status = tool_parser_create(&stream->tools, config->tool_format, config->tools,
+                                    config->single_call, &tool_sink, err);
+    if (status == LM_OK)
+        status = stop_strings_create(&stream->stops, config->stops, config->n_stop, err);
     if (status != LM_OK) {
-        free(stream);
+        answer_stream_destroy(stream);
         return status;
     }
     *out = stream;
@@ -184,6 +242,7 @@ void answer_stream_destroy(struct answer_stream *stream)
 {
     if (!stream) return;
     stop_strings_destroy(stream->stops);
+    tool_parser_destroy(stream->tools);
     free(stream->open);
     free(stream);
 }
@@ -217,13 +276,14 @@ static void end_by_token(struct answer_stream *stream, enum answer_end end)
         take_bytes(stream, string, strlen(string), false);
 }
 
-/* Whether a control token appears as its text. In some vocabularies the marks of reasoning are
- * control tokens; the splitter wants them. */
+/* Whether a control token appears as its text. In some vocabularies the marks of reasoning and of
+ * calls are control tokens; the splitter and the parser want them. */
 static bool is_shown(const struct answer_stream *stream, int32_t id)
 {
     const struct answer_config *config = &stream->config;
-    if (id == stream->think_begin || id == stream->think_end)
-        return config->show_special || config->show_marks;
+    const int n_mark = config->tools ? N_MARK : N_MARK / 2;
+    for (int i = 0; i < n_mark && config->show_marks; i++)
+        if (id == stream->marks[i]) return true;
     return config->show_special;
 }
 
@@ -281,4 +341,9 @@ const char *answer_stream_stop_string(const struct answer_stream *stream)
 size_t answer_stream_n_reasoning(const struct answer_stream *stream)
 {
     return stream->n_reasoning;
+}
+
+struct tool_parser *answer_stream_tools(const struct answer_stream *stream)
+{
+    return stream->tools;
 }

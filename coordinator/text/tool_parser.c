@@ -213,3 +213,8 @@ bool tool_parser_in_call(const struct tool_parser *parser)
 {
     return parser->state == IN_CALL;
 }
+
+size_t tool_parser_held(const struct tool_parser *parser)
+{
+    return parser->space.n + parser->raw.n;
+}

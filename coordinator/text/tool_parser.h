@@ -54,5 +54,7 @@ const char *tool_parser_untrusted(const struct tool_parser *parser, size_t *n);
 void tool_parser_trust(struct tool_parser *parser, bool all);
 /* Whether a call is being read. */
 bool tool_parser_in_call(const struct tool_parser *parser);
+/* Bytes that are held back, or belong to a call that is being read. */
+size_t tool_parser_held(const struct tool_parser *parser);
 
 #endif

@@ -78,7 +78,8 @@ static struct heard listen(const struct answer_config *given, const int32_t *ids
     struct answer_config config = *given;
     struct answer_stream *stream;
     config.tokenizer = tokenizer;
-    const struct answer_sink sink = {hear_text, hear_token, &heard};
+    const struct answer_sink sink = {
+        .on_text = hear_text, .on_token = hear_token, .context = &heard};
     assert_int_equal(answer_stream_create(&stream, &config, &sink, NULL), LM_OK);
     for (size_t i = 0; i < n; i++) {
         const struct sampled_token token = {.id = ids[i]};
