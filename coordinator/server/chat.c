@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "coordinator/server/chat_prompt.h"
+#include "coordinator/server/chat_request.h"
 #include "coordinator/server/generation.h"
 #include "coordinator/server/logprobs.h"
 #include "coordinator/server/openai_writer.h"
@@ -24,7 +24,6 @@ struct chat {
     struct chat_fields fields;
     struct pending *pending; /* [n_pending] by choice */
     size_t n_pending;
-    bool logprobs;
     struct json_writer out; /* scratch */
 };
 
@@ -71,7 +70,7 @@ static void put_logprobs(struct json_writer *out, const struct generation_choice
     const struct chat *chat = choice->generation->sink_context;
     const struct pending *pending = pending_of(choice);
     json_put_key(out, "logprobs");
-    if (!chat->logprobs) {
+    if (!chat->fields.logprobs) {
         json_put_null(out);
         return;
     }
@@ -234,7 +233,7 @@ static void on_token(struct generation_choice *choice, const struct answer_token
     const struct logprob_style style = {generation->server->tokenizer,
                                         generation->fields.token_ids_as_strings};
     if (generation->fields.return_token_ids) json_put_int(&pending->ids, token->sampled->id);
-    if (chat->logprobs && is_shown(chat, token->part))
+    if (chat->fields.logprobs && is_shown(chat, token->part))
         logprob_put_entry(&pending->logprobs[token->part], style, token->sampled);
 }
 
@@ -323,64 +322,22 @@ static const struct generation_sink sink = {
 
 /* ---- requests ---- */
 
-static bool read_logprobs(struct generation *generation, const struct field_reader *reader)
+/* Space for what is pending, once the number of choices is known. */
+static bool alloc_pending(struct generation *generation, struct api_error *error)
 {
     struct chat *chat = generation->sink_context;
-    int64_t n = 0;
-    if (!field_bool(reader, "logprobs", &chat->logprobs) ||
-        !field_int(reader, "top_logprobs", 0, generation->server->settings.max_logprobs, &n))
-        return false;
-    if (n && !chat->logprobs)
-        return field_fail(reader, API_INVALID_VALUE, "top_logprobs", "needs logprobs: true");
-    generation->fields.sampling.n_logprob = chat->logprobs ? (int32_t)n : -1;
+    const size_t n = (size_t)generation->fields.n;
+    chat->pending = calloc(n, sizeof(*chat->pending));
+    if (!chat->pending)
+        return api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for %zu answers", n);
+    chat->n_pending = n;
     return true;
-}
-
-/* The prompt's parts move into the generation. */
-static bool build_prompt(struct generation *generation, struct api_error *error)
-{
-    const struct chat *chat = generation->sink_context;
-    struct chat_prompt prompt;
-    const bool good = chat_prompt_build(&prompt, &chat->fields, generation->server,
-                                        generation->fields.add_special_tokens, error);
-    if (good) {
-        generation->prompts[0] = (struct generation_prompt){
-            .ids = prompt.ids,
-            .n = prompt.n,
-            .has_added_bos = prompt.has_added_bos,
-            .turns = prompt.turns,
-            .n_turn = prompt.n_turn,
-        };
-        prompt.ids = NULL;
-        prompt.turns = NULL;
-        generation->split = chat->fields.split_reasoning;
-        generation->opened = prompt.opens_reasoning;
-        generation->show_marks = true;
-        generation->tools = &chat->fields.tool;
-    }
-    chat_prompt_fini(&prompt);
-    return good;
 }
 
 static bool read_request(struct generation *generation, struct api_error *error)
 {
-    struct server *server = generation->server;
     struct chat *chat = generation->sink_context;
-    const struct field_reader reader = field_reader_body(generation->body, error);
-    const char *model = NULL;
-    if (!field_string(&reader, "model", &model, NULL) ||
-        !server_check_model(server, model, error) ||
-        !generation_fields_read(&generation->fields, &reader, server, false) ||
-        !read_logprobs(generation, &reader) || !chat_fields_read(&chat->fields, &reader, server) ||
-        !generation_alloc_prompts(generation, 1, error) || !generation_reserve(generation, error))
-        return false;
-    chat->n_pending = (size_t)generation->fields.n;
-    chat->pending = calloc(chat->n_pending, sizeof(*chat->pending));
-    if (!chat->pending) {
-        chat->n_pending = 0;
-        return api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for the answers");
-    }
-    return build_prompt(generation, error) && generation_fit_prompts(generation, "messages", error);
+    return chat_request_read(generation, &chat->fields, error) && alloc_pending(generation, error);
 }
 
 void chat_handle(void *context, struct http_exchange *exchange)

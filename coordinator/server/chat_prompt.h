@@ -32,6 +32,7 @@ struct chat_fields {
     int64_t reasoning_budget; /* tokens; -1: none */
     bool include_reasoning;   /* the answer shows it */
     bool split_reasoning;     /* it is told from the content */
+    bool logprobs;            /* of chat_request_read only */
     bool add_generation_prompt;
     bool continues; /* the answer goes on with the last message */
 };

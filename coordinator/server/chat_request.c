@@ -1,0 +1,59 @@
+#include "coordinator/server/chat_request.h"
+
+#include "coordinator/server/generation.h"
+#include "coordinator/server/server.h"
+
+static bool read_logprobs(struct generation *generation, struct chat_fields *fields,
+                          const struct field_reader *reader)
+{
+    int64_t n = 0;
+    if (!field_bool(reader, "logprobs", &fields->logprobs) ||
+        !field_int(reader, "top_logprobs", 0, generation->server->settings.max_logprobs, &n))
+        return false;
+    if (n && !fields->logprobs)
+        return field_fail(reader, API_INVALID_VALUE, "top_logprobs", "needs logprobs: true");
+    generation->fields.sampling.n_logprob = fields->logprobs ? (int32_t)n : -1;
+    return true;
+}
+
+/* The prompt's parts move into the generation. */
+static bool build_prompt(struct generation *generation, const struct chat_fields *fields,
+                         struct api_error *error)
+{
+    struct chat_prompt prompt;
+    const bool good = chat_prompt_build(&prompt, fields, generation->server,
+                                        generation->fields.add_special_tokens, error);
+    if (good) {
+        generation->prompts[0] = (struct generation_prompt){
+            .ids = prompt.ids,
+            .n = prompt.n,
+            .has_added_bos = prompt.has_added_bos,
+            .turns = prompt.turns,
+            .n_turn = prompt.n_turn,
+        };
+        prompt.ids = NULL;
+        prompt.turns = NULL;
+        generation->split = fields->split_reasoning;
+        generation->opened = prompt.opens_reasoning;
+        generation->show_marks = true;
+        generation->tools = &fields->tool;
+    }
+    chat_prompt_fini(&prompt);
+    return good;
+}
+
+bool chat_request_read(struct generation *generation, struct chat_fields *fields,
+                       struct api_error *error)
+{
+    struct server *server = generation->server;
+    const struct field_reader reader = field_reader_body(generation->body, error);
+    const char *model = NULL;
+    return field_string(&reader, "model", &model, NULL) &&
+           server_check_model(server, model, error) &&
+           generation_fields_read(&generation->fields, &reader, server, false) &&
+           chat_fields_read(fields, &reader, server) &&
+           read_logprobs(generation, fields, &reader) &&
+           generation_alloc_prompts(generation, 1, error) &&
+           generation_reserve(generation, error) && build_prompt(generation, fields, error) &&
+           generation_fit_prompts(generation, "messages", error);
+}

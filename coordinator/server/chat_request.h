@@ -1,0 +1,19 @@
+/* From the body of /v1/chat/completions to a generation that can start.
+ *
+ * Other dialects that take messages are translated to such a body first, so that sampling, tools,
+ * reasoning and constraints are read in one place. */
+#ifndef LEAN_COORDINATOR_SERVER_CHAT_REQUEST_H
+#define LEAN_COORDINATOR_SERVER_CHAT_REQUEST_H
+
+#include <stdbool.h>
+
+#include "coordinator/server/chat_prompt.h"
+
+struct generation;
+
+/* Reads generation->body and fills everything that generation_start needs. fields: in the context
+ * of the generation's sink, which calls chat_fields_fini. */
+bool chat_request_read(struct generation *generation, struct chat_fields *fields,
+                       struct api_error *error);
+
+#endif
