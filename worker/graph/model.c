@@ -8,6 +8,7 @@
 
 #include "proto/gguf/gguf.h"
 #include "proto/model/tensor_names.h"
+#include "worker/pager/toucher.h"
 
 static const struct {
     enum tensor_role role;
@@ -214,25 +215,42 @@ static bool is_copy(const struct model *model, const void *data)
     return false;
 }
 
-/* Makes a matrix of the file a copy of its own. */
-static enum lm_status copy_matrix(struct model *model, const struct gguf_file *file,
-                                  struct weight *w, bool cached, struct lm_error *err)
+/* A matrix of the file that is to become a copy of its own. */
+struct pending {
+    const void *from;
+    struct touch_range to;
+    bool cached; /* the page cache has it, and keeps it */
+};
+
+/* Gives a matrix memory of its own, not yet filled, and lets the disk begin. */
+static enum lm_status plan_copy(struct model *model, const struct gguf_file *file, struct weight *w,
+                                struct pending *pending, size_t *n, struct lm_error *err)
 {
     const size_t n_bytes = (size_t)w->n_row * w->row_bytes;
     if (!w->data || is_copy(model, w->data)) return LM_OK;
     void *copy = model->backend->ops->alloc(model->backend, n_bytes, err);
     if (!copy) return LM_E_NO_MEM;
     model->copies[model->n_copy++] = copy;
-    const enum lm_status status = gguf_copy(file, copy, w->data, n_bytes, !cached, err);
+    pending[(*n)++] = (struct pending){
+        .from = w->data, .to = {copy, n_bytes}, .cached = gguf_will_copy(file, w->data, n_bytes)};
     w->data = copy;
-    return status;
+    return LM_OK;
 }
 
-static bool announce(const struct model *model, const struct gguf_file *file,
-                     const struct weight *w)
+static enum lm_status fill_copies(const struct gguf_file *file, const struct pending *pending,
+                                  size_t n, struct lm_error *err)
 {
-    return w->data && !is_copy(model, w->data) &&
-           gguf_will_copy(file, w->data, (size_t)w->n_row * w->row_bytes);
+    enum lm_status status = LM_OK;
+    struct touch_range *range = calloc(n + 1, sizeof(*range));
+    for (size_t i = 0; i < n && range; i++)
+        range[i] = pending[i].to;
+    struct toucher *toucher = range ? toucher_start(range, n) : NULL;
+    for (size_t i = 0; i < n && status == LM_OK; i++)
+        status = gguf_copy(file, pending[i].to.begin, pending[i].from, pending[i].to.n_bytes,
+                           !pending[i].cached, err);
+    toucher_stop(toucher);
+    free(range);
+    return status;
 }
 
 /* Copies the matrices of the stage. All are announced first, so that the disk is never idle. */
@@ -241,23 +259,18 @@ static enum lm_status copy_matrices(struct model *model, const struct gguf_file 
 {
     const uint32_t begin = model->layer_begin, end = model->layer_end;
     const bool last = end == model->hp->n_layer;
-    bool *cached = calloc((size_t)end * MATRICES_PER_LAYER + 1, sizeof(*cached));
+    struct pending *pending = calloc((size_t)end * MATRICES_PER_LAYER + 1, sizeof(*pending));
+    size_t n = 0;
     enum lm_status status = LM_OK;
-    if (!cached) return lm_fail(err, LM_E_NO_MEM, "model: no memory");
+    if (!pending) return lm_fail(err, LM_E_NO_MEM, "model: no memory");
     gguf_scatter(file);
     for (uint32_t il = begin; il < end; il++)
-        for (size_t i = 0; i < MATRICES_PER_LAYER; i++)
-            cached[il * MATRICES_PER_LAYER + i] =
-                announce(model, file, matrix_at(&model->layer[il], i));
-    const bool output_cached = last && announce(model, file, &model->output);
-    for (uint32_t il = begin; il < end; il++)
         for (size_t i = 0; i < MATRICES_PER_LAYER && status == LM_OK; i++)
-            status = copy_matrix(model, file, matrix_at(&model->layer[il], i),
-                                 cached[il * MATRICES_PER_LAYER + i], err);
-    if (status == LM_OK && last)
-        status = copy_matrix(model, file, &model->output, output_cached, err);
+            status = plan_copy(model, file, matrix_at(&model->layer[il], i), pending, &n, err);
+    if (status == LM_OK && last) status = plan_copy(model, file, &model->output, pending, &n, err);
+    if (status == LM_OK) status = fill_copies(file, pending, n, err);
     if (model->hp->tied) model->token_embd = model->output;
-    free(cached);
+    free(pending);
     return status;
 }
 

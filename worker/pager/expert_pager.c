@@ -2,8 +2,6 @@
 #include "worker/pager/expert_pager.h"
 
 #include <assert.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -11,6 +9,7 @@
 #include "proto/base/log.h"
 #include "worker/pager/expert_cache.h"
 #include "worker/pager/policy.h"
+#include "worker/pager/toucher.h"
 
 enum {
     CLASS_MAX = 16,        /* sizes of experts in one model */
@@ -59,9 +58,7 @@ struct expert_pager {
     uint32_t *class_of; /* [layer_end] */
     uint8_t *arena;
     uint64_t arena_bytes;
-    pthread_t toucher;
-    bool touching;
-    atomic_bool stop_touching;
+    struct toucher *toucher;
     struct slot *slot; /* [n_slot], class after class */
     struct expert_cache *cache;
     struct disk_reader *reader;
@@ -791,27 +788,33 @@ static enum lm_status create_tables(struct expert_pager *pager, struct lm_error 
     return lm_fail(err, LM_E_NO_MEM, "expert pager: no memory for %zu experts", n * n_layer);
 }
 
-/* First touches cost more than the reads on some virtual machines, and a read that meets an
- * untouched page holds up those behind it: a thread goes before them. */
-static void *touch_arena(void *context)
+/* Starts to touch the arena in the order in which slots will be used: those of all classes in turn,
+ * each class by its share of the memory. */
+static void touch_arena(struct expert_pager *pager)
 {
     enum { TOUCH_BYTES = 8 << 20 };
-    struct expert_pager *pager = context;
-    for (uint64_t at = 0; at < pager->arena_bytes && !atomic_load(&pager->stop_touching);
-         at += TOUCH_BYTES) {
-        const uint64_t left = pager->arena_bytes - at;
-        if (madvise(pager->arena + at, left < TOUCH_BYTES ? left : TOUCH_BYTES,
-                    MADV_POPULATE_WRITE))
-            break; /* a kernel before 5.14: reads touch what they need */
+    uint64_t begin[CLASS_MAX + 1] = {0}, done[CLASS_MAX] = {0};
+    size_t n = 0;
+    for (uint32_t i = 0; i < pager->n_class; i++)
+        begin[i + 1] = begin[i] + pager->class[i].n_slot * pager->class[i].slot_bytes;
+    struct touch_range *range =
+        calloc(pager->arena_bytes / TOUCH_BYTES + pager->n_class, sizeof(*range));
+    for (uint64_t at = 0; range && at < pager->arena_bytes; at += range[n++].n_bytes) {
+        uint32_t next = 0;
+        double least = 2;
+        for (uint32_t i = 0; i < pager->n_class; i++) {
+            const double share = (double)done[i] / (double)(begin[i + 1] - begin[i]);
+            if (share >= least) continue;
+            least = share;
+            next = i;
+        }
+        const uint64_t left = begin[next + 1] - begin[next] - done[next];
+        range[n].begin = pager->arena + begin[next] + done[next];
+        range[n].n_bytes = left < TOUCH_BYTES ? left : TOUCH_BYTES;
+        done[next] += range[n].n_bytes;
     }
-    return NULL;
-}
-
-static void stop_touching(struct expert_pager *pager)
-{
-    if (!pager->touching) return;
-    atomic_store(&pager->stop_touching, true);
-    pthread_join(pager->toucher, NULL);
+    if (range) pager->toucher = toucher_start(range, n);
+    free(range);
 }
 
 /* Slots are mapped once and for all: no page is ever given back or faulted in again. */
@@ -834,7 +837,7 @@ static enum lm_status create_slots(struct expert_pager *pager, struct lm_error *
     for (uint32_t i = 0; i < pager->n_class; i++)
         for (uint32_t k = 0; k < pager->class[i].n_slot; k++, at += pager->class[i].slot_bytes)
             (slot++)->memory = at;
-    pager->touching = !pthread_create(&pager->toucher, NULL, touch_arena, pager);
+    touch_arena(pager);
     pager->stats.n_slot = n_slot;
     pager->stats.slot_bytes = pager->arena_bytes;
     return LM_OK;
@@ -916,7 +919,7 @@ enum lm_status expert_pager_create(struct expert_pager **out,
 void expert_pager_destroy(struct expert_pager *pager)
 {
     if (!pager) return;
-    stop_touching(pager);
+    toucher_stop(pager->toucher);
     disk_reader_destroy(pager->reader);
     expert_cache_destroy(pager->cache);
     if (pager->arena) munmap(pager->arena, pager->arena_bytes);
