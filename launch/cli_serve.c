@@ -25,12 +25,14 @@
 #include "launch/command.h"
 #include "launch/config.h"
 #include "launch/engine.h"
+#include "launch/expert_picture.h"
 #include "launch/model_ref.h"
 #include "launch/sampling_options.h"
 #include "proto/base/log.h"
 #include "proto/base/read_all.h"
 #include "proto/gguf/gguf.h"
 #include "proto/gguf/gguf_write.h"
+#include "proto/model/hparams.h"
 
 enum { MAX_TEMPLATE_BYTES = 1 << 20 };
 
@@ -41,6 +43,7 @@ struct serve {
     struct server *server;
     struct engine *engine;
     struct dispatcher *dispatcher;
+    struct expert_picture *picture; /* NULL: the model has no routed experts */
     struct sampling_request sampling;
     bool has_sampling;
     struct json_object *template_kwargs;
@@ -230,6 +233,16 @@ static enum lm_status read_template(const struct serve *serve, char **text, stru
     return path ? read_all_path(path, MAX_TEMPLATE_BYTES, text, &n, err) : LM_OK;
 }
 
+static enum lm_status start_picture(struct serve *serve, struct lm_error *err)
+{
+    const struct hparams *hp = engine_hparams(serve->engine);
+    if (!hp->n_expert) return LM_OK;
+    const enum lm_status status = expert_picture_start(&serve->picture, engine_pager(serve->engine),
+                                                       hp->n_expert, hp->n_expert_used, err);
+    if (status == LM_OK) serve->server->expert_map = expert_picture_map(serve->picture);
+    return status;
+}
+
 static enum lm_status load(struct serve *serve, struct lm_error *err)
 {
     struct server *server = serve->server;
@@ -251,6 +264,7 @@ static enum lm_status load(struct serve *serve, struct lm_error *err)
         .max_queue = (uint32_t)options_int(serve->options, "max-queue"),
         .queue_timeout_s = options_float(serve->options, "queue-timeout"),
     };
+    if (status == LM_OK) status = start_picture(serve, err);
     if (status == LM_OK) status = dispatcher_create(&serve->dispatcher, &dispatcher, err);
     if (status == LM_OK)
         status = make_fingerprint(serve, server->system_fingerprint,
@@ -439,6 +453,7 @@ static enum lm_status run_serve(struct options *options, struct lm_error *err)
     }
     server_destroy(serve.server);
     dispatcher_destroy(serve.dispatcher);
+    expert_picture_stop(serve.picture);
     const enum lm_status closed = engine_close(serve.engine, status == LM_OK ? err : NULL);
     if (serve.has_sampling) sampling_request_fini(&serve.sampling);
     json_object_put(serve.template_kwargs);
