@@ -495,6 +495,8 @@ bool chat_prompt_build(struct chat_prompt *prompt, const struct chat_fields *fie
         good = render_behind(prompt, &fence, fields, server, error);
     if (good) {
         prompt->opens_reasoning = opens_reasoning(prompt, fields);
+        prompt->closes_reasoning =
+            fields->continues || reasoning_prompt_closes(prompt->text, prompt->n_text);
         good = tokenize(prompt, &fence, server->tokenizer, add_begin, error);
     }
     fence_fini(&fence);

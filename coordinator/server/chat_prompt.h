@@ -55,7 +55,8 @@ struct chat_prompt {
     size_t *turns; /* [n_turn], malloc'ed: the tokens that begin messages */
     size_t n_turn;
     bool has_added_bos;
-    bool opens_reasoning; /* it ends inside of a reasoning block */
+    bool opens_reasoning;  /* it ends inside of a reasoning block */
+    bool closes_reasoning; /* it ends behind one, or inside of an answer */
 };
 
 /* API_TEMPLATE_ERROR: the template's own words. API_NOT_SUPPORTED: the model has none.

@@ -1,7 +1,9 @@
 #include "coordinator/server/chat_request.h"
 
+#include "coordinator/server/format_fields.h"
 #include "coordinator/server/generation.h"
 #include "coordinator/server/server.h"
+#include "coordinator/text/tool_grammar.h"
 
 static bool read_logprobs(struct generation *generation, struct chat_fields *fields,
                           const struct field_reader *reader)
@@ -14,6 +16,25 @@ static bool read_logprobs(struct generation *generation, struct chat_fields *fie
         return field_fail(reader, API_INVALID_VALUE, "top_logprobs", "needs logprobs: true");
     generation->fields.sampling.n_logprob = fields->logprobs ? (int32_t)n : -1;
     return true;
+}
+
+/* What the answer is held to: the format that is asked for, and the syntax of tool calls. */
+static bool read_constraints(struct generation *generation, const struct chat_fields *fields,
+                             const struct field_reader *reader)
+{
+    const struct tool_fields *tool = &fields->tool;
+    struct lm_error err;
+    if (!format_fields_read(&generation->grammar, reader, generation->server)) return false;
+    if (!tool->callable || !(tool->required || generation->server->settings.tool_constraint))
+        return true;
+    if (tool->required && generation->grammar)
+        return field_fail(reader, API_INVALID_VALUE, "tool_choice",
+                          "must be auto or none where the answer has a format");
+    const enum lm_status status = tool_grammar_build(
+        tool->required ? &generation->grammar : &generation->call_grammar, tool->format,
+        tool->callable, tool->required ? TOOL_GRAMMAR_ANSWER : TOOL_GRAMMAR_CALL, tool->parallel,
+        &err);
+    return status == LM_OK || format_fail(reader, "tools", &err, true);
 }
 
 /* The prompt's parts move into the generation. */
@@ -35,8 +56,10 @@ static bool build_prompt(struct generation *generation, const struct chat_fields
         prompt.turns = NULL;
         generation->split = fields->split_reasoning;
         generation->opened = prompt.opens_reasoning;
+        generation->may_think = !prompt.opens_reasoning && !prompt.closes_reasoning;
         generation->show_marks = true;
         generation->tools = &fields->tool;
+        generation->reasoning_budget = fields->reasoning_budget;
     }
     chat_prompt_fini(&prompt);
     return good;
@@ -54,6 +77,7 @@ bool chat_request_read(struct generation *generation, struct chat_fields *fields
            chat_fields_read(fields, &reader, server) &&
            read_logprobs(generation, fields, &reader) &&
            generation_alloc_prompts(generation, 1, error) &&
-           generation_reserve(generation, error) && build_prompt(generation, fields, error) &&
+           generation_reserve(generation, error) && read_constraints(generation, fields, &reader) &&
+           build_prompt(generation, fields, error) &&
            generation_fit_prompts(generation, "messages", error);
 }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "coordinator/server/format_fields.h"
 #include "coordinator/server/generation.h"
 #include "coordinator/server/logprobs.h"
 #include "coordinator/server/openai_writer.h"
@@ -352,7 +353,8 @@ static bool read_request(struct generation *generation, struct api_error *error)
     if (!field_string(&reader, "model", &model, NULL) ||
         !server_check_model(generation->server, model, error) ||
         !generation_fields_read(&generation->fields, &reader, generation->server, true) ||
-        !read_logprobs(generation, &reader) || !check_suffix(&reader))
+        !read_logprobs(generation, &reader) || !check_suffix(&reader) ||
+        !format_fields_read(&generation->grammar, &reader, generation->server))
         return false;
     const size_t n_prompt = count_prompts(&reader);
     return n_prompt && generation_alloc_prompts(generation, n_prompt, error) &&

@@ -7,13 +7,16 @@
 #include <string.h>
 #include <time.h>
 
+#include "coordinator/grammar/grammar.h"
 #include "coordinator/sched/dispatcher.h"
 #include "coordinator/server/http.h"
 #include "coordinator/server/json_parse.h"
 #include "coordinator/server/metrics.h"
 #include "coordinator/server/server.h"
 #include "coordinator/server/tool_fields.h"
+#include "coordinator/text/steering.h"
 #include "coordinator/text/tokenizer.h"
+#include "coordinator/text/tool_parser.h"
 #include "proto/base/log.h"
 
 /* ---- life ---- */
@@ -25,6 +28,7 @@ static void destroy_generation(struct generation *generation)
     free(generation->sink_context);
     for (size_t i = 0; i < generation->n_choice; i++) {
         answer_stream_destroy(generation->choices[i].stream);
+        steering_destroy(generation->choices[i].steering);
         byte_buffer_free(&generation->choices[i].text);
         byte_buffer_free(&generation->choices[i].arguments);
     }
@@ -35,6 +39,8 @@ static void destroy_generation(struct generation *generation)
         free(generation->prompts[i].turns);
     }
     free(generation->prompts);
+    grammar_unref(generation->grammar);
+    grammar_unref(generation->call_grammar);
     generation_fields_fini(&generation->fields);
     json_object_put(generation->body);
     free(generation);
@@ -60,6 +66,7 @@ struct generation *generation_receive(struct server *server, struct http_exchang
     generation->exchange = exchange;
     generation->body = object;
     generation->sink = sink;
+    generation->reasoning_budget = -1;
     generation->created = (int64_t)time(NULL);
     random_id_make(generation->id, id_prefix);
     return generation;
@@ -222,6 +229,31 @@ static void begin(struct generation_choice *choice)
     if (sink->on_begin) sink->on_begin(choice);
 }
 
+/* Says what may come next. */
+static void allow_next(struct generation_choice *choice)
+{
+    struct generation *generation = choice->generation;
+    if (!choice->steering) return;
+    const double start_s = log_now_s();
+    choice->request.sampling.allowed = steering_allowed(choice->steering);
+    if (generation->grammar || generation->call_grammar)
+        metrics_observe(generation->server->metrics, METRICS_GRAMMAR_MASK, log_now_s() - start_s);
+}
+
+/* Follows the token with what steers the answer. */
+static void steer(struct generation_choice *choice, int32_t id)
+{
+    struct tool_parser *calls = answer_stream_tools(choice->stream);
+    size_t n;
+    if (!choice->steering) return;
+    const char *bytes = answer_stream_token_bytes(choice->stream, id, &n);
+    if (steering_take(choice->steering, id, bytes, n, NULL) != LM_OK) choice->no_memory = true;
+    /* a call that is held to its grammar can be told as it is written */
+    if (calls && steering_holds_call(choice->steering) && tool_parser_in_call(calls))
+        tool_parser_trust(calls, false);
+    allow_next(choice);
+}
+
 static bool on_token(void *context, const struct sampled_token *token)
 {
     struct generation_choice *choice = context;
@@ -230,10 +262,12 @@ static bool on_token(void *context, const struct sampled_token *token)
     if (choice->n_token == 1) begin(choice);
     const bool goes_on = answer_stream_push(choice->stream, token) == ANSWER_OPEN;
     if (goes_on) {
+        steer(choice, token->id);
         flush_text(choice);
         flush_arguments(choice);
     }
-    return goes_on && !choice->text.failed && !choice->arguments.failed;
+    choice->no_memory |= choice->text.failed || choice->arguments.failed;
+    return goes_on && !choice->no_memory;
 }
 
 static void on_prompt_token(void *context, uint32_t pos, const struct sampled_token *token)
@@ -438,11 +472,9 @@ static void on_end(void *context)
     struct generation *generation = choice->generation;
     const struct generation_sink *sink = generation->sink;
     const struct request *request = &choice->request;
-    if (choice->text.failed || choice->arguments.failed ||
-        answer_stream_end(choice->stream) == ANSWER_NO_MEMORY) {
+    if (choice->no_memory || answer_stream_end(choice->stream) == ANSWER_NO_MEMORY)
         choice->request.status =
             lm_fail(&choice->request.error, LM_E_NO_MEM, "no memory for an answer");
-    }
     if (request->status == LM_OK && !choice->n_token) begin(choice);
     answer_stream_finish(choice->stream);
     flush_text(choice);
@@ -471,6 +503,33 @@ static void on_closed(void *context, enum http_close reason)
 static void on_cancel(void *context)
 {
     cancel_all(context);
+}
+
+static enum lm_status init_steering(struct generation_choice *choice, struct lm_error *err)
+{
+    struct generation *generation = choice->generation;
+    const struct tool_fields *tools = generation->tools;
+    const struct steering_config config = {
+        .tokenizer = generation->server->tokenizer,
+        .trie = generation->server->trie,
+        .allowed = generation->fields.allowed,
+        .grammar = generation->grammar,
+        .call_grammar = generation->call_grammar,
+        .tool_format = tools ? tools->format : TOOL_FORMAT_AUTO,
+        .tools = tools ? tools->callable : NULL,
+        .single_call = tools && !tools->parallel,
+        .split = generation->split,
+        .opened = generation->opened,
+        .may_think = generation->may_think,
+        .reasoning_budget = generation->reasoning_budget,
+        .budget_message = generation->server->settings.reasoning_budget_message,
+    };
+    const enum lm_status status = steering_create(&choice->steering, &config, err);
+    if (status != LM_OK) return status;
+    if (tools && tools->required && generation->grammar)
+        tool_parser_trust(answer_stream_tools(choice->stream), true);
+    allow_next(choice);
+    return LM_OK;
 }
 
 static bool init_choice(struct generation *generation, size_t index, struct api_error *error)
@@ -532,7 +591,8 @@ static bool init_choice(struct generation *generation, size_t index, struct api_
         .on_call_end = on_call_end,
         .context = choice,
     };
-    return answer_stream_create(&choice->stream, &config, &sink, &err) == LM_OK ||
+    return (answer_stream_create(&choice->stream, &config, &sink, &err) == LM_OK &&
+            init_steering(choice, &err) == LM_OK) ||
            api_fail_status(error, &err, NULL);
 }
 

@@ -31,8 +31,10 @@
 #include "proto/base/byte_buffer.h"
 
 struct generation;
+struct grammar;
 struct http_exchange;
 struct server;
+struct steering;
 struct tool_fields;
 
 struct generation_prompt {
@@ -51,11 +53,13 @@ struct generation_choice {
     const struct generation_prompt *prompt;
     struct request request;
     struct answer_stream *stream;
+    struct steering *steering; /* NULL: nothing is to be steered */
     struct inflight_sequence *progress;
     struct byte_buffer text;      /* that the sink has not been told yet */
     enum answer_part part;        /* of it */
     struct byte_buffer arguments; /* likewise, of the call that is open */
-    size_t n_call_begun, n_call;  /* tool calls; those that are complete */
+    bool no_memory;
+    size_t n_call_begun, n_call; /* tool calls; those that are complete */
     size_t n_token;
     int32_t last_id;                    /* of the last token */
     double first_token_s, last_token_s; /* 0: none yet */
@@ -100,8 +104,12 @@ struct generation {
     struct generation_prompt *prompts; /* [n_prompt] */
     size_t n_prompt;
     bool split, opened, show_marks; /* of the answers' reasoning: answer_stream.h */
+    bool may_think;                 /* an answer may begin with a reasoning block of its own */
     bool wants_prompt_tokens;
     const struct tool_fields *tools; /* of the sink's context; NULL: calls are text */
+    struct grammar *grammar;         /* what the content is held to, or NULL; owned */
+    struct grammar *call_grammar;    /* what a call is held to from its marker on, likewise */
+    int64_t reasoning_budget;        /* tokens; -1: none */
 
     const struct generation_sink *sink;
     void *sink_context; /* owned */

@@ -5,6 +5,7 @@
 
 #include <json-c/json.h>
 
+#include "coordinator/grammar/grammar.h"
 #include "coordinator/server/access_log.h"
 #include "coordinator/server/chat.h"
 #include "coordinator/server/completions.h"
@@ -247,7 +248,8 @@ static void name_quantization(struct server_state *state)
 enum lm_status server_begin(struct server *server, const char *template_source,
                             struct lm_error *err)
 {
-    const enum lm_status status = compile_template(server, template_source, err);
+    enum lm_status status = compile_template(server, template_source, err);
+    if (status == LM_OK) status = token_trie_create(&server->trie, server->tokenizer, err);
     if (status != LM_OK) return status;
     weight_census_take(&server->state->census, server->file, server->hp);
     name_quantization(server->state);
@@ -349,6 +351,7 @@ void server_destroy(struct server *server)
     keys_destroy(state->keys);
     metrics_destroy(server->metrics);
     inflight_fini(&server->inflight);
+    token_trie_destroy(server->trie);
     chat_template_destroy(server->chat_template);
     free(server->template_source);
     free(state->routes);

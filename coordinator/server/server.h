@@ -27,6 +27,7 @@ struct gguf_file;
 struct hparams;
 struct json_object; /* json-c */
 struct metrics;
+struct token_trie;
 struct tokenizer;
 
 enum reasoning_field { REASONING_FIELD_CONTENT, REASONING_FIELD_PLAIN, REASONING_FIELD_BOTH };
@@ -80,7 +81,8 @@ struct server {
     char system_fingerprint[64]; /* "lean-0.1.0-9f2c11aa" */
     double load_s;
 
-    /* the template, set by server_begin */
+    /* set by server_begin */
+    struct token_trie *trie;
     struct chat_template *chat_template; /* NULL: it has none */
     char *template_source;               /* NUL-terminated; NULL: none */
     size_t n_template_source;

@@ -303,9 +303,7 @@ enum answer_end answer_stream_push(struct answer_stream *stream, const struct sa
     const enum answer_end end = may_end ? end_of_id(stream, token->id) : ANSWER_OPEN;
     size_t n = 0;
     const char *bytes = "";
-    if (end == ANSWER_OPEN)
-        bytes =
-            tokenizer_token_bytes(config->tokenizer, token->id, is_shown(stream, token->id), &n);
+    if (end == ANSWER_OPEN) bytes = answer_stream_token_bytes(stream, token->id, &n);
     open_token(stream, token, bytes, n);
     if (!may_end)
         take_bytes(stream, bytes, n, false);
@@ -341,6 +339,11 @@ const char *answer_stream_stop_string(const struct answer_stream *stream)
 size_t answer_stream_n_reasoning(const struct answer_stream *stream)
 {
     return stream->n_reasoning;
+}
+
+const char *answer_stream_token_bytes(const struct answer_stream *stream, int32_t id, size_t *n)
+{
+    return tokenizer_token_bytes(stream->config.tokenizer, id, is_shown(stream, id), n);
 }
 
 struct tool_parser *answer_stream_tools(const struct answer_stream *stream)

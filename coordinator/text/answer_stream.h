@@ -95,6 +95,8 @@ enum answer_end answer_stream_end(const struct answer_stream *stream);
 const char *answer_stream_stop_string(const struct answer_stream *stream);
 /* Of the reasoning, its markers included; 0 if there was none. */
 size_t answer_stream_n_reasoning(const struct answer_stream *stream);
+/* The bytes that a token adds to the text; a view. */
+const char *answer_stream_token_bytes(const struct answer_stream *stream, int32_t id, size_t *n);
 /* NULL: calls are text. */
 struct tool_parser *answer_stream_tools(const struct answer_stream *stream);
 

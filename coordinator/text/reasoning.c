@@ -12,11 +12,21 @@ static bool is_space(char c)
     return c == ' ' || c == '\t' || c == '\n' || c == '\r';
 }
 
-bool reasoning_prompt_opens(const char *prompt, size_t n)
+static bool ends_with(const char *prompt, size_t n, const char *marker, size_t n_marker)
 {
     while (n && is_space(prompt[n - 1]))
         n--;
-    return n >= N_BEGIN && !memcmp(prompt + n - N_BEGIN, begin_marker, N_BEGIN);
+    return n >= n_marker && !memcmp(prompt + n - n_marker, marker, n_marker);
+}
+
+bool reasoning_prompt_opens(const char *prompt, size_t n)
+{
+    return ends_with(prompt, n, begin_marker, N_BEGIN);
+}
+
+bool reasoning_prompt_closes(const char *prompt, size_t n)
+{
+    return ends_with(prompt, n, end_marker, N_END);
 }
 
 void reasoning_init(struct reasoning_splitter *splitter, bool opened, reasoning_emit_fn emit,

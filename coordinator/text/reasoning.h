@@ -37,6 +37,9 @@ struct reasoning_splitter {
 /* Whether a rendered prompt ends inside a reasoning block: in <think>, white space after it. */
 bool reasoning_prompt_opens(const char *prompt, size_t n);
 
+/* Likewise, behind one: </think>, white space after it. */
+bool reasoning_prompt_closes(const char *prompt, size_t n);
+
 void reasoning_init(struct reasoning_splitter *splitter, bool opened, reasoning_emit_fn emit,
                     void *context);
 /* The next n bytes. They need not end with a whole character. */

@@ -1,0 +1,61 @@
+/* What may be sampled next: the mask of tokens that a request's rules leave over.
+ *
+ *   every token -> steering_take -> steering_allowed -> the next token
+ *
+ * The rules, strongest first: a reasoning block that has used up its budget is closed, token by
+ * token; a tool call, once its marker stands, follows the grammar of calls; the content follows
+ * the grammar of the answer, where reasoning is told from content only behind its end marker, and
+ * the answer cannot end before; all tokens but the request's own are forbidden.
+ *
+ * A steering follows the bytes of one sequence itself, since what the sink of an answer_stream
+ * gets is held back for stop strings.
+ *
+ * Threads: one owner. */
+#ifndef LEAN_COORDINATOR_TEXT_STEERING_H
+#define LEAN_COORDINATOR_TEXT_STEERING_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "coordinator/text/tool_format.h"
+#include "proto/base/error.h"
+
+struct grammar;
+struct json_object; /* json-c */
+struct steering;
+struct token_trie;
+struct tokenizer;
+
+/* All borrowed until destroy. */
+struct steering_config {
+    const struct tokenizer *tokenizer;
+    const struct token_trie *trie; /* needed with a grammar */
+    const uint32_t *allowed;       /* of the request, or NULL */
+    struct grammar *grammar;       /* of the content, or NULL */
+    struct grammar *call_grammar;  /* of one tool call from its marker on, or NULL */
+    enum tool_format tool_format;  /* with call_grammar, */
+    struct json_object *tools;     /* likewise */
+    bool single_call;              /* only end tokens follow the first */
+    bool split, opened;            /* reasoning: answer_stream.h */
+    bool may_think;                /* the answer may begin with a reasoning block of its own */
+    int64_t reasoning_budget;      /* tokens; -1: none */
+    const char *budget_message;    /* comes before the end marker that is forced, or NULL */
+};
+
+/* NULL in *out: nothing is to be steered. */
+enum lm_status steering_create(struct steering **out, const struct steering_config *config,
+                               struct lm_error *err);
+void steering_destroy(struct steering *steering); /* NULL is legal */
+
+/* Bits of the tokens that may come next; NULL: all. Valid until the next take. */
+const uint32_t *steering_allowed(struct steering *steering);
+/* The token that came, and the bytes that it adds to the answer. LM_E_NO_MEM. */
+enum lm_status steering_take(struct steering *steering, int32_t id, const char *bytes, size_t n,
+                             struct lm_error *err);
+/* The call that is being written is held to the grammar of calls. */
+bool steering_holds_call(const struct steering *steering);
+/* The content is a whole document of its grammar; true without one. */
+bool steering_complete(const struct steering *steering);
+
+#endif
