@@ -105,17 +105,18 @@ static uint64_t align_up(uint64_t n)
     return (n + DISK_ALIGN - 1) / DISK_ALIGN * DISK_ALIGN;
 }
 
-/* A part may begin anywhere in a disk block, so it gets one more. */
-static uint64_t region_bytes(uint64_t part_bytes)
+/* A part of a GGUF file may begin anywhere in a disk block, so it gets one more. */
+static uint64_t region_bytes(const struct expert_layer *layer, uint32_t part)
 {
-    return align_up(part_bytes) + DISK_ALIGN;
+    static_assert(EXPERT_ALIGN % DISK_ALIGN == 0, "an aligned part is whole blocks");
+    return align_up(layer->part_bytes[part]) + (layer->aligned ? 0 : DISK_ALIGN);
 }
 
 static uint64_t slot_bytes_of(const struct expert_layer *layer)
 {
     uint64_t n_bytes = 0;
     for (uint32_t i = 0; i < layer->n_part; i++)
-        n_bytes += region_bytes(layer->part_bytes[i]);
+        n_bytes += region_bytes(layer, i);
     return n_bytes;
 }
 
@@ -234,7 +235,7 @@ static void start_read(struct expert_pager *pager, int32_t index, struct expert_
     for (uint32_t i = 0; i < layer->n_part; i++) {
         slot->part[i] = region + slot->read.extent[i].offset % DISK_ALIGN;
         slot->read.to[i] = region + slot->read.extent[i].offset % DISK_ALIGN;
-        region += region_bytes(layer->part_bytes[i]);
+        region += region_bytes(layer, i);
     }
     slot->read.has_checksum = expert_store_checksum(pager->config.store, key, &slot->read.checksum);
     pager->n_read++;

@@ -153,6 +153,7 @@ static struct expert_layer packed_layer_of(const struct lmpack_layer *packed)
         .n_part = 1,
         .part_bytes = {packed->extent_bytes},
         .n_bytes = packed->extent_bytes,
+        .aligned = true, /* the format says so, and its reader has looked */
     };
     for (int i = 0; i < EXPERT_MATRIX_COUNT; i++)
         layer.matrix[i].offset = matrix[i].offset;

@@ -23,7 +23,11 @@ struct expert_key {
     uint32_t layer, expert;
 };
 
-enum { EXPERT_PART_MAX = 3, EXPERT_MATRIX_COUNT = 3 /* gate, up, down */ };
+enum {
+    EXPERT_PART_MAX = 3,
+    EXPERT_MATRIX_COUNT = 3, /* gate, up, down */
+    EXPERT_ALIGN = 4096
+};
 
 /* What the experts of one layer have in common. */
 struct expert_layer {
@@ -35,6 +39,7 @@ struct expert_layer {
         uint64_t offset; /* in the part */
     } matrix[EXPERT_MATRIX_COUNT];
     uint64_t n_bytes; /* of one expert: the sum of its parts */
+    bool aligned;     /* parts begin and end at multiples of EXPERT_ALIGN in the file */
 };
 
 /* A run of bytes of a file. */
