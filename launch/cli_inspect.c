@@ -86,7 +86,7 @@ static enum lm_status collect(struct inspection *in, const struct options *optio
         .ram_bytes = options_size(options, "ram"),
         .n_snapshot = ENGINE_N_SNAPSHOT,
     };
-    const enum lm_status status = engine_memory_request(&request, &config, in->hp, err);
+    const enum lm_status status = engine_memory_request(&request, &config, err);
     return status == LM_OK ? make_plan(in, &request, err) : status;
 }
 

@@ -70,8 +70,13 @@ static enum lm_status run_seq(void *context, const struct seq_op *op, struct lm_
     return worker_seq(context, op, err);
 }
 
+static struct seq_usage read_usage(void *context)
+{
+    return worker_usage(context);
+}
+
 enum lm_status engine_memory_request(struct memory_request *out, const struct engine_config *config,
-                                     const struct hparams *hp, struct lm_error *err)
+                                     struct lm_error *err)
 {
     const int kv_type = tensor_type_from_name(config->kv_type);
     if (kv_type < 0)
@@ -79,7 +84,7 @@ enum lm_status engine_memory_request(struct memory_request *out, const struct en
     const uint32_t n_slot = config->n_slot ? config->n_slot : 1;
     *out = (struct memory_request){.n_ctx = config->n_ctx,
                                    .n_slot = n_slot,
-                                   .n_snapshot = hparams_can_cut_state(hp) ? 0 : config->n_snapshot,
+                                   .n_snapshot = config->n_snapshot,
                                    .prefill_chunk = config->prefill_chunk,
                                    .kv_type = (enum tensor_type)kv_type,
                                    .budget_bytes = config->ram_bytes};
@@ -146,7 +151,7 @@ static enum lm_status plan_memory(struct engine *engine, const struct engine_con
     struct memory_request request;
     struct memory_plan plan;
     const struct hparams *hp = &engine->hp;
-    enum lm_status status = engine_memory_request(&request, config, hp, err);
+    enum lm_status status = engine_memory_request(&request, config, err);
     if (status == LM_OK) status = request_slots(&request, engine, config->expert_slots, err);
     if (status != LM_OK) return status;
     memory_plan_make(&plan, engine->file, hp, &request);
@@ -204,13 +209,16 @@ static enum lm_status create_worker(struct engine *engine, const struct engine_c
 
 static enum lm_status create_scheduler(struct engine *engine, struct lm_error *err)
 {
-    engine->runner =
-        (struct step_runner){.context = engine->worker, .step = run_step, .seq = run_seq};
+    engine->runner = (struct step_runner){
+        .context = engine->worker, .step = run_step, .seq = run_seq, .usage = read_usage};
     const struct scheduler_config config = {.runner = &engine->runner,
                                             .n_slot = engine->n_slot,
                                             .n_parked = engine->n_snapshot,
                                             .n_ctx = engine->n_ctx,
-                                            .prefill_chunk = engine->prefill_chunk};
+                                            .prefill_chunk = engine->prefill_chunk,
+                                            .checkpoint_every = 2048,
+                                            .can_cut = hparams_can_cut_state(&engine->hp),
+                                            .logprob_bytes_max = 64 << 20};
     return scheduler_create(&engine->scheduler, &config, err);
 }
 

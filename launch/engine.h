@@ -57,7 +57,7 @@ enum lm_status engine_config_from_options(struct engine_config *config,
 
 /* What the engine would ask of a memory plan. LM_E_USAGE: no such kv_type. */
 enum lm_status engine_memory_request(struct memory_request *out, const struct engine_config *config,
-                                     const struct hparams *hp, struct lm_error *err);
+                                     struct lm_error *err);
 
 /* LM_E_NO_MEM: the plan does not fit, found before anything is loaded; and whatever opening the
  * file, reading the hyperparameters and the vocabulary can find. */

@@ -33,7 +33,16 @@ struct step_seq {
     const struct sampling_params *sampling;
     /* Row of logits behind the token at pos: [n_vocab], valid during the call. */
     void (*on_logits)(void *context, uint32_t pos, const float *logits, uint32_t n_vocab);
+    /* targets[i] follows ids[i], and its log-probability there is wanted, with those of the
+     * n_target_top best. pos: the target's. In order, before the step returns. */
+    const int32_t *targets; /* [n_target], n_target <= n_token */
+    uint32_t n_target;
+    int32_t n_target_top;
+    void (*on_target)(void *context, uint32_t pos, const struct sampled_token *token);
     void *context;
+    /* Set where this sequence alone failed, behind the layers: its logits are no numbers, nothing
+     * is allowed. Its tokens count as read. LM_OK before the step. */
+    struct lm_error *error;
 };
 
 struct step_plan {
@@ -42,14 +51,20 @@ struct step_plan {
 };
 
 enum seq_op_kind {
-    SEQ_CLEAR,   /* slot becomes empty */
-    SEQ_FORK,    /* `to` becomes a copy of slot */
-    SEQ_TRUNCATE /* slot keeps its first n tokens; LM_E_UNSUPPORTED: its state cannot go back */
+    SEQ_CLEAR, /* slot becomes empty */
+    /* `to` becomes what slot was after its first n tokens. LM_E_UNSUPPORTED, and nothing changes:
+     * the state cannot go back that far. */
+    SEQ_FORK
 };
 
 struct seq_op {
     enum seq_op_kind kind;
     uint32_t slot, to, n;
+};
+
+/* What sequences hold of the memory for keys and values. */
+struct seq_usage {
+    uint64_t n_position, n_position_max; /* whole blocks count; shared ones once */
 };
 
 /* Whoever runs steps: the worker of this process, or the stages of a pipeline. */
@@ -60,6 +75,7 @@ struct step_runner {
     enum lm_status (*step)(void *context, const struct step_plan *plan,
                            struct sampled_token *sampled, struct lm_error *err);
     enum lm_status (*seq)(void *context, const struct seq_op *op, struct lm_error *err);
+    struct seq_usage (*usage)(void *context);
 };
 
 #endif

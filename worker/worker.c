@@ -201,11 +201,12 @@ static enum lm_status add_rows(struct worker *worker, const struct step_seq *seq
     assert(seq->n_token > 0 && worker->n_token + seq->n_token <= worker->config.n_batch);
     for (uint32_t i = 0; i < seq->n_token; i++) {
         const uint32_t row = worker->n_token++;
-        const bool last = i + 1 == seq->n_token;
+        const bool wanted = seq->output == STEP_OUTPUT_LOGITS || i < seq->n_target ||
+                            (seq->output == STEP_OUTPUT_SAMPLE && i + 1 == seq->n_token);
         assert(seq->ids[i] >= 0 && (uint32_t)seq->ids[i] < worker->config.hp->n_vocab);
         worker->token[row] = (struct token_ref){.slot = seq->slot, .pos = pos + i};
         worker->ids[row] = seq->ids[i];
-        if (seq->output == STEP_OUTPUT_LOGITS || (seq->output == STEP_OUTPUT_SAMPLE && last)) {
+        if (wanted) {
             worker->out_rows[worker->n_out] = row;
             worker->out_seq[worker->n_out++] = index;
         }
@@ -234,26 +235,43 @@ static enum lm_status run_stage(struct worker *worker, struct lm_error *err)
     return status;
 }
 
-/* Hands out one row of logits, samples from it if it is the last of its sequence. */
-static enum lm_status use_logits(struct worker *worker, const struct step_plan *plan, uint32_t out,
-                                 const float *row, struct sampled_token *sampled,
-                                 struct lm_error *err)
+/* What a sequence wants of one row of logits, that behind its token i: the logits themselves, the
+ * log-probability of the token that follows, a new token. */
+static enum lm_status use_logits(struct worker *worker, const struct step_seq *seq, uint32_t i,
+                                 uint32_t pos, struct sampled_token *sampled, struct lm_error *err)
 {
-    struct backend *backend = worker->config.backend;
-    const uint32_t index = worker->out_seq[out], n_vocab = worker->config.hp->n_vocab;
-    const struct step_seq *seq = &plan->seq[index];
-    backend->ops->download(backend, worker->host_logits, row, n_vocab * sizeof(float));
-    for (uint32_t i = 0; i < worker->model->n_suppressed; i++)
-        worker->host_logits[worker->model->suppressed[i]] = -INFINITY;
+    const float *const logits = worker->host_logits;
     if (seq->output == STEP_OUTPUT_LOGITS)
-        seq->on_logits(seq->context, worker->token[worker->out_rows[out]].pos, worker->host_logits,
-                       n_vocab);
-    const bool last = out + 1 == worker->n_out || worker->out_seq[out + 1] != index;
-    if (!last) return LM_OK;
+        seq->on_logits(seq->context, pos, logits, worker->config.hp->n_vocab);
+    if (i < seq->n_target) {
+        struct sampled_token token;
+        const enum lm_status status = sampler_logprob(worker->sampler, logits, seq->targets[i],
+                                                      seq->n_target_top, &token, err);
+        if (status != LM_OK) return status;
+        seq->on_target(seq->context, pos + 1, &token);
+    }
+    if (seq->output == STEP_OUTPUT_NONE || i + 1 < seq->n_token) return LM_OK;
     const struct sampler_history history = {
         .ids = seq->history, .n = seq->n_history, .n_prompt = seq->n_prompt};
-    return sampler_sample(worker->sampler, worker->host_logits, seq->sampling, &history,
-                          seq->n_history, &sampled[index], err);
+    return sampler_sample(worker->sampler, logits, seq->sampling, &history, seq->n_history, sampled,
+                          err);
+}
+
+/* Brings a row to the host and hands it out. A failure is the sequence's own. */
+static void use_row(struct worker *worker, const struct step_plan *plan, uint32_t out,
+                    const float *row, struct sampled_token *sampled)
+{
+    struct backend *backend = worker->config.backend;
+    const uint32_t index = worker->out_seq[out], at = worker->out_rows[out];
+    const struct step_seq *seq = &plan->seq[index];
+    if (seq->error->status != LM_OK) return;
+    backend->ops->download(backend, worker->host_logits, row,
+                           worker->config.hp->n_vocab * sizeof(float));
+    for (uint32_t i = 0; i < worker->model->n_suppressed; i++)
+        worker->host_logits[worker->model->suppressed[i]] = -INFINITY;
+    const uint32_t pos = worker->token[at].pos;
+    const uint32_t first_pos = seq_state_length(worker->state, seq->slot) - seq->n_token;
+    use_logits(worker, seq, pos - first_pos, pos, &sampled[index], seq->error);
 }
 
 static enum lm_status run_head(struct worker *worker, const struct step_plan *plan,
@@ -264,11 +282,10 @@ static enum lm_status run_head(struct worker *worker, const struct step_plan *pl
     for (uint32_t first = 0; first < worker->n_out; first += LOGIT_ROWS) {
         const uint32_t left = worker->n_out - first, n = left < LOGIT_ROWS ? left : LOGIT_ROWS;
         graph_head(&worker->graph, first, n, worker->logits);
-        enum lm_status status = check_files(worker, backend->ops->sync(backend, err), err);
-        for (uint32_t i = 0; i < n && status == LM_OK; i++)
-            status =
-                use_logits(worker, plan, first + i, worker->logits + i * n_vocab, sampled, err);
+        const enum lm_status status = check_files(worker, backend->ops->sync(backend, err), err);
         if (status != LM_OK) return status;
+        for (uint32_t i = 0; i < n; i++)
+            use_row(worker, plan, first + i, worker->logits + i * n_vocab, sampled);
     }
     return LM_OK;
 }
@@ -295,12 +312,14 @@ enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct
         seq_state_clear(worker->state, op->slot);
         return LM_OK;
     case SEQ_FORK:
-        seq_state_fork(worker->state, op->slot, op->to);
-        return LM_OK;
-    case SEQ_TRUNCATE:
-        return seq_state_truncate(worker->state, op->slot, op->n, err);
+        return seq_state_fork(worker->state, op->slot, op->to, op->n, err);
     }
     return lm_fail(err, LM_E_FAIL, "unknown operation on a sequence");
+}
+
+struct seq_usage worker_usage(const struct worker *worker)
+{
+    return seq_state_usage(worker->state);
 }
 
 struct expert_pager *worker_pager(const struct worker *worker)

@@ -55,6 +55,7 @@ enum lm_status worker_close(struct worker *worker, struct lm_error *err);
 enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
                            struct sampled_token *sampled, struct lm_error *err);
 enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct lm_error *err);
+struct seq_usage worker_usage(const struct worker *worker);
 
 /* Belongs to the worker; between steps only. */
 struct expert_pager *worker_pager(const struct worker *worker);

@@ -87,11 +87,10 @@ static bool is_idle_locked(const struct dispatcher *dispatcher)
     return !dispatcher->n_inbox && !dispatcher->stats.n_waiting && !dispatcher->stats.n_running;
 }
 
-static void publish_locked(struct dispatcher *dispatcher)
+static void publish_locked(struct dispatcher *dispatcher, const struct scheduler_stats *stats)
 {
-    const struct scheduler_stats stats = scheduler_stats(dispatcher->config.scheduler);
-    note_ends_locked(dispatcher, &stats);
-    dispatcher->stats = stats;
+    note_ends_locked(dispatcher, stats);
+    dispatcher->stats = *stats;
     if (is_idle_locked(dispatcher)) pthread_cond_broadcast(&dispatcher->idle);
 }
 
@@ -114,10 +113,13 @@ static void *run_steps(void *context)
         const uint32_t n_taken = submit_all(dispatcher, inbox);
         fail_some(dispatcher, draining, cut);
         busy = scheduler_step(dispatcher->config.scheduler);
+        const struct scheduler_stats stats = scheduler_stats(dispatcher->config.scheduler);
+        if (busy && dispatcher->config.on_step)
+            dispatcher->config.on_step(dispatcher->config.context, &stats.last);
 
         pthread_mutex_lock(&dispatcher->lock);
         dispatcher->n_inbox -= n_taken;
-        publish_locked(dispatcher);
+        publish_locked(dispatcher, &stats);
         if (stopping && !busy && !dispatcher->inbox) break;
     }
     pthread_mutex_unlock(&dispatcher->lock);

@@ -24,6 +24,9 @@ struct dispatcher_config {
     struct scheduler *scheduler; /* lent until dispatcher_destroy */
     uint32_t max_queue;          /* waiting sequences */
     double queue_timeout_s;      /* 0: none */
+    /* After each step, on the step thread; or NULL. */
+    void (*on_step)(void *context, const struct step_record *step);
+    void *context;
 };
 
 enum lm_status dispatcher_create(struct dispatcher **out, const struct dispatcher_config *config,

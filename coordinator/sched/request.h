@@ -13,6 +13,8 @@
 #include "proto/base/error.h"
 #include "proto/model/sampling.h"
 
+struct prefix_node;
+
 struct request {
     const int32_t *prompt; /* [n_prompt], n_prompt >= 1, ids in the vocabulary */
     size_t n_prompt;
@@ -49,7 +51,8 @@ struct request {
     size_t n_cached, n_generated;
     /* By log_now_s; 0: not reached. submit_s may be set before, by whoever took the request in. */
     double submit_s, start_s, prefill_end_s, end_s;
-    struct request *next; /* in a queue */
+    struct request *next;     /* in a queue */
+    struct prefix_node *node; /* of the prompt, in the scheduler's index */
 };
 
 #endif

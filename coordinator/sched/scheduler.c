@@ -1,36 +1,72 @@
-/* Slots with their tokens, the choice of a slot for a prompt, and the composition of steps. */
+/* Places for requests, the way of their prompts through the index, and the composition of steps. */
 #include "coordinator/sched/scheduler.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "coordinator/sched/pace.h"
+#include "coordinator/sched/prefix_index.h"
 #include "proto/base/log.h"
 
-/* Reading this many tokens again costs no more than a copy of the state. */
-enum { SNAPSHOT_DISTANCE = 64 };
+/* Reading this many tokens again costs no more than a copy of the state, or a pause. */
+enum { WORTH_KEEPING = 16, WORTH_WAITING = 16 };
 
-struct slot {
-    int32_t *ids;            /* [n_ctx] tokens whose state the slot holds, and the next one */
-    uint32_t n;              /* of which the first n are computed */
-    uint64_t used;           /* clock of the last use */
-    struct request *request; /* NULL: idle. Parked slots never have one */
+/* Where a request runs. */
+struct place {
+    struct request *request; /* NULL: idle */
+    bool waiting;            /* for another sequence to have read what they share; without a slot */
+    uint32_t awaited;        /* tokens that it waits for */
+    uint32_t slot;           /* of the runner */
+    uint32_t n;              /* tokens whose state the slot holds */
+    uint32_t kept;           /* so many of them can be had again from a kept state */
+    uint64_t order;          /* in which places were given */
+    int32_t *ids;            /* [n_ctx + 1] the tokens known so far */
+    struct scheduler *owner;
 };
 
 struct scheduler {
     struct scheduler_config config;
-    struct slot *slot; /* [n_slot + n_parked] */
-    uint64_t clock;
-    struct request *queue;         /* by priority, then by arrival */
+    struct place *place; /* [n_slot] */
+    uint32_t *free_slot; /* [n_free] stack of empty slots of the runner */
+    uint32_t n_free;
+    struct prefix_index *index;
+    struct request *queue; /* by priority, then by arrival */
+    uint64_t n_started;
+    struct pace pace;
     struct step_seq *seq;          /* [n_slot] of the step being made */
     struct sampled_token *sampled; /* [n_slot] */
-    uint32_t *seq_slot;            /* [n_slot] */
+    struct lm_error *error;        /* [n_slot] */
+    struct place **seq_place;      /* [n_slot] */
     struct scheduler_stats stats;
 };
 
-static uint32_t n_all_slots(const struct scheduler *scheduler)
+/* ---- life --------------------------------------------------------------------------------- */
+
+static enum lm_status create_places(struct scheduler *scheduler, struct lm_error *err)
 {
-    return scheduler->config.n_slot + scheduler->config.n_parked;
+    const uint32_t n = scheduler->config.n_slot, n_all = n + scheduler->config.n_parked;
+    scheduler->place = calloc(n, sizeof(*scheduler->place));
+    scheduler->seq = calloc(n, sizeof(*scheduler->seq));
+    scheduler->sampled = calloc(n, sizeof(*scheduler->sampled));
+    scheduler->error = calloc(n, sizeof(*scheduler->error));
+    scheduler->seq_place = calloc(n, sizeof(struct place *));
+    scheduler->free_slot = calloc(n_all, sizeof(*scheduler->free_slot));
+    bool complete = scheduler->place && scheduler->seq && scheduler->sampled && scheduler->error &&
+                    scheduler->seq_place && scheduler->free_slot;
+    for (uint32_t i = 0; complete && i < n; i++) {
+        scheduler->place[i].owner = scheduler;
+        scheduler->place[i].ids = calloc((size_t)scheduler->config.n_ctx + 1, sizeof(int32_t));
+        complete = scheduler->place[i].ids != NULL;
+    }
+    if (!complete)
+        return lm_fail(err, LM_E_NO_MEM, "scheduler: no memory for %u contexts of %u tokens", n,
+                       scheduler->config.n_ctx);
+    while (scheduler->n_free < n_all) {
+        scheduler->free_slot[scheduler->n_free] = n_all - 1 - scheduler->n_free;
+        scheduler->n_free++;
+    }
+    return LM_OK;
 }
 
 enum lm_status scheduler_create(struct scheduler **out, const struct scheduler_config *config,
@@ -40,20 +76,14 @@ enum lm_status scheduler_create(struct scheduler **out, const struct scheduler_c
     if (!scheduler) return lm_fail(err, LM_E_NO_MEM, "scheduler: no memory");
     scheduler->config = *config;
     scheduler->stats.n_slot = config->n_slot;
-    const uint32_t n = n_all_slots(scheduler);
-    scheduler->slot = calloc(n, sizeof(*scheduler->slot));
-    scheduler->seq = calloc(config->n_slot, sizeof(*scheduler->seq));
-    scheduler->sampled = calloc(config->n_slot, sizeof(*scheduler->sampled));
-    scheduler->seq_slot = calloc(config->n_slot, sizeof(*scheduler->seq_slot));
-    bool complete = scheduler->slot && scheduler->seq && scheduler->sampled && scheduler->seq_slot;
-    for (uint32_t i = 0; complete && i < n; i++) {
-        scheduler->slot[i].ids = calloc((size_t)config->n_ctx + 1, sizeof(int32_t));
-        complete = scheduler->slot[i].ids != NULL;
-    }
-    if (!complete) {
+    pace_init(&scheduler->pace, config->prefill_chunk);
+    enum lm_status status = create_places(scheduler, err);
+    if (status == LM_OK)
+        status = prefix_index_create(&scheduler->index, config->n_slot + config->n_parked,
+                                     config->logprob_bytes_max, err);
+    if (status != LM_OK) {
         scheduler_destroy(scheduler);
-        return lm_fail(err, LM_E_NO_MEM, "scheduler: no memory for %u contexts of %u tokens", n,
-                       config->n_ctx);
+        return status;
     }
     *out = scheduler;
     return LM_OK;
@@ -62,36 +92,73 @@ enum lm_status scheduler_create(struct scheduler **out, const struct scheduler_c
 void scheduler_destroy(struct scheduler *scheduler)
 {
     if (!scheduler) return;
-    for (uint32_t i = 0; scheduler->slot && i < n_all_slots(scheduler); i++)
-        free(scheduler->slot[i].ids);
-    free(scheduler->seq_slot);
+    prefix_index_destroy(scheduler->index);
+    for (uint32_t i = 0; scheduler->place && i < scheduler->config.n_slot; i++)
+        free(scheduler->place[i].ids);
+    free(scheduler->free_slot);
+    free(scheduler->seq_place);
+    free(scheduler->error);
     free(scheduler->sampled);
     free(scheduler->seq);
-    free(scheduler->slot);
+    free(scheduler->place);
     free(scheduler);
 }
 
-static enum lm_status seq_op(struct scheduler *scheduler, enum seq_op_kind kind, uint32_t slot,
-                             uint32_t to, uint32_t n, struct lm_error *err)
+/* ---- slots of the runner ------------------------------------------------------------------ */
+
+static enum lm_status fork_slot(struct scheduler *scheduler, uint32_t from, uint32_t to, uint32_t n)
 {
-    const struct seq_op op = {.kind = kind, .slot = slot, .to = to, .n = n};
-    const struct step_runner *runner = scheduler->config.runner;
-    return runner->seq(runner->context, &op, err);
+    const struct seq_op op = {.kind = SEQ_FORK, .slot = from, .to = to, .n = n};
+    return scheduler->config.runner->seq(scheduler->config.runner->context, &op, NULL);
 }
 
 static void clear_slot(struct scheduler *scheduler, uint32_t slot)
 {
-    seq_op(scheduler, SEQ_CLEAR, slot, 0, 0, NULL);
-    scheduler->slot[slot].n = 0;
+    const struct seq_op op = {.kind = SEQ_CLEAR, .slot = slot};
+    scheduler->config.runner->seq(scheduler->config.runner->context, &op, NULL);
 }
 
-static void fork_slot(struct scheduler *scheduler, uint32_t from, uint32_t to)
+static void give_slot(struct scheduler *scheduler, uint32_t slot)
 {
-    struct slot *source = &scheduler->slot[from], *target = &scheduler->slot[to];
-    seq_op(scheduler, SEQ_FORK, from, to, 0, NULL);
-    memcpy(target->ids, source->ids, source->n * sizeof(*source->ids));
-    target->n = source->n;
-    target->used = source->used = ++scheduler->clock;
+    clear_slot(scheduler, slot);
+    scheduler->free_slot[scheduler->n_free++] = slot;
+}
+
+/* A slot to write to, empty or with what nobody needs any more: of the kept states the least
+ * recently used one, other than `but`, gives its slot up. PREFIX_NO_SLOT: there is none. */
+static uint32_t take_slot(struct scheduler *scheduler, uint32_t but)
+{
+    if (scheduler->n_free) return scheduler->free_slot[--scheduler->n_free];
+    const uint32_t slot = prefix_index_oldest(scheduler->index, but);
+    if (slot == PREFIX_NO_SLOT) return slot;
+    prefix_index_drop(scheduler->index, slot);
+    scheduler->stats.n_evicted_state++;
+    return slot;
+}
+
+/* Gives up one kept state for the room that it takes. False: there is none. */
+static bool make_room(struct scheduler *scheduler)
+{
+    const uint32_t slot = prefix_index_oldest(scheduler->index, PREFIX_NO_SLOT);
+    if (slot == PREFIX_NO_SLOT) return false;
+    prefix_index_drop(scheduler->index, slot);
+    give_slot(scheduler, slot);
+    scheduler->stats.n_evicted_kv++;
+    return true;
+}
+
+/* Leaves the state of a sequence, n tokens, in the index for others to go on from. */
+static void keep_slot(struct scheduler *scheduler, struct prefix_node *node, uint32_t n,
+                      uint32_t slot)
+{
+    if (!n || !prefix_index_keep(scheduler->index, node, n, slot)) {
+        give_slot(scheduler, slot);
+        return;
+    }
+    uint32_t covered = PREFIX_NO_SLOT;
+    while (scheduler->config.can_cut &&
+           (covered = prefix_index_drop_above(scheduler->index, slot)) != PREFIX_NO_SLOT)
+        give_slot(scheduler, covered);
 }
 
 /* ---- requests ----------------------------------------------------------------------------- */
@@ -103,326 +170,517 @@ enum lm_status scheduler_submit(struct scheduler *scheduler, struct request *req
     if (request->n_prompt > scheduler->config.n_ctx)
         return lm_fail(err, LM_E_LIMIT, "prompt of %zu tokens does not fit the context of %u",
                        request->n_prompt, scheduler->config.n_ctx);
+    request->node = NULL;
+    if (!request->no_cache) {
+        const enum lm_status status =
+            prefix_index_hold(scheduler->index, request->cache_key, request->prompt,
+                              (uint32_t)request->n_prompt, &request->node, err);
+        if (status != LM_OK) return status;
+    }
     request->done = request->stopped = false;
     request->status = LM_OK;
     request->n_cached = request->n_generated = 0;
     if (request->submit_s == 0) request->submit_s = log_now_s();
     request->start_s = request->prefill_end_s = request->end_s = 0;
-    struct request **place = &scheduler->queue;
-    while (*place && (*place)->priority <= request->priority)
-        place = &(*place)->next;
-    request->next = *place;
-    *place = request;
+    struct request **link = &scheduler->queue;
+    while (*link && (*link)->priority <= request->priority)
+        link = &(*link)->next;
+    request->next = *link;
+    *link = request;
     scheduler->stats.n_waiting++;
     return LM_OK;
 }
 
 /* The last that is done to a request. */
-static void end_request(struct request *request)
+static void end_request(struct scheduler *scheduler, struct request *request,
+                        const struct lm_error *err)
 {
+    if (request->node) prefix_index_release(scheduler->index, request->node);
+    request->node = NULL;
+    if (err) {
+        request->status = err->status;
+        request->error = *err;
+    }
     request->end_s = log_now_s();
     request->done = true;
     if (request->on_end) request->on_end(request->context);
 }
 
-static void end_with_error(struct request *request, const struct lm_error *err)
+static struct request *leave_queue(struct scheduler *scheduler, struct request **link)
 {
-    request->status = err->status;
-    request->error = *err;
-    end_request(request);
-}
-
-/* The request leaves its slot; the caller ends it. */
-static struct request *leave_slot(struct scheduler *scheduler, struct slot *slot)
-{
-    struct request *const request = slot->request;
-    slot->request = NULL;
-    scheduler->stats.n_running--;
-    scheduler->stats.n_ended++;
-    return request;
-}
-
-static struct request *leave_queue(struct scheduler *scheduler, struct request **place)
-{
-    struct request *const request = *place;
-    *place = request->next;
+    struct request *const request = *link;
+    *link = request->next;
     scheduler->stats.n_waiting--;
     return request;
 }
 
-static void finish(struct scheduler *scheduler, struct slot *slot)
+/* The node behind what a sequence has read, held. NULL: no memory, or it is not to be kept. */
+static struct prefix_node *hold_sequence(struct scheduler *scheduler, const struct place *place)
 {
-    end_request(leave_slot(scheduler, slot));
+    struct prefix_node *node = NULL;
+    const struct request *request = place->request;
+    if (request->node)
+        prefix_index_hold(scheduler->index, request->cache_key, place->ids, place->n, &node, NULL);
+    return node;
 }
 
-static void fail_slot(struct scheduler *scheduler, uint32_t index, const struct lm_error *err)
+/* Ends the request of a place. What its sequence has read stays for others, unless it failed with
+ * the step. */
+static void leave_place(struct scheduler *scheduler, struct place *place, bool keep,
+                        const struct lm_error *err)
 {
-    end_with_error(leave_slot(scheduler, &scheduler->slot[index]), err);
-    clear_slot(scheduler, index); /* even if n is 0: the step may have come halfway */
+    struct request *const request = place->request;
+    if (!place->waiting) {
+        struct prefix_node *node = keep ? hold_sequence(scheduler, place) : NULL;
+        if (node) {
+            keep_slot(scheduler, node, place->n, place->slot);
+            prefix_index_release(scheduler->index, node);
+        } else {
+            give_slot(scheduler, place->slot);
+        }
+    }
+    place->request = NULL;
+    place->waiting = false;
+    scheduler->stats.n_running--;
+    scheduler->stats.n_ended++;
+    end_request(scheduler, request, err);
 }
 
 void scheduler_fail(struct scheduler *scheduler, double before_s, bool running,
                     const struct lm_error *err)
 {
-    for (struct request **place = &scheduler->queue; *place;) {
-        if ((*place)->submit_s <= before_s)
-            end_with_error(leave_queue(scheduler, place), err);
+    for (struct request **link = &scheduler->queue; *link;) {
+        if ((*link)->submit_s <= before_s)
+            end_request(scheduler, leave_queue(scheduler, link), err);
         else
-            place = &(*place)->next;
+            link = &(*link)->next;
     }
     for (uint32_t i = 0; running && i < scheduler->config.n_slot; i++)
-        if (scheduler->slot[i].request)
-            end_with_error(leave_slot(scheduler, &scheduler->slot[i]), err);
+        if (scheduler->place[i].request) leave_place(scheduler, &scheduler->place[i], true, err);
 }
 
-/* ---- choice of a slot --------------------------------------------------------------------- */
+/* ---- where a prompt can go on from -------------------------------------------------------- */
 
-static uint32_t common_prefix(const struct slot *slot, const struct request *request)
+static bool is_reading(const struct place *place)
 {
-    const size_t n = slot->n < request->n_prompt - 1 ? slot->n : request->n_prompt - 1;
-    uint32_t i = 0;
-    while (i < n && slot->ids[i] == request->prompt[i])
-        i++;
-    return i;
+    return place->request && !place->waiting && place->n < place->request->n_prompt;
 }
 
-/* The idle slot that is missed least: an empty one, else the least recently used. n_slot: none. */
-static uint32_t least_used(const struct scheduler *scheduler, uint32_t begin, uint32_t end)
+static bool is_generating(const struct place *place)
 {
-    uint32_t best = end;
-    for (uint32_t i = begin; i < end; i++) {
-        const struct slot *slot = &scheduler->slot[i];
-        if (slot->request) continue;
-        if (best == end) best = i;
-        const struct slot *other = &scheduler->slot[best];
-        if ((slot->n ? slot->used : 0) < (other->n ? other->used : 0)) best = i;
+    return place->request && !place->waiting && place->n >= place->request->n_prompt;
+}
+
+static bool wants_logprobs(const struct request *request)
+{
+    return request->on_prompt_token != NULL;
+}
+
+/* Prompt tokens that need not be read: all but the last, whose logits are wanted, and where
+ * log-probabilities are, all but the one before the first that is not known. */
+static uint32_t skippable(const struct request *request)
+{
+    const uint32_t n = (uint32_t)request->n_prompt - 1;
+    if (request->on_logits || !request->node) return 0;
+    if (!wants_logprobs(request)) return n;
+    if (request->n_prompt_logprob > PREFIX_N_TOP) return 0;
+    const uint32_t known = prefix_index_first_without_logprob(request->node);
+    return known ? known - 1 : 0;
+}
+
+/* What a request can take over from one that is reading, when that has come so far. */
+static uint32_t shareable(const struct request *request, const struct request *reader)
+{
+    const uint32_t last = (uint32_t)request->n_prompt - 1;
+    if (!request->node || !reader->node || request->on_logits) return 0;
+    const uint32_t common = prefix_index_common(request->node, reader->node);
+    if (!wants_logprobs(request)) return common < last ? common : last;
+    if (request->n_prompt_logprob > PREFIX_N_TOP || !wants_logprobs(reader)) return 0;
+    /* what follows the common part has its log-probability behind the part's last token */
+    const uint32_t before = common ? common - 1 : 0;
+    return before < last ? before : last;
+}
+
+/* Whether waiting for n tokens is better than going on from `now` of them. Who has waited so long
+ * waits for all: the reader stops there. */
+static bool is_worth_waiting(const struct place *place, uint32_t n, uint32_t now)
+{
+    return n >= now + WORTH_WAITING ||
+           (n > now && (n + 1 == place->request->n_prompt || n == place->awaited));
+}
+
+/* A beginning of a prompt, and the slot that has it; perhaps more than that. */
+struct source {
+    uint32_t slot, n;
+};
+
+/* The best running sequence. *coming: what one that is reading will have. */
+static struct source find_running(const struct scheduler *scheduler, const struct request *request,
+                                  uint32_t *coming)
+{
+    struct source best = {.slot = PREFIX_NO_SLOT};
+    const uint32_t limit = skippable(request);
+    *coming = 0;
+    for (uint32_t i = 0; i < scheduler->config.n_slot; i++) {
+        const struct place *other = &scheduler->place[i];
+        if (!other->request || other->waiting || !other->request->node || !request->node) continue;
+        const uint32_t share = shareable(request, other->request);
+        if (is_reading(other) && other->n < share && share > *coming) *coming = share;
+        uint32_t n = prefix_index_common(request->node, other->request->node);
+        if (n > other->n) n = other->n;
+        if (n > limit) n = limit;
+        if (n > best.n && (scheduler->config.can_cut || n == other->n))
+            best = (struct source){.slot = other->slot, .n = n};
     }
     return best;
 }
 
-/* Cuts an idle slot back to its first n tokens, if its state allows. */
-static bool cut_slot(struct scheduler *scheduler, uint32_t index, uint32_t n)
+/* The best of what is kept and what runs. try_cut: kept states that go further count too. */
+static struct source find_best(const struct request *request, struct source running, bool try_cut)
 {
-    struct slot *slot = &scheduler->slot[index];
-    if (slot->request || seq_op(scheduler, SEQ_TRUNCATE, index, 0, n, NULL) != LM_OK) return false;
-    slot->n = n;
-    return true;
-}
-
-/* Finds the slot from which most of the prompt can be continued and brings it into a running slot.
- * Returns that slot, which now holds a prefix of the prompt, perhaps an empty one. */
-static uint32_t place_prompt(struct scheduler *scheduler, const struct request *request)
-{
-    const uint32_t n_slot = scheduler->config.n_slot, n = n_all_slots(scheduler);
-    uint32_t limit = UINT32_MAX; /* prefixes of this length and more were tried, in vain */
-    while (limit > 0 && !request->on_logits) {
-        uint32_t best = n, best_length = 0;
-        for (uint32_t i = 0; i < n; i++) {
-            const uint32_t length = common_prefix(&scheduler->slot[i], request);
-            const bool whole = length == scheduler->slot[i].n;
-            const bool usable = !scheduler->slot[i].request || whole;
-            /* of equals a whole slot, which needs no cut */
-            if (usable && length < limit &&
-                (length > best_length || (length && length == best_length && whole)))
-                best = i, best_length = length;
-        }
-        if (!best_length) break;
-        const bool running = scheduler->slot[best].request != NULL;
-        if (best < n_slot && !running && cut_slot(scheduler, best, best_length)) return best;
-        if (best_length == scheduler->slot[best].n) {
-            const uint32_t to = least_used(scheduler, 0, n_slot);
-            fork_slot(scheduler, best, to);
-            return to;
-        }
-        limit = best_length;
+    struct source best = {.slot = PREFIX_NO_SLOT}, cut;
+    const uint32_t limit = skippable(request);
+    if (limit) best.slot = prefix_index_find_exact(request->node, limit, &best.n);
+    if (limit && try_cut) {
+        cut.slot = prefix_index_find(request->node, limit, &cut.n);
+        if (cut.n > best.n) best = cut;
     }
-    const uint32_t fresh = least_used(scheduler, 0, n_slot);
-    if (scheduler->slot[fresh].n) clear_slot(scheduler, fresh);
-    return fresh;
+    return running.n > best.n ? running : best;
 }
 
-static void start_queued(struct scheduler *scheduler)
+/* Brings as much of the prompt as can be had into a slot, perhaps nothing. Returns how much. */
+static uint32_t fork_best(struct scheduler *scheduler, const struct request *request,
+                          struct source running, uint32_t *slot)
 {
-    while (scheduler->queue) {
-        const uint32_t n_slot = scheduler->config.n_slot;
-        if (least_used(scheduler, 0, n_slot) == n_slot) return;
-        struct request *request = leave_queue(scheduler, &scheduler->queue);
+    *slot = PREFIX_NO_SLOT;
+    for (int attempt = 0; attempt < 2; attempt++) { /* a window may have passed where one cuts */
+        const struct source from = find_best(request, running, attempt == 0);
+        if (!from.n) break;
+        if (*slot == PREFIX_NO_SLOT) *slot = take_slot(scheduler, from.slot);
+        if (*slot == PREFIX_NO_SLOT) break;
+        if (fork_slot(scheduler, from.slot, *slot, from.n) != LM_OK) continue;
+        if (from.slot != running.slot) prefix_index_touch(scheduler->index, from.slot);
+        return from.n;
+    }
+    if (*slot == PREFIX_NO_SLOT) *slot = take_slot(scheduler, PREFIX_NO_SLOT);
+    assert(*slot != PREFIX_NO_SLOT); /* there are more slots than places in use */
+    clear_slot(scheduler, *slot);
+    return 0;
+}
+
+/* Hands out the log-probabilities of the skipped prompt tokens, and of the one behind them. */
+static void give_known_logprobs(const struct request *request, uint32_t n_skipped)
+{
+    struct sampled_token token;
+    for (uint32_t pos = 1; wants_logprobs(request) && n_skipped && pos <= n_skipped; pos++) {
+        prefix_index_logprob(request->node, pos, request->n_prompt_logprob, &token);
+        request->on_prompt_token(request->context, pos, &token);
+    }
+}
+
+/* Starts reading, or waits for a sequence that is about to have much more of the prompt. */
+static void start_reading(struct scheduler *scheduler, struct place *place)
+{
+    struct request *const request = place->request;
+    uint32_t coming;
+    const struct source running = find_running(scheduler, request, &coming);
+    const uint32_t now = find_best(request, running, scheduler->config.can_cut).n;
+    place->waiting = is_worth_waiting(place, coming, now);
+    place->awaited = coming;
+    if (place->waiting) return;
+    place->n = place->kept = fork_best(scheduler, request, running, &place->slot);
+    request->n_cached = place->n;
+    scheduler->stats.n_prompt_token += request->n_prompt;
+    scheduler->stats.n_hit_token += place->n;
+    give_known_logprobs(request, place->n);
+}
+
+static struct place *idle_place(struct scheduler *scheduler)
+{
+    for (uint32_t i = 0; i < scheduler->config.n_slot; i++)
+        if (!scheduler->place[i].request) return &scheduler->place[i];
+    return NULL;
+}
+
+/* Requests that were cancelled leave, those that wait get places, and go on as far as others have
+ * come. */
+static void settle_places(struct scheduler *scheduler)
+{
+    struct place *place;
+    for (uint32_t i = 0; i < scheduler->config.n_slot; i++) {
+        place = &scheduler->place[i];
+        if (place->request && atomic_load(&place->request->cancelled))
+            leave_place(scheduler, place, true, NULL);
+    }
+    for (struct request **link = &scheduler->queue; *link;) {
+        if (atomic_load(&(*link)->cancelled))
+            end_request(scheduler, leave_queue(scheduler, link), NULL);
+        else
+            link = &(*link)->next;
+    }
+    for (uint32_t i = 0; i < scheduler->config.n_slot; i++)
+        if (scheduler->place[i].waiting) start_reading(scheduler, &scheduler->place[i]);
+    while (scheduler->queue && (place = idle_place(scheduler))) {
+        struct request *const request = leave_queue(scheduler, &scheduler->queue);
         scheduler->stats.n_running++;
         request->start_s = log_now_s();
-        const uint32_t index = place_prompt(scheduler, request);
-        struct slot *slot = &scheduler->slot[index];
-        request->n_cached = slot->n;
-        slot->request = request;
-        slot->used = ++scheduler->clock;
-        memcpy(slot->ids, request->prompt, request->n_prompt * sizeof(*slot->ids));
+        memcpy(place->ids, request->prompt, request->n_prompt * sizeof(*place->ids));
+        place->request = request;
+        place->waiting = true;
+        place->awaited = 0;
+        place->order = scheduler->n_started++;
+        start_reading(scheduler, place);
     }
+}
+
+/* ---- checkpoints -------------------------------------------------------------------------- */
+
+static uint32_t least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+/* The next position that a turn begins at and that is not near a kept state, or is the last. */
+static uint32_t next_turn(const struct place *place)
+{
+    const struct request *request = place->request;
+    for (size_t i = 0; i < request->n_turn; i++) {
+        const bool wanted =
+            i + 1 == request->n_turn || request->turns[i] >= place->kept + WORTH_KEEPING;
+        if (request->turns[i] > place->n && wanted) return (uint32_t)request->turns[i];
+    }
+    return UINT32_MAX;
+}
+
+/* The position before the last prompt token, unless that is near another checkpoint. */
+static uint32_t end_of_prompt(const struct place *place)
+{
+    const struct request *request = place->request;
+    const uint32_t last = (uint32_t)request->n_prompt - 1;
+    const size_t turn = request->n_turn ? request->turns[request->n_turn - 1] : 0;
+    const uint32_t kept = turn > place->kept ? (uint32_t)turn : place->kept;
+    return last > place->n && last >= kept + WORTH_KEEPING ? last : UINT32_MAX;
+}
+
+/* Where the sequence of another request parts from this one's. Log-probabilities behind the last
+ * common token differ, so that one who wants them reads it again. */
+static uint32_t next_branch(const struct place *place)
+{
+    const uint32_t back = wants_logprobs(place->request), after = place->kept + WORTH_KEEPING;
+    const uint32_t from = (after > place->n + 1 ? after : place->n + 1) + back - 1;
+    const uint32_t branch = prefix_index_next_branch(place->request->node, from);
+    return branch == UINT32_MAX ? branch : branch - back;
+}
+
+/* The next position of a prompt at which its state is to be kept. UINT32_MAX: none. */
+static uint32_t next_checkpoint(const struct scheduler *scheduler, const struct place *place)
+{
+    const uint32_t every = scheduler->config.checkpoint_every;
+    if (scheduler->config.can_cut || !scheduler->config.n_parked || !place->request->node ||
+        place->request->on_logits)
+        return UINT32_MAX;
+    const uint32_t by_turn = least(next_turn(place), end_of_prompt(place));
+    const uint32_t next = least(by_turn, next_branch(place));
+    return every ? least(next, (place->n / every + 1) * every) : next;
+}
+
+/* The next position that a sequence waits for. */
+static uint32_t next_awaited(const struct scheduler *scheduler, const struct place *place)
+{
+    uint32_t next = UINT32_MAX;
+    for (uint32_t i = 0; i < scheduler->config.n_slot; i++) {
+        const struct place *other = &scheduler->place[i];
+        if (!other->waiting) continue;
+        const uint32_t share = shareable(other->request, place->request);
+        if (share > place->n) next = least(next, share);
+    }
+    return next;
+}
+
+/* Copies the state of a sequence that goes on. */
+static void keep_checkpoint(struct scheduler *scheduler, struct place *place)
+{
+    const uint32_t slot = take_slot(scheduler, PREFIX_NO_SLOT);
+    place->kept = place->n;
+    if (slot == PREFIX_NO_SLOT) return;
+    if (fork_slot(scheduler, place->slot, slot, place->n) == LM_OK)
+        keep_slot(scheduler, place->request->node, place->n, slot);
+    else
+        give_slot(scheduler, slot);
 }
 
 /* ---- steps -------------------------------------------------------------------------------- */
 
-static bool is_reading(const struct slot *slot)
+static void take_target(void *context, uint32_t pos, const struct sampled_token *token)
 {
-    return slot->n < slot->request->n_prompt;
+    const struct place *place = context;
+    struct request *const request = place->request;
+    struct sampled_token given = *token;
+    if (request->node) prefix_index_keep_logprob(place->owner->index, request->node, pos, token);
+    if (given.n_top > request->n_prompt_logprob) given.n_top = request->n_prompt_logprob;
+    request->on_prompt_token(request->context, pos, &given);
 }
 
-/* Positions of the prompt before which the state is kept: where the last turn begins, and at the
- * end unless that is near. */
-static bool is_checkpoint(const struct scheduler *scheduler, const struct request *request,
-                          uint32_t n)
+/* Adds the next n tokens of a sequence to the step. */
+static void add_to_step(struct scheduler *scheduler, struct step_plan *plan, struct place *place,
+                        uint32_t n)
 {
-    if (!scheduler->config.n_parked || request->on_logits || n == 0) return false;
-    const size_t last = request->n_turn ? request->turns[request->n_turn - 1] : 0;
-    const bool at_end = n + 1 == request->n_prompt && n - last >= SNAPSHOT_DISTANCE;
-    for (size_t i = 0; i < request->n_turn; i++)
-        if (n == request->turns[i]) return true;
-    return at_end;
-}
-
-/* Tokens of the next chunk of a prompt: up to a checkpoint at most. */
-static uint32_t chunk_length(const struct scheduler *scheduler, const struct slot *slot)
-{
-    const struct request *request = slot->request;
-    uint32_t n = 1;
-    while (n < scheduler->config.prefill_chunk && slot->n + n < request->n_prompt &&
-           !is_checkpoint(scheduler, request, slot->n + n))
-        n++;
-    return n;
-}
-
-static void add_to_step(struct scheduler *scheduler, struct step_plan *plan, uint32_t index)
-{
-    const struct slot *slot = &scheduler->slot[index];
-    const struct request *request = slot->request;
-    struct step_seq *seq = &scheduler->seq[plan->n_seq];
-    const uint32_t n = is_reading(slot) ? chunk_length(scheduler, slot) : 1;
-    const bool sample = slot->n + n >= request->n_prompt && request->n_max > 0;
-    *seq = (struct step_seq){.slot = index,
-                             .ids = slot->ids + slot->n,
-                             .n_token = n,
-                             .output = sample ? STEP_OUTPUT_SAMPLE : STEP_OUTPUT_NONE,
-                             .history = slot->ids,
-                             .n_history = slot->n + n,
-                             .n_prompt = request->n_prompt,
-                             .sampling = &request->sampling,
-                             .on_logits = request->on_logits,
-                             .context = request->context};
-    if (request->on_logits && is_reading(slot)) seq->output = STEP_OUTPUT_LOGITS;
-    if (seq->n_history < request->n_prompt) seq->n_prompt = seq->n_history;
-    scheduler->seq_slot[plan->n_seq++] = index;
-}
-
-static bool comes_first(const struct request *a, const struct request *b)
-{
-    return a->priority != b->priority ? a->priority < b->priority : a->submit_s < b->submit_s;
-}
-
-/* Everyone who generates, then the prompt that came first. */
-static void compose(struct scheduler *scheduler, struct step_plan *plan)
-{
-    const uint32_t n_slot = scheduler->config.n_slot;
-    uint32_t reader = n_slot;
-    *plan = (struct step_plan){.seq = scheduler->seq};
-    for (uint32_t i = 0; i < n_slot; i++) {
-        const struct slot *slot = &scheduler->slot[i];
-        if (!slot->request) continue;
-        if (!is_reading(slot))
-            add_to_step(scheduler, plan, i);
-        else if (reader == n_slot || comes_first(slot->request, scheduler->slot[reader].request))
-            reader = i;
+    const struct request *request = place->request;
+    const uint32_t end = place->n + n, i = plan->n_seq;
+    const uint32_t n_prompt = (uint32_t)request->n_prompt;
+    const bool sample = end >= n_prompt && request->n_max > 0;
+    scheduler->error[i].status = LM_OK;
+    scheduler->seq[i] = (struct step_seq){.slot = place->slot,
+                                          .ids = place->ids + place->n,
+                                          .n_token = n,
+                                          .output = sample ? STEP_OUTPUT_SAMPLE : STEP_OUTPUT_NONE,
+                                          .history = place->ids,
+                                          .n_history = end,
+                                          .n_prompt = least(end, n_prompt),
+                                          .sampling = &request->sampling,
+                                          .context = request->context,
+                                          .error = &scheduler->error[i]};
+    struct step_seq *const seq = &scheduler->seq[i];
+    if (is_reading(place) && request->on_logits) {
+        seq->output = STEP_OUTPUT_LOGITS;
+        seq->on_logits = request->on_logits;
+    } else if (is_reading(place) && wants_logprobs(request)) {
+        const int32_t n_top = request->n_prompt_logprob;
+        seq->targets = seq->ids + 1;
+        seq->n_target = end < n_prompt ? n : n - 1;
+        seq->n_target_top = n_top > PREFIX_N_TOP ? n_top : PREFIX_N_TOP;
+        seq->on_target = take_target;
+        seq->context = place;
     }
-    if (reader < n_slot) add_to_step(scheduler, plan, reader);
+    scheduler->seq_place[plan->n_seq++] = place;
 }
 
-/* Requests that were cancelled leave, those that wait get slots. */
-static void settle_slots(struct scheduler *scheduler)
+/* In order of priority, then of places given. */
+static bool is_behind(const struct place *a, const struct place *b)
 {
+    const int32_t pa = a->request->priority, pb = b->request->priority;
+    return pa != pb ? pa > pb : a->order > b->order;
+}
+
+/* Of those that read the first one behind the one given, or of all. */
+static struct place *next_reader(struct scheduler *scheduler, const struct place *last)
+{
+    struct place *first = NULL;
     for (uint32_t i = 0; i < scheduler->config.n_slot; i++) {
-        struct slot *slot = &scheduler->slot[i];
-        if (slot->request && atomic_load(&slot->request->cancelled)) finish(scheduler, slot);
+        struct place *place = &scheduler->place[i];
+        if (!is_reading(place) || (last && !is_behind(place, last))) continue;
+        if (!first || is_behind(first, place)) first = place;
     }
-    for (struct request **place = &scheduler->queue; *place;) {
-        if (atomic_load(&(*place)->cancelled))
-            end_request(leave_queue(scheduler, place));
-        else
-            place = &(*place)->next;
-    }
-    start_queued(scheduler);
+    return first;
 }
 
-/* Runs the step. If there is no room for it, what idle and parked slots hold is given up, and with
- * that the running sequences always fit. */
-static enum lm_status run(struct scheduler *scheduler, const struct step_plan *plan,
-                          struct lm_error *err)
+/* Everyone who generates, then prompts as far as the chunk goes. Returns its tokens. */
+static uint32_t compose(struct scheduler *scheduler, struct step_plan *plan)
+{
+    *plan = (struct step_plan){.seq = scheduler->seq};
+    for (uint32_t i = 0; i < scheduler->config.n_slot; i++)
+        if (is_generating(&scheduler->place[i]))
+            add_to_step(scheduler, plan, &scheduler->place[i], 1);
+    const uint32_t chunk = pace_chunk(&scheduler->pace, plan->n_seq);
+    uint32_t n_left = chunk;
+    for (struct place *place = NULL; n_left && (place = next_reader(scheduler, place));) {
+        uint32_t end = (uint32_t)place->request->n_prompt;
+        end = least(end, next_checkpoint(scheduler, place));
+        end = least(end, next_awaited(scheduler, place));
+        const uint32_t n = least(n_left, end - place->n);
+        add_to_step(scheduler, plan, place, n);
+        n_left -= n;
+    }
+    return chunk - n_left;
+}
+
+/* Runs the step. If there is no room for it kept states are given up, and with that the running
+ * sequences fit, if memory was planned for them; if it was not the last one fails. */
+static enum lm_status run(struct scheduler *scheduler, struct step_plan *plan, struct lm_error *err)
 {
     const struct step_runner *runner = scheduler->config.runner;
     for (;;) {
         const enum lm_status status = runner->step(runner->context, plan, scheduler->sampled, err);
         if (status != LM_E_LIMIT) return status;
-        uint32_t victim = n_all_slots(scheduler);
-        for (uint32_t i = 0; i < n_all_slots(scheduler); i++) {
-            const struct slot *slot = &scheduler->slot[i];
-            const bool older =
-                victim == n_all_slots(scheduler) || slot->used < scheduler->slot[victim].used;
-            if (!slot->request && slot->n && older) victim = i;
-        }
-        if (victim == n_all_slots(scheduler)) return status;
-        clear_slot(scheduler, victim);
+        if (make_room(scheduler)) continue;
+        if (plan->n_seq == 1) return status;
+        leave_place(scheduler, scheduler->seq_place[--plan->n_seq], false, err);
     }
 }
 
-/* Counts the tokens in, keeps a snapshot where one is due. */
-static void advance(struct scheduler *scheduler, uint32_t index, uint32_t n_token)
+/* Counts the tokens in and keeps the state where that is due. */
+static void advance(struct scheduler *scheduler, struct place *place, uint32_t n_token)
 {
-    struct slot *slot = &scheduler->slot[index];
-    struct request *request = slot->request;
-    const bool reading = is_reading(slot);
-    slot->n += n_token;
-    slot->used = ++scheduler->clock;
-    if (!reading) return;
-    if (request->on_prefill) request->on_prefill(request->context, slot->n, request->n_prompt);
-    if (is_checkpoint(scheduler, request, slot->n))
-        fork_slot(scheduler, index,
-                  least_used(scheduler, scheduler->config.n_slot, n_all_slots(scheduler)));
-    if (slot->n == request->n_prompt) request->prefill_end_s = log_now_s();
+    struct request *request = place->request;
+    if (!is_reading(place)) {
+        place->n += n_token;
+        return;
+    }
+    const uint32_t checkpoint = next_checkpoint(scheduler, place);
+    place->n += n_token;
+    if (request->on_prefill) request->on_prefill(request->context, place->n, request->n_prompt);
+    if (place->n == checkpoint) keep_checkpoint(scheduler, place);
+    if (place->n == request->n_prompt) request->prefill_end_s = log_now_s();
 }
 
 /* Passes the sampled token on, and ends the request if it was the last one. */
-static void take_token(struct scheduler *scheduler, uint32_t index,
+static void take_token(struct scheduler *scheduler, struct place *place,
                        const struct sampled_token *token)
 {
-    struct slot *slot = &scheduler->slot[index];
-    struct request *request = slot->request;
-    if (is_reading(slot)) return;
+    struct request *request = place->request;
+    if (is_reading(place)) return;
     if (request->n_max == 0) {
-        finish(scheduler, slot);
+        leave_place(scheduler, place, true, NULL);
         return;
     }
-    slot->ids[slot->n] = token->id;
+    place->ids[place->n] = token->id;
     request->n_generated++;
     request->stopped = !request->on_token(request->context, token);
     if (request->stopped || request->n_generated >= request->n_max ||
-        slot->n >= scheduler->config.n_ctx)
-        finish(scheduler, slot);
+        place->n >= scheduler->config.n_ctx)
+        leave_place(scheduler, place, true, NULL);
+}
+
+static void record_step(struct scheduler *scheduler, const struct step_plan *plan,
+                        uint32_t n_prompt_token, double seconds)
+{
+    struct scheduler_stats *stats = &scheduler->stats;
+    uint32_t n_token = 0, n_generating = 0;
+    for (uint32_t i = 0; i < plan->n_seq; i++) {
+        n_token += plan->seq[i].n_token;
+        n_generating += is_generating(scheduler->seq_place[i]);
+    }
+    const enum step_phase phase = !n_prompt_token ? STEP_DECODE
+                                  : n_generating  ? STEP_MIXED
+                                                  : STEP_PREFILL;
+    pace_note(&scheduler->pace, n_generating, n_prompt_token, seconds);
+    if (plan->n_seq > stats->n_seq_max) stats->n_seq_max = plan->n_seq;
+    stats->n_step++;
+    stats->n_token += n_token;
+    stats->phase[phase].n_step++;
+    stats->phase[phase].n_token += n_token;
+    stats->phase[phase].seconds += seconds;
+    stats->last = (struct step_record){.phase = phase, .n_token = n_token, .seconds = seconds};
 }
 
 bool scheduler_step(struct scheduler *scheduler)
 {
     struct step_plan plan;
     struct lm_error err = {.status = LM_OK};
-    settle_slots(scheduler);
-    compose(scheduler, &plan);
+    settle_places(scheduler);
+    const uint32_t n_prompt_token = compose(scheduler, &plan);
     if (!plan.n_seq) return false;
+    const double begin_s = log_now_s();
     err.status = run(scheduler, &plan, &err);
-    if (plan.n_seq > scheduler->stats.n_seq_max) scheduler->stats.n_seq_max = plan.n_seq;
-    scheduler->stats.n_step++;
+    record_step(scheduler, &plan, n_prompt_token, log_now_s() - begin_s);
     for (uint32_t i = 0; i < plan.n_seq; i++) {
-        const uint32_t index = scheduler->seq_slot[i];
-        scheduler->stats.n_token += plan.seq[i].n_token;
-        if (err.status != LM_OK) {
-            fail_slot(scheduler, index, &err);
+        struct place *const place = scheduler->seq_place[i];
+        const struct lm_error *failed = err.status != LM_OK ? &err : &scheduler->error[i];
+        if (failed->status != LM_OK) {
+            leave_place(scheduler, place, false, failed);
         } else {
-            advance(scheduler, index, plan.seq[i].n_token);
-            take_token(scheduler, index, &scheduler->sampled[i]);
+            advance(scheduler, place, plan.seq[i].n_token);
+            take_token(scheduler, place, &scheduler->sampled[i]);
         }
     }
     return true;
@@ -430,5 +688,10 @@ bool scheduler_step(struct scheduler *scheduler)
 
 struct scheduler_stats scheduler_stats(const struct scheduler *scheduler)
 {
-    return scheduler->stats;
+    struct scheduler_stats stats = scheduler->stats;
+    const struct step_runner *runner = scheduler->config.runner;
+    stats.n_state = prefix_index_n_state(scheduler->index);
+    stats.state_bytes = stats.n_state * scheduler->config.state_bytes;
+    stats.kv = runner->usage(runner->context);
+    return stats;
 }

@@ -144,9 +144,9 @@ bool kv_cache_can_truncate(const struct kv_cache *cache, uint32_t slot, uint32_t
            window_begin(cache, n) == n;
 }
 
-void kv_cache_truncate(struct kv_cache *cache, uint32_t slot, uint32_t n)
+void kv_cache_clear(struct kv_cache *cache, uint32_t slot)
 {
-    for (uint32_t i = (n + KV_BLOCK - 1) / KV_BLOCK; i < cache->n_entry; i++)
+    for (uint32_t i = 0; i < cache->n_entry; i++)
         drop_entry(cache, slot, i);
 }
 
@@ -159,6 +159,13 @@ void kv_cache_share(struct kv_cache *cache, uint32_t from, uint32_t to, uint32_t
         cache->n_user[group]++;
         set_entry(cache, to, i, group);
     }
+}
+
+struct seq_usage kv_cache_usage(const struct kv_cache *cache)
+{
+    const uint64_t n_group = cache->config.n_group;
+    return (struct seq_usage){.n_position = (n_group - cache->n_free) * KV_BLOCK,
+                              .n_position_max = n_group * KV_BLOCK};
 }
 
 void *const *const *kv_cache_blocks(const struct kv_cache *cache, uint32_t i)

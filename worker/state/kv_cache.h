@@ -15,6 +15,7 @@
 #define LEAN_WORKER_STATE_KV_CACHE_H
 
 #include "kernels/backend.h"
+#include "proto/step.h"
 
 struct kv_cache;
 
@@ -37,9 +38,11 @@ enum lm_status kv_cache_reserve(struct kv_cache *cache, uint32_t slot, uint32_t 
                                 struct lm_error *err);
 /* Whether the first n positions can be continued from, or the window has dropped some. */
 bool kv_cache_can_truncate(const struct kv_cache *cache, uint32_t slot, uint32_t n);
-void kv_cache_truncate(struct kv_cache *cache, uint32_t slot, uint32_t n);
+void kv_cache_clear(struct kv_cache *cache, uint32_t slot);
 /* Shares the first n positions of `from` with `to`, which is empty. */
 void kv_cache_share(struct kv_cache *cache, uint32_t from, uint32_t to, uint32_t n);
+
+struct seq_usage kv_cache_usage(const struct kv_cache *cache);
 
 /* For attention_args.kv_block; i counts the layers of this cache. */
 void *const *const *kv_cache_blocks(const struct kv_cache *cache, uint32_t i);

@@ -129,39 +129,39 @@ void seq_state_advance(struct seq_state *state, uint32_t slot, uint32_t n)
 void seq_state_clear(struct seq_state *state, uint32_t slot)
 {
     for (int which = 0; which < N_CACHE; which++)
-        if (state->cache[which]) kv_cache_truncate(state->cache[which], slot, 0);
+        if (state->cache[which]) kv_cache_clear(state->cache[which], slot);
     if (state->recurrent) recurrent_state_clear(state->recurrent, slot);
     state->length[slot] = 0;
 }
 
-void seq_state_fork(struct seq_state *state, uint32_t from, uint32_t to)
+enum lm_status seq_state_fork(struct seq_state *state, uint32_t from, uint32_t to, uint32_t n,
+                              struct lm_error *err)
 {
-    assert(from != to);
+    const uint32_t length = state->length[from];
+    assert(from != to && n <= length);
+    if (state->recurrent && n < length)
+        return lm_fail(err, LM_E_UNSUPPORTED, "a recurrent state of %u tokens cannot be cut to %u",
+                       length, n);
+    for (int which = 0; which < N_CACHE; which++)
+        if (state->cache[which] && !kv_cache_can_truncate(state->cache[which], from, n))
+            return lm_fail(err, LM_E_UNSUPPORTED, "%u tokens back from %u the window is gone", n,
+                           length);
     for (int which = 0; which < N_CACHE; which++) {
         if (!state->cache[which]) continue;
-        kv_cache_truncate(state->cache[which], to, 0);
-        kv_cache_share(state->cache[which], from, to, state->length[from]);
+        kv_cache_clear(state->cache[which], to);
+        kv_cache_share(state->cache[which], from, to, n);
     }
     if (state->recurrent) recurrent_state_copy(state->recurrent, from, to);
-    state->length[to] = state->length[from];
+    state->length[to] = n;
+    return LM_OK;
 }
 
-enum lm_status seq_state_truncate(struct seq_state *state, uint32_t slot, uint32_t n,
-                                  struct lm_error *err)
+/* Of the layers that see everything, or if there are none of those with a window. */
+struct seq_usage seq_state_usage(const struct seq_state *state)
 {
-    assert(n <= state->length[slot]);
-    if (n == state->length[slot]) return LM_OK;
-    if (state->recurrent)
-        return lm_fail(err, LM_E_UNSUPPORTED, "a recurrent state of %u tokens cannot be cut to %u",
-                       state->length[slot], n);
-    for (int which = 0; which < N_CACHE; which++)
-        if (state->cache[which] && !kv_cache_can_truncate(state->cache[which], slot, n))
-            return lm_fail(err, LM_E_UNSUPPORTED, "%u tokens back from %u the window is gone", n,
-                           state->length[slot]);
-    for (int which = 0; which < N_CACHE; which++)
-        if (state->cache[which]) kv_cache_truncate(state->cache[which], slot, n);
-    state->length[slot] = n;
-    return LM_OK;
+    const int which = state->cache[GLOBAL] ? GLOBAL : WINDOW;
+    if (!state->cache[which]) return (struct seq_usage){.n_position = 0};
+    return kv_cache_usage(state->cache[which]);
 }
 
 void *const *const *seq_state_kv_blocks(const struct seq_state *state, uint32_t il)

@@ -5,14 +5,15 @@
  * so taking a snapshot and going back to it are the same operation in two directions.
  *
  *   empty --reserve, step, advance--> length n --reserve, ...--> longer
- *                                       |  truncate: attention-only models, inside the window
- *                                       +--fork--> the same in another slot
+ *                                       +--fork--> the same in another slot, or the beginning of
+ *                                                  it: attention only, inside the window
  *
  * Threads: the step thread. */
 #ifndef LEAN_WORKER_STATE_SEQ_STATE_H
 #define LEAN_WORKER_STATE_SEQ_STATE_H
 
 #include "kernels/backend.h"
+#include "proto/step.h"
 
 struct hparams;
 struct seq_state;
@@ -41,11 +42,12 @@ enum lm_status seq_state_reserve(struct seq_state *state, uint32_t slot, uint32_
 void seq_state_advance(struct seq_state *state, uint32_t slot, uint32_t n);
 
 void seq_state_clear(struct seq_state *state, uint32_t slot);
-/* What `to` held is dropped. from != to. */
-void seq_state_fork(struct seq_state *state, uint32_t from, uint32_t to);
-/* LM_E_UNSUPPORTED, and nothing changes: a recurrent state or a passed window cannot go back. */
-enum lm_status seq_state_truncate(struct seq_state *state, uint32_t slot, uint32_t n,
-                                  struct lm_error *err);
+/* `to` becomes the first n positions of `from`, another slot. What it held is dropped.
+ * LM_E_UNSUPPORTED, and nothing changes: a recurrent state or a passed window cannot go back. */
+enum lm_status seq_state_fork(struct seq_state *state, uint32_t from, uint32_t to, uint32_t n,
+                              struct lm_error *err);
+
+struct seq_usage seq_state_usage(const struct seq_state *state);
 
 /* Tables for attention_args and delta_net_args of layer il. */
 void *const *const *seq_state_kv_blocks(const struct seq_state *state, uint32_t il);

@@ -120,7 +120,7 @@ static void test_going_back_gives_the_same_bits(void **state)
     for (int i = 0; i < N_MODEL; i++) {
         int32_t ids[220];
         struct answer first = {.n = 0}, again = {.n = 0}, changed = {.n = 0}, cold = {.n = 0};
-        struct engine *engine = open_engine(models[i], 1, 2), *other = open_engine(models[i], 1, 0);
+        struct engine *engine = open_engine(models[i], 1, 3), *other = open_engine(models[i], 1, 0);
         fill_prompt(ids, 220, 2);
         ids[130] = 503; /* a control token of the tiny vocabulary: a turn begins */
         generate(engine, ids, 200, 10, &first);

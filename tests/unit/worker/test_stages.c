@@ -76,6 +76,7 @@ static void *run_rank(void *context)
     rank->status = LM_OK;
     for (uint32_t at = 0; at < N_PROMPT + N_STEP && rank->status == LM_OK;) {
         struct sampled_token sampled;
+        struct lm_error seq_err = {.status = LM_OK};
         const uint32_t n = at ? 1 : N_PROMPT;
         const struct step_seq seq = {.ids = rank->ids + at,
                                      .n_token = n,
@@ -84,9 +85,11 @@ static void *run_rank(void *context)
                                      .n_history = at + n,
                                      .sampling = &sampling,
                                      .on_logits = keep_logits,
-                                     .context = rank};
+                                     .context = rank,
+                                     .error = &seq_err};
         const struct step_plan plan = {.seq = &seq, .n_seq = 1};
         rank->status = worker_step(rank->worker, &plan, &sampled, &rank->err);
+        assert_int_equal(seq_err.status, LM_OK);
         at += n;
     }
     return NULL;

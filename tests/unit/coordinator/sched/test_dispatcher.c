@@ -89,6 +89,12 @@ static void wait_end(struct call *call)
     pthread_mutex_unlock(&call->lock);
 }
 
+static struct seq_usage no_usage(void *context)
+{
+    (void)context;
+    return (struct seq_usage){.n_position = 0};
+}
+
 struct fixture {
     struct step_runner runner;
     struct scheduler *scheduler;
@@ -100,7 +106,7 @@ static void open_fixture(struct fixture *fixture, double queue_timeout_s)
 {
     struct lm_error err;
     memset(fixture, 0, sizeof(*fixture));
-    fixture->runner = (struct step_runner){NULL, slow_step, any_seq};
+    fixture->runner = (struct step_runner){NULL, slow_step, any_seq, no_usage};
     const struct scheduler_config config = {
         .runner = &fixture->runner, .n_slot = N_SLOT, .n_ctx = N_CTX, .prefill_chunk = 64};
     assert_int_equal(scheduler_create(&fixture->scheduler, &config, &err), LM_OK);

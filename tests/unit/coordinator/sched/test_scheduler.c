@@ -1,79 +1,14 @@
-/* The scheduler over a runner that only keeps books: what it asks for, and what it does when a
- * step fails. */
+/* The scheduler over a runner that only keeps books: what it asks for, what it reuses, and what it
+ * does when a step fails. */
 #include "tests/unit/cmocka_all.h"
 
 #include "coordinator/sched/scheduler.h"
+#include "tests/unit/coordinator/sched/fake_runner.h"
 
-enum { N_SLOT_MAX = 4, N_CTX = 200, CHUNK = 16 };
-
-/* Lengths of the slots as a worker would have them, and what has been asked. */
-struct books {
-    uint32_t length[N_SLOT_MAX];
-    uint32_t room; /* positions that all slots together may hold */
-    bool can_cut;
-    enum lm_status fail_with; /* the next step fails so, halfway */
-    uint32_t n_fork, n_clear, n_token_max, n_prefill_seq_max;
-    int32_t next_token;
-};
-
-static enum lm_status books_step(void *context, const struct step_plan *plan,
-                                 struct sampled_token *sampled, struct lm_error *err)
-{
-    struct books *books = context;
-    uint32_t held = 0, n_token = 0, n_prefill = 0;
-    for (uint32_t i = 0; i < N_SLOT_MAX; i++)
-        held += books->length[i];
-    for (uint32_t i = 0; i < plan->n_seq; i++) {
-        const struct step_seq *seq = &plan->seq[i];
-        n_token += seq->n_token;
-        n_prefill += seq->n_token > 1;
-        assert_int_equal(seq->n_history, books->length[seq->slot] + seq->n_token);
-        assert_ptr_equal(seq->history + books->length[seq->slot], seq->ids);
-        for (uint32_t k = 0; k < i; k++)
-            assert_int_not_equal(plan->seq[k].slot, seq->slot);
-    }
-    if (books->fail_with != LM_OK) {
-        const enum lm_status status = books->fail_with;
-        books->fail_with = LM_OK;
-        for (uint32_t i = 0; i < plan->n_seq; i++)
-            books->length[plan->seq[i].slot] += plan->seq[i].n_token;
-        return lm_fail(err, status, "the step fails");
-    }
-    if (held + n_token > books->room) return lm_fail(err, LM_E_LIMIT, "full");
-    if (n_token > books->n_token_max) books->n_token_max = n_token;
-    if (n_prefill > books->n_prefill_seq_max) books->n_prefill_seq_max = n_prefill;
-    for (uint32_t i = 0; i < plan->n_seq; i++) {
-        books->length[plan->seq[i].slot] += plan->seq[i].n_token;
-        if (plan->seq[i].output == STEP_OUTPUT_SAMPLE) sampled[i].id = books->next_token++;
-    }
-    return LM_OK;
-}
-
-static enum lm_status books_seq(void *context, const struct seq_op *op, struct lm_error *err)
-{
-    struct books *books = context;
-    switch (op->kind) {
-    case SEQ_CLEAR:
-        books->length[op->slot] = 0;
-        books->n_clear++;
-        return LM_OK;
-    case SEQ_FORK:
-        assert_int_not_equal(op->slot, op->to);
-        books->length[op->to] = books->length[op->slot];
-        books->n_fork++;
-        return LM_OK;
-    case SEQ_TRUNCATE:
-        assert_true(op->n <= books->length[op->slot]);
-        if (op->n < books->length[op->slot] && !books->can_cut)
-            return lm_fail(err, LM_E_UNSUPPORTED, "cannot cut");
-        books->length[op->slot] = op->n;
-        return LM_OK;
-    }
-    return LM_E_FAIL;
-}
+enum { N_CTX = FAKE_N_CTX, CHUNK = 16 };
 
 struct fixture {
-    struct books books;
+    struct fake_runner fake;
     struct step_runner runner;
     struct scheduler *scheduler;
 };
@@ -82,35 +17,79 @@ static void open_fixture(struct fixture *fixture, uint32_t n_slot, uint32_t n_pa
 {
     struct lm_error err;
     memset(fixture, 0, sizeof(*fixture));
-    fixture->books.room = N_SLOT_MAX * N_CTX;
-    fixture->books.can_cut = can_cut;
-    fixture->runner = (struct step_runner){&fixture->books, books_step, books_seq};
+    fixture->fake.room = FAKE_N_SLOT * N_CTX;
+    fixture->fake.can_cut = can_cut;
+    fixture->runner = (struct step_runner){&fixture->fake, fake_step, fake_seq, fake_usage};
     const struct scheduler_config config = {.runner = &fixture->runner,
                                             .n_slot = n_slot,
                                             .n_parked = n_parked,
                                             .n_ctx = N_CTX,
-                                            .prefill_chunk = CHUNK};
-    assert_true(n_slot + n_parked <= N_SLOT_MAX);
+                                            .prefill_chunk = CHUNK,
+                                            .can_cut = can_cut,
+                                            .state_bytes = 1000,
+                                            .logprob_bytes_max = 1 << 20};
+    assert_true(n_slot + n_parked <= FAKE_N_SLOT);
     assert_int_equal(scheduler_create(&fixture->scheduler, &config, &err), LM_OK);
 }
 
-static bool count_token(void *context, const struct sampled_token *token)
+/* A request, and what it got. */
+struct call {
+    struct request request;
+    int32_t ids[N_CTX + 1]; /* prompt and output */
+    uint32_t n_token, n_prompt_token, n_ended;
+    int32_t n_top; /* of the prompt's log-probabilities */
+};
+
+static bool on_token(void *context, const struct sampled_token *token)
 {
-    (void)token;
-    if (context) ++*(int *)context;
+    struct call *call = context;
+    const size_t at = call->request.n_prompt + call->n_token++;
+    assert_int_equal(token->id, fake_token(call->ids, at));
+    call->ids[at] = token->id;
     return true;
 }
 
-static void submit(struct fixture *fixture, struct request *request, const int32_t *prompt,
-                   size_t n, uint32_t n_max)
+static void on_prompt_token(void *context, uint32_t pos, const struct sampled_token *token)
+{
+    struct call *call = context;
+    assert_int_equal(pos, ++call->n_prompt_token);
+    assert_int_equal(token->id, call->ids[pos]);
+    assert_true(token->logprob == fake_logprob(call->ids, pos, token->id));
+    assert_int_equal(token->n_top, call->n_top);
+    for (int32_t i = 0; i < token->n_top; i++)
+        assert_true(token->top_logprob[i] == fake_logprob(call->ids, pos, token->top_id[i]));
+}
+
+static void on_end(void *context)
+{
+    struct call *call = context;
+    assert_true(call->request.done);
+    call->n_ended++;
+}
+
+static void init_call(struct call *call, const int32_t *prompt, size_t n, uint32_t n_max)
+{
+    memset(call, 0, sizeof(*call));
+    memcpy(call->ids, prompt, n * sizeof(*prompt));
+    call->request = (struct request){.prompt = prompt,
+                                     .n_prompt = n,
+                                     .n_max = n_max,
+                                     .on_token = on_token,
+                                     .on_end = on_end,
+                                     .context = call};
+}
+
+static void submit_call(struct fixture *fixture, struct call *call)
 {
     struct lm_error err;
-    memset(request, 0, sizeof(*request));
-    request->prompt = prompt;
-    request->n_prompt = n;
-    request->n_max = n_max;
-    request->on_token = count_token;
-    assert_int_equal(scheduler_submit(fixture->scheduler, request, &err), LM_OK);
+    assert_int_equal(scheduler_submit(fixture->scheduler, &call->request, &err), LM_OK);
+}
+
+static void submit(struct fixture *fixture, struct call *call, const int32_t *prompt, size_t n,
+                   uint32_t n_max)
+{
+    init_call(call, prompt, n, n_max);
+    submit_call(fixture, call);
 }
 
 static void run_all(struct fixture *fixture)
@@ -119,98 +98,375 @@ static void run_all(struct fixture *fixture)
     }
 }
 
+/* Runs one request and returns how much of its prompt was cached. */
+static size_t cached(struct fixture *fixture, const int32_t *prompt, size_t n, uint32_t n_max)
+{
+    struct call call;
+    submit(fixture, &call, prompt, n, n_max), run_all(fixture);
+    assert_int_equal(call.request.status, LM_OK);
+    assert_int_equal(call.request.n_generated, n_max);
+    assert_int_equal(call.n_ended, 1);
+    return call.request.n_cached;
+}
+
 static void fill(int32_t *ids, size_t n, int32_t seed)
 {
     for (size_t i = 0; i < n; i++)
         ids[i] = (int32_t)i * 3 + seed;
 }
 
-static void test_steps_mix_decoding_and_one_chunk(void **state)
+/* ---- steps -------------------------------------------------------------------------------- */
+
+static void test_steps_mix_decoding_and_reading(void **state)
 {
     (void)state;
     struct fixture fixture;
-    struct request requests[5];
+    struct call calls[5];
     int32_t prompts[5][60];
-    open_fixture(&fixture, 3, 0, true);
+    open_fixture(&fixture, 3, 1, true);
     for (int32_t i = 0; i < 5; i++) {
         fill(prompts[i], 60, 1000 * i);
-        submit(&fixture, &requests[i], prompts[i], 40 + (size_t)i, 30);
+        submit(&fixture, &calls[i], prompts[i], 40 + (size_t)i, 30);
     }
     run_all(&fixture);
     for (int i = 0; i < 5; i++) {
-        assert_true(requests[i].done);
-        assert_int_equal(requests[i].status, LM_OK);
-        assert_int_equal(requests[i].n_generated, 30);
-        assert_true(i == 0 || requests[i].prefill_end_s >= requests[i - 1].prefill_end_s);
+        assert_int_equal(calls[i].n_ended, 1);
+        assert_int_equal(calls[i].request.status, LM_OK);
+        assert_int_equal(calls[i].request.n_generated, 30);
+        assert_true(i == 0 || calls[i].request.prefill_end_s >= calls[i - 1].request.prefill_end_s);
     }
-    assert_int_equal(scheduler_stats(fixture.scheduler).n_seq_max, 3);
-    assert_int_equal(fixture.books.n_prefill_seq_max, 1);
-    assert_true(fixture.books.n_token_max <= CHUNK + 2);
+    const struct scheduler_stats stats = scheduler_stats(fixture.scheduler);
+    assert_int_equal(stats.n_seq_max, 3);
+    assert_true(fixture.fake.n_token_max <= CHUNK + 2);
+    assert_int_equal(stats.n_token, fixture.fake.n_token);
+    assert_int_equal(stats.n_step, stats.phase[STEP_PREFILL].n_step +
+                                       stats.phase[STEP_DECODE].n_step +
+                                       stats.phase[STEP_MIXED].n_step);
+    assert_true(stats.phase[STEP_PREFILL].n_step && stats.phase[STEP_MIXED].n_step);
+    assert_int_equal(stats.n_running, 0);
+    assert_int_equal(stats.n_ended, 5);
     scheduler_destroy(fixture.scheduler);
 }
 
-/* Prompts of different beginnings keep their slots; the least recently used one goes. */
-static void test_the_longest_prefix_is_found(void **state)
+static void test_short_prompts_share_a_step(void **state)
 {
     (void)state;
     struct fixture fixture;
-    struct request request;
-    int32_t a[100], b[100], c[100];
-    open_fixture(&fixture, 2, 0, true);
-    fill(a, 100, 0), fill(b, 100, 5000), fill(c, 100, 9000);
-    submit(&fixture, &request, a, 80, 4), run_all(&fixture);
-    submit(&fixture, &request, b, 80, 4), run_all(&fixture);
-    submit(&fixture, &request, a, 100, 4), run_all(&fixture);
-    assert_int_equal(request.n_cached, 80);
-    submit(&fixture, &request, c, 80, 4), run_all(&fixture); /* in place of b */
-    assert_int_equal(request.n_cached, 0);
-    submit(&fixture, &request, a, 100, 4), run_all(&fixture);
-    assert_int_equal(request.n_cached, 99); /* the last token is read for its logits */
-    submit(&fixture, &request, b, 80, 4), run_all(&fixture);
-    assert_int_equal(request.n_cached, 0);
-    scheduler_destroy(fixture.scheduler);
-}
-
-/* Where states cannot be cut, snapshots bring the prefix back. */
-static void test_snapshots_serve_what_cannot_be_cut(void **state)
-{
-    (void)state;
-    struct fixture fixture;
-    struct request request;
-    int32_t ids[150];
-    open_fixture(&fixture, 1, 2, false);
-    fill(ids, 150, 0);
-    submit(&fixture, &request, ids, 120, 4);
-    const size_t turn = 50;
-    request.turns = &turn;
-    request.n_turn = 1;
+    struct call calls[4];
+    int32_t prompts[4][4];
+    open_fixture(&fixture, 4, 1, true);
+    for (int32_t i = 0; i < 4; i++) {
+        fill(prompts[i], 4, 1000 * i);
+        submit(&fixture, &calls[i], prompts[i], 4, 1);
+    }
     run_all(&fixture);
-    assert_int_equal(fixture.books.n_fork, 2); /* before token 50, and before the last one */
-    submit(&fixture, &request, ids, 120, 4), run_all(&fixture);
-    assert_int_equal(request.n_cached, 119);
-    ids[60] = 77777;
-    submit(&fixture, &request, ids, 120, 4), run_all(&fixture);
-    assert_int_equal(request.n_cached, 50);
-    ids[20] = 77777;
-    submit(&fixture, &request, ids, 120, 4), run_all(&fixture);
-    assert_int_equal(request.n_cached, 0);
+    assert_int_equal(scheduler_stats(fixture.scheduler).n_step, 1);
+    assert_int_equal(fixture.fake.n_reader_max, 4);
     scheduler_destroy(fixture.scheduler);
 }
 
-static void test_room_is_made_by_giving_up_what_is_idle(void **state)
+static void test_priority_comes_before_arrival(void **state)
 {
     (void)state;
     struct fixture fixture;
-    struct request request;
+    struct call calls[3];
+    int32_t prompts[3][60];
+    open_fixture(&fixture, 1, 1, true);
+    for (int32_t i = 0; i < 3; i++) {
+        fill(prompts[i], 60, 1000 * i);
+        init_call(&calls[i], prompts[i], 60, 2);
+        calls[i].request.priority = i == 2 ? -1 : 0;
+        submit_call(&fixture, &calls[i]);
+    }
+    run_all(&fixture);
+    assert_true(calls[2].request.start_s < calls[0].request.start_s);
+    assert_true(calls[0].request.start_s < calls[1].request.start_s);
+    scheduler_destroy(fixture.scheduler);
+}
+
+/* ---- reuse -------------------------------------------------------------------------------- */
+
+static void test_states_that_can_be_cut_serve_every_prefix(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    int32_t a[100], b[100], c[100];
+    open_fixture(&fixture, 1, 3, true);
+    fill(a, 100, 0), fill(b, 100, 5000), fill(c, 100, 9000);
+    assert_int_equal(cached(&fixture, a, 80, 4), 0);
+    assert_int_equal(cached(&fixture, b, 80, 4), 0);
+    assert_int_equal(cached(&fixture, a, 100, 4), 80);
+    assert_int_equal(cached(&fixture, a, 100, 4), 99); /* the last token is read for its logits */
+    a[60] = 77777;
+    assert_int_equal(cached(&fixture, a, 100, 4), 60);
+    assert_int_equal(cached(&fixture, b, 50, 4), 49); /* in place of the first a */
+    assert_int_equal(cached(&fixture, c, 80, 4), 0);
+    assert_int_equal(cached(&fixture, b, 50, 4), 49);
+    scheduler_destroy(fixture.scheduler);
+}
+
+/* Where states cannot be cut, they are kept where turns begin, before the last token, at the end
+ * and, once a request has left a sequence there, where it did. */
+static void test_checkpoints_serve_what_cannot_be_cut(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call call;
+    int32_t ids[200];
+    open_fixture(&fixture, 1, 8, false);
+    fill(ids, 200, 0);
+    init_call(&call, ids, 120, 4);
+    const size_t turn = 50;
+    call.request.turns = &turn;
+    call.request.n_turn = 1;
+    submit_call(&fixture, &call), run_all(&fixture);
+    assert_int_equal(fixture.fake.n_fork, 2); /* before token 50, and before the last one */
+    assert_int_equal(cached(&fixture, ids, 120, 4), 119);
+    memcpy(ids, call.ids, 124 * sizeof(*ids)); /* the answer, the last token was not read */
+    assert_int_equal(cached(&fixture, ids, 180, 4), 123);
+    ids[90] = 77777;
+    assert_int_equal(cached(&fixture, ids, 120, 4), 50);
+    ids[90] = 88888;
+    assert_int_equal(cached(&fixture, ids, 120, 4), 90); /* a branch since the last one */
+    ids[20] = 77777;
+    assert_int_equal(cached(&fixture, ids, 120, 4), 0);
+    scheduler_destroy(fixture.scheduler);
+}
+
+static void test_checkpoints_come_in_steps(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct lm_error err;
+    int32_t ids[300];
+    open_fixture(&fixture, 1, 8, false);
+    scheduler_destroy(fixture.scheduler);
+    const struct scheduler_config config = {.runner = &fixture.runner,
+                                            .n_slot = 1,
+                                            .n_parked = 8,
+                                            .n_ctx = N_CTX,
+                                            .prefill_chunk = CHUNK,
+                                            .checkpoint_every = 100};
+    assert_int_equal(scheduler_create(&fixture.scheduler, &config, &err), LM_OK);
+    fill(ids, 300, 0);
+    assert_int_equal(cached(&fixture, ids, 290, 1), 0);
+    ids[250] = 77777;
+    assert_int_equal(cached(&fixture, ids, 290, 1), 200);
+    ids[150] = 77777;
+    assert_int_equal(cached(&fixture, ids, 290, 1), 100);
+    scheduler_destroy(fixture.scheduler);
+}
+
+/* The least recently used state goes, but one where sequences part stays as long as they do. */
+static void test_the_common_beginning_outlives_its_branches(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    int32_t ids[150];
+    open_fixture(&fixture, 1, 4, false);
+    fill(ids, 150, 0);
+    for (int32_t i = 0; i < 12; i++) {
+        ids[100] = 10000 * (i + 1);
+        const size_t n = cached(&fixture, ids, 150, 3);
+        assert_int_equal(n, i >= 2 ? 100 : 0);
+    }
+    const struct scheduler_stats stats = scheduler_stats(fixture.scheduler);
+    assert_true(stats.n_evicted_state > 0);
+    assert_int_equal(stats.n_state, 5);
+    assert_int_equal(stats.state_bytes, 5000);
+    assert_int_equal(stats.n_prompt_token, 12 * 150);
+    assert_int_equal(stats.n_hit_token, 10 * 100);
+    scheduler_destroy(fixture.scheduler);
+}
+
+/* Several samples of one prompt, and prompts with a common beginning: that is read once. */
+static void share_while_reading(bool can_cut)
+{
+    struct fixture fixture;
+    struct call calls[8];
+    int32_t ids[8][120];
+    open_fixture(&fixture, 4, 2, can_cut);
+    for (int i = 0; i < 4; i++) {
+        fill(ids[i], 100, 0);
+        submit(&fixture, &calls[i], ids[i], 100, 5);
+    }
+    run_all(&fixture);
+    assert_int_equal(fixture.fake.n_token, 99 + 4 + 4 * 4);
+    for (int i = 0; i < 4; i++)
+        assert_int_equal(calls[i].request.n_cached, i ? 99 : 0);
+    assert_int_equal(fixture.fake.n_seq_max, 4);
+
+    fixture.fake.n_token = 0;
+    for (int32_t i = 0; i < 8; i++) {
+        fill(ids[i], 120, 5000);
+        ids[i][80] = 100000 + i;
+        submit(&fixture, &calls[i], ids[i], 120, 1);
+    }
+    run_all(&fixture);
+    assert_int_equal(fixture.fake.n_token, 80 + 8 * 40);
+    for (int i = 0; i < 8; i++)
+        assert_int_equal(calls[i].request.status, LM_OK);
+    scheduler_destroy(fixture.scheduler);
+}
+
+static void test_what_is_being_read_is_waited_for(void **state)
+{
+    (void)state;
+    share_while_reading(true);
+    share_while_reading(false);
+}
+
+/* The one who reads for others leaves: what it has read is used, the rest is read by the next. */
+static void test_a_reader_that_leaves_is_replaced(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call calls[2];
+    int32_t ids[200];
+    open_fixture(&fixture, 2, 2, false);
+    fill(ids, 200, 0);
+    submit(&fixture, &calls[0], ids, 200, 5);
+    submit(&fixture, &calls[1], ids, 200, 5);
+    for (int i = 0; i < 4; i++)
+        assert_true(scheduler_step(fixture.scheduler));
+    atomic_store(&calls[0].request.cancelled, true);
+    run_all(&fixture);
+    assert_int_equal(calls[0].n_ended, 1);
+    assert_int_equal(calls[0].n_token, 0);
+    assert_int_equal(calls[1].request.n_cached, 4 * CHUNK);
+    assert_int_equal(calls[1].n_token, 5);
+    scheduler_destroy(fixture.scheduler);
+}
+
+static void test_keys_and_no_cache_keep_apart(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call call;
+    int32_t ids[100];
+    open_fixture(&fixture, 1, 4, true);
+    fill(ids, 100, 0);
+    init_call(&call, ids, 100, 2);
+    call.request.no_cache = true;
+    submit_call(&fixture, &call), run_all(&fixture);
+    assert_int_equal(scheduler_stats(fixture.scheduler).n_state, 0);
+    for (uint64_t key = 0; key < 3; key++) {
+        init_call(&call, ids, 100, 2);
+        call.request.cache_key = key;
+        submit_call(&fixture, &call), run_all(&fixture);
+        assert_int_equal(call.request.n_cached, 0);
+    }
+    init_call(&call, ids, 100, 2);
+    call.request.cache_key = 1;
+    submit_call(&fixture, &call), run_all(&fixture);
+    assert_int_equal(call.request.n_cached, 99);
+    init_call(&call, ids, 100, 2);
+    call.request.no_cache = true;
+    submit_call(&fixture, &call), run_all(&fixture);
+    assert_int_equal(call.request.n_cached, 0);
+    scheduler_destroy(fixture.scheduler);
+}
+
+/* ---- log-probabilities of prompts --------------------------------------------------------- */
+
+static size_t likelihood(struct fixture *fixture, const int32_t *prompt, size_t n, int32_t n_top)
+{
+    struct call call;
+    init_call(&call, prompt, n, 1);
+    call.request.on_prompt_token = on_prompt_token;
+    call.request.n_prompt_logprob = call.n_top = n_top;
+    submit_call(fixture, &call), run_all(fixture);
+    assert_int_equal(call.request.status, LM_OK);
+    assert_int_equal(call.n_prompt_token, n - 1);
+    assert_int_equal(call.n_token, 1);
+    return call.request.n_cached;
+}
+
+static void test_log_probabilities_are_kept_with_the_prompt(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    int32_t ids[100];
+    open_fixture(&fixture, 1, 4, true);
+    fill(ids, 100, 0);
+    assert_int_equal(cached(&fixture, ids, 60, 1), 0);
+    assert_int_equal(likelihood(&fixture, ids, 60, 1), 0); /* kept without them */
+    assert_int_equal(likelihood(&fixture, ids, 60, 1), 59);
+    assert_int_equal(likelihood(&fixture, ids, 60, 5), 59);
+    assert_int_equal(likelihood(&fixture, ids, 60, 6), 0); /* more than was kept */
+    assert_int_equal(likelihood(&fixture, ids, 60, 0), 59);
+    assert_int_equal(likelihood(&fixture, ids, 100, 2), 59);
+    ids[40] = 77777; /* its log-probability is behind token 39 */
+    assert_int_equal(likelihood(&fixture, ids, 100, 2), 39);
+    assert_int_equal(cached(&fixture, ids, 100, 1), 99);
+    assert_int_equal(likelihood(&fixture, ids, 1, 2), 0);
+    assert_int_equal(likelihood(&fixture, ids, 2, 2), 1);
+    scheduler_destroy(fixture.scheduler);
+}
+
+/* Many continuations of one context at once: the context is read once. */
+static void score_continuations(bool can_cut)
+{
+    struct fixture fixture;
+    struct call calls[12];
+    int32_t ids[12][110];
+    open_fixture(&fixture, 4, 2, can_cut);
+    for (int32_t i = 0; i < 12; i++) {
+        fill(ids[i], 110, 0);
+        ids[i][100] = 100000 + i;
+        init_call(&calls[i], ids[i], 101 + (size_t)i % 3, 1);
+        calls[i].request.on_prompt_token = on_prompt_token;
+        calls[i].request.n_prompt_logprob = calls[i].n_top = 1;
+        submit_call(&fixture, &calls[i]);
+    }
+    run_all(&fixture);
+    for (int i = 0; i < 12; i++) {
+        assert_int_equal(calls[i].n_prompt_token, calls[i].request.n_prompt - 1);
+        assert_int_equal(calls[i].n_token, 1);
+        assert_int_equal(calls[i].request.n_cached, i ? 99 : 0);
+    }
+    scheduler_destroy(fixture.scheduler);
+}
+
+static void test_continuations_share_their_context(void **state)
+{
+    (void)state;
+    score_continuations(true);
+    score_continuations(false);
+}
+
+/* ---- memory and failures ------------------------------------------------------------------ */
+
+static void test_room_is_made_by_giving_up_what_is_kept(void **state)
+{
+    (void)state;
+    struct fixture fixture;
     int32_t a[150], b[150];
-    open_fixture(&fixture, 2, 0, true);
-    fixture.books.room = 180;
+    open_fixture(&fixture, 2, 1, true);
+    fixture.fake.room = 180;
     fill(a, 150, 0), fill(b, 150, 7000);
-    submit(&fixture, &request, a, 100, 4), run_all(&fixture);
-    submit(&fixture, &request, b, 150, 4), run_all(&fixture);
-    assert_int_equal(request.status, LM_OK);
-    assert_int_equal(request.n_generated, 4);
-    assert_int_equal(fixture.books.n_clear, 1);
+    assert_int_equal(cached(&fixture, a, 100, 4), 0);
+    assert_int_equal(cached(&fixture, b, 150, 4), 0);
+    assert_int_equal(scheduler_stats(fixture.scheduler).n_evicted_kv, 1);
+    scheduler_destroy(fixture.scheduler);
+}
+
+/* If running sequences alone do not fit, which planning excludes, the last one gives way. */
+static void test_the_last_one_gives_way(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call first, second;
+    int32_t a[90], b[90];
+    open_fixture(&fixture, 2, 1, true);
+    fixture.fake.room = 120;
+    fill(a, 90, 0), fill(b, 90, 7000);
+    submit(&fixture, &first, a, 90, 20);
+    submit(&fixture, &second, b, 90, 4);
+    run_all(&fixture);
+    assert_int_equal(first.request.status, LM_OK);
+    assert_int_equal(first.n_token, 20);
+    assert_int_equal(second.request.status, LM_E_LIMIT);
     scheduler_destroy(fixture.scheduler);
 }
 
@@ -219,42 +475,45 @@ static void test_a_failed_step_ends_its_requests(void **state)
 {
     (void)state;
     struct fixture fixture;
-    struct request first, second;
+    struct call first, second;
     int32_t ids[100];
-    open_fixture(&fixture, 1, 0, true);
+    open_fixture(&fixture, 1, 1, true);
     fill(ids, 100, 0);
     submit(&fixture, &first, ids, 100, 4);
     submit(&fixture, &second, ids, 100, 4);
     scheduler_step(fixture.scheduler);
-    fixture.books.fail_with = LM_E_IO;
+    fixture.fake.fail_with = LM_E_IO;
     run_all(&fixture);
-    assert_int_equal(first.status, LM_E_IO);
-    assert_string_equal(first.error.message, "the step fails");
-    assert_int_equal(first.n_generated, 0);
-    assert_int_equal(second.status, LM_OK);
-    assert_int_equal(second.n_cached, 0);
-    assert_int_equal(second.n_generated, 4);
+    assert_int_equal(first.request.status, LM_E_IO);
+    assert_string_equal(first.request.error.message, "the step fails");
+    assert_int_equal(first.request.n_generated, 0);
+    assert_int_equal(second.request.status, LM_OK);
+    assert_int_equal(second.request.n_cached, 0);
+    assert_int_equal(second.request.n_generated, 4);
     scheduler_destroy(fixture.scheduler);
 }
 
-/* What the first chunk of a prompt has left in a slot when it fails is cleared too, though the
- * scheduler has counted nothing there yet. */
-static void test_a_failed_first_step_leaves_nothing(void **state)
+static void test_a_failed_sequence_ends_alone(void **state)
 {
     (void)state;
     struct fixture fixture;
-    struct request first, second;
-    int32_t ids[100];
-    open_fixture(&fixture, 1, 0, true);
-    fill(ids, 100, 0);
-    submit(&fixture, &first, ids, CHUNK, 4);
-    fixture.books.fail_with = LM_E_FAIL;
+    struct call calls[3];
+    int32_t ids[3][20];
+    open_fixture(&fixture, 3, 1, true);
+    for (int32_t i = 0; i < 3; i++) {
+        fill(ids[i], 20, 1000 * i);
+        submit(&fixture, &calls[i], ids[i], 20, 100);
+    }
+    while (calls[2].n_token < 3)
+        scheduler_step(fixture.scheduler);
+    fixture.fake.bad_slot = 1;
     run_all(&fixture);
-    assert_int_equal(first.status, LM_E_FAIL);
-    assert_int_equal(fixture.books.length[0], 0);
-    submit(&fixture, &second, ids, 100, 4), run_all(&fixture);
-    assert_int_equal(second.status, LM_OK);
-    assert_int_equal(second.n_generated, 4);
+    int n_failed = 0;
+    for (int i = 0; i < 3; i++) {
+        n_failed += calls[i].request.status == LM_E_FAIL;
+        if (calls[i].request.status == LM_OK) assert_int_equal(calls[i].n_token, 100);
+    }
+    assert_int_equal(n_failed, 1);
     scheduler_destroy(fixture.scheduler);
 }
 
@@ -262,22 +521,22 @@ static void test_cancelled_requests_leave(void **state)
 {
     (void)state;
     struct fixture fixture;
-    struct request running, waiting;
+    struct call running, waiting;
     int32_t ids[100];
-    int n_token = 0;
-    open_fixture(&fixture, 1, 0, true);
+    open_fixture(&fixture, 1, 1, true);
     fill(ids, 100, 0);
     submit(&fixture, &running, ids, 20, 50);
-    running.context = &n_token;
     submit(&fixture, &waiting, ids, 90, 50);
-    while (n_token < 3)
+    while (running.n_token < 3)
         scheduler_step(fixture.scheduler);
-    atomic_store(&waiting.cancelled, true);
-    atomic_store(&running.cancelled, true);
+    atomic_store(&waiting.request.cancelled, true);
+    assert_true(scheduler_step(fixture.scheduler)); /* the queue is left while the place is taken */
+    assert_int_equal(waiting.n_ended, 1);
+    atomic_store(&running.request.cancelled, true);
     assert_false(scheduler_step(fixture.scheduler));
-    assert_true(running.done && waiting.done);
-    assert_int_equal(running.n_generated, 3);
-    assert_int_equal(waiting.n_generated, 0);
+    assert_int_equal(running.n_ended, 1);
+    assert_int_equal(running.request.n_generated, 4);
+    assert_int_equal(waiting.request.n_generated, 0);
     scheduler_destroy(fixture.scheduler);
 }
 
@@ -285,30 +544,100 @@ static void test_prompts_are_held_to_the_context(void **state)
 {
     (void)state;
     struct fixture fixture;
-    struct request request = {.n_prompt = N_CTX + 1};
+    struct call call;
     struct lm_error err;
     int32_t ids[N_CTX];
-    open_fixture(&fixture, 1, 0, true);
-    assert_int_equal(scheduler_submit(fixture.scheduler, &request, &err), LM_E_LIMIT);
+    open_fixture(&fixture, 1, 1, true);
     fill(ids, N_CTX, 0);
-    submit(&fixture, &request, ids, N_CTX, 100), run_all(&fixture);
-    assert_int_equal(request.n_generated, 1); /* behind the last position, never read */
-    submit(&fixture, &request, ids, 30, 0), run_all(&fixture);
-    assert_int_equal(request.n_generated, 0);
+    init_call(&call, ids, N_CTX, 1);
+    call.request.n_prompt = N_CTX + 1;
+    assert_int_equal(scheduler_submit(fixture.scheduler, &call.request, &err), LM_E_LIMIT);
+    submit(&fixture, &call, ids, N_CTX, 100), run_all(&fixture);
+    assert_int_equal(call.request.n_generated, 1); /* behind the last position, never read */
+    submit(&fixture, &call, ids, 30, 0), run_all(&fixture);
+    assert_int_equal(call.request.n_generated, 0);
     scheduler_destroy(fixture.scheduler);
+}
+
+/* ---- all together ------------------------------------------------------------------------- */
+
+static uint32_t draw(uint32_t *seed)
+{
+    *seed = *seed * 1664525u + 1013904223u;
+    return *seed >> 8;
+}
+
+/* Random requests over few beginnings, with little room, cancelled and failing at random: each one
+ * that succeeds got exactly its own tokens (checked as they come). */
+static void test_random_requests(void **state)
+{
+    (void)state;
+    enum { N_CALL = 24, N_ROUND = 60 };
+    static struct call calls[N_CALL];
+    static int32_t ids[N_CALL][N_CTX];
+    for (uint32_t round = 0; round < N_ROUND; round++) {
+        struct fixture fixture;
+        uint32_t seed = round * 77 + 1, n_done = 0;
+        open_fixture(&fixture, 1 + draw(&seed) % 6, draw(&seed) % 8, round % 2);
+        fixture.fake.room = N_CTX * (1 + draw(&seed) % 4);
+        for (uint32_t i = 0; i < N_CALL; i++) {
+            const uint32_t shared = draw(&seed) % 150, n = shared + 1 + draw(&seed) % 60;
+            fill(ids[i], shared, (int32_t)(draw(&seed) % 2 * 1000));
+            fill(ids[i] + shared, n - shared, (int32_t)(draw(&seed) % 5));
+            init_call(&calls[i], ids[i], n, draw(&seed) % 20);
+            struct request *request = &calls[i].request;
+            request->no_cache = draw(&seed) % 10 == 0;
+            request->cache_key = draw(&seed) % 8 == 0;
+            request->priority = (int32_t)(draw(&seed) % 2);
+            if (draw(&seed) % 2) {
+                request->on_prompt_token = on_prompt_token;
+                request->n_prompt_logprob = calls[i].n_top = (int32_t)(draw(&seed) % 7);
+            }
+            submit_call(&fixture, &calls[i]);
+            if (draw(&seed) % 20 == 0)
+                atomic_store(&calls[draw(&seed) % (i + 1)].request.cancelled, true);
+            if (draw(&seed) % 20 == 0) fixture.fake.fail_with = LM_E_IO;
+            if (draw(&seed) % 3 == 0) scheduler_step(fixture.scheduler);
+        }
+        run_all(&fixture);
+        for (uint32_t i = 0; i < N_CALL; i++) {
+            const struct request *request = &calls[i].request;
+            assert_int_equal(calls[i].n_ended, 1);
+            if (request->status != LM_OK || atomic_load(&request->cancelled)) continue;
+            assert_int_equal(calls[i].n_token, request->n_max);
+            if (request->on_prompt_token)
+                assert_int_equal(calls[i].n_prompt_token, request->n_prompt - 1);
+            n_done++;
+        }
+        assert_true(n_done >= N_CALL / 3);
+        const struct scheduler_stats stats = scheduler_stats(fixture.scheduler);
+        assert_int_equal(stats.n_running + stats.n_waiting, 0);
+        scheduler_destroy(fixture.scheduler);
+    }
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_steps_mix_decoding_and_one_chunk),
-        cmocka_unit_test(test_the_longest_prefix_is_found),
-        cmocka_unit_test(test_snapshots_serve_what_cannot_be_cut),
-        cmocka_unit_test(test_room_is_made_by_giving_up_what_is_idle),
+        cmocka_unit_test(test_steps_mix_decoding_and_reading),
+        cmocka_unit_test(test_short_prompts_share_a_step),
+        cmocka_unit_test(test_priority_comes_before_arrival),
+        cmocka_unit_test(test_states_that_can_be_cut_serve_every_prefix),
+        cmocka_unit_test(test_checkpoints_serve_what_cannot_be_cut),
+        cmocka_unit_test(test_checkpoints_come_in_steps),
+        cmocka_unit_test(test_the_common_beginning_outlives_its_branches),
+        cmocka_unit_test(test_what_is_being_read_is_waited_for),
+        cmocka_unit_test(test_a_reader_that_leaves_is_replaced),
+        cmocka_unit_test(test_keys_and_no_cache_keep_apart),
+        cmocka_unit_test(test_log_probabilities_are_kept_with_the_prompt),
+        cmocka_unit_test(test_continuations_share_their_context),
+        cmocka_unit_test(test_room_is_made_by_giving_up_what_is_kept),
+        cmocka_unit_test(test_the_last_one_gives_way),
         cmocka_unit_test(test_a_failed_step_ends_its_requests),
-        cmocka_unit_test(test_a_failed_first_step_leaves_nothing),
+        cmocka_unit_test(test_a_failed_sequence_ends_alone),
         cmocka_unit_test(test_cancelled_requests_leave),
         cmocka_unit_test(test_prompts_are_held_to_the_context),
+        cmocka_unit_test(test_random_requests),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -90,14 +90,20 @@ static void assert_marked(struct fixture *fixture, uint32_t slot, uint32_t begin
     }
 }
 
+static void fork_whole(struct fixture *fixture, uint32_t from, uint32_t to)
+{
+    const uint32_t n = seq_state_length(fixture->state, from);
+    assert_int_equal(seq_state_fork(fixture->state, from, to, n, NULL), LM_OK);
+}
+
 static void test_forks_share_and_part(void **state)
 {
     (void)state;
     struct fixture fixture;
     open_fixture(&fixture, shape(false), 3, 3 * N_CTX);
     assert_int_equal(extend_in_batches(&fixture, 0, 300, 1000), LM_OK);
-    seq_state_fork(fixture.state, 0, 1);
-    seq_state_fork(fixture.state, 1, 2);
+    fork_whole(&fixture, 0, 1);
+    fork_whole(&fixture, 1, 2);
     assert_ptr_equal(cell(&fixture, 0, 0, 5), cell(&fixture, 0, 2, 5)); /* shared */
     assert_int_equal(extend_in_batches(&fixture, 1, 100, 2000), LM_OK);
     assert_int_equal(extend_in_batches(&fixture, 0, 100, 3000), LM_OK);
@@ -112,22 +118,39 @@ static void test_forks_share_and_part(void **state)
     close_fixture(&fixture);
 }
 
-static void test_truncation_stops_at_the_window(void **state)
+/* A fork may be cut: as far back as the window reaches. */
+static void test_cut_forks_stop_at_the_window(void **state)
 {
     (void)state;
     struct fixture fixture;
     struct lm_error err;
-    open_fixture(&fixture, shape(false), 1, N_CTX);
+    open_fixture(&fixture, shape(false), 2, 2 * N_CTX);
     assert_int_equal(extend_in_batches(&fixture, 0, 700, 0), LM_OK);
     assert_null(seq_state_kv_blocks(fixture.state, 1)[0][0]); /* the window has passed */
     assert_non_null(seq_state_kv_blocks(fixture.state, 0)[0][0]);
-    assert_int_equal(seq_state_truncate(fixture.state, 0, 650, &err), LM_OK);
-    assert_int_equal(seq_state_length(fixture.state, 0), 650);
-    assert_int_equal(seq_state_truncate(fixture.state, 0, 300, &err), LM_E_UNSUPPORTED);
-    assert_int_equal(seq_state_length(fixture.state, 0), 650);
-    assert_int_equal(extend(&fixture, 0, 10, 5), LM_OK);
-    assert_marked(&fixture, 0, 650, 660, 5);
-    assert_int_equal(seq_state_truncate(fixture.state, 0, 0, &err), LM_OK);
+    assert_int_equal(seq_state_fork(fixture.state, 0, 1, 650, &err), LM_OK);
+    assert_int_equal(seq_state_length(fixture.state, 1), 650);
+    assert_int_equal(seq_state_fork(fixture.state, 0, 1, 300, &err), LM_E_UNSUPPORTED);
+    assert_int_equal(seq_state_length(fixture.state, 1), 650);
+    assert_int_equal(extend(&fixture, 1, 10, 5), LM_OK);
+    assert_marked(&fixture, 1, 500, 650, 0);
+    assert_marked(&fixture, 1, 650, 660, 5);
+    assert_marked(&fixture, 0, 500, 700, 0);
+    close_fixture(&fixture);
+}
+
+static void test_usage_counts_shared_blocks_once(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    open_fixture(&fixture, shape(false), 2, 2 * N_CTX);
+    assert_int_equal(seq_state_usage(fixture.state).n_position, 0);
+    assert_int_equal(seq_state_usage(fixture.state).n_position_max, 2 * N_CTX + 2 * KV_BLOCK);
+    assert_int_equal(extend_in_batches(&fixture, 0, 300, 0), LM_OK);
+    fork_whole(&fixture, 0, 1);
+    assert_int_equal(seq_state_usage(fixture.state).n_position, 3 * KV_BLOCK);
+    assert_int_equal(extend(&fixture, 1, 1, 0), LM_OK);
+    assert_int_equal(seq_state_usage(fixture.state).n_position, 4 * KV_BLOCK);
     close_fixture(&fixture);
 }
 
@@ -138,10 +161,10 @@ static void test_fork_keeps_its_window(void **state)
     struct fixture fixture;
     open_fixture(&fixture, shape(false), 2, 2 * N_CTX);
     assert_int_equal(extend_in_batches(&fixture, 0, 300, 7), LM_OK);
-    seq_state_fork(fixture.state, 0, 1);
+    fork_whole(&fixture, 0, 1);
     assert_int_equal(extend_in_batches(&fixture, 0, 700, 8), LM_OK);
     assert_marked(&fixture, 1, 101, 300, 7);
-    seq_state_fork(fixture.state, 1, 0); /* and back */
+    fork_whole(&fixture, 1, 0); /* and back */
     assert_int_equal(seq_state_length(fixture.state, 0), 300);
     assert_marked(&fixture, 0, 101, 300, 7);
     close_fixture(&fixture);
@@ -173,10 +196,10 @@ static void test_recurrent_records_are_copied_and_cleared(void **state)
     float *const *conv = seq_state_conv(fixture.state, 2);
     assert_int_equal(extend(&fixture, 0, 10, 0), LM_OK);
     memory[0][127] = 3, conv[0][95] = 4; /* the last of [2][8][8] and [3][32] */
-    seq_state_fork(fixture.state, 0, 1);
+    fork_whole(&fixture, 0, 1);
     memory[0][127] = 5;
     assert_true(memory[1][127] == 3 && conv[1][95] == 4);
-    assert_int_equal(seq_state_truncate(fixture.state, 0, 9, &err), LM_E_UNSUPPORTED);
+    assert_int_equal(seq_state_fork(fixture.state, 0, 1, 9, &err), LM_E_UNSUPPORTED);
     seq_state_clear(fixture.state, 0);
     assert_true(memory[0][127] == 0 && conv[0][95] == 0);
     assert_true(memory[1][127] == 3);
@@ -202,7 +225,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_forks_share_and_part),
-        cmocka_unit_test(test_truncation_stops_at_the_window),
+        cmocka_unit_test(test_cut_forks_stop_at_the_window),
+        cmocka_unit_test(test_usage_counts_shared_blocks_once),
         cmocka_unit_test(test_fork_keeps_its_window),
         cmocka_unit_test(test_pool_and_context_have_ends),
         cmocka_unit_test(test_recurrent_records_are_copied_and_cleared),
