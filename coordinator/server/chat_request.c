@@ -81,3 +81,22 @@ bool chat_request_read(struct generation *generation, struct chat_fields *fields
            build_prompt(generation, fields, error) &&
            generation_fit_prompts(generation, "messages", error);
 }
+
+bool chat_request_count(struct server *server, struct json_object *body, size_t *n,
+                        struct api_error *error)
+{
+    const struct field_reader reader = field_reader_body(body, error);
+    struct chat_fields fields = {0};
+    struct chat_prompt prompt = {0};
+    const char *model = NULL;
+    bool adds = false;
+    const bool good = field_string(&reader, "model", &model, NULL) &&
+                      server_check_model(server, model, error) &&
+                      field_bool(&reader, "add_special_tokens", &adds) &&
+                      chat_fields_read(&fields, &reader, server) &&
+                      chat_prompt_build(&prompt, &fields, server, adds, error);
+    *n = prompt.n;
+    chat_prompt_fini(&prompt);
+    chat_fields_fini(&fields);
+    return good;
+}

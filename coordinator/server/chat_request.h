@@ -10,10 +10,16 @@
 #include "coordinator/server/chat_prompt.h"
 
 struct generation;
+struct json_object; /* json-c */
+struct server;
 
 /* Reads generation->body and fills everything that generation_start needs. fields: in the context
  * of the generation's sink, which calls chat_fields_fini. */
 bool chat_request_read(struct generation *generation, struct chat_fields *fields,
                        struct api_error *error);
+
+/* How many tokens the prompt for a body has, which need not say what is generated. */
+bool chat_request_count(struct server *server, struct json_object *body, size_t *n,
+                        struct api_error *error);
 
 #endif

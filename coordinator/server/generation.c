@@ -630,7 +630,8 @@ bool generation_start(struct generation *generation, struct api_error *error)
     inflight_add(&server->inflight, &generation->entry);
     http_on_closed(exchange, on_closed, generation);
     if (generation->fields.stream)
-        http_stream_ping(exchange, generation->fields.sse_ping_s, ": ping\n\n");
+        http_stream_ping(exchange, generation->fields.sse_ping_s,
+                         generation->sink->ping ? generation->sink->ping : ": ping\n\n");
     dispatcher_submit(server->dispatcher, requests, (uint32_t)n);
     free(requests);
     return true;

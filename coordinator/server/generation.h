@@ -71,8 +71,9 @@ struct generation_choice {
     int32_t stop_id; /* of stop_token_ids, or -1 */
 };
 
-/* What a dialect does. All but on_end may be NULL. */
+/* What a dialect does. All but on_end may be NULL; those of calls where there are no tools. */
 struct generation_sink {
+    const char *ping; /* written to a stream that says nothing; NULL: a comment */
     void (*on_prefill)(struct generation_choice *choice, size_t n_done, size_t n_total);
     /* If wants_prompt_tokens: all of them, in order; the first has no log-probability (NULL). */
     void (*on_prompt_token)(struct generation_choice *choice, uint32_t pos,

@@ -11,6 +11,7 @@
 #include "coordinator/server/completions.h"
 #include "coordinator/server/expert_map.h"
 #include "coordinator/server/keys.h"
+#include "coordinator/server/messages.h"
 #include "coordinator/server/metrics.h"
 #include "coordinator/server/page.h"
 #include "coordinator/server/routes_info.h"
@@ -38,6 +39,8 @@ static const struct http_route routes[] = {
     {"POST", "/v1/requests/{id}/cancel", cancel_handle, .while_loading = true},
     {"POST", "/v1/completions", completions_handle, .has_alias = true, .generates = true},
     {"POST", "/v1/chat/completions", chat_handle, .has_alias = true, .generates = true},
+    {"POST", "/v1/messages", messages_handle, HTTP_ANTHROPIC, .has_alias = true, .generates = true},
+    {"POST", "/v1/messages/count_tokens", messages_count_handle, HTTP_ANTHROPIC, .has_alias = true},
     {"GET", "/experts", expert_map_handle, .has_alias = false},
     {"GET", "/props", props_handle, .has_alias = false},
     {"GET", "/slots", slots_handle, .has_alias = false},
