@@ -4,6 +4,7 @@
  *
  *   bench_pager [options] TRACE...      several traces: one after the other, the cache is kept
  *     --share 6.25,12.5,25,50,75   budgets, percent of all experts [6.25,12.5,25,37.5,50,75]
+ *     --slots 60,20                one budget instead: slots of each size class
  *     --policy lru,lfru,static     [all]
  *     --classes 0,0,1              size class of each layer, from 0 [one class]
  *     --by-token                   every row of prefill is a step of its own, as if generated
@@ -30,6 +31,7 @@ struct settings {
     size_t n_trace;
     double share[MAX_SHARE]; /* 0 to 1 */
     size_t n_share;
+    uint32_t slot_of_class[MAX_CLASS], n_slot_class; /* 0: by shares */
     uint32_t class_of[MAX_LAYER], n_class;
     double half_life;
     bool by_token, tsv, speed;
@@ -59,6 +61,14 @@ static void parse_shares(struct settings *settings, const char *text)
     }
 }
 
+static void parse_slots(struct settings *settings, const char *text)
+{
+    for (settings->n_slot_class = 0; *text; settings->n_slot_class++) {
+        if (settings->n_slot_class == MAX_CLASS) fail("too many classes", "");
+        settings->slot_of_class[settings->n_slot_class] = (uint32_t)number(text, &text);
+    }
+}
+
 static void parse_classes(struct settings *settings, const char *text)
 {
     for (uint32_t il = 0; *text; il++) {
@@ -78,6 +88,8 @@ static void parse(struct settings *settings, int argc, char **argv)
         const int first = i++; /* options with a value come first */
         if (!strcmp(name, "--share"))
             parse_shares(settings, value);
+        else if (!strcmp(name, "--slots"))
+            parse_slots(settings, value);
         else if (!strcmp(name, "--policy"))
             settings->policies = value;
         else if (!strcmp(name, "--classes"))
@@ -187,14 +199,31 @@ static void run_policy(const struct bench *bench, double share, const struct cac
     print_row(bench, share, policy->name, &result);
 }
 
-static void run_share(struct bench *bench, double share)
+static void share_slots(struct bench *bench, double share)
 {
-    struct cache_policy lfu = policy_lfru;
-    lfu.name = "lfu"; /* uses since the beginning */
     for (uint32_t i = 0; i < bench->config.n_class; i++) {
         const double n = share * bench->n_layer_of[i] * bench->config.log[0]->n_expert;
         bench->slot_of_class[i] = n < 1 ? 1 : (uint32_t)lround(n);
     }
+}
+
+/* Returns the share that the slots are of all experts. */
+static double take_slots(struct bench *bench)
+{
+    uint32_t n_slot = 0, n_layer = 0;
+    if (bench->settings->n_slot_class != bench->config.n_class)
+        fail("--slots needs a number for each class", "");
+    for (uint32_t i = 0; i < bench->config.n_class; i++) {
+        n_slot += bench->slot_of_class[i] = bench->settings->slot_of_class[i];
+        n_layer += bench->n_layer_of[i];
+    }
+    return (double)n_slot / (n_layer * bench->config.log[0]->n_expert);
+}
+
+static void run_budget(struct bench *bench, double share)
+{
+    struct cache_policy lfu = policy_lfru;
+    lfu.name = "lfu"; /* uses since the beginning */
     run_method(bench, share, "bound", replay_bound);
     run_method(bench, share, "plain-lru", replay_plain_lru);
     run_policy(bench, share, &policy_lru);
@@ -276,8 +305,11 @@ static void run_replay(struct settings *settings)
             log[0]->n_expert, percent(recall.n_previous, recall.n_choice), log[0]->n_expert_used,
             percent(recall.n_hot, recall.n_hot_choice));
     print_header(settings->tsv);
-    for (size_t i = 0; i < settings->n_share; i++)
-        run_share(&bench, settings->share[i]);
+    if (settings->n_slot_class) run_budget(&bench, take_slots(&bench));
+    for (size_t i = 0; i < settings->n_share && !settings->n_slot_class; i++) {
+        share_slots(&bench, settings->share[i]);
+        run_budget(&bench, settings->share[i]);
+    }
     free(rate);
     route_log_destroy(preload);
     for (size_t i = 0; i < settings->n_trace; i++)

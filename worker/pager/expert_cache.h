@@ -38,7 +38,12 @@
 struct expert_cache;
 struct cache_policy; /* policy.h */
 
-enum { EXPERT_NO_SLOT = -1, EXPERT_REMISS_TOKENS = 64, EXPERT_HALF_LIFE_TURNS = 8 };
+enum {
+    EXPERT_NO_SLOT = -1,
+    EXPERT_REMISS_TOKENS = 64,
+    EXPERT_HALF_LIFE_TURNS = 8,
+    EXPERT_AHEAD_MAX = 32
+};
 
 struct expert_cache_config {
     uint32_t n_layer, n_expert;    /* keys: layer < n_layer, expert < n_expert */
@@ -108,5 +113,17 @@ uint32_t expert_cache_n_resident(const struct expert_cache *cache, uint32_t laye
 uint32_t expert_cache_n_free(const struct expert_cache *cache, uint32_t class_index);
 uint32_t expert_cache_n_pinned(const struct expert_cache *cache); /* slots, of all classes */
 struct expert_cache_stats expert_cache_stats(const struct expert_cache *cache);
+
+/* What the pager asks of a class with so many slots at once, so that a step of many tokens passes
+ * through it without emptying it: experts of the layer behind, and of the layer itself. */
+static inline uint32_t expert_ahead_reads(uint32_t n_class_slot)
+{
+    return n_class_slot / 4 < EXPERT_AHEAD_MAX ? n_class_slot / 4 : EXPERT_AHEAD_MAX;
+}
+
+static inline uint32_t expert_prefill_reads(uint32_t n_class_slot)
+{
+    return n_class_slot < 4 ? 1 : expert_ahead_reads(n_class_slot);
+}
 
 #endif

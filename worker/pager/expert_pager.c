@@ -14,7 +14,6 @@
 enum {
     CLASS_MAX = 16,        /* sizes of experts in one model */
     CLASS_SLOTS_MIN = 2,   /* one to compute with, one to read into */
-    AHEAD_MAX = 32,        /* experts read before their layer is reached */
     SPECULATE_MAX = 2,     /* of a prediction */
     SPECULATE_TRIAL = 256, /* reads after which predictions must have paid */
     NO_CLASS = -1
@@ -33,6 +32,7 @@ struct slot {
     const void *part[EXPERT_PART_MAX];
     bool reading, ready;
     bool preload, speculated;
+    bool ahead; /* read for the layer behind, which has not run yet */
     enum read_priority priority;
 };
 
@@ -76,7 +76,7 @@ struct expert_pager {
 
     /* slots pinned for the layer behind, and the prediction for it */
     uint32_t ahead_layer;
-    int32_t ahead_slot[AHEAD_MAX];
+    int32_t ahead_slot[EXPERT_AHEAD_MAX];
     size_t n_ahead;
     uint32_t ahead_next; /* expert to look at next */
     uint32_t predicted_layer;
@@ -228,7 +228,7 @@ static void start_read(struct expert_pager *pager, int32_t index, struct expert_
     assert(!slot->reading);
     slot->key = key;
     slot->reading = true;
-    slot->ready = slot->preload = slot->speculated = false;
+    slot->ready = slot->preload = slot->speculated = slot->ahead = false;
     slot->priority = priority;
     slot->read = (struct disk_read){.n_extent = layer->n_part, .owner = slot};
     expert_store_locate(pager->config.store, key, slot->read.extent);
@@ -366,8 +366,10 @@ static bool reap(struct expert_pager *pager, bool wait)
 
 static void forget_ahead(struct expert_pager *pager)
 {
-    for (size_t i = 0; i < pager->n_ahead; i++)
+    for (size_t i = 0; i < pager->n_ahead; i++) {
+        pager->slot[pager->ahead_slot[i]].ahead = false;
         expert_cache_unpin(pager->cache, pager->ahead_slot[i]);
+    }
     pager->n_ahead = 0;
     pager->ahead_next = 0;
 }
@@ -380,22 +382,22 @@ static bool read_ahead(struct expert_pager *pager, uint32_t expert, enum place_k
     if (index == EXPERT_NO_SLOT) return false;
     start_read(pager, index, key, READ_SPECULATIVE);
     pager->slot[index].speculated = kind == PLACE_SPECULATIVE;
+    pager->slot[index].ahead = true;
     expert_cache_pin(pager->cache, index);
     pager->ahead_slot[pager->n_ahead++] = index;
     return true;
 }
 
-static size_t ahead_limit(const struct expert_pager *pager, uint32_t il)
+static uint32_t n_class_slot(const struct expert_pager *pager, uint32_t il)
 {
-    const uint32_t quarter = pager->class[pager->class_of[il]].n_slot / 4;
-    return quarter < AHEAD_MAX ? quarter : AHEAD_MAX;
+    return pager->class[pager->class_of[il]].n_slot;
 }
 
 /* A step of many tokens will need nearly all experts of every layer. */
 static void read_layer_ahead(struct expert_pager *pager)
 {
     const uint32_t il = pager->ahead_layer;
-    const size_t limit = ahead_limit(pager, il);
+    const size_t limit = expert_ahead_reads(n_class_slot(pager, il));
     while (pager->n_ahead < limit && pager->ahead_next < pager->config.n_expert) {
         const struct expert_key key = {il, pager->ahead_next};
         if (expert_cache_find(pager->cache, key) == EXPERT_NO_SLOT &&
@@ -407,7 +409,7 @@ static void read_layer_ahead(struct expert_pager *pager)
 
 static void read_predicted(struct expert_pager *pager)
 {
-    const size_t limit = ahead_limit(pager, pager->ahead_layer);
+    const size_t limit = expert_ahead_reads(n_class_slot(pager, pager->ahead_layer));
     size_t n_read = 0;
     pager->predicted_read = true;
     for (size_t i = 0; i < pager->n_predicted && n_read < SPECULATE_MAX; i++) {
@@ -566,28 +568,25 @@ static void begin_visit(struct expert_pager *pager, struct visit *visit)
         pager->stats.n_useful++;
         pager->stats.useful_bytes += expert_pager_layer(pager, key.layer)->n_bytes;
     }
+    const bool hit = slot->ready && !slot->ahead;
+    counts(pager)->n_hit += hit;
+    counts(pager)->n_joined += !hit;
     if (slot->ready) {
         visit->state = VISIT_READY;
-        counts(pager)->n_hit++;
     } else {
         visit->state = VISIT_READING;
         visit->joined = true;
         pager->n_reading++;
-        counts(pager)->n_joined++;
         promote(pager, slot, READ_DEMAND);
     }
 }
 
-/* Gives slots to what waits for one, and reads. A step of many tokens uses few at a time, so that
- * it passes through the cache without emptying it. */
+/* Gives slots to what waits for one, and reads. */
 static void start_waiting(struct expert_pager *pager)
 {
     const uint32_t class_index = pager->class_of[pager->layer];
-    size_t limit = SIZE_MAX;
-    if (pager->prefill) {
-        limit = ahead_limit(pager, pager->layer);
-        if (limit < CLASS_SLOTS_MIN - 1) limit = CLASS_SLOTS_MIN - 1;
-    }
+    const size_t limit =
+        pager->prefill ? expert_prefill_reads(n_class_slot(pager, pager->layer)) : SIZE_MAX;
     for (size_t i = 0; i < pager->n_visit && pager->n_waiting; i++) {
         struct visit *visit = &pager->visit[i];
         const struct expert_key key = {pager->layer, visit->expert};

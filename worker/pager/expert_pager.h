@@ -53,8 +53,8 @@ struct expert_pager_config {
 /* Steps of many tokens of a sequence (prefill) and all others are counted apart. */
 struct expert_pager_counts {
     uint64_t n_lookup; /* distinct experts per layer and step */
-    uint64_t n_hit;    /* of them resident at the request */
-    uint64_t n_joined; /* of the others already being read */
+    uint64_t n_hit;    /* of them resident before anything was read for that layer and step */
+    uint64_t n_joined; /* of the others read ahead, or on their way */
     uint64_t n_miss;   /* neither */
     uint64_t miss_bytes;
     double wait_s; /* the step thread waited for reads */

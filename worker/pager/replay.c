@@ -1,5 +1,5 @@
 /* One walk over the traces serves every method: it tells a visitor of steps and, for each layer,
- * of the distinct experts in the order of their first row, as the graph asks for them. */
+ * of the distinct experts by their number, as the graph asks for them. */
 #include "worker/pager/replay.h"
 
 #include <assert.h>
@@ -30,7 +30,7 @@ struct walk {
     const struct visitor *visitor;
     uint64_t n_token;
     uint32_t *expert, *n_row; /* [n_expert] of the need */
-    uint32_t *index;          /* [n_expert] place in it, less than n_need only if it is there */
+    uint32_t *n_chosen;       /* [n_expert] all 0 but within walk_layer */
     uint64_t n_decode_token;  /* counted */
 };
 
@@ -45,14 +45,13 @@ static enum lm_status walk_layer(struct walk *walk, const struct route_choice *c
                               .prefill = prefill,
                               .counted = walk->n_token > walk->config->n_warm_up};
     if (row_end > choice->n_row) row_end = choice->n_row;
-    for (size_t i = (size_t)row_begin * k; i < (size_t)row_end * k; i++) {
-        const uint32_t ie = choice->expert[i];
-        if (walk->index[ie] >= need.n || walk->expert[walk->index[ie]] != ie) {
-            walk->index[ie] = need.n;
-            walk->expert[need.n] = ie;
-            walk->n_row[need.n++] = 0;
-        }
-        walk->n_row[walk->index[ie]]++;
+    for (size_t i = (size_t)row_begin * k; i < (size_t)row_end * k; i++)
+        walk->n_chosen[choice->expert[i]]++;
+    for (uint32_t ie = 0; ie < walk->config->log[0]->n_expert; ie++) {
+        if (!walk->n_chosen[ie]) continue;
+        walk->expert[need.n] = ie;
+        walk->n_row[need.n++] = walk->n_chosen[ie];
+        walk->n_chosen[ie] = 0;
     }
     return need.n ? walk->visitor->layer(walk->visitor->context, &need, err) : LM_OK;
 }
@@ -99,7 +98,7 @@ static enum lm_status walk_all(const struct replay_config *config, const struct 
                         .visitor = visitor,
                         .expert = memory,
                         .n_row = memory + n_expert,
-                        .index = memory + 2 * n_expert};
+                        .n_chosen = memory + 2 * n_expert};
     enum lm_status status = LM_OK;
     for (size_t i = 0; i < config->n_log && status == LM_OK; i++)
         status = walk_log(&walk, config->log[i], err);
@@ -115,61 +114,151 @@ static struct replay_counts *counts_of(struct replay_result *result, const struc
 
 /* ---- policies ----------------------------------------------------------------------------- */
 
+/* The visits of expert_pager.c to a cache of its own. Of time it knows that what is being read
+ * arrives while what has arrived is computed with; where nothing has, all that is being read does.
+ * What really arrives by then depends on the disk, and in prefill changes which experts happen to
+ * be left over in the cache; of the hits that is a part of a point. */
 struct policy_run {
+    const struct replay_config *config;
     struct expert_cache *cache;
     struct replay_result result;
-    int32_t *pinned;  /* [n_expert] */
-    uint32_t *missed; /* [n_expert] */
+    uint32_t n_expert;
+    /* the layer's visits: [n_expert] slots, pinned */
+    int32_t *ready, *reading, *lent;
+    uint32_t n_ready, n_reading, n_lent;
+    uint32_t *missed; /* [n_expert] experts that wait for a slot */
+    uint32_t n_missed, next_missed;
+    uint32_t layer;
+    bool prefill, long_step; /* long: so many tokens that nearly all experts will be needed */
+    /* pinned for the layer behind */
+    int32_t ahead[EXPERT_AHEAD_MAX];
+    uint32_t n_ahead, next_ahead;
 };
+
+static void unpin_all(struct policy_run *run, const int32_t *slot, uint32_t *n)
+{
+    for (uint32_t i = 0; i < *n; i++)
+        expert_cache_unpin(run->cache, slot[i]);
+    *n = 0;
+}
+
+static void forget_ahead(struct policy_run *run)
+{
+    unpin_all(run, run->ahead, &run->n_ahead);
+    run->next_ahead = 0;
+}
+
+static bool is_ahead(const struct policy_run *run, int32_t slot)
+{
+    for (uint32_t i = 0; i < run->n_ahead; i++)
+        if (run->ahead[i] == slot) return true;
+    return false;
+}
 
 static void policy_step(void *context, uint32_t n_token, bool prefill)
 {
     struct policy_run *run = context;
+    const struct route_log *log = run->config->log[0];
+    forget_ahead(run);
     expert_cache_advance(run->cache, n_token, prefill);
+    run->prefill = prefill;
+    run->long_step =
+        prefill && (uint64_t)n_token * log->n_expert_used >= 2 * (uint64_t)log->n_expert;
 }
 
-/* Places what is missed in groups, as large as fit beside each other. */
-static void place_missed(struct policy_run *run, uint32_t layer, uint32_t n_pinned,
-                         uint32_t n_missed)
+static uint32_t n_class_slot(const struct policy_run *run, uint32_t layer)
 {
-    uint32_t n_placed = 0;
-    for (;;) {
-        while (n_placed < n_missed) {
-            const struct expert_key key = {layer, run->missed[n_placed]};
-            const struct cache_placement at = expert_cache_place(run->cache, key, PLACE_DEMAND);
-            if (at.slot == EXPERT_NO_SLOT) break;
-            run->pinned[n_pinned++] = at.slot;
-            n_placed++;
+    return run->config->slot_of_class[run->config->class_of[layer]];
+}
+
+/* Looks the layer's experts up; returns how many are hits. */
+static uint32_t begin_visits(struct policy_run *run, const struct layer_need *need)
+{
+    uint32_t n_hit = 0;
+    run->n_missed = run->next_missed = 0;
+    for (uint32_t i = 0; i < need->n; i++) {
+        const struct expert_key key = {need->layer, need->expert[i]};
+        const int32_t slot = expert_cache_find(run->cache, key);
+        if (slot == EXPERT_NO_SLOT) {
+            run->missed[run->n_missed++] = need->expert[i];
+            continue;
         }
-        assert(n_pinned || !n_missed);
-        while (n_pinned)
-            expert_cache_unpin(run->cache, run->pinned[--n_pinned]);
-        if (n_placed == n_missed) return;
+        n_hit += !is_ahead(run, slot);
+        expert_cache_pin(run->cache, slot);
+        run->ready[run->n_ready++] = slot;
     }
+    return n_hit;
+}
+
+static void start_waiting(struct policy_run *run)
+{
+    const uint32_t limit =
+        run->prefill ? expert_prefill_reads(n_class_slot(run, run->layer)) : UINT32_MAX;
+    for (; run->next_missed < run->n_missed && run->n_reading < limit; run->next_missed++) {
+        const struct expert_key key = {run->layer, run->missed[run->next_missed]};
+        const int32_t slot = expert_cache_place(run->cache, key, PLACE_DEMAND).slot;
+        if (slot == EXPERT_NO_SLOT) return;
+        run->reading[run->n_reading++] = slot;
+    }
+}
+
+static void look_ahead(struct policy_run *run)
+{
+    const uint32_t next = run->layer + 1;
+    if (!run->long_step || run->next_missed < run->n_missed ||
+        next >= run->config->log[0]->n_layer || run->config->class_of[next] == UINT32_MAX)
+        return;
+    const uint32_t limit = expert_ahead_reads(n_class_slot(run, next));
+    for (; run->n_ahead < limit && run->next_ahead < run->n_expert; run->next_ahead++) {
+        const struct expert_key key = {next, run->next_ahead};
+        if (expert_cache_find(run->cache, key) != EXPERT_NO_SLOT) continue;
+        const int32_t slot = expert_cache_place(run->cache, key, PLACE_DEMAND).slot;
+        if (slot == EXPERT_NO_SLOT) return;
+        run->ahead[run->n_ahead++] = slot;
+    }
+}
+
+static void arrive(struct policy_run *run)
+{
+    memcpy(run->ready + run->n_ready, run->reading, run->n_reading * sizeof(*run->ready));
+    run->n_ready += run->n_reading;
+    run->n_reading = 0;
+}
+
+/* One acquire, and the computing behind it; false: everything has been lent before. */
+static bool acquire(struct policy_run *run)
+{
+    unpin_all(run, run->lent, &run->n_lent);
+    start_waiting(run);
+    if (!run->n_ready) {
+        arrive(run);
+        start_waiting(run);
+    }
+    look_ahead(run);
+    if (!run->n_ready) return false;
+    memcpy(run->lent, run->ready, run->n_ready * sizeof(*run->lent));
+    run->n_lent = run->n_ready;
+    run->n_ready = 0;
+    arrive(run);
+    return true;
 }
 
 static enum lm_status policy_layer(void *context, const struct layer_need *need,
                                    struct lm_error *err)
 {
     struct policy_run *run = context;
-    uint32_t n_pinned = 0, n_missed = 0;
     (void)err;
+    run->layer = need->layer;
     for (uint32_t i = 0; i < need->n; i++)
         expert_cache_use(run->cache, (struct expert_key){need->layer, need->expert[i]},
                          need->n_row[i]);
-    for (uint32_t i = 0; i < need->n; i++) {
-        const int32_t slot =
-            expert_cache_find(run->cache, (struct expert_key){need->layer, need->expert[i]});
-        if (slot == EXPERT_NO_SLOT) {
-            run->missed[n_missed++] = need->expert[i];
-        } else {
-            expert_cache_pin(run->cache, slot);
-            run->pinned[n_pinned++] = slot;
-        }
-    }
+    const uint32_t n_hit = begin_visits(run, need);
+    forget_ahead(run);
     const struct expert_cache_stats before = expert_cache_stats(run->cache);
-    const uint32_t n_hit = n_pinned;
-    place_missed(run, need->layer, n_pinned, n_missed);
+    start_waiting(run);
+    while (acquire(run))
+        ;
+    assert(run->next_missed == run->n_missed);
     if (!need->counted) return LM_OK;
     counts_of(&run->result, need)->n_lookup += need->n;
     counts_of(&run->result, need)->n_hit += n_hit;
@@ -230,18 +319,22 @@ enum lm_status replay_policy(const struct replay_config *config, const struct ca
                                                      .floor = config->floor,
                                                      .half_life = config->half_life,
                                                      .policy = policy};
-    struct policy_run run = {0};
+    struct policy_run run = {.config = config, .n_expert = n_expert};
     const struct visitor visitor = {policy_step, policy_layer, &run};
     enum lm_status status = expert_cache_create(&run.cache, &cache_config, err);
     if (status != LM_OK) return status;
-    run.pinned = calloc(n_expert, sizeof(*run.pinned));
+    run.ready = calloc(n_expert, sizeof(*run.ready));
+    run.reading = calloc(n_expert, sizeof(*run.reading));
+    run.lent = calloc(n_expert, sizeof(*run.lent));
     run.missed = calloc(n_expert, sizeof(*run.missed));
-    if (!run.pinned || !run.missed)
+    if (!run.ready || !run.reading || !run.lent || !run.missed)
         status = lm_fail(err, LM_E_NO_MEM, "replay: no memory for %u experts", n_expert);
     if (status == LM_OK && config->rate) status = preload(config, run.cache, err);
     if (status == LM_OK) status = walk_all(config, &visitor, &run.result.n_token, err);
     free(run.missed);
-    free(run.pinned);
+    free(run.lent);
+    free(run.reading);
+    free(run.ready);
     expert_cache_destroy(run.cache);
     if (status == LM_OK) *out = run.result;
     return status;
