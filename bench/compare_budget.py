@@ -2,6 +2,7 @@
 """Speed in less memory than the model needs, against llama.cpp held to the same memory.
 
     bench/compare_budget.py MODEL --ram-gib 8 [--prompt 512] [--tokens 32] [--peer-tokens 8] [--repeat 2]
+                            [--sides lean,default,best]
 
 Every measurement is a process in a memory cgroup of its own (root needed), limited to the budget
 plus 300 MB, page cache included. The peer maps the file, as it does by default; if the disk's
@@ -72,6 +73,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vocab", type=int, default=100000, help="prompt ids are below this")
     parser.add_argument("--program", default=os.path.join(HERE, "../build/bench/bench_decode"))
+    parser.add_argument("--sides", default="lean,default,best", help="which of them run")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
@@ -89,6 +91,8 @@ def main():
     sides = {"lean": (ours, None), f"llama.cpp, read-ahead {default} KiB": (theirs, default)}
     if set_read_ahead(disk, default):
         sides["llama.cpp, read-ahead 128 KiB"] = (theirs, 128)
+    wanted = args.sides.split(",")
+    sides = {side: how for key, (side, how) in zip(("lean", "default", "best"), sides.items()) if key in wanted}
     samples = {side: [] for side in sides}
     for _ in range(args.repeat):
         for side, (command, read_ahead) in sides.items():
