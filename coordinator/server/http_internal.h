@@ -30,7 +30,7 @@ enum {
     HTTP_MAX_DISCARD_BYTES =
         1 << 20, /* a refused body is read this far, so that the answer arrives */
     HTTP_N_HANDLER_THREAD = 4,
-    HTTP_MAX_EXTRA_HEADER = 4,
+    HTTP_MAX_EXTRA_HEADER = 12,
 };
 
 struct http_exchange {
