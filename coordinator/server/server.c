@@ -15,6 +15,7 @@
 #include "coordinator/server/metrics.h"
 #include "coordinator/server/page.h"
 #include "coordinator/server/routes_info.h"
+#include "coordinator/server/routes_text.h"
 #include "coordinator/server/server_state.h"
 #include "coordinator/text/chat_template.h"
 #include "coordinator/text/conversation.h"
@@ -41,6 +42,11 @@ static const struct http_route routes[] = {
     {"POST", "/v1/chat/completions", chat_handle, .has_alias = true, .generates = true},
     {"POST", "/v1/messages", messages_handle, HTTP_ANTHROPIC, .has_alias = true, .generates = true},
     {"POST", "/v1/messages/count_tokens", messages_count_handle, HTTP_ANTHROPIC, .has_alias = true},
+    {"POST", "/v1/chat/completions/input_tokens", input_tokens_handle, .has_alias = true},
+    {"POST", "/v1/tokenize", tokenize_handle, .has_alias = true},
+    {"POST", "/v1/detokenize", detokenize_handle, .has_alias = true},
+    {"GET", "/v1/tokenizer_info", tokenizer_info_handle, .has_alias = true},
+    {"POST", "/v1/apply-template", apply_template_handle, .has_alias = true},
     {"GET", "/experts", expert_map_handle, .has_alias = false},
     {"GET", "/props", props_handle, .has_alias = false},
     {"GET", "/slots", slots_handle, .has_alias = false},
