@@ -101,13 +101,15 @@ static struct http_exchange *create_exchange(struct http_server *http,
 {
     static const char *const methods[] = {"GET", "POST",   "HEAD", "OPTIONS",
                                           "PUT", "DELETE", "PATCH"};
+    struct http_connection *peer =
+        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_SOCKET_CONTEXT)->socket_context;
     struct http_exchange *exchange =
-        atomic_load(&http->refusing) ? NULL : calloc(1, sizeof(*exchange));
+        peer && !atomic_load(&http->refusing) ? calloc(1, sizeof(*exchange)) : NULL;
     if (!exchange) return NULL;
     exchange->http = http;
     exchange->connection = connection;
-    exchange->fd =
-        MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+    exchange->peer = peer;
+    exchange->fd = peer->fd;
     exchange->is_tls =
         MHD_get_connection_info(connection, MHD_CONNECTION_INFO_GNUTLS_SESSION) != NULL;
     exchange->accepted_s = exchange->last_s = log_now_s();
@@ -125,7 +127,7 @@ static struct http_exchange *create_exchange(struct http_server *http,
         random_id_make(exchange->request_id, "req-");
 
     pthread_mutex_lock(&http->lock);
-    exchange->serial = ++http->last_serial;
+    peer->current = exchange;
     exchange->next = http->exchanges;
     if (exchange->next) exchange->next->previous = exchange;
     http->exchanges = exchange;
@@ -145,8 +147,10 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
     if (!exchange) return;
     *slot = NULL;
     if (exchange->lingers) http_monitor_linger(exchange->http, exchange->fd);
+    pthread_mutex_lock(&exchange->http->lock);
+    exchange->peer->current = NULL;
+    pthread_mutex_unlock(&exchange->http->lock);
     pthread_mutex_lock(&exchange->lock);
-    if (exchange->watched) http_monitor_unwatch_locked(exchange);
     exchange->connection = NULL;
     exchange->fd = -1;
     exchange->dead = true;
@@ -156,14 +160,47 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
     exchange_unref(exchange);
 }
 
+static void open_connection(struct http_server *http, struct MHD_Connection *connection,
+                            void **slot)
+{
+    struct http_connection *opened = calloc(1, sizeof(*opened));
+    *slot = opened;
+    if (!opened) return;
+    opened->fd = MHD_get_connection_info(connection, MHD_CONNECTION_INFO_CONNECTION_FD)->connect_fd;
+    pthread_mutex_lock(&http->lock);
+    opened->serial = ++http->last_serial;
+    opened->next = http->connections;
+    if (opened->next) opened->next->previous = opened;
+    http->connections = opened;
+    pthread_mutex_unlock(&http->lock);
+    http_monitor_watch(http, opened);
+}
+
+/* Before its descriptor is. */
+static void close_connection(struct http_server *http, struct http_connection *connection)
+{
+    if (!connection) return;
+    pthread_mutex_lock(&http->lock);
+    if (connection->previous)
+        connection->previous->next = connection->next;
+    else
+        http->connections = connection->next;
+    if (connection->next) connection->next->previous = connection->previous;
+    http->n_half_closed -= atomic_load(&connection->half_closed);
+    pthread_mutex_unlock(&http->lock);
+    free(connection);
+}
+
 static void on_connection(void *context, struct MHD_Connection *connection, void **slot,
                           enum MHD_ConnectionNotificationCode code)
 {
     struct http_server *http = context;
-    (void)connection;
-    (void)slot;
-    if (code == MHD_CONNECTION_NOTIFY_CLOSED &&
-        atomic_fetch_sub(&http->n_connection, 1) == http->config.max_connections)
+    if (code == MHD_CONNECTION_NOTIFY_STARTED) {
+        open_connection(http, connection, slot);
+        return;
+    }
+    close_connection(http, *slot);
+    if (atomic_fetch_sub(&http->n_connection, 1) == http->config.max_connections)
         http_monitor_wake(http);
 }
 
@@ -448,6 +485,30 @@ static enum MHD_Result on_access(void *context, struct MHD_Connection *connectio
     return take_body(*slot, upload, n);
 }
 
+static int hex_digit(char c)
+{
+    if (c >= '0' && c <= '9') return c - '0';
+    c |= 0x20;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* Decodes %XX in place. %00 stays, so that nothing hides behind the end of a string. */
+static size_t unescape(void *context, struct MHD_Connection *connection, char *text)
+{
+    char *out = text;
+    (void)context;
+    (void)connection;
+    for (const char *in = text; *in; in++) {
+        const int high = *in == '%' ? hex_digit(in[1]) : -1;
+        const int low = high >= 0 ? hex_digit(in[2]) : -1;
+        const bool decodes = low >= 0 && high * 16 + low != 0;
+        *out++ = decodes ? (char)(high * 16 + low) : *in;
+        if (decodes) in += 2;
+    }
+    *out = '\0';
+    return (size_t)(out - text);
+}
+
 static void on_log(void *context, const char *format, va_list arguments)
 {
     char text[512];
@@ -470,14 +531,14 @@ static struct MHD_Daemon *start_daemon(struct http_server *http, const char *cer
         {MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)"NORMAL:-VERS-ALL:+VERS-TLS1.2:+VERS-TLS1.3"},
         {MHD_OPTION_END, 0, NULL},
     };
-    return MHD_start_daemon(flags, 0, NULL, NULL, on_access, http, MHD_OPTION_EXTERNAL_LOGGER,
-                            on_log, NULL, MHD_OPTION_NOTIFY_COMPLETED, on_completed, NULL,
-                            MHD_OPTION_NOTIFY_CONNECTION, on_connection, http,
-                            MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)POOL_BYTES,
-                            MHD_OPTION_CONNECTION_MEMORY_INCREMENT, (size_t)4096,
-                            MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_TIMEOUT_S,
-                            MHD_OPTION_CONNECTION_LIMIT, (unsigned)http->config.max_connections + 1,
-                            MHD_OPTION_ARRAY, cert ? tls : tls + 3, MHD_OPTION_END);
+    return MHD_start_daemon(
+        flags, 0, NULL, NULL, on_access, http, MHD_OPTION_EXTERNAL_LOGGER, on_log, NULL,
+        MHD_OPTION_UNESCAPE_CALLBACK, unescape, NULL, MHD_OPTION_NOTIFY_COMPLETED, on_completed,
+        NULL, MHD_OPTION_NOTIFY_CONNECTION, on_connection, http, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
+        (size_t)POOL_BYTES, MHD_OPTION_CONNECTION_MEMORY_INCREMENT, (size_t)4096,
+        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_TIMEOUT_S, MHD_OPTION_CONNECTION_LIMIT,
+        (unsigned)http->config.max_connections + 1, MHD_OPTION_ARRAY, cert ? tls : tls + 3,
+        MHD_OPTION_END);
 }
 
 enum lm_status http_set_tls(struct http_server *http, const char *cert, const char *key,

@@ -34,7 +34,7 @@ struct http_route {
     void (*handle)(void *context, struct http_exchange *exchange);
     enum http_dialect dialect;
     bool is_public;     /* answered without a key */
-    bool has_alias;     /* also without /v1 */
+    bool has_alias;     /* also without /v1, or below it */
     bool while_loading; /* answered in every state, see http_set_state */
     bool generates;     /* needs a place in the queue: http_config.admit */
 };

@@ -33,11 +33,19 @@ enum {
     HTTP_MAX_EXTRA_HEADER = 12,
 };
 
+/* A socket, from libmicrohttpd's first sight of it to its last. */
+struct http_connection {
+    struct http_connection *next, *previous; /* in http->connections, guarded by http->lock */
+    struct http_exchange *current;           /* guarded by http->lock */
+    uint64_t serial;
+    int fd;
+    atomic_bool half_closed; /* the client will send no more */
+};
+
 struct http_exchange {
     struct http_server *http;
     struct http_exchange *next, *previous; /* in http->exchanges, guarded by http->lock */
     struct http_exchange *queued;          /* in the handlers' queue or among the finished */
-    uint64_t serial;                       /* never 0, never twice */
     atomic_int n_ref;
 
     /* The request: set on libmicrohttpd's thread before the handler runs, then constant. */
@@ -59,6 +67,7 @@ struct http_exchange {
     pthread_mutex_t lock;
     pthread_cond_t on_closed_ended;
     struct MHD_Connection *connection; /* NULL: it is over */
+    struct http_connection *peer;      /* valid as long as connection is */
     int fd;
     bool suspended;
     bool received;                 /* the body is complete */
@@ -76,8 +85,7 @@ struct http_exchange {
     struct http_usage usage;
     enum api_code code;
 
-    bool held;    /* by http_on_closed, until http_release */
-    bool watched; /* by the monitor's epoll */
+    bool held; /* by http_on_closed, until http_release */
     bool has_reason, reported;
     enum http_close reason;
     void (*on_closed)(void *context, enum http_close reason);
@@ -119,6 +127,8 @@ struct http_server {
     pthread_cond_t has_work, is_empty;
     bool stopping;                   /* handlers and monitor end */
     struct http_exchange *exchanges; /* all */
+    struct http_connection *connections;
+    size_t n_half_closed; /* of them */
     uint64_t last_serial;
     struct http_exchange *work, *work_last; /* for the handlers */
     struct http_exchange *finished;         /* for the monitor */
@@ -152,8 +162,8 @@ enum lm_status http_monitor_start(struct http_server *http, struct lm_error *err
 void http_monitor_wake(struct http_server *http);
 /* The exchange has to end: on_closed is to run. With the exchange's lock held. */
 void http_monitor_close_locked(struct http_exchange *exchange, enum http_close reason);
-void http_monitor_watch_locked(struct http_exchange *exchange);
-void http_monitor_unwatch_locked(struct http_exchange *exchange);
+/* Sees when the client closes its side; ends with the socket. */
+void http_monitor_watch(struct http_server *http, const struct http_connection *connection);
 /* Keeps a copy of the socket for a moment and drops what the client still sends, so that the
  * answer is not lost with it. */
 void http_monitor_linger(struct http_server *http, int fd);

@@ -37,16 +37,12 @@ void http_monitor_close_locked(struct http_exchange *exchange, enum http_close r
     http_monitor_wake(exchange->http);
 }
 
-void http_monitor_watch_locked(struct http_exchange *exchange)
+void http_monitor_watch(struct http_server *http, const struct http_connection *connection)
 {
-    struct epoll_event event = {.events = EPOLLRDHUP | EPOLLONESHOT, .data.u64 = exchange->serial};
-    exchange->watched = !epoll_ctl(exchange->http->epoll_fd, EPOLL_CTL_ADD, exchange->fd, &event);
-    if (!exchange->watched) log_warning("watching a client: %s", strerror(errno));
-}
-
-void http_monitor_unwatch_locked(struct http_exchange *exchange)
-{
-    epoll_ctl(exchange->http->epoll_fd, EPOLL_CTL_DEL, exchange->fd, NULL);
+    struct epoll_event event = {.events = EPOLLRDHUP | EPOLLONESHOT,
+                                .data.u64 = connection->serial};
+    if (epoll_ctl(http->epoll_fd, EPOLL_CTL_ADD, connection->fd, &event))
+        log_warning("watching a client: %s", strerror(errno));
 }
 
 void http_monitor_linger(struct http_server *http, int fd)
@@ -113,19 +109,45 @@ static void poll_listeners(struct http_server *http, bool wanted, bool *polled)
 
 /* ---- exchanges ---- */
 
+/* The client will send no more: whoever works for it may stop. */
 static void client_left(struct http_server *http, uint64_t serial)
 {
     pthread_mutex_lock(&http->lock);
-    struct http_exchange *exchange = http->exchanges;
-    while (exchange && exchange->serial != serial)
-        exchange = exchange->next;
+    struct http_connection *connection = http->connections;
+    while (connection && connection->serial != serial)
+        connection = connection->next;
+    struct http_exchange *exchange = connection ? connection->current : NULL;
+    if (connection) {
+        atomic_store(&connection->half_closed, true);
+        http->n_half_closed++;
+    }
     if (exchange) {
         pthread_mutex_lock(&exchange->lock);
-        if (!exchange->answered && exchange->connection) {
+        if (exchange->held && !exchange->answered) {
             exchange_kill_locked(exchange);
             http_monitor_close_locked(exchange, HTTP_CLIENT_LEFT);
         }
         pthread_mutex_unlock(&exchange->lock);
+    }
+    pthread_mutex_unlock(&http->lock);
+}
+
+/* A request that has not come in full never will, but libmicrohttpd, whose epoll tells edges, may
+ * have missed an end that came together with the last bytes. Closing our side, too, is an edge. */
+static void nudge_half_closed(struct http_server *http)
+{
+    pthread_mutex_lock(&http->lock);
+    struct http_connection *connection = http->n_half_closed ? http->connections : NULL;
+    for (; connection; connection = connection->next) {
+        struct http_exchange *exchange = connection->current;
+        bool waits = true;
+        if (!atomic_load(&connection->half_closed)) continue;
+        if (exchange) {
+            pthread_mutex_lock(&exchange->lock);
+            waits = !exchange->received;
+            pthread_mutex_unlock(&exchange->lock);
+        }
+        if (waits) shutdown(connection->fd, SHUT_RD);
     }
     pthread_mutex_unlock(&http->lock);
 }
@@ -290,7 +312,8 @@ static void drain_lingering(struct http_server *http, double now_s)
 static int timeout_ms(struct http_server *http, double pause_until_s)
 {
     pthread_mutex_lock(&http->lock);
-    const bool ticks = http->exchanges || http->n_lingering || pause_until_s > 0;
+    const bool ticks =
+        http->exchanges || http->n_lingering || http->n_half_closed || pause_until_s > 0;
     pthread_mutex_unlock(&http->lock);
     return ticks ? TICK_MS : -1;
 }
@@ -321,6 +344,7 @@ static void *run_monitor(void *context)
         report_closed(http, now_s);
         bury_finished(http);
         drain_lingering(http, now_s);
+        nudge_half_closed(http);
         poll_listeners(http,
                        !pause_until_s && atomic_load(&http->listening) &&
                            atomic_load(&http->n_connection) < http->config.max_connections,

@@ -296,10 +296,9 @@ void http_on_closed(struct http_exchange *exchange,
     exchange->held = true;
     exchange->on_closed = on_closed;
     exchange->on_closed_context = context;
-    if (exchange->connection)
-        http_monitor_watch_locked(exchange);
-    else
-        http_monitor_close_locked(exchange, HTTP_CLIENT_LEFT);
+    if (exchange->connection && atomic_load(&exchange->peer->half_closed))
+        exchange_kill_locked(exchange);
+    if (exchange->dead) http_monitor_close_locked(exchange, HTTP_CLIENT_LEFT);
     if (exchange->has_reason) http_monitor_wake(exchange->http);
     pthread_mutex_unlock(&exchange->lock);
 }

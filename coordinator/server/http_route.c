@@ -26,9 +26,14 @@ static bool fits(const char *pattern, const char *path, size_t n, const char **r
 static bool fits_route(const struct http_route *route, const char *path, size_t n,
                        const char **rest, size_t *n_rest)
 {
+    static const char version[] = "/v1";
+    const size_t n_version = strlen(version);
     if (fits(route->path, path, n, rest, n_rest)) return true;
-    return route->has_alias && !strncmp(route->path, "/v1/", 4) &&
-           fits(route->path + 3, path, n, rest, n_rest);
+    if (!route->has_alias) return false;
+    if (!strncmp(route->path, "/v1/", n_version + 1))
+        return fits(route->path + n_version, path, n, rest, n_rest);
+    return n > n_version && !strncmp(path, version, n_version) &&
+           fits(route->path, path + n_version, n - n_version, rest, n_rest);
 }
 
 static void allow(struct http_match *match, const char *methods)

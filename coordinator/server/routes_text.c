@@ -10,7 +10,6 @@
 #include "coordinator/server/json_parse.h"
 #include "coordinator/server/json_write.h"
 #include "coordinator/server/server.h"
-#include "coordinator/server/tool_fields.h"
 #include "coordinator/text/tokenizer.h"
 #include "proto/base/utf8.h"
 #include "proto/gguf/gguf.h"
@@ -47,14 +46,10 @@ static bool build_chat_prompt(struct chat_prompt *prompt, const struct field_rea
                               const struct server *server, bool add_begin)
 {
     struct chat_fields fields;
-    struct tool_fields tools = {0};
     *prompt = (struct chat_prompt){0};
-    bool good = chat_fields_read(&fields, reader, server) &&
-                field_bool(reader, "add_special_tokens", &add_begin) &&
-                tool_fields_read(&tools, reader, server);
-    fields.tools = tools.tools;
-    good = good && chat_prompt_build(prompt, &fields, server, add_begin, reader->error);
-    tool_fields_fini(&tools);
+    const bool good = chat_fields_read(&fields, reader, server) &&
+                      field_bool(reader, "add_special_tokens", &add_begin) &&
+                      chat_prompt_build(prompt, &fields, server, add_begin, reader->error);
     chat_fields_fini(&fields);
     return good;
 }
@@ -155,9 +150,9 @@ static bool tokenize(struct json_writer *out, struct server *server, struct json
                      struct api_error *error)
 {
     const struct field_reader reader = field_reader_body(body, error);
-    bool with_pieces = false, with_strings = false, parse_special = true, add_special;
-    const char *text;
-    size_t n_text, n_ids = 0;
+    bool with_pieces = false, with_strings = false, parse_special = true, add_special = false;
+    const char *text = NULL;
+    size_t n_text = 0, n_ids = 0;
     int32_t *ids = NULL;
     if (!read_text(&reader, &text, &n_text, &add_special) ||
         !field_bool(&reader, "with_pieces", &with_pieces) ||
