@@ -718,7 +718,7 @@ void generation_put_timings(const struct generation *generation, struct json_wri
 
 void generation_put_stop_reason(const struct generation_choice *choice, struct json_writer *writer)
 {
-    if (choice->stop_id >= 0)
+    if (choice->finish && choice->stop_id >= 0) /* before its end it has none */
         json_put_int(writer, choice->stop_id);
     else
         json_put_text(writer, choice->stop_string);
