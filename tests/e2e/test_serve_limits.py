@@ -11,13 +11,14 @@ import serve
 # Noticed within 250 ms, then at the next step; the rest is a busy machine of two cores.
 GONE_S = 1.5
 LONG = {"prompt": "The purpose of", "temperature": 0, "max_tokens": 900, "ignore_eos": True}
-CHUNK = ["--prefill-chunk", 16]
-PROMPT = [[i % 5000 + 1 for i in range(900)]]  # some 50 steps of 16 tokens
+SLOW = ["--kernels", "ref"]  # some 50 tokens a second, so that there is time to do things
+PROMPT = [[i % 5000 + 1 for i in range(900)]]
 
 
 @contextlib.contextmanager
 def started(*options):
-    with serve.Server(*options) as server:
+    """A slow server."""
+    with serve.Server(*SLOW, *options) as server:
         yield server
 
 
@@ -33,8 +34,8 @@ class Leaving(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        cls.server = serve.Server("--parallel", 2, "--max-queue", 8, *CHUNK)
-        cls.neighbour = {**LONG, "prompt": "Once there was", "max_tokens": 300}
+        cls.server = serve.Server("--parallel", 2, "--max-queue", 8, "--prefill-chunk", 16, *SLOW)
+        cls.neighbour = {**LONG, "prompt": "Once there was", "max_tokens": 30}
         cls.expected = cls.server.complete(**cls.neighbour)["choices"][0]["text"]
 
     @classmethod
@@ -66,12 +67,11 @@ class Leaving(unittest.TestCase):
         connection.close()
         beside.join()
         self.assertEqual(result[0]["choices"][0]["text"], self.expected)
-        self.server.wait_idle(GONE_S)
         return took
 
-    def in_state(self, state):
+    def in_state(self, state, n_prompt):
         def has_state(_):
-            wait_for(lambda: any(slot["state"] == state and slot.get("n_prompt") != 3
+            wait_for(lambda: any(slot["state"] == state and slot["n_prompt"] == n_prompt
                                  for slot in self.server.get("/slots").json), state)
         return has_state
 
@@ -92,7 +92,7 @@ class Leaving(unittest.TestCase):
         for stream in (False, True):
             with self.subTest(stream=stream):
                 body = {**LONG, "prompt": PROMPT, "stream": stream, "cache_prompt": False}
-                took = self.leave(body, self.in_state("prefill"), "closed")
+                took = self.leave(body, self.in_state("prefill", len(PROMPT[0])), "closed")
                 print(f"prefill, stream {stream}: dropped after {took * 1000:.0f} ms")
 
     def test_in_the_queue(self):
@@ -100,7 +100,7 @@ class Leaving(unittest.TestCase):
             with self.subTest(stream=stream):
                 holder = self.server.begin("/v1/completions", LONG)
                 wait_for(lambda: self.server.metric("lean_requests_running") == 1, "the first slot")
-                self.leave({**LONG, "stream": stream}, self.in_state("queued"), "closed")
+                self.leave({**LONG, "prompt": [[5] * 7], "stream": stream}, self.in_state("queued", 7), "closed")
                 holder.close()
                 self.server.wait_idle(5)
 
@@ -138,10 +138,15 @@ class Overload(unittest.TestCase):
 
     def test_more_sequences_than_the_queue_holds(self):
         with started("--parallel", 1, "--max-queue", 4) as server:
+            # Alone it may be as large as it likes: evaluation harnesses send a thousand prompts.
+            self.assertEqual(len(server.complete(["a"] * 8, max_tokens=1)["choices"]), 8)
+            holders = [server.begin("/v1/completions", LONG) for _ in range(2)]
+            wait_for(lambda: server.metric("lean_requests_waiting") == 1, "the queue")
             answer = server.post("/v1/completions", {"prompt": ["a"] * 8, "max_tokens": 1})
             self.assertEqual((answer.status, answer.error["code"]), (429, "queue_full"))
-            self.assertEqual(server.metric("lean_requests_waiting"), 0)
-            self.assertEqual(len(server.complete(["a"] * 4, max_tokens=1)["choices"]), 4)
+            self.assertEqual(server.metric("lean_requests_waiting"), 1)
+            for holder in holders:
+                holder.close()
 
     def test_waiting_has_an_end(self):
         with started("--parallel", 1, "--queue-timeout", "0.3") as server:
@@ -176,7 +181,7 @@ class Overflow(unittest.TestCase):
 
 
 class Ending(unittest.TestCase):
-    BODY = {**LONG, "max_tokens": 150}
+    BODY = {**LONG, "max_tokens": 30}
 
     def test_streams_finish_after_sigterm(self):
         with started("--parallel", 8) as server:
@@ -199,7 +204,7 @@ class Ending(unittest.TestCase):
 
     def test_a_second_signal_ends_at_once(self):
         for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-            with serve.Server("--parallel", 1) as server:
+            with started("--parallel", 1) as server:
                 connection = server.begin("/v1/completions", {**LONG, "stream": True})
                 connection.recv(4096)
                 server.process.send_signal(number)
@@ -223,8 +228,8 @@ class Ending(unittest.TestCase):
             rest = b""
             while piece := connection.recv(65536):
                 rest += piece
-            self.assertIn(b'"code":"shutting_down"', rest)
-            self.assertNotIn(b"[DONE]", rest)
+            self.assertTrue(b'"code":"shutting_down"' in rest, rest[-1000:])
+            self.assertFalse(b"[DONE]" in rest)
             connection.close()
 
 
