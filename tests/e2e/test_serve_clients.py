@@ -8,10 +8,12 @@ import serve
 
 openai, anthropic = serve.packages("openai", "anthropic")
 QUESTION = [{"role": "user", "content": "What does the word tree mean?"}]
-SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12},
-                                           "count": {"type": "integer", "minimum": 0, "maximum": 9}},
+COUNT = {"type": "integer", "minimum": 0, "maximum": 9}
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 12}, "count": COUNT},
           "required": ["city", "count"], "additionalProperties": False}
-TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": SCHEMA}}
+ARGUMENTS = {"type": "object", "properties": {"days": COUNT, "unit": {"enum": ["C", "F"]}},
+             "required": ["days", "unit"], "additionalProperties": False}
+TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": ARGUMENTS, "strict": True}}
 EXACT = {"temperature": 0, "max_tokens": 40}
 
 
@@ -55,7 +57,8 @@ class OpenAI(Clients):
                         reasons[i] = choice.finish_reason or reasons.get(i)
                         if choice.logprobs:
                             logprobs.setdefault(i, []).extend(choice.logprobs.content)
-                self.assertEqual(usage, whole.usage)
+                self.assertEqual((usage.prompt_tokens, usage.completion_tokens),
+                                 (whole.usage.prompt_tokens, whole.usage.completion_tokens))
                 for choice in whole.choices:
                     i, message = choice.index, choice.message
                     self.assertEqual(text[i], message.content)
@@ -94,7 +97,7 @@ class OpenAI(Clients):
             self.assertEqual(whole.choices[0].finish_reason, "tool_calls")
             call, = message.tool_calls
             self.assertEqual(call.function.name, "get_weather")
-            self.assertEqual(set(json.loads(call.function.arguments)), {"city", "count"})
+            self.assertEqual(set(json.loads(call.function.arguments)), {"days", "unit"})
             name, arguments = "", ""
             for chunk in self.openai.chat.completions.create(**fields, stream=True):
                 for one in chunk.choices[0].delta.tool_calls or [] if chunk.choices else []:
@@ -137,11 +140,11 @@ class OpenAI(Clients):
         self.assertEqual(events[-1].response.output_text, whole.output_text)
         self.assertEqual("".join(event.delta for event in events
                                  if event.type == "response.output_text.delta"), whole.output_text)
-        tool = {"type": "function", "name": "get_weather", "parameters": SCHEMA}
+        tool = {"type": "function", "name": "get_weather", "parameters": ARGUMENTS}
         called = self.openai.responses.create(model="m", input="Weather?", tools=[tool],
                                               tool_choice="required", temperature=0)
         call = [item for item in called.output if item.type == "function_call"][0]
-        self.assertEqual(set(json.loads(call.arguments)), {"city", "count"})
+        self.assertEqual(set(json.loads(call.arguments)), {"days", "unit"})
 
 
 class Anthropic(Clients):
@@ -158,13 +161,13 @@ class Anthropic(Clients):
         self.assertEqual(final.stop_reason, whole.stop_reason)
 
     def test_tools(self):
-        tool = {"name": "get_weather", "description": "the weather", "input_schema": SCHEMA}
+        tool = {"name": "get_weather", "description": "the weather", "input_schema": ARGUMENTS}
         fields = {**self.FIELDS, "tools": [tool], "max_tokens": 200,
                   "tool_choice": {"type": "tool", "name": "get_weather"}}
         whole = self.anthropic.messages.create(**fields)
         use = [block for block in whole.content if block.type == "tool_use"][0]
         self.assertEqual(whole.stop_reason, "tool_use")
-        self.assertEqual(set(use.input), {"city", "count"})
+        self.assertEqual(set(use.input), {"days", "unit"})
         with self.anthropic.messages.stream(**fields) as stream:
             final = stream.get_final_message()
         self.assertEqual([b.input for b in final.content if b.type == "tool_use"], [use.input])
