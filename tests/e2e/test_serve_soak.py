@@ -114,7 +114,7 @@ class Soak:
 
 
 def main():
-    with serve.Server("--parallel", 4, "--max-queue", 64, "--cache-ram", "64M") as server:
+    with serve.Server("--parallel", 4, "--max-queue", 64) as server:
         soak = Soak(server)
         soak.load(1000, SECONDS / 3)  # until every buffer and thread's arena has been used once
         memory, files = server.rss_bytes(), len(os.listdir(f"/proc/{server.process.pid}/fd"))
