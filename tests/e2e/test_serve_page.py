@@ -141,7 +141,7 @@ class Clicks(unittest.TestCase):
 
     def finished(self, n):
         """Waits until n answers are there and none is being written."""
-        expect(self.page.locator("article[aria-label=Answer] .actions:visible")).to_have_count(n)
+        expect(self.page.locator("article[aria-label=Answer] > .actions:visible")).to_have_count(n)
         return self.page.locator("article[aria-label=Answer] > .md").nth(n - 1).inner_text()
 
     def test_talking(self):
@@ -215,14 +215,16 @@ class Clicks(unittest.TestCase):
     def test_thinking_is_folded(self):
         self.page.click("#showsettings")
         self.page.select_option("#effort", "high")
-        self.set("max_tokens", 40)
+        self.page.route("**/chat/completions", lambda route: route.fulfill(
+            **canned({"reasoning_content": "First this.\n\nThen that.", "content": "Done."})))
         self.send("What is a tree?")
-        self.finished(1)
-        fold = self.page.locator("article details.fold").first
-        expect(fold).to_be_visible()
-        self.assertIsNone(fold.get_attribute("open"))
-        self.page.click("text=Thinking >> nth=-1")
-        self.shot("thinking")
+        self.assertEqual(self.finished(1), "Done.")
+        self.assertEqual(self.bodies[0]["reasoning_effort"], "high")
+        self.assertEqual(self.bodies[0]["thinking"], {"type": "enabled"})
+        thought = self.page.locator("article details.fold > .md")
+        expect(thought).to_be_hidden()
+        self.page.click("article summary")
+        expect(thought).to_have_text("First this.Then that.")
 
     def test_tools(self):
         page = self.page
