@@ -46,6 +46,7 @@ static const struct code codes[API_N_CODE] = {
                              true},
     [API_INTERNAL_ERROR] = {500, 500, "internal_error", "server_error", "api_error", true},
     [API_NOT_SUPPORTED] = {501, 501, "not_supported", "not_supported_error", INVALID, false},
+    [API_NOT_SUPPORTED_FIELD] = {400, 400, "not_supported", INVALID, INVALID, false},
     [API_LOADING_MODEL] = {503, 529, "loading_model", "unavailable_error", "overloaded_error",
                            true},
     [API_SHUTTING_DOWN] = {503, 529, "shutting_down", "unavailable_error", "overloaded_error",

@@ -37,7 +37,8 @@ enum api_code {
     API_QUEUE_TIMEOUT,
     API_KEY_CONCURRENCY,
     API_INTERNAL_ERROR,
-    API_NOT_SUPPORTED,
+    API_NOT_SUPPORTED,       /* the whole route */
+    API_NOT_SUPPORTED_FIELD, /* a field of a request */
     API_LOADING_MODEL,
     API_SHUTTING_DOWN,
     API_RANK_LOST,

@@ -147,6 +147,15 @@ bool field_string(const struct field_reader *reader, const char *name, const cha
     return true;
 }
 
+bool field_need_string(const struct field_reader *reader, const char *name,
+                       struct json_object **out)
+{
+    *out = field_get(reader, name);
+    if (!*out) return field_fail(reader, API_MISSING_FIELD, name, "is required");
+    return json_object_is_type(*out, json_type_string) ||
+           field_refuse(reader, API_INVALID_TYPE, name, "a string", *out);
+}
+
 bool field_object(const struct field_reader *reader, const char *name, struct json_object **out)
 {
     struct json_object *value = field_get(reader, name);

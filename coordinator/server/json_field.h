@@ -42,6 +42,9 @@ bool field_real(const struct field_reader *reader, const char *name, double min,
                 double *out);
 /* *n may be NULL; the string may hold NUL. */
 bool field_string(const struct field_reader *reader, const char *name, const char **out, size_t *n);
+/* A string that has to be there. */
+bool field_need_string(const struct field_reader *reader, const char *name,
+                       struct json_object **out);
 bool field_object(const struct field_reader *reader, const char *name, struct json_object **out);
 /* At most n_max elements. */
 bool field_array(const struct field_reader *reader, const char *name, size_t n_max,

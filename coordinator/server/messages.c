@@ -339,39 +339,33 @@ void messages_handle(void *context, struct http_exchange *exchange)
         generation_refuse(generation, server, exchange, &error);
 }
 
-/* The answer to a count, or the error. */
-static bool count_tokens(struct server *server, struct http_exchange *exchange,
-                         struct json_object *body, struct api_error *error)
+static bool count_tokens(struct server *server, struct json_object *body, struct json_writer *out,
+                         struct api_error *error)
 {
     struct json_object *chat;
-    struct json_writer out = {0};
     size_t n;
     if (!messages_request_translate(&chat, body, true, error)) return false;
     const bool good = chat_request_count(server, chat, &n, error);
     json_object_put(chat);
     if (!good) return false;
-    json_open(&out, '{');
-    put_count(&out, "input_tokens", n);
-    json_close(&out, '}');
-    if (out.text.failed)
-        api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for the answer");
-    else
-        http_reply_json(exchange, 200, out.text.data, out.text.n);
-    const bool failed = out.text.failed;
-    byte_buffer_free(&out.text);
-    return !failed;
+    json_open(out, '{');
+    put_count(out, "input_tokens", n);
+    json_close(out, '}');
+    return !out->text.failed ||
+           api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for the answer");
 }
 
 void messages_count_handle(void *context, struct http_exchange *exchange)
 {
     struct api_error error = {0};
-    struct json_object *body;
+    struct json_object *body = NULL;
+    struct json_writer out = {0};
     size_t n;
     const char *text = http_body(exchange, &n);
-    if (!json_parse_object(&body, text, n, &error)) {
+    if (json_parse_object(&body, text, n, &error) && count_tokens(context, body, &out, &error))
+        http_reply_json(exchange, 200, out.text.data, out.text.n);
+    else
         http_reply_error(exchange, &error);
-        return;
-    }
-    if (!count_tokens(context, exchange, body, &error)) http_reply_error(exchange, &error);
+    byte_buffer_free(&out.text);
     json_object_put(body);
 }

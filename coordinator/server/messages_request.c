@@ -21,16 +21,6 @@ static bool no_memory(const struct field_reader *reader)
 
 /* ---- blocks */
 
-/* The field `name`, a string that has to be there. */
-static bool need_string(const struct field_reader *reader, const char *name,
-                        struct json_object **out)
-{
-    *out = field_get(reader, name);
-    if (!*out) return field_fail(reader, API_MISSING_FIELD, name, "is required");
-    return json_object_is_type(*out, json_type_string) ||
-           field_refuse(reader, API_INVALID_TYPE, name, "a string", *out);
-}
-
 static bool refuse_block(const struct field_reader *block, const char *type)
 {
     static const char *const media[] = {"image", "document", "search_result", "container_upload",
@@ -61,10 +51,10 @@ static bool read_texts(const struct field_reader *reader, const char *name, bool
         const struct field_reader block = field_reader_inside(reader, element, name, (long long)i);
         if (!json_object_is_type(element, json_type_object))
             return field_refuse(&block, API_INVALID_TYPE, NULL, "an object", element);
-        if (!need_string(&block, "type", &type)) return false;
+        if (!field_need_string(&block, "type", &type)) return false;
         if (strcmp(json_object_get_string(type), "text") != 0)
             return refuse_block(&block, json_object_get_string(type));
-        if (!need_string(&block, "text", &text)) return false;
+        if (!field_need_string(&block, "text", &text)) return false;
         /* It changes with each call and would defeat the prompt cache. */
         if (is_system && !strncmp(json_object_get_string(text), billing, sizeof(billing) - 1))
             continue;
@@ -79,7 +69,7 @@ static bool add_result(struct chat_turn *turn, const struct field_reader *block)
     struct byte_buffer content = {0};
     struct json_object *id;
     bool is_error;
-    const bool good = need_string(block, "tool_use_id", &id) &&
+    const bool good = field_need_string(block, "tool_use_id", &id) &&
                       field_bool(block, "is_error", &is_error) &&
                       read_texts(block, "content", false, &content);
     if (good) chat_turn_add_result(turn, id, &content);
@@ -90,7 +80,7 @@ static bool add_result(struct chat_turn *turn, const struct field_reader *block)
 static bool add_use(struct chat_turn *turn, const struct field_reader *block)
 {
     struct json_object *id, *name, *input = NULL;
-    if (!need_string(block, "id", &id) || !need_string(block, "name", &name) ||
+    if (!field_need_string(block, "id", &id) || !field_need_string(block, "name", &name) ||
         !field_object(block, "input", &input))
         return false;
     if (!input) return field_fail(block, API_MISSING_FIELD, "input", "is required");
@@ -102,10 +92,10 @@ static bool add_block(struct chat_turn *turn, const struct field_reader *block)
 {
     const bool of_assistant = !strcmp(turn->role, "assistant");
     struct json_object *type, *text;
-    if (!need_string(block, "type", &type)) return false;
+    if (!field_need_string(block, "type", &type)) return false;
     const char *const name = json_object_get_string(type);
     if (!strcmp(name, "text")) {
-        if (!need_string(block, "text", &text)) return false;
+        if (!field_need_string(block, "text", &text)) return false;
         chat_turn_add_text(turn, text);
         return true;
     }
@@ -113,7 +103,7 @@ static bool add_block(struct chat_turn *turn, const struct field_reader *block)
     if (of_assistant && !strcmp(name, "tool_use")) return add_use(turn, block);
     if (of_assistant && !strcmp(name, "redacted_thinking")) return true;
     if (!of_assistant || strcmp(name, "thinking") != 0) return refuse_block(block, name);
-    if (!need_string(block, "thinking", &text)) return false;
+    if (!field_need_string(block, "thinking", &text)) return false;
     chat_turn_add_reasoning(turn, text);
     return true;
 }
@@ -145,7 +135,7 @@ static bool add_content(struct chat_turn *turn, const struct field_reader *messa
 static bool read_role(const struct field_reader *message, const char **role)
 {
     struct json_object *value;
-    if (!need_string(message, "role", &value)) return false;
+    if (!field_need_string(message, "role", &value)) return false;
     const char *const name = json_object_get_string(value);
     *role = !strcmp(name, "user") ? "user" : !strcmp(name, "assistant") ? "assistant" : NULL;
     return *role || field_refuse(message, API_INVALID_VALUE, "role", "user or assistant", value);
@@ -207,7 +197,8 @@ static bool put_tools(struct json_object *chat, const struct field_reader *body)
             return field_refuse(&reader, API_INVALID_TYPE, NULL, "an object", tool);
         if (!field_string(&reader, "type", &type, NULL)) return false;
         if (strcmp(type, "custom") != 0) continue;
-        if (!need_string(&reader, "name", &name) || !field_object(&reader, "input_schema", &schema))
+        if (!field_need_string(&reader, "name", &name) ||
+            !field_object(&reader, "input_schema", &schema))
             return false;
         json_object_array_add(out, chat_tool(tool, "input_schema"));
     }
@@ -223,7 +214,7 @@ static bool put_tool_choice(struct json_object *chat, const struct field_reader 
     if (!field_object(body, "tool_choice", &choice)) return false;
     if (!choice) return true;
     const struct field_reader reader = field_reader_inside(body, choice, "tool_choice", -1);
-    if (!need_string(&reader, "type", &type) ||
+    if (!field_need_string(&reader, "type", &type) ||
         !field_bool(&reader, "disable_parallel_tool_use", &single))
         return false;
     if (single) json_object_object_add(chat, "parallel_tool_calls", json_object_new_boolean(false));
@@ -234,7 +225,7 @@ static bool put_tool_choice(struct json_object *chat, const struct field_reader 
     }
     if (strcmp(json_object_get_string(type), "tool") != 0)
         return field_refuse(&reader, API_INVALID_VALUE, "type", "auto, any, tool or none", type);
-    if (!need_string(&reader, "name", &name)) return false;
+    if (!field_need_string(&reader, "name", &name)) return false;
     struct json_object *named = json_object_new_object(), *function = json_object_new_object();
     json_object_object_add(function, "name", json_object_get(name));
     json_object_object_add(named, "type", json_object_new_string("function"));

@@ -14,6 +14,7 @@
 #include "coordinator/server/messages.h"
 #include "coordinator/server/metrics.h"
 #include "coordinator/server/page.h"
+#include "coordinator/server/responses.h"
 #include "coordinator/server/routes_info.h"
 #include "coordinator/server/routes_text.h"
 #include "coordinator/server/server_state.h"
@@ -46,6 +47,8 @@ static const struct http_route routes[] = {
     {"POST", "/detokenize", detokenize_handle, .has_alias = true},
     {"GET", "/tokenizer_info", tokenizer_info_handle, .has_alias = true},
     {"POST", "/apply-template", apply_template_handle, .has_alias = false},
+    {"POST", "/v1/responses", responses_handle, .has_alias = true, .generates = true},
+    {"POST", "/v1/responses/input_tokens", responses_count_handle, .has_alias = true},
     {"GET", "/experts", expert_map_handle, .has_alias = false},
     {"GET", "/props", props_handle, .has_alias = false},
     {"GET", "/slots", slots_handle, .has_alias = false},
