@@ -10,6 +10,7 @@
  *     --by-token                   every row of prefill is a step of its own, as if generated
  *     --warm-up N                  tokens that are not counted [0]
  *     --preload TRACE              begin full, with what this trace used most
+ *     --profile FILE               the same by a routing profile
  *     --half-life N                of heat, in tokens, instead of the default
  *     --label TEXT                 names the traces in the output
  *     --tsv                        tab-separated, one row a policy and budget
@@ -21,13 +22,14 @@
 
 #include "proto/base/log.h"
 #include "worker/pager/expert_cache.h"
+#include "worker/pager/heat_profile.h"
 #include "worker/pager/policy.h"
 #include "worker/pager/replay.h"
 
 enum { MAX_TRACE = 64, MAX_LAYER = 4096, MAX_CLASS = 8, MAX_SHARE = 32 };
 
 struct settings {
-    const char *trace[MAX_TRACE], *preload, *label, *policies;
+    const char *trace[MAX_TRACE], *preload, *profile, *label, *policies;
     size_t n_trace;
     double share[MAX_SHARE]; /* 0 to 1 */
     size_t n_share;
@@ -98,6 +100,8 @@ static void parse(struct settings *settings, int argc, char **argv)
             settings->n_warm_up = (uint64_t)number(value, &end);
         else if (!strcmp(name, "--preload"))
             settings->preload = value;
+        else if (!strcmp(name, "--profile"))
+            settings->profile = value;
         else if (!strcmp(name, "--half-life"))
             settings->half_life = number(value, &end);
         else if (!strcmp(name, "--label"))
@@ -267,6 +271,27 @@ static float *count_rates(const struct route_log *log)
     return rate;
 }
 
+/* The same of a profile, which has the layers for prediction too. */
+static float *read_rates(const char *path, const struct route_log *log)
+{
+    struct lm_error err;
+    struct heat_profile *profile;
+    float *rate = calloc((size_t)log->n_layer * log->n_expert, sizeof(*rate));
+    double *layer_rate = calloc(log->n_expert, sizeof(*layer_rate));
+    if (!rate || !layer_rate) fail("no memory", "");
+    if (heat_profile_read(&profile, path, &err) != LM_OK) fail(err.message, "");
+    if (profile->n_layer < log->n_layer || profile->n_expert != log->n_expert)
+        fail("of another model: ", path);
+    for (uint32_t il = 0; il < log->n_layer; il++) {
+        heat_profile_rates(profile, il, layer_rate);
+        for (uint32_t ie = 0; ie < log->n_expert; ie++)
+            rate[(size_t)il * log->n_expert + ie] = (float)layer_rate[ie];
+    }
+    heat_profile_destroy(profile);
+    free(layer_rate);
+    return rate;
+}
+
 static void run_replay(struct settings *settings)
 {
     struct route_log *log[MAX_TRACE], *preload = NULL;
@@ -285,6 +310,8 @@ static void run_replay(struct settings *settings)
             fail("of another model: ", settings->preload);
         rate = count_rates(preload);
     }
+    if (settings->profile && rate) fail("--preload or --profile, not both", "");
+    if (settings->profile) rate = read_rates(settings->profile, log[0]);
     struct bench bench = {.settings = settings,
                           .config = {.log = (const struct route_log *const *)log,
                                      .n_log = settings->n_trace,

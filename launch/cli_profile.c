@@ -188,6 +188,7 @@ free_paths:
 /* ---- show --------------------------------------------------------------------------------- */
 
 struct layer_summary {
+    double n_row;   /* that the layer was computed for */
     double entropy; /* bits; log2(n_expert): all are used alike */
     double busiest; /* share of the layer's uses that the most used expert has */
     uint32_t busiest_expert, n_used, n_half; /* n_half: experts that have half of the uses */
@@ -205,7 +206,7 @@ static bool summarize(const struct heat_profile *profile, uint32_t il, double *s
 {
     const double *uses = profile->uses + (size_t)il * profile->n_expert;
     double sum = 0, half = 0;
-    *out = (struct layer_summary){0};
+    *out = (struct layer_summary){.n_row = heat_profile_rows(profile, il)};
     for (uint32_t ie = 0; ie < profile->n_expert; ie++) {
         sum += uses[ie];
         out->n_used += uses[ie] > 0;
@@ -226,6 +227,7 @@ static void show_json(const struct heat_profile *profile, double *sorted)
 {
     struct json_object *root = json_object_new_object(), *layers = json_object_new_array();
     struct layer_summary summary;
+    double rate[HPARAMS_MAX_EXPERT];
     char fingerprint[20];
     snprintf(fingerprint, sizeof(fingerprint), "%016llx", (unsigned long long)profile->fingerprint);
     json_object_object_add(root, "architecture", json_object_new_string(profile->architecture));
@@ -239,14 +241,15 @@ static void show_json(const struct heat_profile *profile, double *sorted)
         if (!summarize(profile, il, sorted, &summary)) continue;
         struct json_object *layer = json_object_new_object();
         struct json_object *rates = json_object_new_array();
+        heat_profile_rates(profile, il, rate);
         for (uint32_t ie = 0; ie < profile->n_expert; ie++)
-            json_object_array_add(rates,
-                                  json_object_new_double(heat_profile_rate(profile, il, ie)));
+            json_object_array_add(rates, json_object_new_double(rate[ie]));
         json_object_object_add(layer, "layer", json_object_new_int64(il));
+        json_object_object_add(layer, "rows", json_object_new_double(summary.n_row));
         json_object_object_add(layer, "entropy", json_object_new_double(summary.entropy));
         json_object_object_add(layer, "busiest", json_object_new_int64(summary.busiest_expert));
         json_object_object_add(layer, "half_of_uses", json_object_new_int64(summary.n_half));
-        json_object_object_add(layer, "uses_per_token", rates);
+        json_object_object_add(layer, "uses_per_row", rates);
         json_object_array_add(layers, layer);
     }
     puts(json_object_to_json_string_ext(root, JSON_C_TO_STRING_PLAIN));
@@ -264,13 +267,14 @@ static void show_table(const struct heat_profile *profile, double *sorted)
     printf("experts       %u in a layer, %u per token\n", profile->n_expert,
            profile->n_expert_used);
     printf("tokens        %.0f\n\n", profile->n_token);
-    printf("layer  entropy, bits of %.2f   busiest expert      used   half of the uses by\n",
-           log2(profile->n_expert));
+    printf(
+        "layer      rows  entropy, bits of %.2f   busiest expert      used   half of the uses by\n",
+        log2(profile->n_expert));
     for (uint32_t il = 0; il < profile->n_layer; il++)
         if (summarize(profile, il, sorted, &summary))
-            printf("%5u  %20.2f   %5u with %5.1f%%  %8u   %u experts (%.0f%%)\n", il,
-                   summary.entropy, summary.busiest_expert, 100 * summary.busiest, summary.n_used,
-                   summary.n_half, 100.0 * summary.n_half / profile->n_expert);
+            printf("%5u  %8.0f  %20.2f   %5u with %5.1f%%  %8u   %u experts (%.0f%%)\n", il,
+                   summary.n_row, summary.entropy, summary.busiest_expert, 100 * summary.busiest,
+                   summary.n_used, summary.n_half, 100.0 * summary.n_half / profile->n_expert);
 }
 
 static enum lm_status run_show(struct options *options, struct lm_error *err)
@@ -328,8 +332,9 @@ const struct command command_profile = {
     .summary = "routing profiles: which experts a model uses, and how often",
     .details =
         "  record [MODEL]  runs a text and counts the experts that each token chooses\n"
-        "  show FILE       per layer: the entropy of the choice, the most used expert, and how\n"
-        "                  many experts have half of the uses\n"
+        "  show FILE       per layer: the rows that it was computed for (of a prompt the last\n"
+        "                  layer has only the last row), the entropy of their choice, the most\n"
+        "                  used expert, and how many experts have half of the uses\n"
         "  merge FILE...   the sum of several profiles of one model\n\n"
         "A profile tells the pager what to read first when a model does not fit in memory. It\n"
         "belongs to one model file; with another it is refused.",

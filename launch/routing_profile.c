@@ -40,10 +40,12 @@ static enum lm_status check_sizes(const struct heat_profile *profile, const char
 static void seed(struct expert_pager *pager, const struct heat_profile *profile,
                  const struct hparams *hp)
 {
-    for (uint32_t il = 0; il < hp->n_layer; il++)
+    double rate[HPARAMS_MAX_EXPERT];
+    for (uint32_t il = 0; il < hp->n_layer; il++) {
+        heat_profile_rates(profile, il, rate);
         for (uint32_t ie = 0; ie < hp->n_expert && hp->layer[il].moe; ie++)
-            expert_pager_seed(pager, (struct expert_key){il, ie},
-                              (float)fmin(heat_profile_rate(profile, il, ie), 1));
+            expert_pager_seed(pager, (struct expert_key){il, ie}, (float)fmin(rate[ie], 1));
+    }
     expert_pager_preload(pager);
 }
 
@@ -103,23 +105,6 @@ static enum lm_status collect(struct heat_profile **out, const struct expert_pag
     return LM_OK;
 }
 
-/* Adds this run to what the file at path holds of earlier ones. One that is damaged, or of other
- * sizes, begins anew. */
-static enum lm_status add_run(struct heat_profile *run, char *path, struct lm_error *err)
-{
-    struct heat_profile *kept;
-    enum lm_status status = heat_profile_read(&kept, path, err);
-    if (status == LM_OK) {
-        heat_profile_fade(kept, run->n_token);
-        status = heat_profile_add(kept, run, path, err);
-        if (status == LM_OK) status = heat_profile_write(kept, path, err);
-        heat_profile_destroy(kept);
-    }
-    if (status != LM_E_NOT_FOUND && status != LM_E_FORMAT && status != LM_E_MISMATCH) return status;
-    make_parents(path);
-    return heat_profile_write(run, path, err);
-}
-
 void routing_profile_save(const struct expert_pager *pager, const struct gguf_file *file,
                           const struct hparams *hp)
 {
@@ -132,7 +117,8 @@ void routing_profile_save(const struct expert_pager *pager, const struct gguf_fi
     if (!path) return;
     enum lm_status status = collect(&run, pager, fingerprint, hp, &err);
     if (status == LM_OK) {
-        status = add_run(run, path, &err);
+        make_parents(path);
+        status = heat_profile_update(path, run, &err);
         heat_profile_destroy(run);
     }
     if (status != LM_OK) log_warning("the routing profile was not kept: %s", err.message);

@@ -29,7 +29,29 @@ def small_profile(content):
             + b"\x42" + bytes([len(uses)]) + uses)
 
 
+def check_own_profile(folder):
+    """Of runs that end at once none is lost; of a prompt the last layer has only the last row."""
+    cache = os.path.join(folder, "cache")
+    jobs = [subprocess.Popen([LEAN, "run", MODEL, "--raw", "--expert-slots", "50%", "--max-tokens", "3",
+                              "--ignore-eos", "--json", "many words " * n],
+                             stdout=subprocess.PIPE, env={**os.environ, "XDG_CACHE_HOME": cache})
+            for n in (40, 50, 60, 70)]
+    usage = [json.loads(job.communicate()[0])["usage"] for job in jobs]
+    n_read = sum(u["total_tokens"] - 1 for u in usage)  # the last token is not read any more
+    kept, = (name for name in os.listdir(os.path.join(cache, "lean/profiles")) if name.endswith(".profile"))
+    profile = show(os.path.join(cache, "lean/profiles", kept))
+    assert 0.99 * n_read < profile["n_tokens"] <= n_read, (profile["n_tokens"], usage)
+    *rows, last = (layer["rows"] for layer in profile["layers"])
+    for n in rows:
+        assert abs(n - profile["n_tokens"]) < 0.01, (n, profile["n_tokens"])
+    assert 0.99 * 3 * len(jobs) < last <= 3 * len(jobs), last
+    for layer in profile["layers"]:
+        assert abs(sum(layer["uses_per_row"]) - profile["n_expert_used"]) < 1e-4
+
+
 def main():
+    with tempfile.TemporaryDirectory() as folder:
+        check_own_profile(folder)
     with tempfile.TemporaryDirectory() as folder:
         a, b, both = (os.path.join(folder, name) for name in ("a.pb", "b.pb", "both.pb"))
         text = "The sea is wide and the ships are small. " * 8
@@ -42,16 +64,16 @@ def main():
         assert one["n_tokens"] == n, (one["n_tokens"], n)
         assert one["fingerprint"] == two["fingerprint"]
         for layer in one["layers"]:
-            assert len(layer["uses_per_token"]) == one["n_expert"]
-            assert abs(sum(layer["uses_per_token"]) - one["n_expert_used"]) < 1e-4
-            assert layer["uses_per_token"][layer["busiest"]] == max(layer["uses_per_token"])
+            assert len(layer["uses_per_row"]) == one["n_expert"]
+            assert abs(sum(layer["uses_per_row"]) - one["n_expert_used"]) < 1e-4
+            assert layer["uses_per_row"][layer["busiest"]] == max(layer["uses_per_row"])
         assert len(one["layers"]) == one["n_layer"] - 1 or len(one["layers"]) == one["n_layer"]
 
         lean("profile", "merge", a, b, "-o", both)
         merged = show(both)
         assert merged["n_tokens"] == one["n_tokens"] + two["n_tokens"]
         for x, y, z in zip(one["layers"], two["layers"], merged["layers"]):
-            for p, q, r in zip(x["uses_per_token"], y["uses_per_token"], z["uses_per_token"]):
+            for p, q, r in zip(x["uses_per_row"], y["uses_per_row"], z["uses_per_row"]):
                 total = p * one["n_tokens"] + q * two["n_tokens"]
                 assert abs(r * merged["n_tokens"] - total) < 1e-3
         table = lean("profile", "show", both).stdout

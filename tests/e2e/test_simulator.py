@@ -66,6 +66,19 @@ def main():
             rates[policy, chunk, slots] = want[phase]
             if off > 0.5:
                 sys.exit(f"{policy}, {slots}, chunks of {chunk}: counted {want}, simulated {have}")
+        profile = os.path.join(folder, "profile")
+        run([cli.LEAN, "profile", "record", MODEL, "--text", os.path.join(TEXTS, "manual.txt"), "-o", profile])
+        for policy in POLICIES:  # begins with what another text used most
+            want, got = live(one, trace, ["--expert-slots", "50%", "--policy", policy,
+                                          "--prefill-chunk", "1", "--profile", profile])
+            have = simulated(trace, got["layers"], policy, ["--profile", profile])
+            off = abs(want["decode"] - have["decode"])
+            largest = max(largest, off)
+            if off > 0.5 or not got["preloaded"]:
+                sys.exit(f"{policy} with a profile: counted {want}, simulated {have}: {got}")
+            rates[policy, "profile", "min"] = want["decode"]
+        if abs(rates["static", "profile", "min"] - rates["static", "1", "50%"]) < 1:
+            sys.exit(f"the profile changes nothing for the static policy: {rates}")
         for (policy, chunk, slots), rate in rates.items():
             if slots != "min" and rate < rates[policy, chunk, SLOTS[SLOTS.index(slots) - 1]] + 5:
                 sys.exit(f"more slots hit no more often: {rates}")

@@ -6,7 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "proto/base/read_all.h"
@@ -242,4 +244,77 @@ enum lm_status heat_profile_add(struct heat_profile *profile, const struct heat_
     for (size_t i = 0; i < (size_t)profile->n_layer * profile->n_expert; i++)
         profile->uses[i] += from->uses[i];
     return LM_OK;
+}
+
+/* *out: a descriptor to close. */
+static enum lm_status take_lock(int *out, const char *path, struct lm_error *err)
+{
+    enum { WAIT_S = 10, TRIES_PER_S = 100 };
+    const struct timespec pause = {.tv_nsec = 1000000000 / TRIES_PER_S};
+    const int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (fd < 0) return lm_fail_errno(err, "%s: create", path);
+    for (int i = 0; flock(fd, LOCK_EX | LOCK_NB); i++) {
+        const bool held = errno == EWOULDBLOCK || errno == EINTR;
+        if (held && i < WAIT_S * TRIES_PER_S) {
+            nanosleep(&pause, NULL);
+            continue;
+        }
+        const enum lm_status status =
+            held ? lm_fail(err, LM_E_BUSY, "%s: another process holds the lock", path)
+                 : lm_fail_errno(err, "%s: lock", path);
+        close(fd);
+        return status;
+    }
+    *out = fd;
+    return LM_OK;
+}
+
+static enum lm_status update_locked(const char *path, const struct heat_profile *run,
+                                    struct lm_error *err)
+{
+    struct heat_profile *kept;
+    enum lm_status status = heat_profile_read(&kept, path, err);
+    if (status == LM_OK) {
+        heat_profile_fade(kept, run->n_token);
+        status = heat_profile_add(kept, run, path, err);
+        if (status == LM_OK) status = heat_profile_write(kept, path, err);
+        heat_profile_destroy(kept);
+    }
+    if (status != LM_E_NOT_FOUND && status != LM_E_FORMAT && status != LM_E_MISMATCH) return status;
+    return heat_profile_write(run, path, err);
+}
+
+enum lm_status heat_profile_update(const char *path, const struct heat_profile *run,
+                                   struct lm_error *err)
+{
+    char *lock_path;
+    int fd = -1;
+    if (asprintf(&lock_path, "%s.lock", path) < 0)
+        return lm_fail(err, LM_E_NO_MEM, "%s: no memory", path);
+    enum lm_status status = take_lock(&fd, lock_path, err);
+    if (status == LM_OK) {
+        status = update_locked(path, run, err);
+        close(fd);
+    }
+    free(lock_path);
+    return status;
+}
+
+/* ---- rates -------------------------------------------------------------------------------- */
+
+double heat_profile_rows(const struct heat_profile *profile, uint32_t layer)
+{
+    const double *uses = profile->uses + (size_t)layer * profile->n_expert;
+    double sum = 0;
+    for (uint32_t ie = 0; ie < profile->n_expert; ie++)
+        sum += uses[ie];
+    return sum / profile->n_expert_used;
+}
+
+void heat_profile_rates(const struct heat_profile *profile, uint32_t layer, double *out)
+{
+    const double *uses = profile->uses + (size_t)layer * profile->n_expert;
+    const double n_row = heat_profile_rows(profile, layer);
+    for (uint32_t ie = 0; ie < profile->n_expert; ie++)
+        out[ie] = n_row > 0 ? uses[ie] / n_row : 0;
 }

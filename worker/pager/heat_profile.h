@@ -1,8 +1,12 @@
 /* Routing profile of a model (proto/profile.proto): how often its experts were chosen, kept from
  * run to run, so that a start knows what to read first.
  *
- *   at start   read; the pager preloads by heat_profile_rate
+ *   at start   read; the pager preloads by heat_profile_rates
  *   at exit    fade what is there by the tokens of this run, add the run's own uses, write
+ *
+ * What is counted are rows that were really routed. The last layer of a model is computed only for
+ * rows whose logits are wanted, of a prompt the last one: it has fewer rows than the others, and
+ * its rates are of these.
  *
  * A profile belongs to one model, told by its fingerprint, and is of no use to another.
  * Ownership: a profile is the caller's; its fields may be changed between calls.
@@ -22,8 +26,7 @@ struct heat_profile {
     char architecture[64];
     uint32_t n_layer, n_expert, n_expert_used;
     double n_token;
-    double
-        *uses; /* [n_layer][n_expert]; all 0: the layer has no routed experts, or none was used */
+    double *uses; /* [n_layer][n_expert] rows; all 0: the layer has no routed experts, or no rows */
 };
 
 /* Without uses. LM_E_LIMIT: no model has that size. LM_E_NO_MEM. */
@@ -51,12 +54,15 @@ void heat_profile_fade(struct heat_profile *profile, double n_token);
 enum lm_status heat_profile_add(struct heat_profile *profile, const struct heat_profile *from,
                                 const char *name, struct lm_error *err);
 
-/* Uses of an expert per token, 0 to 1. */
-static inline double heat_profile_rate(const struct heat_profile *profile, uint32_t layer,
-                                       uint32_t expert)
-{
-    const double uses = profile->uses[(uint64_t)layer * profile->n_expert + expert];
-    return profile->n_token > 0 ? uses / profile->n_token : 0;
-}
+/* Adds a run to what the file at path holds of earlier ones, faded by the run's tokens. A file that
+ * is not there, is damaged or of another model is replaced. Processes that do so at once take
+ * turns, by a lock on `path`.lock, which stays; LM_E_BUSY: in ten seconds there was none. */
+enum lm_status heat_profile_update(const char *path, const struct heat_profile *run,
+                                   struct lm_error *err);
+
+/* Rows that a layer was computed for. */
+double heat_profile_rows(const struct heat_profile *profile, uint32_t layer);
+/* Uses of each expert per row of its layer, 0 to 1, to out: [n_expert]. */
+void heat_profile_rates(const struct heat_profile *profile, uint32_t layer, double *out);
 
 #endif

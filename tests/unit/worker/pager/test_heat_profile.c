@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "proto/profile.pb-c.h"
@@ -58,8 +59,6 @@ static void comes_back(void **state)
         assert_int_equal(read->n_expert_used, 2);
         assert_true(read->n_token == 10);
         assert_memory_equal(read->uses, profile->uses, 12 * sizeof(*read->uses));
-        assert_true(heat_profile_rate(read, 1, 2) == 0.3);
-        assert_true(heat_profile_rate(read, 0, 0) == 0);
         heat_profile_destroy(read);
     }
     heat_profile_destroy(profile);
@@ -93,6 +92,64 @@ static void write_bytes(const uint8_t *bytes, size_t n)
     assert_non_null(file);
     assert_int_equal(fwrite(bytes, 1, n, file), n);
     assert_int_equal(fclose(file), 0);
+}
+
+/* Of the rows of its layer, of which there may be fewer than tokens. */
+static void rates_are_per_row(void **state)
+{
+    struct heat_profile *profile = example();
+    double rate[4];
+    (void)state;
+    assert_true(heat_profile_rows(profile, 1) == (2 + 2.5 + 3 + 3.5) / 2);
+    heat_profile_rates(profile, 1, rate);
+    assert_true(rate[2] == 3 / 5.5);
+    assert_true(fabs(rate[0] + rate[1] + rate[2] + rate[3] - 2) < 1e-12);
+    assert_true(heat_profile_rows(profile, 0) == 0);
+    heat_profile_rates(profile, 0, rate);
+    assert_true(rate[0] == 0 && rate[3] == 0);
+    heat_profile_destroy(profile);
+}
+
+enum { N_PROCESS = 6, N_UPDATE = 20 };
+
+static int update_often(const struct heat_profile *run)
+{
+    for (int i = 0; i < N_UPDATE; i++)
+        if (heat_profile_update(path, run, NULL) != LM_OK) return 1;
+    return 0;
+}
+
+/* Whoever comes in between: the file holds every run, as if they had come one after the other. */
+static void processes_take_turns(void **state)
+{
+    struct heat_profile *run = example(), *kept, *read;
+    char lock[80];
+    pid_t process[N_PROCESS];
+    int status;
+    (void)state;
+    assert_int_equal(heat_profile_update(path, run, NULL), LM_OK);
+    for (int i = 1; i < N_PROCESS * N_UPDATE; i++)
+        assert_int_equal(heat_profile_update(path, run, NULL), LM_OK);
+    assert_int_equal(heat_profile_read(&kept, path, NULL), LM_OK);
+    assert_true(kept->n_token > 10 * N_PROCESS * N_UPDATE * 0.99);
+    write_bytes((const uint8_t *)"damaged", 7); /* begins anew */
+    for (int i = 0; i < N_PROCESS; i++) {
+        process[i] = fork();
+        if (!process[i]) _exit(update_often(run));
+        assert_true(process[i] > 0);
+    }
+    for (int i = 0; i < N_PROCESS; i++) {
+        assert_int_equal(waitpid(process[i], &status, 0), process[i]);
+        assert_int_equal(status, 0);
+    }
+    assert_int_equal(heat_profile_read(&read, path, NULL), LM_OK);
+    assert_true(read->n_token == kept->n_token);
+    assert_memory_equal(read->uses, kept->uses, 12 * sizeof(*read->uses));
+    snprintf(lock, sizeof(lock), "%s.lock", path);
+    assert_int_equal(unlink(lock), 0);
+    heat_profile_destroy(read);
+    heat_profile_destroy(kept);
+    heat_profile_destroy(run);
 }
 
 static enum lm_status read_message(const Lean__Profile *message)
@@ -200,6 +257,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(comes_back, open_folder, close_folder),
         cmocka_unit_test(fades_and_adds),
+        cmocka_unit_test(rates_are_per_row),
+        cmocka_unit_test_setup_teardown(processes_take_turns, open_folder, close_folder),
         cmocka_unit_test_setup_teardown(refuses_contradictions, open_folder, close_folder),
         cmocka_unit_test_setup_teardown(hostile_files, open_folder, close_folder),
         cmocka_unit_test_setup_teardown(a_failed_write_changes_nothing, open_folder, close_folder),
