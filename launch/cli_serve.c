@@ -252,6 +252,11 @@ static enum lm_status load(struct serve *serve, struct lm_error *err)
     enum lm_status status = engine_config_from_options(&config, serve->options, err);
     if (status != LM_OK) return status;
     config.model_path = serve->path;
+    config.serving = true;
+    config.cache_bytes = options_given(serve->options, "cache-ram")
+                             ? options_size(serve->options, "cache-ram")
+                             : UINT64_MAX;
+    config.checkpoint_every = (uint32_t)options_int(serve->options, "checkpoint-every");
     server_set_progress(server, "reading weights", 0);
     status = engine_open(&serve->engine, &config, err);
     if (status != LM_OK) return status;

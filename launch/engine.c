@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "coordinator/plan/memory_plan.h"
+#include "coordinator/plan/serve_plan.h"
 #include "coordinator/sched/scheduler.h"
 #include "coordinator/text/tokenizer.h"
 #include "launch/options.h"
@@ -28,6 +29,7 @@ struct engine {
     struct scheduler *scheduler;
     struct step_runner runner;
     uint32_t n_ctx, n_slot, n_snapshot, prefill_chunk;
+    uint64_t cache_bytes, n_cache_position, state_bytes;
     uint32_t n_expert_slot; /* experts in memory; 0: all, mapped */
     bool keeps_profile;
     enum tensor_type kv_type;
@@ -144,6 +146,18 @@ static enum lm_status request_slots(struct memory_request *request, struct engin
     return status;
 }
 
+/* What a server takes where nothing was said. n_slot 0 is a server's to choose. */
+static void settle_serving(struct memory_request *request, struct engine *engine,
+                           const struct engine_config *config)
+{
+    char cache[24];
+    request->n_slot = config->n_slot;
+    engine->cache_bytes =
+        serve_plan_settle(request, config->cache_bytes, engine->file, &engine->hp);
+    log_info("prefix cache: %s, up to %u states", log_format_bytes(engine->cache_bytes, cache),
+             request->n_snapshot);
+}
+
 /* Settles the sizes, and that they fit. */
 static enum lm_status plan_memory(struct engine *engine, const struct engine_config *config,
                                   struct lm_error *err)
@@ -154,6 +168,7 @@ static enum lm_status plan_memory(struct engine *engine, const struct engine_con
     enum lm_status status = engine_memory_request(&request, config, err);
     if (status == LM_OK) status = request_slots(&request, engine, config->expert_slots, err);
     if (status != LM_OK) return status;
+    if (config->serving) settle_serving(&request, engine, config);
     memory_plan_make(&plan, engine->file, hp, &request);
     status = memory_plan_check(&plan, err);
     if (plan.paged && !engine->n_expert_slot)
@@ -165,6 +180,8 @@ static enum lm_status plan_memory(struct engine *engine, const struct engine_con
     engine->n_ctx = plan.n_ctx < ENGINE_N_CTX_MAX ? plan.n_ctx : ENGINE_N_CTX_MAX;
     engine->n_slot = request.n_slot;
     engine->n_snapshot = request.n_snapshot;
+    engine->n_cache_position = request.n_cache_position;
+    engine->state_bytes = memory_plan_state_bytes(&request, hp);
     engine->kv_type = request.kv_type;
     engine->prefill_chunk = plan.prefill_chunk;
     if (engine->prefill_chunk > engine->n_ctx) engine->prefill_chunk = engine->n_ctx;
@@ -200,14 +217,16 @@ static enum lm_status create_worker(struct engine *engine, const struct engine_c
                                          .layer_end = engine->hp.n_layer,
                                          .n_slot = engine->n_slot + engine->n_snapshot,
                                          .n_ctx = engine->n_ctx,
-                                         .n_position = (uint64_t)engine->n_slot * engine->n_ctx,
+                                         .n_position = (uint64_t)engine->n_slot * engine->n_ctx +
+                                                       engine->n_cache_position,
                                          .n_batch = engine->prefill_chunk + engine->n_slot,
                                          .kv_type = engine->kv_type,
                                          .trace_path = asked->trace_path};
     return worker_create(&engine->worker, &config, err);
 }
 
-static enum lm_status create_scheduler(struct engine *engine, struct lm_error *err)
+static enum lm_status create_scheduler(struct engine *engine, uint32_t checkpoint_every,
+                                       struct lm_error *err)
 {
     engine->runner = (struct step_runner){
         .context = engine->worker, .step = run_step, .seq = run_seq, .usage = read_usage};
@@ -216,9 +235,11 @@ static enum lm_status create_scheduler(struct engine *engine, struct lm_error *e
                                             .n_parked = engine->n_snapshot,
                                             .n_ctx = engine->n_ctx,
                                             .prefill_chunk = engine->prefill_chunk,
-                                            .checkpoint_every = 2048,
+                                            .checkpoint_every = checkpoint_every,
+                                            .state_bytes = engine->state_bytes,
                                             .can_cut = hparams_can_cut_state(&engine->hp),
-                                            .logprob_bytes_max = 64 << 20};
+                                            .logprob_bytes_max =
+                                                engine->cache_bytes / SERVE_PLAN_LOGPROB_SHARE};
     return scheduler_create(&engine->scheduler, &config, err);
 }
 
@@ -237,7 +258,7 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
         status = routing_profile_load(worker_pager(engine->worker), engine->file, &engine->hp,
                                       config->profile, err);
     engine->keeps_profile = status == LM_OK && engine->n_expert_slot && !config->profile;
-    if (status == LM_OK) status = create_scheduler(engine, err);
+    if (status == LM_OK) status = create_scheduler(engine, config->checkpoint_every, err);
     return status;
 }
 

@@ -48,6 +48,11 @@ struct engine_config {
     uint32_t n_snapshot; /* states kept to go back to where they cannot be cut (recurrent layers,
                           * windows), so that the next turn of a conversation starts there; costs
                           * one copy of the state each; 0: none */
+    /* For a server: what is not given is settled by coordinator/plan/serve_plan.h, n_snapshot too.
+     */
+    bool serving;
+    uint64_t cache_bytes;      /* of kept states; UINT64_MAX: auto */
+    uint32_t checkpoint_every; /* tokens of a prompt between kept states; 0: none for that reason */
 };
 
 /* Fills config from options_engine. Strings are borrowed from options. n_snapshot:

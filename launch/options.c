@@ -32,8 +32,8 @@ const struct option_spec options_common[] = {
 const struct option_spec options_engine[] = {
     {"ctx", 'c', OPTION_INT, "N", .key = "model.ctx", .min = 1, .max = ENGINE_N_CTX_MAX,
      .help = "context of one sequence in tokens; default: what fits, at most the trained context"},
-    {"parallel", 0, OPTION_INT, "N", .def = "1", .key = "serve.parallel", .min = 1, .max = 64,
-     .help = "sequences held at once"},
+    {"parallel", 0, OPTION_INT, "N", .key = "serve.parallel", .min = 1, .max = 64,
+     .help = "sequences held at once; default: 1, of a server what memory allows"},
     {"threads", 't', OPTION_INT, "N", .key = "compute.threads", .min = 1, .max = 1024,
      .help = "compute threads; default: the physical cores"},
     {"kernels", 0, OPTION_ENUM, "auto|ref|avx2|avx512", .def = "auto", .key = "compute.kernels",

@@ -12,6 +12,13 @@ const struct option_spec options_serve[] = {
      .help = "requests that name another model: answered all the same, or refused"},
     {"max-queue", 0, OPTION_INT, "N", .def = "256", .key = "serve.max_queue", .min = 1,
      .max = 1 << 20, .help = "sequences that may wait"},
+    {"cache-ram", 0, OPTION_SIZE, "SIZE", .key = "serve.cache_ram",
+     .help = "memory for prompts that may come again; 0: none; default: an eighth of what the "
+             "weights leave"},
+    {"checkpoint-every", 0, OPTION_INT, "N", .def = "2048", .key = "serve.checkpoint_every",
+     .min = 0, .max = 1 << 25,
+     .help = "tokens of a prompt between states that are kept, where states cannot be cut; 0: none "
+             "for that reason"},
     {"queue-timeout", 0, OPTION_TIME, "TIME", .def = "0s", .key = "serve.queue_timeout",
      .help = "longest wait for a slot; 0: any"},
     {"request-timeout", 0, OPTION_TIME, "TIME", .def = "0s", .key = "serve.request_timeout",

@@ -27,11 +27,18 @@ static uint64_t kv_blocks(const struct layer_hparams *layer, const struct memory
                           uint32_t n_ctx)
 {
     const uint64_t n_held = (uint64_t)request->n_slot + request->n_snapshot;
-    const uint64_t everything =
-        request->n_slot * div_up(n_ctx, KV_BLOCK) + n_held; /* forks split */
+    const uint64_t everything = request->n_slot * div_up(n_ctx, KV_BLOCK) + n_held /* forks split */
+                                + div_up(request->n_cache_position, KV_BLOCK);
     const uint64_t reach = (uint64_t)layer->window + request->prefill_chunk + request->n_slot;
     const uint64_t kept = n_held * (div_up(reach, KV_BLOCK) + 2);
     return layer->window && kept < everything ? kept : everything;
+}
+
+/* Keys and values of one position in a layer. */
+static uint64_t layer_position_bytes(const struct memory_request *request, const struct hparams *hp,
+                                     const struct layer_hparams *layer)
+{
+    return 2 * layer->n_head_kv * tensor_row_bytes(request->kv_type, hp->head_dim);
 }
 
 static uint64_t kv_bytes(const struct hparams *hp, const struct memory_request *request,
@@ -41,8 +48,8 @@ static uint64_t kv_bytes(const struct hparams *hp, const struct memory_request *
     for (uint32_t il = 0; il < hp->n_layer; il++) {
         const struct layer_hparams *layer = &hp->layer[il];
         if (layer->recurrent) continue;
-        const uint64_t head_bytes = tensor_row_bytes(request->kv_type, hp->head_dim);
-        n_bytes += kv_blocks(layer, request, n_ctx) * KV_BLOCK * 2 * layer->n_head_kv * head_bytes;
+        n_bytes +=
+            kv_blocks(layer, request, n_ctx) * KV_BLOCK * layer_position_bytes(request, hp, layer);
     }
     return n_bytes;
 }
@@ -55,6 +62,31 @@ static uint64_t recurrent_bytes(const struct hparams *hp, uint64_t n_held)
     for (uint32_t il = 0; il < hp->n_layer; il++)
         n_layer += hp->layer[il].recurrent;
     return n_held * n_layer * (n_conv + n_state) * sizeof(float);
+}
+
+uint64_t memory_plan_position_bytes(const struct memory_request *request, const struct hparams *hp)
+{
+    uint64_t n_bytes = 0;
+    for (uint32_t il = 0; il < hp->n_layer; il++)
+        if (!hp->layer[il].recurrent && !hp->layer[il].window)
+            n_bytes += layer_position_bytes(request, hp, &hp->layer[il]);
+    return n_bytes;
+}
+
+uint64_t memory_plan_state_bytes(const struct memory_request *request, const struct hparams *hp)
+{
+    const uint64_t chunk = request->prefill_chunk ? request->prefill_chunk : CHUNK_MAX;
+    const uint64_t n_entry = div_up(request->n_ctx, KV_BLOCK);
+    uint64_t n_bytes = recurrent_bytes(hp, 1) + n_entry * sizeof(uint32_t);
+    for (uint32_t il = 0; il < hp->n_layer; il++) {
+        const struct layer_hparams *layer = &hp->layer[il];
+        if (layer->recurrent) continue;
+        const uint64_t reach = layer->window ? layer->window + chunk : 0;
+        const uint64_t n_block = layer->window ? div_up(reach, KV_BLOCK) + 2 : 1;
+        n_bytes += n_block * KV_BLOCK * layer_position_bytes(request, hp, layer);
+        n_bytes += n_entry * sizeof(void *);
+    }
+    return n_bytes;
 }
 
 static uint64_t most(uint64_t a, uint64_t b)

@@ -31,8 +31,9 @@ struct hparams;
 struct memory_request {
     uint32_t n_ctx;  /* tokens of one sequence; 0: as many as fit, at most the trained context */
     uint32_t n_slot; /* sequences held at once */
-    uint32_t n_snapshot;    /* states of sequences kept besides */
-    uint32_t prefill_chunk; /* tokens of a prompt in one step; 0: chosen */
+    uint32_t n_snapshot;       /* states of sequences kept besides */
+    uint64_t n_cache_position; /* tokens of them whose keys and values are no running sequence's */
+    uint32_t prefill_chunk;    /* tokens of a prompt in one step; 0: chosen */
     enum tensor_type kv_type;
     uint64_t budget_bytes; /* what may be used; 0: what is available */
     /* What experts take when they are paged: the least, 0: they cannot be; and what it shall be,
@@ -60,6 +61,13 @@ struct memory_plan {
 enum { MEMORY_PLAN_CTX = 8192 };
 void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
                       const struct hparams *hp, const struct memory_request *request);
+
+/* What a kept state takes beside the keys and values of the layers that see everything: its
+ * recurrent records, windows, tables, and the block that it does not share. n_ctx, prefill_chunk
+ * (0: the most) and kv_type of the request count. */
+uint64_t memory_plan_state_bytes(const struct memory_request *request, const struct hparams *hp);
+/* Keys and values of one position in those layers. */
+uint64_t memory_plan_position_bytes(const struct memory_request *request, const struct hparams *hp);
 
 /* LM_E_NO_MEM if the plan exceeds its budget, with the numbers and what would fit. */
 enum lm_status memory_plan_check(const struct memory_plan *plan, struct lm_error *err);

@@ -239,7 +239,7 @@ static bool has_suffix(const char *name, const char *suffix)
 static bool is_size(const field_t *field)
 {
     return !strcmp(field->name, "size") || has_suffix(field->name, "_size") ||
-           has_suffix(field->name, "_body");
+           has_suffix(field->name, "_body") || has_suffix(field->name, "_ram");
 }
 
 static bool is_time(const field_t *field)

@@ -6,7 +6,7 @@
  *
  * The format is that of `protoc --encode`: comments, { } and < >, lists [a, b], maps as entries,
  * adjacent string pieces, escapes, separators , and ;. Beyond it, a numeric field named size,
- * *_size, *_body, *_time, *_timeout or *_ping takes a string with a unit: "24GiB", "150ms"
+ * *_size, *_body, *_ram, *_time, *_timeout or *_ping takes a string with a unit: "24GiB", "150ms"
  * (seconds). Stricter than it: numbers that do not fit their type and strings that are not UTF-8 or
  * hold a NUL are errors. Extensions, Any and groups are not supported; required fields are not
  * checked.

@@ -38,7 +38,8 @@ class Precedence(unittest.TestCase):
 
     def test_each_layer_hides_the_ones_below(self):
         key = "serve.parallel"
-        self.assertEqual(self.get(key), "1")
+        self.assertEqual(self.get("serve.max_n"), "32")
+        self.assertEqual(self.get(key), "")
         self.write("lean/config.textproto", "serve { parallel: 2 } compute { threads: 5 }")
         self.assertEqual(self.get(key), "2")
         named = self.write("named", "serve { parallel: 3 }")
@@ -56,7 +57,7 @@ class Precedence(unittest.TestCase):
         values = dict(flatten(json.loads(shown.stdout)))
         self.assertEqual(values["compute.kv_type"], {"value": "q8_0", "origin": user})
         self.assertEqual(values["model.ctx"], {"value": 4096, "origin": "LEAN_MODEL_CTX"})
-        self.assertEqual(values["serve.parallel"], {"value": 1, "origin": "built-in default"})
+        self.assertEqual(values["serve.max_n"], {"value": 32, "origin": "built-in default"})
 
     def test_overrides_rank_above_their_file_only(self):
         host = os.uname().nodename
