@@ -77,6 +77,11 @@ void grammar_build_pretty(struct grammar_builder *builder);
 /* What a schema describes (grammar_from_schema tells the errors). */
 enum lm_status grammar_build_schema(struct grammar_builder *builder, struct json_object *schema,
                                     grammar_expr *out, struct lm_error *err);
+/* A string by the pattern, format and lengths of its schema, without quotes and escapes, for text
+ * between tags: it has no '<' and ends in no line break. LM_E_UNSUPPORTED, LM_E_FORMAT: the message
+ * begins with the keyword. */
+enum lm_status grammar_build_raw_string(struct grammar_builder *builder, struct json_object *schema,
+                                        grammar_expr *out, struct lm_error *err);
 /* A string constant with its quotes, escaped where it must be. text: UTF-8. */
 grammar_expr grammar_build_json_string(struct grammar_builder *builder, const char *text, size_t n);
 

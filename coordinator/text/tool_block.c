@@ -154,7 +154,7 @@ static enum tool_block_status take_key(struct tool_block *block, char c)
     byte_buffer_put_text(&block->arguments, "\":");
     block->has_arguments = true;
     block->types = tool_schema_types(block->function, block->key.data);
-    if (block->types == SCHEMA_STRING) byte_buffer_put_text(&block->arguments, "\"");
+    if (block->types == TOOL_TYPE_STRING) byte_buffer_put_text(&block->arguments, "\"");
     byte_buffer_put(&block->seen, "", 1);
     byte_buffer_put(&block->seen, block->key.data, block->key.n);
     byte_buffer_clear(&block->value);
@@ -164,7 +164,7 @@ static enum tool_block_status take_key(struct tool_block *block, char c)
 
 static void put_value(struct tool_block *block, const char *bytes, size_t n)
 {
-    if (block->types == SCHEMA_STRING)
+    if (block->types == TOOL_TYPE_STRING)
         byte_buffer_put_json(&block->arguments, bytes, n);
     else
         byte_buffer_put(&block->value, bytes, n);
@@ -172,7 +172,7 @@ static void put_value(struct tool_block *block, const char *bytes, size_t n)
 
 static void end_value(struct tool_block *block)
 {
-    if (block->types == SCHEMA_STRING)
+    if (block->types == TOOL_TYPE_STRING)
         byte_buffer_put_text(&block->arguments, "\"");
     else
         tool_schema_put_value(block->types, block->value.data ? block->value.data : "",

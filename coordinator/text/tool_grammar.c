@@ -151,15 +151,12 @@ static struct json_object *with_definitions(struct json_object *parameters,
     return own;
 }
 
-static enum lm_status refuse_bounds(struct json_object *schema, struct lm_error *err)
+static bool is_bounded(struct json_object *schema)
 {
     static const char *const names[] = {"pattern", "format", "minLength", "maxLength"};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-        if (member(schema, names[i]))
-            return lm_fail(err, LM_E_UNSUPPORTED,
-                           "/%s: this model writes strings raw, and they cannot be held to it",
-                           names[i]);
-    return LM_OK;
+        if (member(schema, names[i])) return true;
+    return false;
 }
 
 static enum lm_status xml_value(struct grammar_builder *builder, struct json_object *function,
@@ -172,9 +169,14 @@ static enum lm_status xml_value(struct grammar_builder *builder, struct json_obj
         *out = listed_values(builder, values);
         return LM_OK;
     }
-    if (!types || types & SCHEMA_STRING) {
+    if (types == TOOL_TYPE_STRING && is_bounded(schema)) {
+        const enum lm_status status = grammar_build_raw_string(builder, schema, out, err);
+        *out = closed(builder, *out);
+        return status;
+    }
+    if (!types || types & TOOL_TYPE_STRING) { /* any text stands for one of its values */
         *out = raw_value(builder);
-        return refuse_bounds(schema, err);
+        return LM_OK;
     }
     struct json_object *const own = with_definitions(member(function, "parameters"), schema);
     const enum lm_status status = grammar_build_schema(builder, own, out, err);

@@ -1,8 +1,7 @@
 /* What generation is held to where tools are called.
  *
- * A call is written as the model's template shows it, line breaks optional. In qwen_xml a string
- * stands raw and ends at the first </parameter>; its schema's pattern, format and lengths are not
- * enforced there, and are refused.
+ * A call is written as the model's template shows it, line breaks optional. In qwen_xml strings
+ * stand raw: one whose schema bounds it has no '<', any other ends at the first </parameter>.
  *
  * Threads: pure functions. */
 #ifndef LEAN_COORDINATOR_TEXT_TOOL_GRAMMAR_H

@@ -46,19 +46,19 @@ static unsigned type_of_value(struct json_object *value)
 {
     switch (json_object_get_type(value)) {
     case json_type_null:
-        return SCHEMA_NULL;
+        return TOOL_TYPE_NULL;
     case json_type_boolean:
-        return SCHEMA_BOOLEAN;
+        return TOOL_TYPE_BOOLEAN;
     case json_type_double:
-        return SCHEMA_NUMBER;
+        return TOOL_TYPE_NUMBER;
     case json_type_int:
-        return SCHEMA_INTEGER;
+        return TOOL_TYPE_INTEGER;
     case json_type_object:
-        return SCHEMA_OBJECT;
+        return TOOL_TYPE_OBJECT;
     case json_type_array:
-        return SCHEMA_ARRAY;
+        return TOOL_TYPE_ARRAY;
     case json_type_string:
-        return SCHEMA_STRING;
+        return TOOL_TYPE_STRING;
     }
     return 0;
 }
@@ -104,7 +104,7 @@ static unsigned types_of(struct json_object *root, struct json_object *schema, i
     for (size_t i = 0; !types && i < sizeof(lists) / sizeof(lists[0]); i++)
         if (json_object_is_type(member(schema, lists[i]), json_type_array))
             types = types_of_list(root, member(schema, lists[i]), n_visit);
-    if (types && json_object_get_boolean(member(schema, "nullable"))) types |= SCHEMA_NULL;
+    if (types && json_object_get_boolean(member(schema, "nullable"))) types |= TOOL_TYPE_NULL;
     return types;
 }
 
@@ -135,18 +135,18 @@ static unsigned type_of_json(const char *json)
 {
     switch (json[0]) {
     case '{':
-        return SCHEMA_OBJECT;
+        return TOOL_TYPE_OBJECT;
     case '[':
-        return SCHEMA_ARRAY;
+        return TOOL_TYPE_ARRAY;
     case '"':
-        return SCHEMA_STRING;
+        return TOOL_TYPE_STRING;
     case 't':
     case 'f':
-        return SCHEMA_BOOLEAN;
+        return TOOL_TYPE_BOOLEAN;
     case 'n':
-        return SCHEMA_NULL;
+        return TOOL_TYPE_NULL;
     default:
-        return SCHEMA_NUMBER | (is_integer(json) ? SCHEMA_INTEGER : 0);
+        return TOOL_TYPE_NUMBER | (is_integer(json) ? TOOL_TYPE_INTEGER : 0);
     }
 }
 
@@ -154,21 +154,21 @@ static const char *python_literal(unsigned types, const char *text, size_t n)
 {
     while (n && memchr(" \t\r\n", text[n - 1], 4))
         n--;
-    if (types & SCHEMA_STRING) return NULL;
-    if (types & SCHEMA_BOOLEAN && n == 4 && !memcmp(text, "True", n)) return "true";
-    if (types & SCHEMA_BOOLEAN && n == 5 && !memcmp(text, "False", n)) return "false";
-    if (types & SCHEMA_NULL && n == 4 && !memcmp(text, "None", n)) return "null";
+    if (types & TOOL_TYPE_STRING) return NULL;
+    if (types & TOOL_TYPE_BOOLEAN && n == 4 && !memcmp(text, "True", n)) return "true";
+    if (types & TOOL_TYPE_BOOLEAN && n == 5 && !memcmp(text, "False", n)) return "false";
+    if (types & TOOL_TYPE_NULL && n == 4 && !memcmp(text, "None", n)) return "null";
     return NULL;
 }
 
 void tool_schema_put_value(unsigned types, const char *text, size_t n, struct byte_buffer *out)
 {
-    const unsigned allowed = types ? types : ~(unsigned)SCHEMA_STRING;
+    const unsigned allowed = types ? types : ~(unsigned)TOOL_TYPE_STRING;
     const char *const literal = python_literal(types, text, n);
     struct byte_buffer json = {0};
     if (literal) {
         byte_buffer_put_text(out, literal);
-    } else if (types != SCHEMA_STRING && json_compact(text, n, &json) && !json.failed &&
+    } else if (types != TOOL_TYPE_STRING && json_compact(text, n, &json) && !json.failed &&
                type_of_json(json.data) & allowed) {
         byte_buffer_put(out, json.data, json.n);
     } else {

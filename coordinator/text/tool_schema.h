@@ -17,13 +17,13 @@ struct json_object *tool_schema_find(struct json_object *tools, const char *name
 
 /* The types that a parameter may have, as bits. */
 enum {
-    SCHEMA_STRING = 1,
-    SCHEMA_NUMBER = 2,
-    SCHEMA_INTEGER = 4,
-    SCHEMA_BOOLEAN = 8,
-    SCHEMA_NULL = 16,
-    SCHEMA_OBJECT = 32,
-    SCHEMA_ARRAY = 64
+    TOOL_TYPE_STRING = 1,
+    TOOL_TYPE_NUMBER = 2,
+    TOOL_TYPE_INTEGER = 4,
+    TOOL_TYPE_BOOLEAN = 8,
+    TOOL_TYPE_NULL = 16,
+    TOOL_TYPE_OBJECT = 32,
+    TOOL_TYPE_ARRAY = 64
 };
 
 /* 0: the function does not declare the parameter, or declares no type of it. */

@@ -148,7 +148,8 @@ class OpenAI(Clients):
 
 
 class Anthropic(Clients):
-    FIELDS = {"model": "m", "max_tokens": 40, "temperature": 0, "messages": QUESTION}
+    # newer packages have no temperature of their own
+    FIELDS = {"model": "m", "max_tokens": 40, "messages": QUESTION, "extra_body": {"temperature": 0}}
 
     def test_messages_and_their_stream(self):
         whole = self.anthropic.messages.create(**self.FIELDS)

@@ -99,23 +99,85 @@ static void test_an_answer_of_calls(void **state)
     grammar_unref(grammar);
 }
 
+/* Between the tags of parameter a of tool f, with these properties. */
+static void check_value(const char *properties, const char *value, enum case_result expected)
+{
+    char tools[600], text[300];
+    snprintf(tools, sizeof(tools),
+             "[{\"function\":{\"name\":\"f\",\"parameters\":{\"properties\":{%s},\"$defs\":"
+             "{\"d\":{\"type\":\"boolean\"}}}}}]",
+             properties);
+    snprintf(text, sizeof(text),
+             "<tool_call><function=f><parameter=a>\n%s\n</parameter></function></tool_call>",
+             value);
+    struct grammar *grammar = build(TOOL_FORMAT_QWEN_XML, tools, TOOL_GRAMMAR_ANSWER, false);
+    check(grammar, text, expected);
+    grammar_unref(grammar);
+}
+
+static void test_values_by_schema(void **state)
+{
+    (void)state;
+    check_value("\"a\":{\"type\":\"integer\",\"maximum\":9}", "7", CASE_WHOLE);
+    check_value("\"a\":{\"type\":\"integer\",\"maximum\":9}", "10", CASE_REFUSED);
+    check_value("\"a\":{\"type\":\"array\",\"items\":{\"type\":\"boolean\"}}", "[true, false]",
+                CASE_WHOLE);
+    check_value("\"a\":{\"type\":\"array\",\"items\":{\"type\":\"boolean\"}}", "[1]", CASE_REFUSED);
+    check_value("\"a\":{\"$ref\":\"#/$defs/d\"}", "true", CASE_WHOLE);
+    check_value("\"a\":{\"$ref\":\"#/$defs/d\"}", "1", CASE_REFUSED);
+    check_value("\"a\":{\"type\":\"string\"}", "a\n<b>\"\\", CASE_WHOLE);
+    check_value("\"a\":{\"type\":\"string\",\"maxLength\":3}", "\xC3\xA9\n\"", CASE_WHOLE);
+    check_value("\"a\":{\"type\":\"string\",\"maxLength\":3}", "abcd", CASE_REFUSED);
+    check_value("\"a\":{\"type\":\"string\",\"maxLength\":3}", "<", CASE_REFUSED);
+    check_value("\"a\":{\"type\":\"string\",\"minLength\":1}", "", CASE_REFUSED);
+    check_value("\"a\":{\"type\":\"string\",\"pattern\":\"^a+$\",\"minLength\":2}", "aa",
+                CASE_WHOLE);
+    check_value("\"a\":{\"type\":\"string\",\"pattern\":\"^a+$\",\"minLength\":2}", "a",
+                CASE_REFUSED);
+    check_value("\"a\":{\"type\":\"string\",\"format\":\"date\"}", "2026-11-22", CASE_WHOLE);
+    check_value("\"a\":{\"type\":\"string\",\"format\":\"date\"}", "today", CASE_REFUSED);
+    check_value("\"a\":{\"type\":\"string\",\"format\":\"other\"}", "today", CASE_WHOLE);
+}
+
+static void test_json_arguments_by_schema(void **state)
+{
+    (void)state;
+    struct grammar *grammar = build(
+        TOOL_FORMAT_HERMES,
+        "[{\"function\":{\"name\":\"f\",\"parameters\":{\"type\":\"object\",\"properties\":{\"a\":"
+        "{\"type\":\"integer\"}},\"required\":[\"a\"]}}}]",
+        TOOL_GRAMMAR_ANSWER, false);
+    check(grammar, "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1}}</tool_call>",
+          CASE_WHOLE);
+    check(grammar, "<tool_call>{\"name\": \"f\", \"arguments\": {}", CASE_REFUSED);
+    check(grammar, "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": \"", CASE_REFUSED);
+    grammar_unref(grammar);
+}
+
 static void test_schemas_that_cannot_be_held_to_are_refused(void **state)
 {
     (void)state;
-    static const char *const properties[] = {"\"a\":{\"type\":\"string\",\"pattern\":\"x\"}",
-                                             "\"a\":{\"maxLength\":3}",
-                                             "\"a<b\":{\"type\":\"string\"}"};
-    for (size_t i = 0; i < sizeof(properties) / sizeof(properties[0]); i++) {
+    static const struct {
+        const char *property;
+        enum lm_status status;
+    } cases[] = {
+        {"\"a\":{\"type\":\"string\",\"pattern\":\"(?=x)\"}", LM_E_UNSUPPORTED},
+        {"\"a\":{\"type\":\"string\",\"pattern\":\"(\"}", LM_E_FORMAT},
+        {"\"a\":{\"type\":\"string\",\"minLength\":3,\"maxLength\":2}", LM_E_FORMAT},
+        {"\"a\":{\"type\":\"integer\",\"not\":{}}", LM_E_UNSUPPORTED},
+        {"\"a<b\":{\"type\":\"string\"}", LM_E_UNSUPPORTED},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         char text[300];
         struct grammar *grammar;
         struct lm_error err = {0};
         snprintf(text, sizeof(text),
                  "[{\"function\":{\"name\":\"f\",\"parameters\":{\"properties\":{%s}}}}]",
-                 properties[i]);
+                 cases[i].property);
         struct json_object *tools = json_tokener_parse(text);
         assert_int_equal(tool_grammar_build(&grammar, TOOL_FORMAT_QWEN_XML, tools,
                                             TOOL_GRAMMAR_ANSWER, true, &err),
-                         LM_E_UNSUPPORTED);
+                         cases[i].status);
         assert_memory_equal(err.message, "tool f, parameter a", 19);
         json_object_put(tools);
     }
@@ -217,6 +279,8 @@ int main(void)
         cmocka_unit_test(test_one_json_call),
         cmocka_unit_test(test_one_xml_call),
         cmocka_unit_test(test_an_answer_of_calls),
+        cmocka_unit_test(test_values_by_schema),
+        cmocka_unit_test(test_json_arguments_by_schema),
         cmocka_unit_test(test_schemas_that_cannot_be_held_to_are_refused),
         cmocka_unit_test(test_what_the_grammar_lets_through_is_read_as_calls),
     };
