@@ -9,12 +9,13 @@
 
 #include <json-c/json.h>
 
+#include "coordinator/grammar/grammar.h"
+#include "coordinator/text/answer_stream.h"
 #include "coordinator/text/chat_template.h"
 #include "coordinator/text/conversation.h"
 #include "coordinator/text/reasoning.h"
-#include "coordinator/text/stop_strings.h"
+#include "coordinator/text/steering.h"
 #include "coordinator/text/tokenizer.h"
-#include "launch/json_constraint.h"
 #include "launch/options.h"
 #include "launch/sampling_options.h"
 #include "proto/base/log.h"
@@ -28,7 +29,8 @@ const struct option_spec chat_options[] = {
     {"system", 0, OPTION_STRING, "TEXT|@FILE", .help = "the system message"},
     {"think", 0, OPTION_ENUM, "on|off|none|minimal|low|medium|high|xhigh|max",
      .help = "whether, or how much, the model reasons first, where its template can tell it"},
-    {"format", 0, OPTION_ENUM, "json|off", .help = "json: the answer is one JSON object"},
+    {"format", 0, OPTION_STRING, "json|@SCHEMA.json|off",
+     .help = "json: the answer is one JSON object; @SCHEMA.json: a document of that schema"},
     {"chat-template", 0, OPTION_PATH, "FILE", .help = "use this Jinja template, not the model's"},
     {0},
 };
@@ -38,12 +40,13 @@ struct chat {
     const struct options *options;
     struct chat_template *template; /* NULL: the model has none */
     struct json_object *messages;   /* array */
+    struct token_trie *trie;        /* made when a format is first asked for */
 };
 
-bool chat_wants_json(const struct options *options)
+bool chat_has_format(const struct options *options)
 {
     const char *format = options_string(options, "format");
-    return format && !strcmp(format, "json");
+    return format && *format && strcmp(format, "off");
 }
 
 /* ---- messages ---- */
@@ -205,6 +208,7 @@ enum lm_status chat_create(struct chat **out, struct engine *engine, const struc
     chat->options = options;
     enum lm_status status = compile_template(chat, err);
     if (status == LM_OK) status = set_system_option(chat, err);
+    if (status == LM_OK) status = chat_check_format(options, err);
     if (status != LM_OK) {
         chat_destroy(chat);
         return status;
@@ -217,6 +221,7 @@ void chat_destroy(struct chat *chat)
 {
     if (!chat) return;
     chat_template_destroy(chat->template);
+    token_trie_destroy(chat->trie);
     json_object_put(chat->messages);
     free(chat);
 }
@@ -258,152 +263,96 @@ static enum lm_status render(const struct chat *chat, char **text, size_t *n, st
 /* ---- answers ---- */
 
 /* An answer being generated. */
-struct generation {
+struct reply {
     const struct chat_sink *sink;
-    const struct tokenizer *tokenizer;
     struct chat_answer *answer;
-    struct stop_strings *stops;
-    struct token_decoder decoder;
-    struct reasoning_splitter splitter;
-    struct json_constraint *constraint; /* of --format json, or NULL */
-    FILE *parts[2];                     /* by enum reasoning_part, into the answer's strings */
-    size_t n_token, min_tokens;
-    int32_t think_begin, think_end; /* tokens, or -1 */
+    struct answer_stream *stream;
+    struct steering *steering; /* of --format, or NULL */
+    uint32_t *allowed;         /* [n_word] the mask that the engine reads, or NULL */
+    size_t n_word;
+    FILE *parts[2]; /* by enum answer_part, into the answer's strings */
     double first_token_s;
-    bool splits;         /* reasoning is told from content: not in raw text */
-    bool answering;      /* content has come */
-    bool ended, stopped; /* by an end token, by a stop string */
-    bool refused;        /* the sink wants no more */
-    bool no_memory;      /* some of the text is lost */
-    bool broken; /* content came with the end of the reasoning, and does not fit the format */
+    bool finished;  /* the format leaves nothing more to say */
+    bool refused;   /* the sink wants no more */
+    bool no_memory; /* some of the text is lost */
 };
 
-/* Whether what comes next is content already. While the reasoning may still begin, its mark is as
- * good as content. */
-static bool in_content(const struct generation *generation)
+static void on_text(void *context, enum answer_part part, const char *text, size_t n)
 {
-    return !generation->splits || generation->splitter.state != REASONING_INSIDE;
+    struct reply *reply = context;
+    if (fwrite(text, 1, n, reply->parts[part]) != n) reply->no_memory = true;
+    if (reply->refused) return;
+    const enum chat_part shown = part == ANSWER_REASONING ? CHAT_REASONING : CHAT_CONTENT;
+    if (!reply->sink->on_text(reply->sink->context, shown, text, n)) reply->refused = true;
 }
 
-/* Lets the next token be only what the format allows, if it is one of the content. */
-static void constrain(struct generation *generation)
+/* The engine keeps the address of the mask, so what changes is its content. */
+static void allow_next(struct reply *reply)
 {
-    const bool may_think = generation->splits && generation->splitter.state == REASONING_START;
-    if (!generation->constraint) return;
-    if (in_content(generation))
-        json_constraint_narrow(generation->constraint, may_think ? generation->think_begin : -1);
+    const uint32_t *mask = steering_allowed(reply->steering);
+    if (mask)
+        memcpy(reply->allowed, mask, reply->n_word * sizeof(*mask));
     else
-        json_constraint_widen(generation->constraint);
+        memset(reply->allowed, 0xFF, reply->n_word * sizeof(*mask));
 }
 
-/* After a token that was content, or that ended the reasoning and had content behind its end. */
-static void advance(struct generation *generation, bool content, const char *bytes, size_t n)
+/* Holds the next token to the format. */
+static void steer(struct reply *reply, int32_t id)
 {
-    struct json_constraint *constraint = generation->constraint;
-    if (!constraint) return;
-    if (!content && generation->answering && in_content(generation)) {
-        content = !fflush(generation->parts[PART_CONTENT]);
-        bytes = generation->answer->content;
-        n = content ? strlen(bytes) : 0;
+    size_t n;
+    if (!reply->steering) return;
+    const char *bytes = answer_stream_token_bytes(reply->stream, id, &n);
+    if (steering_take(reply->steering, id, bytes, n, NULL) != LM_OK) reply->no_memory = true;
+    reply->finished = steering_finished(reply->steering);
+    allow_next(reply);
+}
+
+static void count_reasoning(struct reply *reply)
+{
+    const size_t n = answer_stream_n_reasoning(reply->stream);
+    if (reply->first_token_s == 0) reply->first_token_s = log_now_s();
+    if (n > reply->answer->n_reasoning) {
+        reply->answer->n_reasoning = n;
+        reply->answer->reasoning_s = log_now_s() - reply->first_token_s;
     }
-    if (content && !json_constraint_take(constraint, bytes, n)) generation->broken = true;
-    generation->ended = json_constraint_complete(constraint);
-    constrain(generation);
-}
-
-static void emit(void *context, enum reasoning_part part, const char *text, size_t n)
-{
-    struct generation *generation = context;
-    if (part == PART_CONTENT) generation->answering = true;
-    if (fwrite(text, 1, n, generation->parts[part]) != n) generation->no_memory = true;
-    if (generation->refused) return;
-    const enum chat_part shown = part == PART_REASONING ? CHAT_REASONING : CHAT_CONTENT;
-    if (!generation->sink->on_text(generation->sink->context, shown, text, n))
-        generation->refused = true;
-}
-
-/* Bytes of the answer, on their way to whole characters. */
-static void take_bytes(struct generation *generation, const char *bytes, size_t n, bool last)
-{
-    char small[1024], *text = small;
-    if (3 * (n + 4) > sizeof(small) && !(text = malloc(3 * (n + 4)))) {
-        generation->no_memory = true;
-        return;
-    }
-    const size_t n_text = token_decoder_push(&generation->decoder, bytes, n, last, text);
-    if (!generation->splits) {
-        if (n_text) emit(generation, PART_CONTENT, text, n_text);
-    } else {
-        reasoning_push(&generation->splitter, text, n_text);
-        if (last) reasoning_finish(&generation->splitter);
-    }
-    if (text != small) free(text);
-}
-
-/* Passes on what the stop strings let through. */
-static void take_token(struct generation *generation, const char *bytes, size_t n, bool last)
-{
-    const char *text;
-    size_t n_text;
-    generation->stopped = stop_strings_push(generation->stops, bytes, n, last, &text, &n_text);
-    if (generation->stopped && !text) generation->no_memory = true;
-    take_bytes(generation, text ? text : "", n_text, last || generation->stopped);
 }
 
 static bool on_token(void *context, const struct sampled_token *token)
 {
-    struct generation *generation = context;
-    const bool may_end = generation->n_token++ >= generation->min_tokens;
-    if (tokenizer_is_end(generation->tokenizer, token->id)) {
-        generation->ended = may_end;
-        return !may_end;
-    }
-    /* In some vocabularies the marks of reasoning are control tokens; the splitter wants them. */
-    const bool mark = token->id == generation->think_begin || token->id == generation->think_end;
-    const bool opens = generation->splits && generation->splitter.state == REASONING_START &&
-                       token->id == generation->think_begin;
-    const bool content = in_content(generation) && !opens;
-    size_t n;
-    const char *bytes = tokenizer_token_bytes(generation->tokenizer, token->id, mark, &n);
-    if (may_end)
-        take_token(generation, bytes, n, false);
-    else
-        take_bytes(generation, bytes, n, false);
-    advance(generation, content, bytes, n);
-    if (generation->splitter.state == REASONING_INSIDE || !generation->answering) {
-        if (generation->n_token == 1) generation->first_token_s = log_now_s();
-        generation->answer->reasoning_s = log_now_s() - generation->first_token_s;
-        generation->answer->n_reasoning = generation->n_token;
-    }
-    return !generation->stopped && !generation->refused && !generation->ended &&
-           !generation->broken && !generation->no_memory;
+    struct reply *reply = context;
+    const bool goes_on = answer_stream_push(reply->stream, token) == ANSWER_OPEN;
+    count_reasoning(reply);
+    if (goes_on) steer(reply, token->id);
+    return goes_on && !reply->refused && !reply->finished && !reply->no_memory;
 }
 
 static void on_prefill(void *context, size_t n_done, size_t n_total)
 {
-    const struct generation *generation = context;
-    generation->sink->on_prefill(generation->sink->context, n_done, n_total);
+    const struct reply *reply = context;
+    reply->sink->on_prefill(reply->sink->context, n_done, n_total);
 }
 
-static enum chat_finish finish_of(const struct generation *generation,
-                                  const struct generate_result *result)
+static enum chat_finish finish_of(const struct reply *reply, const struct generate_result *result)
 {
-    if (generation->ended) return CHAT_END_OF_TURN;
-    if (generation->stopped) return CHAT_STOP_STRING;
-    if (generation->broken) return CHAT_LENGTH;
-    return generation->refused || result->finish == FINISH_CANCELLED ? CHAT_INTERRUPTED
-                                                                     : CHAT_LENGTH;
+    const enum answer_end end = answer_stream_end(reply->stream);
+    if (end == ANSWER_END_TOKEN || reply->finished) return CHAT_END_OF_TURN;
+    if (end == ANSWER_STOP_STRING) return CHAT_STOP_STRING;
+    return reply->refused || result->finish == FINISH_CANCELLED ? CHAT_INTERRUPTED : CHAT_LENGTH;
 }
 
-static enum lm_status create_stops(struct stop_strings **out, const struct options *options,
-                                   struct lm_error *err)
+static enum lm_status create_stream(struct reply *reply, const struct options *options,
+                                    struct answer_config *config, struct lm_error *err)
 {
+    const struct answer_sink sink = {.on_text = on_text, .context = reply};
     const size_t n = options_count(options, "stop");
     const char **strings = calloc(n + 1, sizeof(*strings));
     if (!strings) return lm_fail(err, LM_E_NO_MEM, "no memory for stop strings");
     for (size_t i = 0; i < n; i++)
         strings[i] = options_string_at(options, "stop", i);
-    const enum lm_status status = stop_strings_create(out, strings, n, err);
+    config->stops = strings;
+    config->n_stop = n;
+    config->min_tokens = (size_t)options_int(options, "min-tokens");
+    const enum lm_status status = answer_stream_create(&reply->stream, config, &sink, err);
     free(strings);
     return status;
 }
@@ -414,29 +363,78 @@ void chat_answer_fini(struct chat_answer *answer)
     free(answer->reasoning);
 }
 
-/* Generates behind ids; the parts of the answer are complete strings afterwards. begun: what the
- * answer goes on with, or NULL. */
+/* What --format asks for; *out is NULL without it. */
+static enum lm_status make_format(struct grammar **out, const struct options *options,
+                                  struct lm_error *err)
+{
+    const char *format = options_string(options, "format");
+    char *text;
+    size_t n;
+    *out = NULL;
+    if (!chat_has_format(options)) return LM_OK;
+    if (!strcmp(format, "json")) return grammar_from_schema(out, NULL, false, err);
+    if (*format != '@' || !format[1])
+        return lm_fail(err, LM_E_USAGE, "--format must be json, off or @SCHEMA.json, got '%.80s'",
+                       format);
+    enum lm_status status = read_all_path(format + 1, MAX_TEMPLATE_BYTES, &text, &n, err);
+    if (status != LM_OK) return status;
+    struct json_object *schema = json_tokener_parse(text);
+    free(text);
+    if (!schema) return lm_fail(err, LM_E_FORMAT, "%s: not a JSON schema", format + 1);
+    status = grammar_from_schema(out, schema, false, err);
+    json_object_put(schema);
+    return status;
+}
+
+enum lm_status chat_check_format(const struct options *options, struct lm_error *err)
+{
+    struct grammar *grammar;
+    const enum lm_status status = make_format(&grammar, options, err);
+    if (status == LM_OK) grammar_unref(grammar);
+    return status;
+}
+
+/* begun: what the answer goes on with, or NULL. */
+static enum lm_status create_steering(struct reply *reply, struct chat *chat,
+                                      const struct answer_config *config, const char *begun,
+                                      bool may_think, struct lm_error *err)
+{
+    struct steering_config steering = {
+        .tokenizer = config->tokenizer,
+        .split = config->split,
+        .opened = config->opened,
+        .may_think = may_think && !begun,
+        .reasoning_budget = -1,
+    };
+    enum lm_status status = make_format(&steering.grammar, chat->options, err);
+    if (status != LM_OK || !steering.grammar) return status;
+    if (!chat->trie) status = token_trie_create(&chat->trie, config->tokenizer, err);
+    steering.trie = chat->trie;
+    if (status == LM_OK) status = steering_create(&reply->steering, &steering, err);
+    grammar_unref(steering.grammar);
+    if (status != LM_OK) return status;
+    if (begun && (!steering_resume(reply->steering, begun, strlen(begun)) ||
+                  steering_finished(reply->steering)))
+        return lm_fail(err, LM_E_USAGE,
+                       "the answer is not the beginning of a document of --format");
+    reply->n_word = (tokenizer_n_vocab(config->tokenizer) + 31) / 32;
+    reply->allowed = malloc(reply->n_word * sizeof(*reply->allowed));
+    if (!reply->allowed) return lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
+    allow_next(reply);
+    return LM_OK;
+}
+
+/* Generates behind ids. */
 static enum lm_status generate_ids(struct chat *chat, const int32_t *ids, size_t n_ids,
-                                   const char *begun, struct generation *generation,
-                                   struct lm_error *err)
+                                   struct reply *reply, struct lm_error *err)
 {
     const struct options *options = chat->options;
+    const int64_t n_max = options_int(options, "max-tokens");
     struct sampling_request sampling;
     enum lm_status status = sampling_request_init(&sampling, options, engine_file(chat->engine),
-                                                  generation->tokenizer, err);
+                                                  engine_tokenizer(chat->engine), err);
     if (status != LM_OK) return status;
-    if (chat_wants_json(options)) {
-        status = json_constraint_create(&generation->constraint, generation->tokenizer,
-                                        &sampling.params, err);
-        if (status != LM_OK) goto fini_sampling;
-        if (begun && (!json_constraint_take(generation->constraint, begun, strlen(begun)) ||
-                      json_constraint_complete(generation->constraint))) {
-            status = lm_fail(err, LM_E_USAGE, "the answer is not the beginning of a JSON object");
-            goto destroy_constraint;
-        }
-        constrain(generation);
-    }
-    const int64_t n_max = options_int(options, "max-tokens");
+    sampling.params.allowed = reply->allowed;
     const struct generate_request request = {
         .prompt = ids,
         .n_prompt = n_ids,
@@ -444,45 +442,63 @@ static enum lm_status generate_ids(struct chat *chat, const int32_t *ids, size_t
         .n_max = n_max > 0 ? (uint32_t)n_max : 0,
         .ignore_end = true, /* on_token decides */
         .on_token = on_token,
-        .on_prefill = generation->sink->on_prefill ? on_prefill : NULL,
-        .context = generation,
+        .on_prefill = reply->sink->on_prefill ? on_prefill : NULL,
+        .context = reply,
     };
-    if (request.on_prefill) request.on_prefill(generation, 0, n_ids);
-    status = engine_generate(chat->engine, &request, &generation->answer->counts, err);
-    if (status == LM_OK && !generation->stopped) take_token(generation, "", 0, true);
-    if (status == LM_OK && generation->no_memory)
-        status = lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
-    generation->answer->finish = finish_of(generation, &generation->answer->counts);
-    generation->answer->complete =
-        !generation->constraint || json_constraint_complete(generation->constraint);
-destroy_constraint:
-    json_constraint_destroy(generation->constraint);
-fini_sampling:
+    status = engine_generate(chat->engine, &request, &reply->answer->counts, err);
     sampling_request_fini(&sampling);
+    if (status != LM_OK) return status;
+    answer_stream_finish(reply->stream);
+    if (reply->no_memory || answer_stream_end(reply->stream) == ANSWER_NO_MEMORY)
+        return lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
+    reply->answer->finish = finish_of(reply, &reply->answer->counts);
+    reply->answer->complete = !reply->steering || steering_complete(reply->steering);
+    return LM_OK;
+}
+
+/* The parts of the answer are complete strings afterwards. */
+static enum lm_status collect_reply(struct chat *chat, const int32_t *ids, size_t n_ids,
+                                    struct reply *reply, struct lm_error *err)
+{
+    struct chat_answer *answer = reply->answer;
+    size_t n_bytes[2];
+    enum lm_status status;
+    reply->parts[ANSWER_REASONING] = open_memstream(&answer->reasoning, &n_bytes[0]);
+    reply->parts[ANSWER_CONTENT] = open_memstream(&answer->content, &n_bytes[1]);
+    if (reply->parts[0] && reply->parts[1])
+        status = generate_ids(chat, ids, n_ids, reply, err);
+    else
+        status = lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
+    for (int part = ANSWER_REASONING; part <= ANSWER_CONTENT; part++)
+        if (reply->parts[part] && fclose(reply->parts[part]) && status == LM_OK)
+            status = lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
+    /* fclose succeeds without the memory to cut the text to its length */
+    if (status == LM_OK && (!answer->reasoning || !answer->content))
+        status = lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
+    if (status != LM_OK) chat_answer_fini(answer);
     return status;
 }
 
-/* Generates behind n bytes of text. templated: control tokens in it are that.
- * begun: its last part, which is an answer to go on with, or NULL. */
+/* Generates behind n bytes of text. templated: control tokens in it are that, and reasoning is
+ * told from content. begun: its last part, which is an answer to go on with, or NULL. */
 static enum lm_status generate(struct chat *chat, const char *text, size_t n, bool templated,
                                const char *begun, const struct chat_sink *sink,
                                struct chat_answer *answer, struct lm_error *err)
 {
     const struct tokenizer *tokenizer = engine_tokenizer(chat->engine);
-    struct generation generation = {.sink = sink, .tokenizer = tokenizer, .answer = answer};
-    size_t n_bytes[2], n_ids;
-    int32_t *ids;
     const char *n_max = options_string(chat->options, "max-tokens");
+    struct reply reply = {.sink = sink, .answer = answer};
+    struct answer_config config = {
+        .tokenizer = tokenizer,
+        .show_marks = true,
+        .split = templated,
+        .opened = templated && reasoning_prompt_opens(text, n),
+    };
+    size_t n_ids;
+    int32_t *ids;
     if (n_max && !options_int(chat->options, "max-tokens"))
         return lm_fail(err, LM_E_USAGE, "--max-tokens must be at least 1, or -1 for no limit");
-    generation.min_tokens = (size_t)options_int(chat->options, "min-tokens");
-    generation.think_begin = tokenizer_find(tokenizer, "<think>", 7);
-    generation.think_end = tokenizer_find(tokenizer, "</think>", 8);
-    generation.splits = templated;
-    reasoning_init(&generation.splitter, templated && reasoning_prompt_opens(text, n), emit,
-                   &generation);
     *answer = (struct chat_answer){0};
-
     enum lm_status status =
         tokenizer_encode(tokenizer, text, n, templated, true, &ids, &n_ids, err);
     if (status != LM_OK) return status;
@@ -490,27 +506,14 @@ static enum lm_status generate(struct chat *chat, const char *text, size_t n, bo
     const int32_t bos = tokenizer_bos(tokenizer);
     if (templated && n_ids > 1 && ids[0] == bos && ids[1] == bos)
         memmove(ids, ids + 1, --n_ids * sizeof(*ids));
-    status = create_stops(&generation.stops, chat->options, err);
-    if (status != LM_OK) goto free_ids;
-    generation.parts[PART_REASONING] = open_memstream(&answer->reasoning, &n_bytes[0]);
-    generation.parts[PART_CONTENT] = open_memstream(&answer->content, &n_bytes[1]);
-    if (generation.parts[0] && generation.parts[1])
-        status = generate_ids(chat, ids, n_ids, begun, &generation, err);
-    else
-        status = lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
-    for (int part = PART_REASONING; part <= PART_CONTENT; part++)
-        if (generation.parts[part] && fclose(generation.parts[part]) && status == LM_OK)
-            status = lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
-    /* fclose succeeds without the memory to cut the text to its length */
-    if (status == LM_OK && (!answer->reasoning || !answer->content))
-        status = lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
-    stop_strings_destroy(generation.stops);
-    if (status == LM_OK && !*answer->reasoning) {
-        answer->n_reasoning = 0; /* what came first turned out to be the answer */
-        answer->reasoning_s = 0;
-    }
-    if (status != LM_OK) chat_answer_fini(answer);
-free_ids:
+    status = create_stream(&reply, chat->options, &config, err);
+    if (status == LM_OK)
+        status = create_steering(&reply, chat, &config, begun,
+                                 templated && !reasoning_prompt_closes(text, n), err);
+    if (status == LM_OK) status = collect_reply(chat, ids, n_ids, &reply, err);
+    steering_destroy(reply.steering);
+    answer_stream_destroy(reply.stream);
+    free(reply.allowed);
     free(ids);
     return status;
 }

@@ -45,8 +45,10 @@ struct chat_answer {
 };
 void chat_answer_fini(struct chat_answer *answer);
 
-/* --format json: an answer is one JSON object, or the beginning of one if it is cut. */
-bool chat_wants_json(const struct options *options);
+/* --format: an answer is one JSON document, or the beginning of one if it is cut. */
+bool chat_has_format(const struct options *options);
+/* LM_E_USAGE: no such format; and whatever reading the schema can find. */
+enum lm_status chat_check_format(const struct options *options, struct lm_error *err);
 
 /* engine and options are borrowed and must outlive the chat. A model without a template is an
  * error only when messages are to be answered. LM_E_FORMAT: the template does not compile. */

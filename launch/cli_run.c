@@ -267,7 +267,7 @@ static enum lm_status run_once(struct run *run, struct lm_error *err)
     chat_answer_fini(&answer);
     if (stopped) return lm_fail(err, LM_E_INTERRUPTED, "interrupted");
     if (complete) return LM_OK;
-    lm_fail(err, LM_E_MISMATCH, "the answer was cut before its JSON object was complete");
+    lm_fail(err, LM_E_MISMATCH, "the answer was cut before its JSON document was complete");
     return lm_hint(err, "--max-tokens and --ctx give it more room");
 }
 

@@ -319,11 +319,21 @@ static void command_think(struct repl *repl, const char *argument)
 
 static void command_format(struct repl *repl, const char *argument)
 {
+    struct options *options = repl->run->options;
     struct lm_error err = {0};
-    if (!*argument)
-        printf("%s\n", chat_wants_json(repl->run->options) ? "json" : "off");
-    else if (options_set(repl->run->options, chat_options, "format", argument, &err) != LM_OK)
+    const char *now = options_string(options, "format");
+    if (!*argument) {
+        printf("%s\n", chat_has_format(options) ? now : "off");
+        return;
+    }
+    char *before = strdup(now ? now : "off");
+    enum lm_status status = options_set(options, chat_options, "format", argument, &err);
+    if (status == LM_OK) status = chat_check_format(options, &err);
+    if (status != LM_OK) {
         show_error(&err);
+        options_set(options, chat_options, "format", before ? before : "off", NULL);
+    }
+    free(before);
 }
 
 static void command_verbose(struct repl *repl, const char *argument)
@@ -498,7 +508,7 @@ static const struct slash_command {
     {"show", command_show, false, "[model|params|system|template|stats]", "show what is in force"},
     {"system", command_system, false, "[TEXT]", "set or show the system message"},
     {"think", command_think, false, "[on|off|low|...]", "whether, or how much, it reasons first"},
-    {"format", command_format, false, "[json|off]", "whether answers are JSON objects"},
+    {"format", command_format, false, "[json|@FILE|off]", "the form of answers"},
     {"clear", command_clear, false, "", "forget the conversation, but for the system message"},
     {"undo", command_undo, false, "", "remove the last exchange"},
     {"retry", command_retry, false, "", "answer the last message again"},

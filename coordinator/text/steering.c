@@ -11,8 +11,9 @@
 
 struct steering {
     struct steering_config config;
-    size_t n_word; /* of a mask */
-    uint32_t *mask;
+    size_t n_word;  /* of a mask */
+    uint32_t *mask; /* scratch */
+    uint32_t *end;  /* the end tokens */
     struct reasoning_splitter splitter;
     int32_t think_begin; /* token, or -1 */
 
@@ -28,6 +29,11 @@ struct steering {
     enum lm_status status;
     struct lm_error error;
 };
+
+static void set_bit(uint32_t *mask, int32_t id)
+{
+    mask[id / 32] |= 1u << id % 32;
+}
 
 /* ---- content and calls ---- */
 
@@ -117,8 +123,11 @@ static enum lm_status init(struct steering *steering, struct lm_error *err)
     enum lm_status status = make_closing(steering, err);
     steering->n_word = (tokenizer_n_vocab(config->tokenizer) + 31) / 32;
     steering->mask = calloc(steering->n_word, sizeof(*steering->mask));
-    if (status == LM_OK && !steering->mask)
+    steering->end = calloc(steering->n_word, sizeof(*steering->end));
+    if (status == LM_OK && (!steering->mask || !steering->end))
         status = lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
+    for (uint32_t id = 0; status == LM_OK && id < tokenizer_n_vocab(config->tokenizer); id++)
+        if (tokenizer_is_end(config->tokenizer, (int32_t)id)) set_bit(steering->end, (int32_t)id);
     if (status == LM_OK && config->grammar)
         status = grammar_matcher_create(&steering->content, config->grammar, config->trie, err);
     if (status == LM_OK && config->call_grammar)
@@ -164,25 +173,18 @@ void steering_destroy(struct steering *steering)
     grammar_matcher_destroy(steering->call);
     tool_parser_destroy(steering->calls);
     free(steering->closing);
+    free(steering->end);
     free(steering->mask);
     free(steering);
 }
 
 /* ---- the mask ---- */
 
-static void set_bit(uint32_t *mask, int32_t id)
+/* All but the end tokens. */
+static const uint32_t *no_end(struct steering *steering)
 {
-    mask[id / 32] |= 1u << id % 32;
-}
-
-/* The end tokens, or all but these. */
-static const uint32_t *end_mask(struct steering *steering, bool all_but)
-{
-    const uint32_t n_vocab = tokenizer_n_vocab(steering->config.tokenizer);
-    memset(steering->mask, 0, steering->n_word * sizeof(*steering->mask));
-    for (uint32_t id = 0; id < n_vocab; id++)
-        if (tokenizer_is_end(steering->config.tokenizer, (int32_t)id) != all_but)
-            set_bit(steering->mask, (int32_t)id);
+    for (size_t i = 0; i < steering->n_word; i++)
+        steering->mask[i] = ~steering->end[i];
     return steering->mask;
 }
 
@@ -191,7 +193,7 @@ static const uint32_t *content_mask(struct steering *steering)
 {
     const struct steering_config *config = &steering->config;
     if (steering->call) return grammar_matcher_mask(steering->call);
-    if (config->single_call && steering->n_call) return end_mask(steering, false);
+    if (config->single_call && steering->n_call) return steering->end;
     if (!steering->content || steering->n_call) return NULL;
     const uint32_t *mask = grammar_matcher_mask(steering->content);
     const bool may_think = config->may_think && steering->splitter.state == REASONING_START &&
@@ -234,7 +236,7 @@ const uint32_t *steering_allowed(struct steering *steering)
     }
     if (steering->splitter.state != REASONING_INSIDE)
         return intersect(steering, content_mask(steering));
-    return intersect(steering, steering->content ? end_mask(steering, true) : NULL);
+    return intersect(steering, steering->content ? no_end(steering) : NULL);
 }
 
 /* ---- tokens ---- */
@@ -265,4 +267,22 @@ bool steering_holds_call(const struct steering *steering)
 bool steering_complete(const struct steering *steering)
 {
     return !steering->content || steering->n_call || grammar_matcher_complete(steering->content);
+}
+
+bool steering_finished(struct steering *steering)
+{
+    uint32_t others = 0;
+    if (!steering->content || steering->call || steering->n_call ||
+        !grammar_matcher_complete(steering->content))
+        return false;
+    const uint32_t *mask = grammar_matcher_mask(steering->content);
+    for (size_t i = 0; i < steering->n_word; i++)
+        others |= mask[i] & ~steering->end[i];
+    return !others;
+}
+
+bool steering_resume(struct steering *steering, const char *text, size_t n)
+{
+    steering->has_content = true;
+    return !steering->content || grammar_matcher_take(steering->content, text, n);
 }

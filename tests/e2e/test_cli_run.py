@@ -180,8 +180,21 @@ class Format(unittest.TestCase):
         for more in ([], ["--json"]):
             result = run("--raw", "--format", "json", "--max-tokens", "1", "hi", *more)
             self.assertEqual(result.returncode, 10)
-            self.assertIn("cut before its JSON object was complete", result.stderr)
+            self.assertIn("cut before its JSON document was complete", result.stderr)
         self.assertTrue(json.loads(result.stdout)["content"].startswith("{"))
+
+    def test_documents_of_a_schema(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as schema:
+            json.dump({"type": "object", "required": ["a"], "properties": {
+                "a": {"enum": [1, "two"]}, "b": {"type": "boolean"}}}, schema)
+            schema.flush()
+            for seed in range(6):
+                result = run("--raw", "--format", "@" + schema.name, "--seed", seed, "hi")
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertIn(json.loads(result.stdout)["a"], (1, "two"))
+        for wrong in ("@", "@" + SOURCE_DIR + "/README.md"):
+            result = run("--raw", "--format", wrong, "hi")
+            self.assertIn(result.returncode, (2, 5), result.stderr)
 
     def test_off_and_unknown_formats(self):
         self.assertEqual(answer("--raw", "--format", "off", "hello"), answer("--raw", "hello")
