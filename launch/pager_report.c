@@ -171,6 +171,7 @@ struct json_object *pager_report_json(const struct expert_pager *pager)
     add(json, "speculated_bytes", json_object_new_int64((int64_t)stats.speculated_bytes));
     add(json, "useful_bytes", json_object_new_int64((int64_t)stats.useful_bytes));
     add(json, "disk_busy_s", json_object_new_double(stats.disk.busy_s));
+    if (stats.policy) add(json, "policy", json_object_new_string(stats.policy));
     if (stats.disk.engine) add(json, "io", json_object_new_string(stats.disk.engine));
     add(json, "direct", json_object_new_boolean(stats.disk.direct));
     add(json, "layers", layers_json(pager, &stats));

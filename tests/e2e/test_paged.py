@@ -1,8 +1,8 @@
-"""The same bits whatever part of the experts is resident, and however the others are read.
+"""The same bits whatever part of the experts is resident, however the others are read, and from what.
 
 Every run must give the hash of all logits, and the greedy path behind them, of the run that has all
 experts in the mapping of the file; and `effective` must say that the setting asked for took effect:
-slots, misses, predictions, the engine that read."""
+slots, policy, misses, predictions, the engine that read. Each model runs as GGUF and as pack."""
 import itertools
 import os
 import re
@@ -19,12 +19,22 @@ N_NEW = 24
 IDS = [(i * 37 + i * i * 3 + 11) % 512 for i in range(90)]
 
 
+def pack(path, folder):
+    """The pack of a model, made in the folder."""
+    out = os.path.join(folder, "model.lmpack")
+    done = cli.lean("pack", path, "-o", out, "--force")
+    if done.returncode:
+        sys.exit(f"pack {path}: exit {done.returncode}: {done.stderr}")
+    return out
+
+
 def run(path, *options):
     answer = golden.evaluate(path, IDS, "-n", N_NEW, *options)
-    return (answer["logits_xxh3"], answer["generated"]), answer["effective"]["experts"]
+    return (answer["logits_xxh3"], answer["generated"]), answer["effective"]
 
 
-def check_effect(options, got):
+def check_effect(options, effective):
+    got = effective["experts"]
     slots, prefetch = options["--expert-slots"], options["--prefetch"]
     misses = got["decode"]["misses"] + got["prefill"]["misses"]
     problems = []
@@ -42,6 +52,13 @@ def check_effect(options, got):
                 problems.append(f"{name} in {phase} are not the sum over the layers")
     if not misses or not got["read_bytes"]:
         problems.append("nothing was read")
+    if got["policy"] != options["--policy"]:
+        problems.append("another policy")
+    for option, key in (("--threads", "threads"), ("--prefill-chunk", "prefill_chunk")):
+        if effective[key] != options.get(option, effective[key]):
+            problems.append(f"{effective[key]} {key}")
+    if effective["max_batch"] != 1 + options.get("--beside", 0):
+        problems.append(f"{effective['max_batch']} sequences in a step")
     wanted_io = {"uring": "io_uring", "pread": "threads"}.get(options["--io"])
     if wanted_io and got["io"] != wanted_io:
         problems.append(f"read by {got['io']}")
@@ -50,11 +67,8 @@ def check_effect(options, got):
     return problems
 
 
-def compare(name, path, settings):
-    want, mapped = run(path)
-    if mapped["slots"] or mapped["decode"]["misses"] or mapped["prefill"]["misses"]:
-        sys.exit(f"{name}: without slots there are no misses, got {mapped}")
-    n_speculated = n = 0
+def compare_form(name, path, settings, want):
+    n_speculated = 0
     for options in settings:
         result, got = run(path, *itertools.chain(*options.items()))
         problems = check_effect(options, got)
@@ -62,10 +76,25 @@ def compare(name, path, settings):
             sys.exit(f"{name} {options}: {', '.join(problems)}: {got}")
         if result != want:
             sys.exit(f"{name} {options}: {result}, with all resident {want}")
-        n_speculated += got["speculated"]
-        n += 1
+        n_speculated += got["experts"]["speculated"]
     if not n_speculated:
         sys.exit(f"{name}: no setting read on a prediction")
+    return len(settings)
+
+
+def compare(name, path, settings):
+    """The file and its pack, each in every setting, and mapped; returns how many that are."""
+    want, _ = run(path)
+    n = 0
+    with tempfile.TemporaryDirectory() as folder:
+        for form, model in (("GGUF", path), ("pack", pack(path, folder))):
+            result, effective = run(model)
+            mapped = effective["experts"]
+            if mapped["slots"] or mapped["decode"]["misses"] or mapped["prefill"]["misses"]:
+                sys.exit(f"{name}, {form}: without slots there are no misses, got {mapped}")
+            if result != want:
+                sys.exit(f"{name}, {form}: {result}, the file {want}")
+            n += 1 + compare_form(f"{name}, {form}", model, settings, want)
     return n
 
 
@@ -78,10 +107,23 @@ def check_profile(path):
     """A run leaves a profile behind, the next one preloads by it, and the bits stay."""
     want, _ = run(path)
     for n in range(2):
-        result, got = run(path, "--expert-slots", "50%")
+        result, effective = run(path, "--expert-slots", "50%")
+        got = effective["experts"]
         if result != want or (got["preloaded"] > 0) != (n > 0):
             sys.exit(f"run {n} with a profile kept: {got['preloaded']} experts preloaded, {result}, "
                      f"with all resident {want}")
+
+
+def check_policies(path):
+    """Each policy keeps something else: their hits differ."""
+    hits = set()
+    for policy in POLICIES:
+        with_profile = ["--profile", "none"] if policy != "static" else []  # check_profile left one
+        _, effective = run(path, "--expert-slots", "50%", "--policy", policy, "--prefetch", "off",
+                           "--prefill-chunk", 1, *with_profile)
+        hits.add(effective["experts"]["decode"]["hits"])
+    if len(hits) < len(POLICIES):
+        sys.exit(f"policies that keep the same: {hits}")
 
 
 def check_report(path):
@@ -127,6 +169,7 @@ def main():
             variants.make(variants.SAME, name, path)
             n += compare(name, path, few)
     check_profile(golden_model("qwen35moe-k-q4km"))
+    check_policies(golden_model("qwen35moe-k-q4km"))
     check_report(golden_model("qwen35moe-k-q4km"))
     print(f"{n} settings, one result for each model")
 

@@ -742,6 +742,7 @@ struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager)
     }
     for (uint32_t i = 0; i < stats.n_slot; i++)
         stats.n_resident += pager->slot[i].ready;
+    stats.policy = pager->config.policy->name;
     const struct expert_cache_stats cache = expert_cache_stats(pager->cache);
     stats.n_evicted = cache.n_evicted;
     stats.n_remiss = cache.n_remiss;

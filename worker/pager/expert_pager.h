@@ -71,6 +71,7 @@ struct expert_pager_stats {
     struct expert_pager_counts decode, prefill; /* of all layers */
     uint32_t layer_begin, layer_end;
     uint32_t layer;            /* of the last request */
+    const char *policy;        /* NULL: mapped */
     uint32_t n_slot, n_expert; /* n_slot 0: mapped */
     uint64_t slot_bytes, bank_bytes;
     uint32_t n_resident; /* and readable */
