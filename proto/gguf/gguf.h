@@ -16,7 +16,7 @@
  *            views into the mapping, not NUL-terminated.
  * Threads:   immutable after open; may be read from any thread.
  * Limits:    a file truncated by another process after open raises SIGBUS on access, as with any
- *            mapping; expert streaming uses pread on the descriptors instead.
+ *            mapping; a worker outlives that (proto/base/map_guard.h).
  * Source:    ggml docs/gguf.md; the checks are listed in tests/unit/proto/gguf. */
 #ifndef LEAN_PROTO_GGUF_GGUF_H
 #define LEAN_PROTO_GGUF_GGUF_H

@@ -15,7 +15,7 @@
  * Ownership: everything returned belongs to the lmpack and lives until lmpack_close.
  * Threads:   open_layer from one thread at a time; the rest is immutable after open.
  * Limits:    a file truncated by another process after it was opened raises SIGBUS where its
- *            mapping is read; expert streaming reads by the descriptor instead. */
+ *            mapping is read; a worker outlives that (proto/base/map_guard.h). */
 #ifndef LEAN_PROTO_LMPACK_LMPACK_H
 #define LEAN_PROTO_LMPACK_LMPACK_H
 

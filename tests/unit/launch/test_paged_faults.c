@@ -51,20 +51,20 @@ enum fault_kind {
 };
 
 static struct {
-    enum fault_kind kind;
-    long at;         /* the at-th call */
-    bool on;         /* and all after it */
-    atomic_long n;   /* calls */
-    atomic_long hit; /* of them faulty */
+    _Atomic(enum fault_kind) kind; /* set last, so that who sees it sees the rest */
+    atomic_long at;                /* the at-th call */
+    atomic_bool on;                /* and all after it */
+    atomic_long n;                 /* calls */
+    atomic_long hit;               /* of them faulty */
 } fault;
 
 static void arm(enum fault_kind kind, long at, bool on)
 {
-    fault.kind = kind;
     fault.at = at;
     fault.on = on;
     atomic_store(&fault.hit, 0);
     atomic_store(&fault.n, 0);
+    atomic_store(&fault.kind, kind);
 }
 
 /* Ends the faults; whether there was one. */
