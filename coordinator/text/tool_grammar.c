@@ -210,6 +210,24 @@ static grammar_expr xml_parameter(struct grammar_builder *builder, grammar_expr 
     return end_sequence(builder, &parameter);
 }
 
+/* A schema that speaks of more than its properties cannot be held to one parameter at a time. What
+ * is wrong inside of it is found by the schemas' own compiler, whose result is not used. */
+static enum lm_status check_parameters(struct grammar_builder *builder,
+                                       struct json_object *function, struct lm_error *err)
+{
+    static const char *const names[] = {"anyOf", "oneOf", "allOf", "$ref", "enum", "const"};
+    struct json_object *parameters = member(function, "parameters");
+    grammar_expr unused;
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        if (!member(parameters, names[i])) continue;
+        lm_fail(err, LM_E_UNSUPPORTED, "#/%s: parameters are written one by one", names[i]);
+        return blame(err, function, NULL);
+    }
+    if (!parameters || grammar_build_schema(builder, parameters, &unused, err) == LM_OK)
+        return LM_OK;
+    return blame(err, function, NULL);
+}
+
 /* Those that the schema declares, in its order. */
 static enum lm_status declared_parameters(struct grammar_builder *builder,
                                           struct json_object *function, grammar_expr *out,
@@ -218,6 +236,8 @@ static enum lm_status declared_parameters(struct grammar_builder *builder,
     struct json_object *parameters = member(function, "parameters");
     struct json_object *properties = member(parameters, "properties");
     grammar_expr all = GRAMMAR_EMPTY;
+    const enum lm_status status = check_parameters(builder, function, err);
+    if (status != LM_OK) return status;
     if (json_object_is_type(properties, json_type_object)) {
         json_object_object_foreach(properties, key, schema)
         {
