@@ -12,7 +12,6 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/signalfd.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -20,14 +19,15 @@
 #include <xxhash.h>
 
 #include "coordinator/sched/dispatcher.h"
+#include "coordinator/server/metrics.h"
 #include "coordinator/server/server.h"
-#include "coordinator/text/tool_format.h"
 #include "launch/command.h"
-#include "launch/config.h"
 #include "launch/engine.h"
 #include "launch/expert_picture.h"
 #include "launch/model_ref.h"
+#include "launch/registry.h"
 #include "launch/sampling_options.h"
+#include "launch/serve_config.h"
 #include "proto/base/log.h"
 #include "proto/base/read_all.h"
 #include "proto/gguf/gguf.h"
@@ -39,14 +39,14 @@ enum { MAX_TEMPLATE_BYTES = 1 << 20 };
 struct serve {
     struct options *options;
     char *path; /* of the model */
-    char *id;
     struct server *server;
+    struct registry *registry; /* NULL: it could not be made */
+    int64_t started;           /* Unix seconds */
     struct engine *engine;
     struct dispatcher *dispatcher;
     struct expert_picture *picture; /* NULL: the model has no routed experts */
     struct sampling_request sampling;
     bool has_sampling;
-    struct json_object *template_kwargs;
 
     pthread_t loader;
     int loaded_fd; /* readable once loading has ended */
@@ -56,150 +56,6 @@ struct serve {
 
 static const struct option_spec *const serve_tables[] = {options_serve, options_sampling,
                                                          options_engine, NULL};
-
-/* ---- settings ---- */
-
-/* The i-th values of a repeated option. *out: malloc'ed, of borrowed strings; NULL: none. */
-static enum lm_status take_list(const struct options *options, const char *name,
-                                const char *const **out, size_t *n, struct lm_error *err)
-{
-    const char **list = NULL;
-    *n = options_count(options, name);
-    if (*n && !(list = calloc(*n, sizeof(*list))))
-        return lm_fail(err, LM_E_NO_MEM, "no memory for options");
-    for (size_t i = 0; i < *n; i++)
-        list[i] = options_string_at(options, name, i);
-    *out = list;
-    return LM_OK;
-}
-
-static bool option_is(const struct options *options, const char *name, const char *value)
-{
-    const char *text = options_string(options, name);
-    return text && !strcmp(text, value);
-}
-
-/* The file's name without folder, part number and ending. */
-static char *name_of_file(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    const char *name = slash ? slash + 1 : path;
-    size_t n = strlen(name);
-    if (n > 5 && !strcmp(name + n - 5, ".gguf")) n -= 5;
-    unsigned part, parts;
-    int used = 0;
-    if (n > 15 && sscanf(name + n - 15, "-%5u-of-%5u%n", &part, &parts, &used) == 2 && used == 15)
-        n -= 15;
-    return strndup(name, n);
-}
-
-static enum lm_status read_kwargs(struct serve *serve, struct lm_error *err)
-{
-    const char *text = options_string(serve->options, "chat-template-kwargs");
-    if (!text) return LM_OK;
-    serve->template_kwargs = json_tokener_parse(text);
-    if (json_object_is_type(serve->template_kwargs, json_type_object)) return LM_OK;
-    return lm_fail(err, LM_E_USAGE, "--chat-template-kwargs must be a JSON object, got '%.80s'",
-                   text);
-}
-
-static struct server_settings settings_of(const struct serve *serve)
-{
-    const struct options *options = serve->options;
-    const char *max_tokens = options_string(options, "max-tokens");
-    return (struct server_settings){
-        .id = serve->id,
-        .strict_model = option_is(options, "model-match", "strict"),
-        .max_n = (uint32_t)options_int(options, "max-n"),
-        .max_logprobs = (uint32_t)options_int(options, "max-logprobs"),
-        .completions_max_tokens = options_int(options, "completions-default-max-tokens"),
-        .max_tokens = max_tokens ? options_int(options, "max-tokens") : -1,
-        .sse_ping_s = options_float(options, "sse-ping"),
-        .timings = options_flag(options, "timings"),
-        .reasoning_field = option_is(options, "reasoning-field", "both") ? REASONING_FIELD_BOTH
-                           : option_is(options, "reasoning-field", "reasoning")
-                               ? REASONING_FIELD_PLAIN
-                               : REASONING_FIELD_CONTENT,
-        .split_reasoning = option_is(options, "reasoning-format", "auto"),
-        .reasoning_budget = options_int(options, "reasoning-budget"),
-        .reasoning_budget_message = options_string(options, "reasoning-budget-message"),
-        .template_kwargs = serve->template_kwargs,
-        .tool_format = options_string(options, "tool-format"),
-        .tool_constraint = option_is(options, "tool-constraint", "lazy"),
-        .json_pretty = option_is(options, "json-whitespace", "pretty"),
-        .log_prompts = options_string(options, "log-prompts"),
-    };
-}
-
-static bool lists(const struct options *options, const char *name, const char *value)
-{
-    for (size_t i = 0; i < options_count(options, name); i++)
-        if (!strcmp(options_string_at(options, name, i), value)) return true;
-    return false;
-}
-
-static enum lm_status check_prefix(const char *prefix, struct lm_error *err)
-{
-    const size_t n = prefix ? strlen(prefix) : 0;
-    if (!n || (*prefix == '/' && n > 1 && prefix[n - 1] != '/')) return LM_OK;
-    return lm_fail(err, LM_E_USAGE, "--api-prefix must be like /path, got '%.80s'", prefix);
-}
-
-/* Lists in config are malloc'ed; free_config releases them. */
-static enum lm_status fill_config(struct server_config *config, const struct serve *serve,
-                                  struct lm_error *err)
-{
-    static const char *const default_listen[] = {"127.0.0.1:8080"};
-    const struct options *options = serve->options;
-    struct http_config *http = &config->http;
-    struct stat info;
-    *config = (struct server_config){
-        .settings = settings_of(serve),
-        .http = {.api_prefix = options_string(options, "api-prefix"),
-                 .max_body = (size_t)options_size(options, "max-body"),
-                 .max_connections = (uint32_t)options_int(options, "max-connections"),
-                 .body_timeout_s = options_float(options, "body-timeout"),
-                 .request_timeout_s = options_float(options, "request-timeout")},
-        .created = stat(serve->path, &info) ? 0 : info.st_mtime,
-        .api_key_file = options_string(options, "api-key-file"),
-        .api_key_commas = config_environment("LEAN_API_KEY"),
-        .metrics_public = options_flag(options, "metrics-public"),
-        .metrics_vllm = lists(options, "metrics-compat", "vllm"),
-        .metrics_llamacpp = lists(options, "metrics-compat", "llamacpp"),
-        .tls_cert_file = options_string(options, "tls-cert"),
-        .tls_key_file = options_string(options, "tls-key"),
-        .page = options_flag(options, "ui"),
-        .slots = options_flag(options, "slots"),
-        .log_file = options_string(options, "log-file"),
-        .log_json = option_is(options, "log-format", "json"),
-    };
-    enum lm_status status = check_prefix(http->api_prefix, err);
-    if (status == LM_OK) status = take_list(options, "listen", &http->listen, &http->n_listen, err);
-    if (status == LM_OK)
-        status = take_list(options, "cors-origin", &http->cors_origins, &http->n_cors_origin, err);
-    if (status == LM_OK)
-        status = take_list(options, "allow-host", &http->allow_hosts, &http->n_allow_host, err);
-    if (status == LM_OK)
-        status = take_list(options, "api-key", &config->api_keys, &config->n_api_key, err);
-    if (status == LM_OK)
-        status =
-            take_list(options, "alias", &config->settings.aliases, &config->settings.n_alias, err);
-    if (!http->n_listen) {
-        http->listen = default_listen;
-        http->n_listen = 1;
-    }
-    return status;
-}
-
-static void free_config(struct server_config *config)
-{
-    if (config->http.listen && strcmp(config->http.listen[0], "127.0.0.1:8080"))
-        free((void *)config->http.listen);
-    free((void *)config->http.cors_origins);
-    free((void *)config->http.allow_hosts);
-    free((void *)config->api_keys);
-    free((void *)config->settings.aliases);
-}
 
 /* ---- loading ---- */
 
@@ -243,6 +99,53 @@ static enum lm_status start_picture(struct serve *serve, struct lm_error *err)
     return status;
 }
 
+/* On the step thread. */
+static void on_step(void *context, const struct step_record *step)
+{
+    static const enum metrics_histogram of_phase[] = {[STEP_PREFILL] = METRICS_STEP_PREFILL,
+                                                      [STEP_DECODE] = METRICS_STEP_DECODE,
+                                                      [STEP_MIXED] = METRICS_STEP_MIXED};
+    const struct serve *serve = context;
+    metrics_observe(serve->server->metrics, of_phase[step->phase], step->seconds);
+    metrics_observe(serve->server->metrics, METRICS_STEP_TOKENS, step->n_token);
+    const struct expert_pager_stats pager = engine_stats(serve->engine).pager;
+    if (!pager.n_slot) return; /* all experts are mapped, none is looked up */
+    uint64_t n_bytes = 0;
+    for (size_t i = 0; i < READ_PRIORITY_COUNT; i++)
+        n_bytes += pager.disk.read_bytes[i];
+    server_set_expert_counts(serve->server, pager.decode.n_hit + pager.prefill.n_hit,
+                             pager.decode.n_lookup - pager.decode.n_hit + pager.prefill.n_lookup -
+                                 pager.prefill.n_hit,
+                             n_bytes);
+}
+
+static bool take_token(void *context, const struct sampled_token *token)
+{
+    (void)context;
+    (void)token;
+    return true;
+}
+
+/* A few tokens, so that the first request finds pages and threads that were used before. It leaves
+ * nothing behind. */
+static void warm_up(struct serve *serve)
+{
+    static const int32_t prompt[] = {0};
+    if (!options_flag(serve->options, "warmup")) return;
+    struct request request = {
+        .prompt = prompt,
+        .n_prompt = 1,
+        .n_max = 4,
+        .sampling = sampling_params_default(),
+        .no_cache = true,
+        .on_token = take_token,
+    };
+    if (scheduler_submit(engine_scheduler(serve->engine), &request, NULL) != LM_OK) return;
+    while (scheduler_step(engine_scheduler(serve->engine)))
+        ;
+    if (request.status != LM_OK) log_warning("warming up: %s", request.error.message);
+}
+
 static enum lm_status load(struct serve *serve, struct lm_error *err)
 {
     struct server *server = serve->server;
@@ -265,11 +168,14 @@ static enum lm_status load(struct serve *serve, struct lm_error *err)
                                    engine_tokenizer(serve->engine), err);
     serve->has_sampling = status == LM_OK;
     const struct dispatcher_config dispatcher = {
+        .on_step = on_step,
+        .context = serve,
         .scheduler = engine_scheduler(serve->engine),
         .max_queue = (uint32_t)options_int(serve->options, "max-queue"),
         .queue_timeout_s = options_float(serve->options, "queue-timeout"),
     };
     if (status == LM_OK) status = start_picture(serve, err);
+    if (status == LM_OK) warm_up(serve);
     if (status == LM_OK) status = dispatcher_create(&serve->dispatcher, &dispatcher, err);
     if (status == LM_OK)
         status = make_fingerprint(serve, server->system_fingerprint,
@@ -298,11 +204,72 @@ static void *run_loader(void *context)
     return NULL;
 }
 
-/* ---- telling that it is ready ---- */
+/* ---- telling others ---- */
 
-static void write_ready(const struct serve *serve, int fd, const char *line)
+static void add_text(struct json_object *object, const char *name, const char *text)
 {
-    (void)serve;
+    json_object_object_add(object, name, json_object_new_string(text));
+}
+
+static void add_number(struct json_object *object, const char *name, int64_t number)
+{
+    json_object_object_add(object, name, json_object_new_int64(number));
+}
+
+/* What `lean ps` shows and does not change; the sizes are not known while loading. */
+static void tell_registry(struct serve *serve)
+{
+    const struct server *server = serve->server;
+    const char *slash = strrchr(serve->path, '/');
+    struct lm_error err;
+    struct json_object *facts = json_object_new_object();
+    add_text(facts, "name", server->settings.id);
+    add_text(facts, "model", slash ? slash + 1 : serve->path);
+    add_text(facts, "url", http_url(server->http, 0));
+    add_number(facts, "ranks", 1);
+    add_number(facts, "started", serve->started);
+    if (server->n_slot) add_number(facts, "slots", server->n_slot);
+    if (server->n_slot) add_number(facts, "ctx", server->n_ctx);
+    const enum lm_status status = serve->registry ? registry_update(serve->registry, facts, &err)
+                                                  : registry_enter(&serve->registry, facts, &err);
+    if (status != LM_OK) log_warning("lean ps will not show this server: %s", err.message);
+    json_object_put(facts);
+}
+
+/* Somebody asks for what does. */
+static void answer_registry(struct serve *serve)
+{
+    const struct server_status status = server_status(serve->server);
+    struct json_object *now = json_object_new_object();
+    add_text(now, "state", status.state);
+    add_number(now, "running", status.n_running);
+    add_number(now, "queue", status.n_waiting);
+    json_object_object_add(now, "tokens_per_second", json_object_new_double(status.tokens_per_s));
+    registry_answer(serve->registry, now);
+    json_object_put(now);
+}
+
+static enum lm_status write_pid_file(const struct options *options, struct lm_error *err)
+{
+    const char *path = options_string(options, "pid-file");
+    if (!path) return LM_OK;
+    FILE *file = fopen(path, "we");
+    if (!file) return lm_fail_errno(err, "--pid-file %s", path);
+    fprintf(file, "%d\n", (int)getpid());
+    return fclose(file) ? lm_fail_errno(err, "--pid-file %s", path) : LM_OK;
+}
+
+/* What others find of this server. */
+static void leave(struct serve *serve)
+{
+    const char *path = options_string(serve->options, "pid-file");
+    if (path && serve->server) unlink(path);
+    registry_leave(serve->registry);
+    serve->registry = NULL;
+}
+
+static void write_ready(int fd, const char *line)
+{
     const size_t n = strlen(line);
     if (write(fd, line, n) != (ssize_t)n) log_warning("--ready-fd %d: %s", fd, strerror(errno));
 }
@@ -314,8 +281,8 @@ static void tell_ready(const struct serve *serve)
     const char *url = http_url(server->http, 0);
     char line[512];
     snprintf(line, sizeof(line), "ready %s\n", url);
-    log_info("%s: %u slot%s of %u tokens, loaded in %.1f s", serve->id, server->n_slot,
-             server->n_slot == 1 ? "" : "s", server->n_ctx, server->load_s);
+    log_info("%s: %u slot%s of %u tokens, loaded in %.1f s", serve->server->settings.id,
+             server->n_slot, server->n_slot == 1 ? "" : "s", server->n_ctx, server->load_s);
     for (size_t i = 1; http_url(server->http, i); i++)
         log_info("also at %s", http_url(server->http, i));
     if (options_flag(options, "json")) {
@@ -323,18 +290,19 @@ static void tell_ready(const struct serve *serve)
         json_object_object_add(event, "event", json_object_new_string("ready"));
         json_object_object_add(event, "time", json_object_new_int64(time(NULL)));
         json_object_object_add(event, "url", json_object_new_string(url));
-        json_object_object_add(event, "model", json_object_new_string(serve->id));
+        json_object_object_add(event, "model", json_object_new_string(server->settings.id));
         json_object_object_add(event, "slots", json_object_new_int64(server->n_slot));
         json_object_object_add(event, "n_ctx", json_object_new_int64(server->n_ctx));
         json_object_object_add(event, "load_seconds", json_object_new_double(server->load_s));
-        puts(json_object_to_json_string_ext(event, JSON_C_TO_STRING_PLAIN));
+        puts(json_object_to_json_string_ext(event, JSON_C_TO_STRING_PLAIN |
+                                                       JSON_C_TO_STRING_NOSLASHESCAPE));
         json_object_put(event);
     } else {
         fputs(line, stdout);
     }
     fflush(stdout);
     if (options_given(options, "ready-fd"))
-        write_ready(serve, (int)options_int(options, "ready-fd"), line);
+        write_ready((int)options_int(options, "ready-fd"), line);
 }
 
 /* ---- signals ---- */
@@ -353,10 +321,12 @@ static enum lm_status open_signals(int *fd, struct lm_error *err)
     return *fd < 0 ? lm_fail_errno(err, "signalfd") : LM_OK;
 }
 
-/* A second signal ends the process as it would end any. */
-static _Noreturn void end_at_once(int signal_number)
+/* Without waiting for threads that are busy. */
+static _Noreturn void end_at_once(struct serve *serve, int status)
 {
-    _exit(128 + signal_number);
+    leave(serve);
+    fflush(stdout);
+    _exit(status);
 }
 
 static void *run_drain(void *context)
@@ -382,15 +352,19 @@ static bool take_signal(struct serve *serve, int fd, int *number)
 /* Until the event descriptor is written; true: a signal asked for the end before. */
 static bool wait_for(struct serve *serve, int signal_fd, bool draining)
 {
-    struct pollfd fds[] = {{.fd = signal_fd, .events = POLLIN},
-                           {.fd = serve->loaded_fd, .events = POLLIN}};
+    struct pollfd fds[] = {
+        {.fd = signal_fd, .events = POLLIN},
+        {.fd = serve->loaded_fd, .events = POLLIN},
+        {.fd = serve->registry ? registry_fd(serve->registry) : -1, .events = POLLIN},
+    };
     uint64_t count;
     int number;
     for (;;) {
-        if (poll(fds, 2, -1) < 0) continue;
+        if (poll(fds, 3, -1) < 0) continue;
+        if (fds[2].revents) answer_registry(serve);
         if (fds[0].revents && take_signal(serve, signal_fd, &number)) {
             if (!draining) return true;
-            if (number != SIGUSR1) end_at_once(number);
+            if (number != SIGUSR1) end_at_once(serve, 128 + number);
         }
         if (fds[1].revents && read(serve->loaded_fd, &count, sizeof(count)) > 0) return false;
     }
@@ -402,12 +376,13 @@ static enum lm_status run_until_signal(struct serve *serve, int signal_fd, struc
     pthread_t drain;
     if (pthread_create(&serve->loader, NULL, run_loader, serve))
         return lm_fail(err, LM_E_NO_MEM, "no thread for loading");
-    if (wait_for(serve, signal_fd, false)) _exit(0); /* nothing runs yet that could end well */
+    if (wait_for(serve, signal_fd, false)) end_at_once(serve, 0); /* loading cannot be stopped */
     pthread_join(serve->loader, NULL);
     if (serve->load_status != LM_OK) {
         *err = serve->load_error;
         return serve->load_status;
     }
+    tell_registry(serve);
     tell_ready(serve);
     wait_for(serve, signal_fd, false);
     log_info("ending: running requests have %s", options_string(serve->options, "drain-timeout"));
@@ -428,9 +403,8 @@ static enum lm_status resolve_model(struct serve *serve, struct lm_error *err)
     const char *ref = options_n_arg(serve->options) ? options_arg(serve->options, 0) : NULL;
     enum lm_status status = model_ref_resolve(serve->options, ref, &serve->path, &is_demo, err);
     if (status != LM_OK) return status;
-    const char *name = options_string(serve->options, "name");
-    serve->id = name ? strdup(name) : name_of_file(serve->path);
-    return serve->id ? LM_OK : lm_fail(err, LM_E_NO_MEM, "no memory for a name");
+    if (is_demo) log_info("serving the demonstration model %s", serve->path);
+    return LM_OK;
 }
 
 static void warn_of_exposure(const struct serve *serve, const struct server_config *config)
@@ -442,30 +416,30 @@ static void warn_of_exposure(const struct serve *serve, const struct server_conf
 
 static enum lm_status run_serve(struct options *options, struct lm_error *err)
 {
-    struct serve serve = {.options = options, .loaded_fd = -1};
+    struct serve serve = {.options = options, .loaded_fd = -1, .started = time(NULL)};
     struct server_config config = {0};
     int signal_fd = -1;
     enum lm_status status = resolve_model(&serve, err);
-    if (status == LM_OK) status = read_kwargs(&serve, err);
-    if (status == LM_OK) status = fill_config(&config, &serve, err);
+    if (status == LM_OK) status = serve_config_init(&config, options, serve.path, err);
     if (status == LM_OK) status = open_signals(&signal_fd, err);
     if (status == LM_OK && (serve.loaded_fd = eventfd(0, EFD_CLOEXEC)) < 0)
         status = lm_fail_errno(err, "eventfd");
     if (status == LM_OK) status = server_create(&serve.server, &config, err);
     if (status == LM_OK) {
         warn_of_exposure(&serve, &config);
-        status = run_until_signal(&serve, signal_fd, err);
+        tell_registry(&serve);
+        status = write_pid_file(options, err);
+        if (status == LM_OK) status = run_until_signal(&serve, signal_fd, err);
     }
+    leave(&serve);
     server_destroy(serve.server);
     dispatcher_destroy(serve.dispatcher);
     expert_picture_stop(serve.picture);
     const enum lm_status closed = engine_close(serve.engine, status == LM_OK ? err : NULL);
     if (serve.has_sampling) sampling_request_fini(&serve.sampling);
-    json_object_put(serve.template_kwargs);
-    free_config(&config);
+    serve_config_fini(&config);
     if (signal_fd >= 0) close(signal_fd);
     if (serve.loaded_fd >= 0) close(serve.loaded_fd);
-    free(serve.id);
     free(serve.path);
     return status == LM_OK ? closed : status;
 }

@@ -12,9 +12,11 @@ extern const struct command command_help;
 extern const struct command command_inspect;
 extern const struct command command_pack;
 extern const struct command command_profile;
+extern const struct command command_ps;
 extern const struct command command_quantize;
 extern const struct command command_run;
 extern const struct command command_serve;
+extern const struct command command_stop;
 extern const struct command command_synth;
 extern const struct command command_template;
 extern const struct command command_tokenize;
@@ -30,9 +32,11 @@ const struct command *const commands[] = {
     &command_inspect,
     &command_pack,
     &command_profile,
+    &command_ps,
     &command_quantize,
     &command_run,
     &command_serve,
+    &command_stop,
     &command_synth,
     &command_template,
     &command_tokenize,

@@ -57,3 +57,10 @@ bool inflight_cancel(struct inflight *inflight, const char *name, char *id, size
     pthread_mutex_unlock(&inflight->lock);
     return found;
 }
+
+double inflight_tokens_per_s(const struct inflight_sequence *sequence, double now_s)
+{
+    const double first_s = atomic_load(&sequence->first_token_s);
+    const double n = (double)atomic_load(&sequence->n_decoded);
+    return first_s > 0 && n > 1 && now_s > first_s ? (n - 1) / (now_s - first_s) : 0;
+}

@@ -53,4 +53,7 @@ void inflight_remove(struct inflight *inflight, struct inflight_entry *entry);
 /* By either name. The entry's own id goes to *id (size bytes). False: there is none. */
 bool inflight_cancel(struct inflight *inflight, const char *name, char *id, size_t size);
 
+/* Of a sequence that generates, since its first token. */
+double inflight_tokens_per_s(const struct inflight_sequence *sequence, double now_s);
+
 #endif

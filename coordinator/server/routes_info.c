@@ -262,8 +262,7 @@ static void put_sequence(struct json_writer *out, const struct server *server,
                          const struct inflight_entry *entry, const struct inflight_sequence *seq,
                          int64_t id, int64_t position)
 {
-    const double now_s = log_now_s(), first_s = atomic_load(&seq->first_token_s);
-    const int64_t n_decoded = (int64_t)atomic_load(&seq->n_decoded);
+    const double now_s = log_now_s();
     json_open(out, '{');
     if (position < 0) put_key_int(out, "id", id);
     put_key_text(out, "state", state_names[atomic_load(&seq->state)]);
@@ -273,12 +272,9 @@ static void put_sequence(struct json_writer *out, const struct server *server,
     put_key_int(out, "n_past", (int64_t)atomic_load(&seq->n_past));
     put_key_int(out, "n_cached", (int64_t)atomic_load(&seq->n_cached));
     put_key_int(out, "n_prompt", seq->n_prompt);
-    put_key_int(out, "n_decoded", n_decoded);
+    put_key_int(out, "n_decoded", (int64_t)atomic_load(&seq->n_decoded));
     put_key_int(out, "max_tokens", seq->n_max);
-    put_key_real(out, "tokens_per_second",
-                 first_s > 0 && n_decoded > 1 && now_s > first_s
-                     ? (double)(n_decoded - 1) / (now_s - first_s)
-                     : 0);
+    put_key_real(out, "tokens_per_second", inflight_tokens_per_s(seq, now_s));
     put_key_int(out, "age_ms", (int64_t)((now_s - entry->accepted_s) * 1e3));
     json_close(out, '}');
 }

@@ -319,8 +319,49 @@ struct metrics_state server_metrics_state(struct server *server)
     state.n_waiting = stats.n_waiting;
     state.n_step = stats.scheduler.n_step;
     state.n_step_token = stats.scheduler.n_token;
+    state.kv_tokens = stats.scheduler.kv.n_position;
+    if (stats.scheduler.kv.n_position_max)
+        state.kv_usage =
+            (double)stats.scheduler.kv.n_position / (double)stats.scheduler.kv.n_position_max;
+    state.n_checkpoint = stats.scheduler.n_state;
+    state.checkpoint_bytes = stats.scheduler.state_bytes;
+    state.kv_evictions = stats.scheduler.n_evicted_kv;
+    state.checkpoint_evictions = stats.scheduler.n_evicted_state;
+    state.expert_hits = atomic_load(&server->state->expert_hits);
+    state.expert_misses = atomic_load(&server->state->expert_misses);
+    state.expert_disk_bytes = atomic_load(&server->state->expert_bytes);
+    state.cache_bytes = stats.scheduler.state_bytes;
     state.weight_bytes = server->state->census.n_bytes;
     return state;
+}
+
+void server_set_expert_counts(struct server *server, uint64_t n_hit, uint64_t n_miss,
+                              uint64_t n_bytes)
+{
+    atomic_store(&server->state->expert_hits, n_hit);
+    atomic_store(&server->state->expert_misses, n_miss);
+    atomic_store(&server->state->expert_bytes, n_bytes);
+}
+
+struct server_status server_status(struct server *server)
+{
+    const enum api_code state = http_state(server->http);
+    const struct metrics_state metrics = server_metrics_state(server);
+    struct server_status status = {
+        .state = state == API_OK              ? "ready"
+                 : state == API_LOADING_MODEL ? "loading"
+                                              : "draining",
+        .n_running = metrics.n_running,
+        .n_waiting = metrics.n_waiting,
+    };
+    const double now_s = log_now_s();
+    pthread_mutex_lock(&server->inflight.lock);
+    for (const struct inflight_entry *entry = server->inflight.first; entry; entry = entry->next)
+        for (size_t i = 0; i < entry->n_sequence; i++)
+            if (atomic_load(&entry->sequence[i].state) == SEQUENCE_DECODE)
+                status.tokens_per_s += inflight_tokens_per_s(&entry->sequence[i], now_s);
+    pthread_mutex_unlock(&server->inflight.lock);
+    return status;
 }
 
 bool server_has_name(const struct server *server, const char *name)

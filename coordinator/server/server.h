@@ -114,6 +114,17 @@ void server_set_progress(struct server *server, const char *stage, double fracti
  * model's own, or NULL. LM_E_FORMAT: a template that does not compile. */
 enum lm_status server_begin(struct server *server, const char *template_source,
                             struct lm_error *err);
+/* Experts found and not found in memory and bytes read for them, so far: for /metrics. From any
+ * one thread. */
+void server_set_expert_counts(struct server *server, uint64_t n_hit, uint64_t n_miss,
+                              uint64_t n_bytes);
+
+struct server_status {
+    const char *state; /* "loading", "ready", "draining" */
+    uint32_t n_running, n_waiting;
+    double tokens_per_s; /* of all that runs */
+};
+struct server_status server_status(struct server *server);
 /* Keys and TLS files are read again; what cannot be read stays as it is and is warned of. */
 void server_reload(struct server *server);
 /* What is going on, in the log. */

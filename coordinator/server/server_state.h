@@ -18,6 +18,8 @@ struct server_state {
     struct keys *keys;
     struct access_log *log;
 
+    atomic_uint_fast64_t expert_hits, expert_misses, expert_bytes;
+
     pthread_mutex_t lock;
     const char *stage; /* of loading, guarded by lock like the next */
     double fraction;
