@@ -84,11 +84,15 @@ class File(unittest.TestCase):
         self.assertNotRegex(text, r"@import|url\(|innerHTML\s*=|outerHTML\s*=|insertAdjacentHTML|document\.write|\beval\(")
 
 
-@unittest.skipUnless(BROWSER, "no browser")
-class Clicks(unittest.TestCase):
+class Browser(unittest.TestCase):
+    """A browser at a server's page; what goes wrong in it fails the test."""
+
+    OPTIONS = []
+
     @classmethod
     def setUpClass(cls):
-        cls.server = serve.Server("--parallel", 1)
+        expect.set_options(timeout=20000)
+        cls.server = serve.Server("--parallel", 1, *cls.OPTIONS)
         cls.playwright = sync_playwright().start()
         cls.browser = cls.playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
 
@@ -144,19 +148,22 @@ class Clicks(unittest.TestCase):
         expect(self.page.locator("article[aria-label=Answer] > .actions:visible")).to_have_count(n)
         return self.page.locator("article[aria-label=Answer] > .md").nth(n - 1).inner_text()
 
+
+@unittest.skipUnless(BROWSER, "no browser")
+class Clicks(Browser):
     def test_talking(self):
         """Ask, ask on, again, edit; the browser keeps it; export, delete, import."""
         page = self.page
         self.shot("empty")
         self.set("temperature", 0)
-        self.set("max_tokens", 40)
+        self.set("max_tokens", 20)
         page.fill("#system", "You are short.")
         self.send("What does the word tree mean?")
         first = self.finished(1)
         self.assertTrue(first.strip())
         expected = self.server.chat([{"role": "system", "content": "You are short."},
                                      {"role": "user", "content": "What does the word tree mean?"}],
-                                    max_tokens=40)["choices"][0]["message"]["content"]
+                                    max_tokens=20)["choices"][0]["message"]["content"]
         self.assertEqual(first.split(), expected.split())
         self.assertRegex(page.locator(".stats").inner_text(), r"\d+ tokens · [\d.]+ tok/s")
         self.assertEqual(self.bodies[0]["temperature"], 0)
@@ -195,22 +202,6 @@ class Clicks(unittest.TestCase):
             self.assertEqual(self.finished(2), third)
             page.set_input_files("#file", path)
             expect(page.locator("#list li")).to_have_count(2)
-
-    def test_stopping_and_going_on(self):
-        page = self.page
-        self.set("temperature", 0)
-        self.send("Write a long story about a tree.")
-        expect(page.locator("#status")).to_contain_text("tok/s")
-        page.keyboard.press("Escape")
-        expect(page.locator(".note")).to_have_text("Stopped.")
-        self.server.wait_idle(3)
-        text = self.finished(1)
-        page.get_by_role("button", name="Continue").click()
-        expect(page.locator("#status")).to_contain_text("tok/s")
-        page.click("#send")
-        self.assertTrue(self.finished(1).split()[:3] == text.split()[:3])
-        self.assertTrue(self.bodies[1]["continue_final_message"])
-        self.server.wait_idle(3)
 
     def test_thinking_is_folded(self):
         self.page.click("#showsettings")
@@ -278,22 +269,6 @@ class Clicks(unittest.TestCase):
         self.send("Hello")
         expect(page.locator("#banner")).to_contain_text("Temperature: 1000 is not possible")
 
-    def test_queue_and_engine(self):
-        page = self.page
-        holder = self.server.begin("/v1/completions", {"prompt": "Once", "max_tokens": 900,
-                                                       "ignore_eos": True, "stream": True})
-        holder.recv(100)
-        self.set("max_tokens", 10)
-        self.send("Wait for me")
-        expect(page.locator(".waiting")).to_contain_text("place 1 in the queue")
-        page.click("#tab-engine")
-        expect(page.locator("#slots")).to_contain_text("queued")
-        expect(page.locator("#cache")).to_contain_text("in use")
-        expect(page.locator("#experts")).to_be_visible()
-        self.shot("engine")
-        holder.close()
-        self.finished(1)
-
     def test_on_a_phone_in_the_dark_by_keyboard(self):
         self.open(360, 740, "dark")
         page = self.page
@@ -320,6 +295,43 @@ class Clicks(unittest.TestCase):
         page.keyboard.press("Escape")
         expect(page.locator("#input")).to_be_focused()
         self.assertLessEqual(page.evaluate("document.documentElement.scrollWidth"), 360)
+
+
+@unittest.skipUnless(BROWSER, "no browser")
+class SlowClicks(Browser):
+    """What needs an answer that takes a while."""
+    OPTIONS = ["--kernels", "ref"]
+
+    def test_stopping_and_going_on(self):
+        page = self.page
+        self.set("temperature", 0)
+        self.send("Write a long story about a tree.")
+        expect(page.locator("#status")).to_contain_text("tok/s")
+        page.keyboard.press("Escape")
+        expect(page.locator(".note")).to_have_text("Stopped.")
+        self.server.wait_idle(3)
+        text = self.finished(1)
+        page.get_by_role("button", name="Continue").click()
+        expect(page.locator(".note")).to_have_count(0)
+        longer = self.finished(1)
+        self.assertTrue(longer.startswith(text) and len(longer) > len(text), (text, longer))
+        self.assertTrue(self.bodies[1]["continue_final_message"])
+
+    def test_queue_and_engine(self):
+        page = self.page
+        holder = self.server.begin("/v1/completions", {"prompt": "Once", "max_tokens": 900,
+                                                       "ignore_eos": True, "stream": True})
+        holder.recv(100)
+        self.set("max_tokens", 10)
+        self.send("Wait for me")
+        expect(page.locator(".waiting")).to_contain_text("place 1 in the queue")
+        page.click("#tab-engine")
+        expect(page.locator("#slots")).to_contain_text("queued")
+        expect(page.locator("#cache")).to_contain_text("in use")
+        expect(page.locator("#experts")).to_be_visible()
+        self.shot("engine")
+        holder.close()
+        self.finished(1)
 
 
 if __name__ == "__main__":
