@@ -79,13 +79,13 @@ def right(calls, ground_truth):
     return not left
 
 
-def score(client, docs, model):
+def score(client, docs, model, n_max=None):
     """The share of right answers. client: of the package openai."""
     n_right = 0
     for doc in docs:
         question = doc["question"]
         messages = question[0] if isinstance(question[0], list) else question
-        answer = client.chat.completions.create(model=model, messages=messages, temperature=0,
+        answer = client.chat.completions.create(model=model, messages=messages, temperature=0, max_tokens=n_max,
                                                 tools=tools(doc["function"]))
         calls = [(call.function.name, call.function.arguments)
                  for call in answer.choices[0].message.tool_calls or []]

@@ -1,6 +1,7 @@
 """Runs the six benchmarks of model cards against a server: see README.md beside this file.
 
-    run.py --data DIR [--url URL] [--only mmlu,gsm8k] [--limit N] [--completions] [--out FILE]
+    run.py --data DIR [--url URL] [--only mmlu,gsm8k] [--limit N] [--max-tokens N]
+           [--completions] [--out FILE]
 """
 import argparse
 import json
@@ -106,9 +107,12 @@ def ifeval_task(data):
 
 
 def harness(fields, model_type, args, model, url):
-    """The score and the harness's own samples of one task."""
+    """The score and the harness's own samples of one task. Answers get at most half the context."""
     from lm_eval import simple_evaluate
     route = "chat/completions" if model_type == "local-chat-completions" else "completions"
+    if "generation_kwargs" in fields:
+        most = min(args.max_tokens or args.context, args.context // 2)
+        fields["generation_kwargs"]["max_gen_toks"] = min(fields["generation_kwargs"]["max_gen_toks"], most)
     arguments = {"model": model, "base_url": f"{url}/v1/{route}", "num_concurrent": args.concurrent,
                  "max_retries": 3, "max_length": args.context}
     if model_type == "local-completions":
@@ -127,7 +131,7 @@ def measure(name, args, model, url):
         import openai
         docs = read(os.path.join(args.data, "bfcl.jsonl"))[:args.limit]
         client = openai.OpenAI(base_url=url + "/v1", api_key=os.environ.get("OPENAI_API_KEY", "none"))
-        return {"score": bfcl.score(client, docs, model), "n": len(docs)}
+        return {"score": bfcl.score(client, docs, model, args.max_tokens), "n": len(docs)}
     if name == "ifeval":
         fields, followed = ifeval_task(args.data)
         score, samples = harness(fields, chat, args, model, url)
@@ -148,6 +152,7 @@ def main():
     parser.add_argument("--url", default="http://127.0.0.1:8080")
     parser.add_argument("--only", default=",".join(names))
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--max-tokens", type=int, help="of an answer; default by benchmark")
     parser.add_argument("--completions", action="store_true", help="text instead of chat")
     parser.add_argument("--concurrent", type=int, default=4)
     parser.add_argument("--out")

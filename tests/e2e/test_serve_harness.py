@@ -109,7 +109,7 @@ class Harness(unittest.TestCase):
             for more in ([], ["--completions", "--only", "gsm8k,math", "--limit", "1"]):
                 result = subprocess.run(
                     [sys.executable, os.path.join(QUALITY, "run.py"), "--url", self.server.url, "--data", DATA,
-                     "--out", out, *more], capture_output=True, text=True, timeout=600)
+                     "--max-tokens", "48", "--out", out, *more], capture_output=True, text=True, timeout=600)
                 self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
                 print(result.stdout, end="")
                 with open(out) as file:
