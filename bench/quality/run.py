@@ -109,6 +109,7 @@ def ifeval_task(data):
 def harness(fields, model_type, args, model, url):
     """The score and the harness's own samples of one task. Answers get at most half the context."""
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
     route = "chat/completions" if model_type == "local-chat-completions" else "completions"
     if "generation_kwargs" in fields:
         most = min(args.max_tokens or args.context, args.context // 2)
@@ -118,6 +119,7 @@ def harness(fields, model_type, args, model, url):
     if model_type == "local-completions":
         arguments["tokenizer_backend"] = "remote"
     result = simple_evaluate(model=model_type, model_args=arguments, tasks=[fields], limit=args.limit,
+                             task_manager=TaskManager(include_defaults=False),  # thousands, none of which is asked
                              apply_chat_template=model_type == "local-chat-completions", bootstrap_iters=0,
                              random_seed=0, batch_size=1, verbosity="WARNING")
     name = fields["task"]
