@@ -343,7 +343,10 @@ const struct command command_run = {
         "MODEL is a GGUF file (of a split one the first part), a name from the configuration,\n"
         "or `demo`; without it the configured model or a small demonstration model is used.\n\n"
         "With a PROMPT, or with one piped in, the answer goes to stdout and that is all; `-`\n"
-        "in the prompt stands for stdin. Otherwise a conversation begins; /help explains it.",
+        "in the prompt stands for stdin. Otherwise a conversation begins; /help explains it.\n\n"
+        "While a prompt is read and experts come from disk, a terminal shows how full memory is,\n"
+        "what the disk gives, and the share of hits of every layer; --verbose tells what it came\n"
+        "to, --json with every layer.",
     .options = run_tables,
     .reads_config = true,
     .run = run_run,
