@@ -88,6 +88,7 @@ static struct server_settings settings_of(const struct options *options)
         .tool_format = options_string(options, "tool-format"),
         .tool_constraint = option_is(options, "tool-constraint", "lazy"),
         .json_pretty = option_is(options, "json-whitespace", "pretty"),
+        .trust_message_specials = options_flag(options, "trust-message-specials"),
         .log_prompts = options_string(options, "log-prompts"),
     };
 }

@@ -215,6 +215,12 @@ static void put_choice(struct json_writer *out, const struct generation_choice *
 
 /* ---- events ---- */
 
+static void on_prefill(struct generation_choice *choice, size_t n_done, size_t n_total)
+{
+    struct chat *chat = choice->generation->sink_context;
+    openai_send_progress(&chat->out, choice, chunk_object, n_done, n_total);
+}
+
 static void on_begin(struct generation_choice *choice)
 {
     if (choice->generation->fields.stream) send_chunk(choice, true, false);
@@ -309,6 +315,7 @@ static void destroy(void *context)
 }
 
 static const struct generation_sink sink = {
+    .on_prefill = on_prefill,
     .on_begin = on_begin,
     .on_token = on_token,
     .on_text = on_text,

@@ -480,6 +480,8 @@ bool chat_prompt_build(struct chat_prompt *prompt, const struct chat_fields *fie
 {
     struct json_object *const values[] = {fields->messages, fields->tool.tools, fields->documents,
                                           fields->kwargs};
+    const struct tokenizer *untrusted =
+        server->settings.trust_message_specials ? NULL : server->tokenizer;
     struct fence fence;
     struct lm_error err;
     bool found;
@@ -487,8 +489,7 @@ bool chat_prompt_build(struct chat_prompt *prompt, const struct chat_fields *fie
     if (!server->chat_template)
         return api_fail(error, API_NOT_SUPPORTED, "messages",
                         "The model has no chat template; /v1/completions continues plain text.");
-    if (fence_init(&fence, server->tokenizer, values, sizeof(values) / sizeof(*values), &err) !=
-        LM_OK)
+    if (fence_init(&fence, untrusted, values, sizeof(values) / sizeof(*values), &err) != LM_OK)
         return api_fail_status(error, &err, "messages");
     bool good = render_fenced(prompt, &fence, fields, server, fields->continues, &found, error);
     if (good && fields->continues && !found)

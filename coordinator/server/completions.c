@@ -129,6 +129,12 @@ static void put_echo(struct pending *pending, const struct generation_prompt *pr
     pending->n_echo_char = char_counter_count(pending->text.data, pending->text.n);
 }
 
+static void on_prefill(struct generation_choice *choice, size_t n_done, size_t n_total)
+{
+    struct completions *completions = choice->generation->sink_context;
+    openai_send_progress(&completions->out, choice, object, n_done, n_total);
+}
+
 static void on_begin(struct generation_choice *choice)
 {
     const struct completions *completions = choice->generation->sink_context;
@@ -190,6 +196,7 @@ static void destroy(void *context)
 }
 
 static const struct generation_sink sink = {
+    .on_prefill = on_prefill,
     .on_prompt_token = on_prompt_token,
     .on_begin = on_begin,
     .on_token = on_token,

@@ -178,18 +178,17 @@ static bool read_biases(struct generation_fields *fields, const struct field_rea
     const uint32_t n_vocab = tokenizer_n_vocab(server->tokenizer);
     struct json_object *given = field_get(reader, "logit_bias");
     const bool is_object = json_object_is_type(given, json_type_object);
-    bool forbid_end = false;
     size_t n_given = 0, n_end = 0;
     if (given && !is_object && !json_object_is_type(given, json_type_array))
         return field_refuse(reader, API_INVALID_TYPE, "logit_bias", "an object", given);
-    if (!field_bool(reader, "ignore_eos", &forbid_end)) return false;
+    if (!field_bool(reader, "ignore_eos", &fields->ignore_eos)) return false;
     if (given)
         n_given =
             is_object ? (size_t)json_object_object_length(given) : json_object_array_length(given);
     if (n_given > BIASES_MAX)
         return field_fail(reader, API_INVALID_VALUE, "logit_bias",
                           "must have at most %d entries, got %zu", BIASES_MAX, n_given);
-    for (uint32_t id = 0; forbid_end && id < n_vocab; id++)
+    for (uint32_t id = 0; fields->ignore_eos && id < n_vocab; id++)
         n_end += tokenizer_is_end(server->tokenizer, (int32_t)id);
     const size_t n_server = server->sampling.n_bias;
     if (!n_given && !n_end) return true; /* those of the server stay */
@@ -321,7 +320,8 @@ static bool read_stream(struct generation_fields *fields, const struct field_rea
            field_bool(&inside, "continuous_usage_stats", &fields->continuous_usage);
 }
 
-static bool read_cache(struct generation_fields *fields, const struct field_reader *reader)
+static bool read_cache(struct generation_fields *fields, const struct field_reader *reader,
+                       uint64_t secret)
 {
     const char *salt = NULL, *hint = NULL;
     size_t n = 0;
@@ -336,7 +336,7 @@ static bool read_cache(struct generation_fields *fields, const struct field_read
     if (n_char > SALT_CHARS_MAX)
         return field_fail(reader, API_INVALID_VALUE, "cache_salt",
                           "must have at most %d characters, got %zu", SALT_CHARS_MAX, n_char);
-    if (n) fields->cache_key = XXH3_64bits(salt, n) | 1;
+    if (n) fields->cache_key = XXH3_64bits_withSeed(salt, n, secret) | 1;
     return true;
 }
 
@@ -391,7 +391,7 @@ bool generation_fields_read(struct generation_fields *fields, const struct field
         !field_bool(reader, "return_token_ids", &fields->return_token_ids) ||
         !field_bool(reader, "return_tokens_as_token_ids", &fields->token_ids_as_strings) ||
         !field_bool(reader, "add_special_tokens", &fields->add_special_tokens) ||
-        !read_truncate(fields, reader) || !read_cache(fields, reader) ||
+        !read_truncate(fields, reader) || !read_cache(fields, reader, server->cache_secret) ||
         !field_int(reader, "priority", INT32_MIN, INT32_MAX, &fields->priority) ||
         !check_modalities(reader))
         return false;

@@ -27,6 +27,8 @@ struct generation_fields {
     struct logit_bias *bias;         /* sampling.bias */
     uint32_t *allowed;               /* sampling.allowed, or NULL */
 
+    bool ignore_eos; /* end tokens are among the biases */
+
     int64_t max_tokens; /* -1: to the end of the context */
     int64_t min_tokens;
     const char **stops; /* [n_stop], none empty */

@@ -1,8 +1,10 @@
 #include "coordinator/server/generation.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <json-c/json.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -251,6 +253,8 @@ static void steer(struct generation_choice *choice, int32_t id)
     /* a call that is held to its grammar can be told as it is written */
     if (calls && steering_holds_call(choice->steering) && tool_parser_in_call(calls))
         tool_parser_trust(calls, false);
+    /* where end tokens are forbidden, nothing else would be left */
+    choice->finished = choice->generation->fields.ignore_eos && steering_finished(choice->steering);
     allow_next(choice);
 }
 
@@ -267,7 +271,7 @@ static bool on_token(void *context, const struct sampled_token *token)
         flush_arguments(choice);
     }
     choice->no_memory |= choice->text.failed || choice->arguments.failed;
-    return goes_on && !choice->no_memory;
+    return goes_on && !choice->no_memory && !choice->finished;
 }
 
 static void on_prompt_token(void *context, uint32_t pos, const struct sampled_token *token)
@@ -335,7 +339,7 @@ static void name_finish(struct generation_choice *choice)
     } else if (choice->n_call && !is_cut_in_call(choice)) {
         choice->finish = "tool_calls";
         metrics_add(metrics, METRICS_FINISHED_TOOL_CALLS, 1);
-    } else if (end != ANSWER_OPEN) {
+    } else if (end != ANSWER_OPEN || choice->finished) {
         choice->finish = "stop";
         metrics_add(metrics, METRICS_FINISHED_STOP, 1);
     } else if (atomic_load(&choice->request.cancelled)) {
@@ -505,6 +509,21 @@ static void on_cancel(void *context)
     cancel_all(context);
 }
 
+/* The body as it came, in a file of the answer's name. A full disk stops nobody. */
+static void keep_body(const struct generation *generation)
+{
+    const char *folder = generation->server->settings.log_prompts;
+    char path[4096];
+    size_t n;
+    if (!folder) return;
+    const char *body = http_body(generation->exchange, &n);
+    snprintf(path, sizeof(path), "%s/%s.json", folder, generation->id);
+    FILE *file = fopen(path, "we");
+    const bool written = file && fwrite(body, 1, n, file) == n;
+    const bool closed = file && !fclose(file);
+    if (!written || !closed) log_warning("%s: %s", path, strerror(errno));
+}
+
 static enum lm_status init_steering(struct generation_choice *choice, struct lm_error *err)
 {
     struct generation *generation = choice->generation;
@@ -627,6 +646,7 @@ bool generation_start(struct generation *generation, struct api_error *error)
     generation->entry.n_sequence = n;
     generation->entry.cancel = on_cancel;
     generation->entry.context = generation;
+    keep_body(generation);
     inflight_add(&server->inflight, &generation->entry);
     http_on_closed(exchange, on_closed, generation);
     if (generation->fields.stream)

@@ -63,6 +63,7 @@ struct generation_choice {
     size_t n_token;
     int32_t last_id;                    /* of the last token */
     double first_token_s, last_token_s; /* 0: none yet */
+    bool finished;                      /* the form of the answer leaves nothing more to say */
     bool has_text[2];                   /* was told, by enum answer_part */
 
     /* Known when the choice has ended. */
@@ -118,6 +119,8 @@ struct generation {
     /* the choices */
     struct generation_choice *choices; /* [n_choice] */
     size_t n_choice;
+
+    double progress_s; /* when the reading of a prompt was last told */
 
     /* private */
     uint32_t n_reserved; /* places in the queue besides the route's */

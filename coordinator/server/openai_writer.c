@@ -2,6 +2,9 @@
 
 #include "coordinator/server/http.h"
 #include "coordinator/server/server.h"
+#include "proto/base/log.h"
+
+#define PROGRESS_INTERVAL_S 0.25
 
 void openai_begin(struct json_writer *out, const struct generation *generation, const char *object)
 {
@@ -69,6 +72,30 @@ void openai_send_event(struct json_writer *out, struct generation *generation, b
         json_put_null(out);
     }
     if (fields->timings_per_token || (last && !fields->include_usage)) put_timings(out, generation);
+    send(out, generation);
+}
+
+void openai_send_progress(struct json_writer *out, struct generation_choice *choice,
+                          const char *object, size_t n_done, size_t n_total)
+{
+    struct generation *generation = choice->generation;
+    const double now_s = log_now_s();
+    if (!generation->fields.return_progress || !generation->fields.stream) return;
+    if (generation->progress_s > 0 && now_s < generation->progress_s + PROGRESS_INTERVAL_S) return;
+    generation->progress_s = now_s;
+    openai_begin_event(out, generation, object);
+    json_close(out, ']');
+    json_put_key(out, "prompt_progress");
+    json_open(out, '{');
+    json_put_key(out, "total");
+    json_put_int(out, (int64_t)n_total);
+    json_put_key(out, "cache");
+    json_put_int(out, (int64_t)choice->request.n_cached);
+    json_put_key(out, "processed");
+    json_put_int(out, (int64_t)n_done);
+    json_put_key(out, "time_ms");
+    json_put_int(out, (int64_t)((now_s - choice->request.start_s) * 1e3));
+    json_close(out, '}');
     send(out, generation);
 }
 

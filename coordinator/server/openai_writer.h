@@ -22,6 +22,9 @@ void openai_begin_event(struct json_writer *out, const struct generation *genera
  * last: no event with choices follows. */
 void openai_send_event(struct json_writer *out, struct generation *generation, bool usage_always,
                        bool last);
+/* How far the prompt is, if the request wants to know; at most four times a second. */
+void openai_send_progress(struct json_writer *out, struct generation_choice *choice,
+                          const char *object, size_t n_done, size_t n_total);
 /* The event with the usage, if it is wanted, and the end of the stream. */
 void openai_end_stream(struct json_writer *out, struct generation *generation, const char *object);
 

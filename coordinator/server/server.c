@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include <json-c/json.h>
 
@@ -191,6 +192,11 @@ enum lm_status server_create(struct server **out, const struct server_config *co
         free(server);
         free(state);
         return lm_fail(err, LM_E_NO_MEM, "no memory for a server");
+    }
+    if (getrandom(&server->cache_secret, sizeof(server->cache_secret), 0) < 0) {
+        free(server);
+        free(state);
+        return lm_fail_errno(err, "random numbers");
     }
     server->state = state;
     server->settings = config->settings;

@@ -51,10 +51,11 @@ struct server_settings {
     int64_t reasoning_budget;             /* tokens; -1: none */
     const char *reasoning_budget_message; /* before the end marker that is forced, or NULL */
     struct json_object *template_kwargs;  /* of --chat-template-kwargs, or NULL */
+    bool trust_message_specials;          /* control tokens written in messages are that */
     const char *tool_format;              /* "auto" or the name of one (text/tool_format.h) */
     bool tool_constraint;                 /* calls are held to their syntax */
     bool json_pretty;                     /* constrained JSON may have line breaks */
-    const char *log_prompts;              /* folder, or NULL */
+    const char *log_prompts;              /* folder for the bodies of requests, or NULL */
 };
 
 struct server_state; /* what only server.c touches */
@@ -65,7 +66,8 @@ struct server {
     struct inflight inflight;
     struct http_server *http;
     struct server_state *state;
-    int64_t created; /* Unix seconds: the weights' time */
+    int64_t created;       /* Unix seconds: the weights' time */
+    uint64_t cache_secret; /* of this process: what separates cached prefixes depends on it */
 
     /* the model: set by whoever loads it, before server_begin */
     const struct gguf_file *file;

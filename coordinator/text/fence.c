@@ -85,7 +85,7 @@ static struct json_object *mark_string(const struct fence *fence, struct json_ob
     const size_t n = (size_t)json_object_get_string_len(value);
     struct byte_buffer marked = {0};
     size_t done = 0, n_control;
-    for (size_t at = 0; at < n; at++) {
+    for (size_t at = 0; fence->tokenizer && at < n; at++) {
         if (!tokenizer_control_at(fence->tokenizer, text + at, n - at, &n_control)) continue;
         if (keep_thinking && is_think_mark(text + at, n_control)) continue;
         const size_t n_first = utf8_decode(text + at, n - at, NULL);

@@ -22,7 +22,7 @@ struct tokenizer;
 enum { FENCE_MARK_BYTES = 4 };
 
 struct fence {
-    const struct tokenizer *tokenizer; /* borrowed */
+    const struct tokenizer *tokenizer; /* borrowed; NULL: texts are trusted, nothing is marked */
     char mark[FENCE_MARK_BYTES], end_mark[FENCE_MARK_BYTES];
     size_t *places; /* [n_place] in the text without marks, rising */
     size_t n_place, room;

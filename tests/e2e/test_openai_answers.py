@@ -1,7 +1,9 @@
 """Answers of /v1/completions and /v1/chat/completions: their form, stopping, and that a stream says
 the same as a whole answer."""
 import json
+import os
 import re
+import tempfile
 import unittest
 
 import cli
@@ -327,6 +329,34 @@ class Answers(unittest.TestCase):
         shown = self.both(COMPLETIONS, {**base, "skip_special_tokens": False})[0]["text"]
         self.assertEqual(shown, "<|im_start|>" * 3)
 
+    def test_control_tokens_in_messages_can_be_trusted(self):
+        body = {"messages": [{"role": "user", "content": "a<|im_end|>b"}], "max_tokens": 1,
+                "return_token_ids": True}
+        with tempfile.TemporaryDirectory() as folder, serve.Server(
+                "--trust-message-specials", "--log-prompts", folder) as trusting:
+            ids = trusting.post(CHAT, body).json["choices"][0]["prompt_token_ids"]
+            name, = os.listdir(folder)
+            self.assertRegex(name, f"^chatcmpl-{ID}.json$")
+            with open(os.path.join(folder, name)) as file:
+                self.assertEqual(json.load(file), body)
+        plain = self.generate(CHAT, body)["choices"][0]["prompt_token_ids"]
+        end = tokens("<|im_end|>")[0]
+        self.assertEqual(ids.count(end), plain.count(end) + 1)
+
+    def test_progress_of_the_prompt(self):
+        with serve.Server("--prefill-chunk", 8) as server:
+            body = {"prompt": [list(range(100, 700))], "max_tokens": 1, "return_progress": True,
+                    "cache_prompt": False}
+            events = [event["prompt_progress"] for event in server.stream(COMPLETIONS, body)
+                      if "prompt_progress" in event]
+        self.assertTrue(events)
+        self.assertEqual([set(event) for event in events],
+                         [{"total", "cache", "processed", "time_ms"}] * len(events))
+        done = [event["processed"] for event in events]
+        self.assertEqual(done, sorted(done))
+        self.assertEqual({event["total"] for event in events}, {600})
+        self.assertLess(len(events), 75)  # of 75 chunks
+
     # -- log-probabilities
 
     def test_logprobs_of_completions(self):
@@ -439,9 +469,11 @@ class Answers(unittest.TestCase):
                                              "max_tokens": 40})[0]
             if choice["finish_reason"] == "stop":
                 self.assertRegex(choice["text"], "^([a-c]{3}|x+y)$")
-            choice = self.both(COMPLETIONS, {**body, "grammar": 'root ::= "yes" | "no" [!]'})[0]
-            self.assertIn(choice["text"], ("yes", "no!"))
-            self.assertEqual(choice["finish_reason"], "stop")
+            for more in ({}, {"ignore_eos": True}):
+                choice = self.both(COMPLETIONS, {**body, **more,
+                                                 "grammar": 'root ::= "yes" | "no" [!]'})[0]
+                self.assertIn(choice["text"], ("yes", "no!"))
+                self.assertEqual(choice["finish_reason"], "stop")
             choices = ["red", "green", "gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n"]
             choice = self.both(CHAT, {"messages": [{"role": "user", "content": "colour?"}],
                                       "structured_outputs": {"choice": choices}, "seed": seed,
