@@ -183,7 +183,8 @@ static void settle(struct answer_stream *stream, int state_before, bool all)
         n_settled++;
     }
     stream->n_open -= n_settled;
-    memmove(stream->open, stream->open + n_settled, stream->n_open * sizeof(*stream->open));
+    if (n_settled)
+        memmove(stream->open, stream->open + n_settled, stream->n_open * sizeof(*stream->open));
     stream->passed[ANSWER_REASONING] = stream->passed[ANSWER_CONTENT] = stream->called = false;
 }
 
