@@ -322,6 +322,9 @@ static struct json_object *ids_json(const int32_t *ids, size_t n)
 static struct json_object *effective_json(const struct engine *engine)
 {
     const struct engine_stats stats = engine_stats(engine);
+    const struct expert_pager_stats *pager = &stats.pager;
+    const uint64_t n_lookup = pager->decode.n_lookup + pager->prefill.n_lookup;
+    const uint64_t n_hit = pager->decode.n_hit + pager->prefill.n_hit;
     struct json_object *effective = json_object_new_object(), *rank = json_object_new_object();
     struct json_object *ranks = json_object_new_array(), *layers = json_object_new_array();
     json_object_array_add(layers, json_object_new_int(0));
@@ -334,6 +337,9 @@ static struct json_object *effective_json(const struct engine *engine)
     add(effective, "kernels", json_object_new_string(stats.kernels));
     add(effective, "prefill_chunk", json_object_new_int((int)stats.prefill_chunk));
     add(effective, "ranks", ranks);
+    add(effective, "expert_lookups", json_object_new_uint64(n_lookup));
+    add(effective, "expert_misses", json_object_new_uint64(n_lookup - n_hit));
+    add(effective, "bytes_read", json_object_new_uint64(pager_report_read_bytes(pager)));
     add(effective, "experts", pager_report_json(engine_pager(engine)));
     add(effective, "drafts_accepted", json_object_new_int(0));
     add(effective, "max_batch", json_object_new_int((int)stats.n_seq_max));

@@ -50,6 +50,10 @@ def check_effect(options, effective):
         for name in ("lookups", "hits", "joined", "misses", "miss_bytes"):
             if sum(layer[phase][name] for layer in got["layers"]) != got[phase][name]:
                 problems.append(f"{name} in {phase} are not the sum over the layers")
+    n_lookup, n_hit = (got["decode"][name] + got["prefill"][name] for name in ("lookups", "hits"))
+    if [effective[key] for key in ("expert_lookups", "expert_misses", "bytes_read")] != [
+            n_lookup, n_lookup - n_hit, got["read_bytes"]]:
+        problems.append("the sums are not those of decode and prefill")
     if not misses or not got["read_bytes"]:
         problems.append("nothing was read")
     if got["policy"] != options["--policy"]:
