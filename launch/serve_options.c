@@ -87,7 +87,7 @@ const struct option_spec options_serve[] = {
     {"log-file", 0, OPTION_PATH, "FILE", .key = "serve.log_file",
      .help = "access log; default: stderr"},
     {"log-prompts", 0, OPTION_PATH, "DIR",
-     .help = "keep the body of every request for text there; never done otherwise"},
+     .help = "keep the body of every request in this folder; nothing else keeps prompts"},
     {"warmup", 0, OPTION_FLAG, .def = "on", .key = "serve.warmup",
      .help = "no run of a few tokens before the first request"},
     {"pid-file", 0, OPTION_PATH, "FILE", .key = "serve.pid_file", .help = "holds the process id"},

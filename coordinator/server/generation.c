@@ -1,10 +1,8 @@
 #include "coordinator/server/generation.h"
 
 #include <assert.h>
-#include <errno.h>
 #include <json-c/json.h>
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -509,21 +507,6 @@ static void on_cancel(void *context)
     cancel_all(context);
 }
 
-/* The body as it came, in a file of the answer's name. A full disk stops nobody. */
-static void keep_body(const struct generation *generation)
-{
-    const char *folder = generation->server->settings.log_prompts;
-    char path[4096];
-    size_t n;
-    if (!folder) return;
-    const char *body = http_body(generation->exchange, &n);
-    snprintf(path, sizeof(path), "%s/%s.json", folder, generation->id);
-    FILE *file = fopen(path, "we");
-    const bool written = file && fwrite(body, 1, n, file) == n;
-    const bool closed = file && !fclose(file);
-    if (!written || !closed) log_warning("%s: %s", path, strerror(errno));
-}
-
 static enum lm_status init_steering(struct generation_choice *choice, struct lm_error *err)
 {
     struct generation *generation = choice->generation;
@@ -646,7 +629,6 @@ bool generation_start(struct generation *generation, struct api_error *error)
     generation->entry.n_sequence = n;
     generation->entry.cancel = on_cancel;
     generation->entry.context = generation;
-    keep_body(generation);
     inflight_add(&server->inflight, &generation->entry);
     http_on_closed(exchange, on_closed, generation);
     if (generation->fields.stream)

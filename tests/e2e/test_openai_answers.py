@@ -1,9 +1,7 @@
 """Answers of /v1/completions and /v1/chat/completions: their form, stopping, and that a stream says
 the same as a whole answer."""
 import json
-import os
 import re
-import tempfile
 import unittest
 
 import cli
@@ -332,13 +330,8 @@ class Answers(unittest.TestCase):
     def test_control_tokens_in_messages_can_be_trusted(self):
         body = {"messages": [{"role": "user", "content": "a<|im_end|>b"}], "max_tokens": 1,
                 "return_token_ids": True}
-        with tempfile.TemporaryDirectory() as folder, serve.Server(
-                "--trust-message-specials", "--log-prompts", folder) as trusting:
+        with serve.Server("--trust-message-specials") as trusting:
             ids = trusting.post(CHAT, body).json["choices"][0]["prompt_token_ids"]
-            name, = os.listdir(folder)
-            self.assertRegex(name, f"^chatcmpl-{ID}.json$")
-            with open(os.path.join(folder, name)) as file:
-                self.assertEqual(json.load(file), body)
         plain = self.generate(CHAT, body)["choices"][0]["prompt_token_ids"]
         end = tokens("<|im_end|>")[0]
         self.assertEqual(ids.count(end), plain.count(end) + 1)
