@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The full counts of what tests/run.sh samples: fuzzing with libFuzzer under sanitizers, more random
-# templates, more seeds of the kernel comparison. Takes about an hour; needs clang. Prints one line
+# templates, more seeds of the kernel comparison, a server under load for as long. Takes about an hour; needs clang. Prints one line
 # per job and appends the same to bench/results/long-DATE.md. MINUTES=N sets the length of a fuzz job.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
@@ -34,4 +34,9 @@ cmake --preset release >/dev/null && cmake --build --preset release || exit 1
 for seed in $(seq 1 20); do
     job "kernels.matmul, seed $seed" build/tests/test_kernels_matmul "$seed"
 done
+venv=${XDG_CACHE_HOME:-$HOME/.cache}/lean-tests/venv
+[ -x "$venv/bin/python3" ] && export PATH="$venv/bin:$PATH"
+export LEAN=$PWD/build/lean LEAN_SOAK_S=$((minutes * 60)) LEAN_HOSTILE_S=$((minutes * 60))
+job "a server under mixed load, $minutes minutes" python3 tests/e2e/test_serve_soak.py
+job "a server under hostile requests, $minutes minutes" python3 tests/e2e/test_serve_hostile.py
 exit $status
