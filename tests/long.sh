@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The full counts of what tests/run.sh samples: fuzzing with libFuzzer under sanitizers, more random
-# templates, more seeds of the kernel comparison, a server under load for as long. Takes about an hour; needs clang. Prints one line
-# per job and appends the same to bench/results/long-DATE.md. MINUTES=N sets the length of a fuzz job.
+# templates, more seeds of the kernel comparison, a server under load. Takes about two hours; needs
+# clang. Prints one line per job and appends the same to bench/results/long-DATE.md. MINUTES=N sets the
+# length of a fuzz job and of each load.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 minutes=${MINUTES:-10}
