@@ -120,7 +120,8 @@ static enum lm_status create_parts(struct worker *worker, struct lm_error *err)
     return status;
 }
 
-/* Everything that steps read in mappings. The files of a GGUF model's experts are its own. */
+/* Everything that steps read in mappings. The files of a GGUF model's experts are its own, those of
+ * a pack are read by the pager if it has slots. */
 static void guard_files(struct worker *worker)
 {
     const struct gguf_file *file = worker->config.file;
@@ -129,7 +130,8 @@ static void guard_files(struct worker *worker)
         const struct gguf_shard *shard = gguf_shard_at(file, i);
         map_guard_add(worker, shard->data, shard->n_bytes, shard->fd, shard->path);
     }
-    for (size_t i = 0; store && gguf_is_pack(file) && i < expert_store_n_file(store); i++) {
+    const bool packed_mapped = store && gguf_is_pack(file) && !worker->config.pager.n_slot;
+    for (size_t i = 0; packed_mapped && i < expert_store_n_file(store); i++) {
         const struct expert_file packed = expert_store_file(store, i);
         map_guard_add(worker, packed.data, packed.n_bytes, packed.fd, packed.path);
     }
@@ -145,6 +147,10 @@ static enum lm_status check_files(struct worker *worker, enum lm_status status,
     struct stat info;
     char place[64] = "";
     if (!map_guard_check(worker, &loss)) return status;
+    if (loss.replaced && status != LM_OK) return status; /* which knows the place */
+    if (loss.replaced)
+        return lm_fail(err, LM_E_IO, "%s: another model was written over the file while in use",
+                       loss.path);
     if (worker->config.store &&
         expert_store_find(worker->config.store, loss.fd, loss.offset, DISK_ALIGN, &key))
         snprintf(place, sizeof(place), " layer %u, expert %u:", key.layer, key.expert);

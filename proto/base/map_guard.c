@@ -7,12 +7,15 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "proto/base/file_identity.h"
+
 struct entry {
     const void *owner; /* NULL: free */
     uintptr_t begin;
     uint64_t n_bytes;
     int fd;
     const char *path;
+    struct file_identity identity;
     uint64_t lost_begin, lost_end; /* zeros are in between; equal: none */
 };
 
@@ -21,7 +24,6 @@ static struct entry table[MAP_GUARD_MAX]; /* under lock, as the next three */
 static size_t n_entry;                    /* used so far */
 static size_t n_guarded;
 static struct sigaction before;
-static atomic_size_t n_loss; /* entries with a loss, so that a check costs nothing without */
 
 static void take_lock(void)
 {
@@ -52,7 +54,6 @@ static bool lose_page_locked(uintptr_t address)
         return false;
     const uint64_t offset = page - entry->begin;
     const bool first = entry->lost_begin == entry->lost_end;
-    if (first) atomic_fetch_add(&n_loss, 1);
     if (first || offset < entry->lost_begin) entry->lost_begin = offset;
     if (first || offset + page_bytes > entry->lost_end) entry->lost_end = offset + page_bytes;
     return true;
@@ -70,12 +71,18 @@ static void handle(int number, siginfo_t *info, void *context)
 
 void map_guard_add(const void *owner, const void *data, uint64_t n_bytes, int fd, const char *path)
 {
+    const struct file_identity identity = file_identity_of(fd);
     take_lock();
     size_t i = 0;
     while (i < n_entry && table[i].owner)
         i++;
     if (i < MAP_GUARD_MAX) {
-        table[i] = (struct entry){owner, (uintptr_t)data, n_bytes, fd, path, 0, 0};
+        table[i] = (struct entry){.owner = owner,
+                                  .begin = (uintptr_t)data,
+                                  .n_bytes = n_bytes,
+                                  .fd = fd,
+                                  .path = path,
+                                  .identity = identity};
         if (i == n_entry) n_entry++;
         struct sigaction action = {.sa_sigaction = handle, .sa_flags = SA_SIGINFO};
         sigemptyset(&action.sa_mask);
@@ -84,40 +91,39 @@ void map_guard_add(const void *owner, const void *data, uint64_t n_bytes, int fd
     give_lock();
 }
 
-static void forget_loss_locked(struct entry *entry)
-{
-    if (entry->lost_begin == entry->lost_end) return;
-    entry->lost_begin = entry->lost_end = 0;
-    atomic_fetch_sub(&n_loss, 1);
-}
-
 void map_guard_remove(const void *owner)
 {
     take_lock();
     for (size_t i = 0; i < n_entry; i++) {
         if (table[i].owner != owner) continue;
-        forget_loss_locked(&table[i]);
         table[i].owner = NULL;
         if (!--n_guarded) sigaction(SIGBUS, &before, NULL);
     }
     give_lock();
 }
 
+/* Maps what was lost of an entry again. What cannot be stays lost: the next check says so again. */
+static void map_again_locked(struct entry *entry)
+{
+    void *const at = (void *)(entry->begin + entry->lost_begin);
+    if (mmap(at, entry->lost_end - entry->lost_begin, PROT_READ, MAP_PRIVATE | MAP_FIXED, entry->fd,
+             (off_t)entry->lost_begin) != MAP_FAILED)
+        entry->lost_begin = entry->lost_end = 0;
+}
+
 bool map_guard_check(const void *owner, struct map_loss *out)
 {
     bool any = false;
-    if (!atomic_load(&n_loss)) return false;
     take_lock();
     for (size_t i = 0; i < n_entry; i++) {
         struct entry *entry = &table[i];
-        if (entry->owner != owner || entry->lost_begin == entry->lost_end) continue;
-        *out = (struct map_loss){entry->path, entry->fd, entry->lost_begin};
+        if (entry->owner != owner) continue;
+        const bool lost = entry->lost_begin != entry->lost_end;
+        const bool replaced = !file_identity_holds(&entry->identity, entry->fd);
+        if (!lost && !replaced) continue;
         any = true;
-        /* What cannot be mapped again stays lost: then the next check says so once more. */
-        if (mmap((void *)(entry->begin + entry->lost_begin), entry->lost_end - entry->lost_begin,
-                 PROT_READ, MAP_PRIVATE | MAP_FIXED, entry->fd,
-                 (off_t)entry->lost_begin) != MAP_FAILED)
-            forget_loss_locked(entry);
+        *out = (struct map_loss){entry->path, entry->fd, !lost, entry->lost_begin};
+        if (lost) map_again_locked(entry);
     }
     give_lock();
     return any;

@@ -1,10 +1,11 @@
-/* Keeps a process alive when a file that it has mapped is cut off, or cannot be read any more.
+/* Keeps a process alive when a file that it has mapped is cut off, or cannot be read any more, and
+ * tells it when another has been written over the file.
  *
  * Such a page raises SIGBUS where it is touched, deep in a kernel, on any thread. Here zeros take
  * its place, so that whoever touched it goes on, and the loss is kept: who computed with the
  * mapping asks afterwards, and throws away what came of it.
  *
- *   mapped --touch of a page that is not there--> zeros --map_guard_check--> mapped again
+ *   mapped --touch of what is not there--> zeros --map_guard_check--> mapped again
  *
  * so that a file that is whole again is used again. Mappings that nobody guards raise SIGBUS as
  * ever: a writer must rather die than copy zeros.
@@ -28,9 +29,11 @@ void map_guard_remove(const void *owner); /* all of its mappings */
 struct map_loss {
     const char *path;
     int fd;
-    uint64_t offset; /* of a page */
+    bool replaced;   /* the file is another now (file_identity.h); else: */
+    uint64_t offset; /* of a page whose place zeros took */
 };
-/* Whether zeros took the place of anything of the owner's since the last check; out: of what. */
+/* Whether anything of the owner's may have been read wrongly since the last check; out: what. Costs
+ * a system call for each mapping. */
 bool map_guard_check(const void *owner, struct map_loss *out);
 
 #endif

@@ -10,8 +10,8 @@
 #define LEAN_WORKER_PAGER_DISK_ENGINE_H
 
 #include <pthread.h>
-#include <time.h>
 
+#include "proto/base/file_identity.h"
 #include "worker/pager/disk_reader.h"
 
 /* A run of bytes that is read by one call, or by several if one brings less. */
@@ -34,9 +34,7 @@ struct disk_piece {
 struct disk_file {
     int buffered_fd, direct_fd; /* direct_fd -1: not possible, or not wanted */
     bool owns_buffered;
-    bool regular;
-    struct timespec modified; /* under lock: when it had this head last */
-    uint64_t head;            /* checksum of its beginning */
+    struct file_identity identity; /* under lock */
 };
 
 struct disk_read_list {

@@ -199,33 +199,12 @@ static uint64_t checksum_of(const struct disk_read *read)
     return XXH3_64bits_digest(&state);
 }
 
-/* Another model that is copied over this one has its descriptor, and weights of a size that can be
- * read. What a file begins with tells them apart; the time of the last write, when to look. */
-static uint64_t head_of(const struct disk_file *file)
-{
-    char head[16384];
-    const ssize_t n = pread(file->buffered_fd, head, sizeof(head), 0);
-    return XXH3_64bits(head, n > 0 ? (size_t)n : 0);
-}
-
-static bool same_time(struct timespec a, struct timespec b)
-{
-    return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec;
-}
-
-/* After a read, so that it cannot have been of bytes that were written since. */
 static bool is_other_file(struct disk_reader *reader, struct disk_file *file)
 {
-    struct stat info;
-    if (!file->regular || fstat(file->buffered_fd, &info)) return false;
     pthread_mutex_lock(&reader->lock);
-    bool other = !same_time(file->modified, info.st_mtim);
-    if (other && head_of(file) == file->head) {
-        file->modified = info.st_mtim;
-        other = false;
-    }
+    const bool same = file_identity_holds(&file->identity, file->buffered_fd);
     pthread_mutex_unlock(&reader->lock);
-    return other;
+    return !same;
 }
 
 static void check_bytes(struct disk_reader *reader, struct disk_read *read)
@@ -394,12 +373,7 @@ static void open_file(const struct expert_file *file, enum disk_access access,
         posix_fadvise(out->buffered_fd, 0, 0, POSIX_FADV_RANDOM);
     else
         out->buffered_fd = file->fd;
-    struct stat info;
-    out->regular = fstat(out->buffered_fd, &info) == 0 && S_ISREG(info.st_mode);
-    if (out->regular) {
-        out->modified = info.st_mtim;
-        out->head = head_of(out);
-    }
+    out->identity = file_identity_of(out->buffered_fd);
 }
 
 static void close_files(struct disk_reader *reader)

@@ -529,7 +529,8 @@ static void test_a_file_replaced(void **state)
     size_t n_bytes;
     char *bytes = read_file(model, &n_bytes);
     snprintf(moved, sizeof(moved), "%s/moved", folder);
-    for (int i = 0; settings[i].files == model; i++) {
+    for (int i = 0; i < N_SETTING; i++) {
+        if (settings[i].files != model) continue;
         struct lm_error err;
         struct engine *engine = open_or_say(&settings[i]);
         if (!engine) continue;
@@ -541,7 +542,6 @@ static void test_a_file_replaced(void **state)
         bytes[100] ^= 1; /* of the metadata */
         write_file(model, bytes, n_bytes);
         assert_int_equal(ask_in_vain(engine, &settings[i], &err), LM_E_IO);
-        assert_non_null(strstr(err.message, ": layer "));
         assert_non_null(strstr(err.message, "another model was written over the file"));
         bytes[100] ^= 1;
         write_file(model, bytes, n_bytes);

@@ -9,7 +9,7 @@
 
 #include "proto/base/map_guard.h"
 
-enum { PAGE = 4096, N_PAGE = 4, N_BYTES = N_PAGE * PAGE };
+enum { PAGE = 4096, N_PAGE = 12, N_BYTES = N_PAGE * PAGE, CUT = 6 * PAGE };
 
 struct mapped {
     int fd;
@@ -48,25 +48,44 @@ static void test_a_loss_is_told_once_and_mended(void **state)
     guard(&a, a, "a");
     guard(&b, b, "b");
     assert_false(map_guard_check(&a, &loss));
-    assert_int_equal(ftruncate(a.fd, PAGE + 1), 0);
+    assert_int_equal(ftruncate(a.fd, CUT + 1), 0);
     assert_int_equal(a.data[0], 'x');
     assert_int_equal(a.data[N_BYTES - 1], 0);
-    assert_int_equal(a.data[2 * PAGE], 0);
+    assert_int_equal(a.data[CUT + PAGE], 0);
     assert_false(map_guard_check(&b, &loss));
     assert_true(map_guard_check(&a, &loss));
     assert_string_equal(loss.path, "a");
+    assert_false(loss.replaced);
     assert_int_equal(loss.fd, a.fd);
-    assert_int_equal(loss.offset, 2 * PAGE);
+    assert_int_equal(loss.offset, CUT + PAGE);
     assert_false(map_guard_check(&a, &loss));
-    assert_int_equal(a.data[3 * PAGE], 0); /* still not there */
+    assert_int_equal(a.data[9 * PAGE], 0); /* still not there */
     assert_true(map_guard_check(&a, &loss));
-    assert_int_equal(pwrite(a.fd, "yyy", 3, 3 * PAGE), 3);
-    assert_int_equal(a.data[3 * PAGE], 'y');
+    assert_int_equal(pwrite(a.fd, "yyy", 3, 9 * PAGE), 3);
+    assert_int_equal(a.data[9 * PAGE], 'y');
     assert_false(map_guard_check(&a, &loss));
     map_guard_remove(&a);
     map_guard_remove(&b);
     unmap_file(a);
     unmap_file(b);
+}
+
+/* The same beginning again makes it the same file again. */
+static void test_another_file_is_told_until_it_is_gone(void **state)
+{
+    (void)state;
+    struct map_loss loss;
+    const struct mapped a = map_file();
+    guard(&a, a, "a");
+    assert_int_equal(pwrite(a.fd, "y", 1, 100), 1);
+    for (int i = 0; i < 2; i++) {
+        assert_true(map_guard_check(&a, &loss));
+        assert_true(loss.replaced);
+    }
+    assert_int_equal(pwrite(a.fd, "x", 1, 100), 1);
+    assert_false(map_guard_check(&a, &loss));
+    map_guard_remove(&a);
+    unmap_file(a);
 }
 
 static int signal_of_child(void (*run)(void))
@@ -116,6 +135,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_loss_is_told_once_and_mended),
+        cmocka_unit_test(test_another_file_is_told_until_it_is_gone),
         cmocka_unit_test(test_what_is_not_guarded_dies),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
