@@ -87,14 +87,17 @@ bool api_code_retry(enum api_code code)
     return codes[code].retry;
 }
 
-/* A cut may have gone through the last character. */
-static void drop_partial_character(char *text)
+/* Cuts may have gone through characters, and what is quoted may be anything. */
+static void drop_broken_characters(char *text)
 {
-    size_t n = strlen(text), begin = n;
-    while (begin > 0 && n - begin < 3 && (text[begin - 1] & 0xc0) == 0x80)
-        begin--;
-    if (begin > 0 && text[begin - 1] & 0x80 && !utf8_decode(text + begin - 1, n - begin + 1, NULL))
-        text[begin - 1] = '\0';
+    const size_t n = strlen(text);
+    char *out = text;
+    for (size_t i = 0, length; i < n; i += length ? length : 1) {
+        length = utf8_decode(text + i, n - i, NULL);
+        memmove(out, text + i, length);
+        out += length;
+    }
+    *out = '\0';
 }
 
 bool api_fail(struct api_error *error, enum api_code code, const char *param, const char *format,
@@ -104,9 +107,10 @@ bool api_fail(struct api_error *error, enum api_code code, const char *param, co
     snprintf(error->param, sizeof(error->param), "%s", param ? param : "");
     va_list arguments;
     va_start(arguments, format);
-    const int n = vsnprintf(error->message, sizeof(error->message), format, arguments);
+    vsnprintf(error->message, sizeof(error->message), format, arguments);
     va_end(arguments);
-    if (n >= (int)sizeof(error->message)) drop_partial_character(error->message);
+    drop_broken_characters(error->message);
+    drop_broken_characters(error->param);
     return false;
 }
 

@@ -353,6 +353,8 @@ static void run_handler(struct http_exchange *exchange)
         http_reply_error(exchange, &error);
         return;
     }
+    if (config->on_request && exchange->route->generates)
+        config->on_request(config->context, exchange);
     exchange->admitted = false; /* the place is the handler's */
     exchange->route->handle(config->context, exchange);
 }

@@ -77,6 +77,8 @@ struct http_config {
     bool (*admit)(void *context);
     void (*unadmit)(void *context); /* the handler will not run */
     uint32_t (*retry_after_s)(void *context);
+    /* Before the handler of a route that generates, on its thread; or NULL. */
+    void (*on_request)(void *context, const struct http_exchange *exchange);
     /* Each request, once it is over; on the server's own thread, so it must not block. */
     void (*on_done)(void *context, const struct http_record *record);
 };

@@ -249,11 +249,15 @@ static const char *const state_names[] = {[SEQUENCE_QUEUED] = "queued",
 
 static void put_idle_slot(struct json_writer *out, const struct server *server, uint32_t id)
 {
+    static const char *const zeros[] = {"n_past",     "n_cached",          "n_prompt", "n_decoded",
+                                        "max_tokens", "tokens_per_second", "age_ms"};
     json_open(out, '{');
     put_key_int(out, "id", id);
     put_key_text(out, "state", "idle");
     put_key_text(out, "request_id", NULL);
     put_key_int(out, "n_ctx", server->n_ctx);
+    for (size_t i = 0; i < sizeof(zeros) / sizeof(zeros[0]); i++)
+        put_key_int(out, zeros[i], 0);
     json_close(out, '}');
 }
 
@@ -264,7 +268,11 @@ static void put_sequence(struct json_writer *out, const struct server *server,
 {
     const double now_s = log_now_s();
     json_open(out, '{');
-    if (position < 0) put_key_int(out, "id", id);
+    json_put_key(out, "id");
+    if (position < 0)
+        json_put_int(out, id);
+    else
+        json_put_null(out);
     put_key_text(out, "state", state_names[atomic_load(&seq->state)]);
     if (position >= 0) put_key_int(out, "position", position);
     put_key_text(out, "request_id", entry->request_id);

@@ -1,8 +1,13 @@
 #include "coordinator/server/server.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
 
 #include <json-c/json.h>
 
@@ -129,6 +134,25 @@ static enum metrics_counter rejection_of(enum api_code code)
     }
 }
 
+/* --log-prompts: the body of each request in a file of its own, named by time and request. */
+static void keep_prompt(void *context, const struct http_exchange *exchange)
+{
+    const struct server *server = context;
+    struct timespec now;
+    char *path;
+    size_t n;
+    const char *body = http_body(exchange, &n);
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (asprintf(&path, "%s/%lld.%03ld-%s.json", server->settings.log_prompts,
+                 (long long)now.tv_sec, now.tv_nsec / 1000000, http_request_id(exchange)) < 0)
+        return;
+    const int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (fd < 0 || write(fd, body, n) != (ssize_t)n)
+        log_warning("%s: a prompt could not be kept: %s", path, strerror(errno));
+    if (fd >= 0) close(fd);
+    free(path);
+}
+
 static void on_done(void *context, const struct http_record *record)
 {
     struct server *server = context;
@@ -176,6 +200,7 @@ static enum lm_status create_http(struct server *server, struct lm_error *err)
     config.admit = admit;
     config.unadmit = unadmit;
     config.retry_after_s = retry_after_s;
+    config.on_request = state->config.settings.log_prompts ? keep_prompt : NULL;
     config.on_done = on_done;
     if (status == LM_OK) status = http_server_create(&server->http, &config, err);
     free(cert);

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -415,12 +416,12 @@ class Sockets(unittest.TestCase):
     def test_tls(self):
         with tempfile.TemporaryDirectory() as folder:
             cert, key = os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
-            made = subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days",
-                                   "2", "-subj", "/CN=localhost", "-addext",
-                                   "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key,
-                                   "-out", cert], capture_output=True, check=False)
-            if made.returncode:
-                self.skipTest("openssl cannot make a certificate")
+            def make_certificate():
+                subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days",
+                                "2", "-subj", "/CN=localhost", "-addext",
+                                "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", key, "-out",
+                                cert], capture_output=True, check=True)
+            make_certificate()
             with serve.Server("--tls-cert", cert, "--tls-key", key, wait=False) as server:
                 line = os.read(server.ready_fd, 4096).decode()
                 port = int(re.fullmatch(r"ready https://127\.0\.0\.1:(\d+)\n", line)[1])
@@ -430,6 +431,14 @@ class Sockets(unittest.TestCase):
                                    json.dumps({"prompt": "once", "max_tokens": 3, "stream": True}))
                 self.assertTrue(connection.getresponse().read().endswith(b"data: [DONE]\n\n"))
                 self.assertIn(connection.sock.version(), ("TLSv1.2", "TLSv1.3"))
+                # a new certificate is for new connections
+                before = ssl.get_server_certificate(("127.0.0.1", port))
+                make_certificate()
+                server.process.send_signal(signal.SIGHUP)
+                wait_for(lambda: ssl.get_server_certificate(("127.0.0.1", port)) != before,
+                         "the new certificate")
+                connection.request("GET", "/health")
+                self.assertEqual(connection.getresponse().status, 200)
                 connection.close()
                 old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
                 old.check_hostname, old.verify_mode = False, ssl.CERT_NONE

@@ -185,6 +185,19 @@ class Process(unittest.TestCase):
         os.close(reader)
         os.close(writer)
 
+    def test_prompts_are_kept_where_that_is_asked_for(self):
+        with serve.Server("--log-prompts", self.folder, model=serve.TINY) as server:
+            body = {"prompt": "something private", "max_tokens": 1}
+            self.assertEqual(server.post("/v1/completions", body,
+                                         headers={"X-Request-Id": "kept"}).status, 200)
+            server.get("/v1/models")
+            name, = os.listdir(self.folder)
+            self.assertRegex(name, r"^\d+\.\d{3}-kept\.json$")
+            self.assertEqual(os.stat(self.path(name)).st_mode & 0o777, 0o600)
+            with open(self.path(name)) as file:
+                self.assertEqual(json.load(file), body)
+            self.assertNotIn("private", server.log())
+
     def test_other_machines_and_no_key(self):
         for options, warns in ((("--listen", "0.0.0.0:0"), True), ((), False),
                                (("--listen", "0.0.0.0:0", "--api-key", "k"), False)):
