@@ -394,23 +394,23 @@ static void enqueue(struct http_exchange *exchange)
 
 /* ---- libmicrohttpd's calls ---- */
 
-/* Gives the answer to the library if there is one, else lets the connection wait for it. */
+/* Gives the answer to the library if there is one, else lets the connection wait for it. The
+ * library locks a response while it reads a stream from us, so it gets none with our lock held. */
 static enum MHD_Result give_answer(struct http_exchange *exchange)
 {
-    enum MHD_Result result = MHD_YES;
     pthread_mutex_lock(&exchange->lock);
     struct MHD_Response *response = exchange->response;
+    const bool dead = exchange->dead;
+    const unsigned status = (unsigned)exchange->status;
     exchange->response = NULL;
-    if (exchange->dead) {
-        result = MHD_NO;
-    } else if (response) {
-        result = MHD_queue_response(exchange->connection, (unsigned)exchange->status, response);
-    } else {
+    if (!dead && !response) {
         exchange->suspended = true;
         MHD_suspend_connection(exchange->connection);
     }
-    if (response) MHD_destroy_response(response);
     pthread_mutex_unlock(&exchange->lock);
+    enum MHD_Result result = dead ? MHD_NO : MHD_YES;
+    if (!dead && response) result = MHD_queue_response(exchange->connection, status, response);
+    if (response) MHD_destroy_response(response);
     return result;
 }
 

@@ -111,26 +111,25 @@ static bool reply(struct http_exchange *exchange, int status, enum api_code code
                   struct MHD_Response *response)
 {
     pthread_mutex_lock(&exchange->lock);
-    if (exchange->streaming) {
-        pthread_mutex_unlock(&exchange->lock);
-        if (response) MHD_destroy_response(response);
-        return false;
-    }
-    assert(!exchange->answered);
-    exchange->answered = true;
-    exchange->ping_s = 0;
-    exchange->status = status;
-    exchange->code = code;
-    if (response && exchange->connection && !exchange->dead) {
-        exchange->response = response;
-        exchange_resume_locked(exchange);
-    } else {
-        if (response) MHD_destroy_response(response);
-        if (!exchange->dead) exchange_kill_locked(exchange);
+    const bool begun = exchange->streaming;
+    if (!begun) {
+        assert(!exchange->answered);
+        exchange->answered = true;
+        exchange->ping_s = 0;
+        exchange->status = status;
+        exchange->code = code;
+        if (response && exchange->connection && !exchange->dead) {
+            exchange->response = response;
+            response = NULL;
+            exchange_resume_locked(exchange);
+        } else if (!exchange->dead) {
+            exchange_kill_locked(exchange);
+        }
     }
     pthread_mutex_unlock(&exchange->lock);
-    drop_answerer(exchange);
-    return true;
+    if (response) MHD_destroy_response(response);
+    if (!begun) drop_answerer(exchange);
+    return !begun;
 }
 
 void http_reply(struct http_exchange *exchange, int status, const char *content_type,
