@@ -143,8 +143,8 @@ enum http_close { HTTP_CLIENT_LEFT, HTTP_SLOW_CLIENT, HTTP_TIMEOUT, HTTP_SHUTDOW
  * thread of the server, if the exchange has to end before it was answered in full. After
  * HTTP_CLIENT_LEFT and HTTP_SLOW_CLIENT nothing that is written goes anywhere. After HTTP_TIMEOUT
  * and HTTP_SHUTDOWN whoever answers does so at once, with API_REQUEST_TIMEOUT or
- * API_SHUTTING_DOWN as the reply or, in a stream, as its last event; the connection is cut a few
- * seconds later. */
+ * API_SHUTTING_DOWN as the reply or, in a stream, as its last event; a second later the server does
+ * it itself, and what is answered afterwards goes nowhere. */
 void http_on_closed(struct http_exchange *exchange,
                     void (*on_closed)(void *context, enum http_close reason), void *context);
 void http_release(struct http_exchange *exchange);

@@ -74,6 +74,7 @@ struct http_exchange {
     struct MHD_Response *response; /* the answer, not yet with libmicrohttpd */
     int status;
     bool answered, streaming, ended;
+    bool taken_over;            /* the monitor answered, because whoever had to did not in time */
     bool dead;                  /* nothing goes out any more */
     struct byte_buffer waiting; /* output of a stream, from n_taken on */
     size_t n_taken;
@@ -92,7 +93,7 @@ struct http_exchange {
     void *on_closed_context;
     bool in_on_closed;
     pthread_t on_closed_thread;
-    double cut_s; /* when the connection is cut; 0: not at all */
+    double cut_s; /* when the monitor answers instead; 0: not at all */
 };
 
 struct lingering {
@@ -150,6 +151,9 @@ void exchange_kill_locked(struct http_exchange *exchange);
 struct MHD_Response *exchange_make_response(struct http_exchange *exchange,
                                             const char *content_type, const char *body, size_t n);
 void exchange_begin_stream_locked(struct http_exchange *exchange);
+/* Ends the answer with an error: as a whole, or as the last event of a stream. Whatever is answered
+ * later goes nowhere. */
+void exchange_take_over(struct http_exchange *exchange, const struct api_error *error);
 /* To a stream's output. */
 void exchange_write_locked(struct http_exchange *exchange, const char *bytes, size_t n);
 /* An error as a whole response with its head, for a connection that libmicrohttpd will not answer

@@ -16,7 +16,7 @@ enum {
     FIRST_SERIAL = 1 << 20, /* epoll's numbers below are the wake-up (0) and the listeners */
 };
 
-static const double cut_after_s = 3, linger_s = 2, accept_pause_s = 0.1;
+static const double cut_after_s = 1, linger_s = 2, accept_pause_s = 0.1;
 
 void http_monitor_wake(struct http_server *http)
 {
@@ -168,12 +168,46 @@ static void check_time_locked(struct http_exchange *exchange, double now_s)
     if (exchange->held && !exchange->answered && config->request_timeout_s > 0 &&
         now_s - exchange->accepted_s > config->request_timeout_s)
         http_monitor_close_locked(exchange, HTTP_TIMEOUT);
-    if (exchange->cut_s && now_s >= exchange->cut_s && exchange->connection && !exchange->dead)
-        exchange_kill_locked(exchange);
     if (exchange->ping_s > 0 && now_s - exchange->last_s >= exchange->ping_s) {
         exchange_begin_stream_locked(exchange);
         exchange_write_locked(exchange, exchange->ping, strlen(exchange->ping));
     }
+}
+
+/* Whether whoever had to answer was told that time is up, and did not. */
+static bool is_overdue_locked(const struct http_exchange *exchange, double now_s)
+{
+    return exchange->held && exchange->cut_s && now_s >= exchange->cut_s && !exchange->answered &&
+           !exchange->dead;
+}
+
+/* Answers in place of those who are late: the step that they wait for is long. */
+static void take_over_overdue(struct http_server *http, double now_s)
+{
+    struct http_exchange *found;
+    do {
+        found = NULL;
+        pthread_mutex_lock(&http->lock);
+        struct http_exchange *exchange = http->exchanges;
+        for (; exchange && !found; exchange = exchange->next) {
+            pthread_mutex_lock(&exchange->lock);
+            if (is_overdue_locked(exchange, now_s)) {
+                atomic_fetch_add(&exchange->n_ref, 1);
+                found = exchange;
+            }
+            pthread_mutex_unlock(&exchange->lock);
+        }
+        pthread_mutex_unlock(&http->lock);
+        if (found) {
+            struct api_error error;
+            if (found->reason == HTTP_TIMEOUT)
+                api_fail(&error, API_REQUEST_TIMEOUT, NULL, "The request took too long.");
+            else
+                api_fail(&error, API_SHUTTING_DOWN, NULL, "The server is shutting down.");
+            exchange_take_over(found, &error);
+            exchange_unref(found);
+        }
+    } while (found);
 }
 
 /* The next exchange whose on_closed is due, referenced; NULL: none. Checks the time of all. */
@@ -342,6 +376,7 @@ static void *run_monitor(void *context)
             handle_event(http, events[i].data.u64, &pause_until_s);
         if (pause_until_s && now_s >= pause_until_s) pause_until_s = 0;
         report_closed(http, now_s);
+        take_over_overdue(http, now_s);
         bury_finished(http);
         drain_lingering(http, now_s);
         nudge_half_closed(http);

@@ -106,25 +106,32 @@ void http_add_header(struct http_exchange *exchange, const char *name, const cha
     pthread_mutex_unlock(&exchange->lock);
 }
 
+/* Gives the answer to the connection, or back if it cannot be given. */
+static struct MHD_Response *answer_locked(struct http_exchange *exchange, int status,
+                                          enum api_code code, struct MHD_Response *response)
+{
+    exchange->answered = true;
+    exchange->ping_s = 0;
+    exchange->status = status;
+    exchange->code = code;
+    if (response && exchange->connection && !exchange->dead) {
+        exchange->response = response;
+        exchange_resume_locked(exchange);
+        return NULL;
+    }
+    if (!exchange->dead) exchange_kill_locked(exchange);
+    return response;
+}
+
 /* Takes the response over. False: the answer has begun already, as a stream. */
 static bool reply(struct http_exchange *exchange, int status, enum api_code code,
                   struct MHD_Response *response)
 {
     pthread_mutex_lock(&exchange->lock);
-    const bool begun = exchange->streaming;
-    if (!begun) {
+    const bool begun = exchange->streaming && !exchange->taken_over;
+    if (!begun && !exchange->taken_over) {
         assert(!exchange->answered);
-        exchange->answered = true;
-        exchange->ping_s = 0;
-        exchange->status = status;
-        exchange->code = code;
-        if (response && exchange->connection && !exchange->dead) {
-            exchange->response = response;
-            response = NULL;
-            exchange_resume_locked(exchange);
-        } else if (!exchange->dead) {
-            exchange_kill_locked(exchange);
-        }
+        response = answer_locked(exchange, status, code, response);
     }
     pthread_mutex_unlock(&exchange->lock);
     if (response) MHD_destroy_response(response);
@@ -162,18 +169,56 @@ static void add_error_headers(const struct http_server *http, enum api_code code
         MHD_add_response_header(response, "WWW-Authenticate", "Bearer");
 }
 
-bool http_reply_error(struct http_exchange *exchange, const struct api_error *error)
+static bool is_anthropic(const struct http_exchange *exchange)
 {
-    const bool anthropic = exchange->route && exchange->route->dialect == HTTP_ANTHROPIC;
-    const int status =
-        anthropic ? api_code_anthropic_status(error->code) : api_code_status(error->code);
+    return exchange->route && exchange->route->dialect == HTTP_ANTHROPIC;
+}
+
+static int error_status(const struct http_exchange *exchange, enum api_code code)
+{
+    return is_anthropic(exchange) ? api_code_anthropic_status(code) : api_code_status(code);
+}
+
+/* NULL: no memory. */
+static struct MHD_Response *make_error_response(struct http_exchange *exchange,
+                                                const struct api_error *error)
+{
     struct byte_buffer body = {0};
-    api_error_write(&body, error, anthropic, exchange->request_id);
+    api_error_write(&body, error, is_anthropic(exchange), exchange->request_id);
     struct MHD_Response *response =
         exchange_make_response(exchange, "application/json", body.data, body.n);
     byte_buffer_free(&body);
     if (response) add_error_headers(exchange->http, error->code, response);
-    return reply(exchange, status, error->code, response);
+    return response;
+}
+
+bool http_reply_error(struct http_exchange *exchange, const struct api_error *error)
+{
+    return reply(exchange, error_status(exchange, error->code), error->code,
+                 make_error_response(exchange, error));
+}
+
+void exchange_take_over(struct http_exchange *exchange, const struct api_error *error)
+{
+    struct byte_buffer event = {0};
+    struct MHD_Response *response = make_error_response(exchange, error);
+    byte_buffer_put_text(&event, is_anthropic(exchange) ? "event: error\ndata: " : "data: ");
+    api_error_write(&event, error, is_anthropic(exchange), NULL);
+    byte_buffer_put_text(&event, "\n\n");
+    pthread_mutex_lock(&exchange->lock);
+    if (exchange->streaming && !exchange->ended) {
+        exchange_write_locked(exchange, event.data, event.n);
+        exchange->ended = exchange->answered = exchange->taken_over = true;
+        exchange->ping_s = 0;
+        exchange_resume_locked(exchange);
+    } else if (!exchange->answered) {
+        exchange->taken_over = true;
+        response =
+            answer_locked(exchange, error_status(exchange, error->code), error->code, response);
+    }
+    pthread_mutex_unlock(&exchange->lock);
+    if (response) MHD_destroy_response(response);
+    byte_buffer_free(&event);
 }
 
 /* ---- streams ---- */
@@ -260,16 +305,17 @@ void http_stream_ping(struct http_exchange *exchange, double interval_s, const c
 void http_stream_begin(struct http_exchange *exchange)
 {
     pthread_mutex_lock(&exchange->lock);
-    exchange_begin_stream_locked(exchange);
+    if (!exchange->taken_over) exchange_begin_stream_locked(exchange);
     pthread_mutex_unlock(&exchange->lock);
 }
 
 bool http_stream_write(struct http_exchange *exchange, const char *bytes, size_t n)
 {
     pthread_mutex_lock(&exchange->lock);
-    assert(exchange->streaming && !exchange->ended);
-    exchange_write_locked(exchange, bytes, n);
-    const bool alive = !exchange->dead;
+    const bool taken_over = exchange->taken_over;
+    assert(taken_over || (exchange->streaming && !exchange->ended));
+    if (!taken_over) exchange_write_locked(exchange, bytes, n);
+    const bool alive = !exchange->dead && !taken_over;
     pthread_mutex_unlock(&exchange->lock);
     return alive;
 }
@@ -277,10 +323,12 @@ bool http_stream_write(struct http_exchange *exchange, const char *bytes, size_t
 void http_stream_end(struct http_exchange *exchange)
 {
     pthread_mutex_lock(&exchange->lock);
-    assert(exchange->streaming && !exchange->ended);
-    exchange->ended = exchange->answered = true;
-    exchange->ping_s = 0;
-    exchange_resume_locked(exchange);
+    assert(exchange->taken_over || (exchange->streaming && !exchange->ended));
+    if (!exchange->taken_over) {
+        exchange->ended = exchange->answered = true;
+        exchange->ping_s = 0;
+        exchange_resume_locked(exchange);
+    }
     pthread_mutex_unlock(&exchange->lock);
     drop_answerer(exchange);
 }

@@ -278,7 +278,7 @@ class Sizes(serve_class("--max-body", "1M", model=serve.TINY)):
             self.assertEqual(serve.Answer(connection.getresponse()).status, 200)
 
 
-class Times(serve_class("--body-timeout", "0.5", "--request-timeout", "0.4", "--kernels", "ref")):
+class Times(serve_class("--body-timeout", "0.5", "--request-timeout", "1s", "--kernels", "ref")):
     def test_a_body_that_does_not_come(self):
         start = time.monotonic()
         data = self.raw(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
@@ -286,7 +286,7 @@ class Times(serve_class("--body-timeout", "0.5", "--request-timeout", "0.4", "--
         self.assertIn(b" 408 ", data.split(b"\r\n")[0])
         self.assertIn(b'"code":"body_timeout"', data)
         self.assertGreater(time.monotonic() - start, 0.4)
-        self.assertEqual(self.server.metric("lean_requests_waiting"), 0)
+        self.server.wait_idle(20)
 
     def test_a_body_that_comes_slowly_is_fine(self):
         body = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
@@ -408,9 +408,8 @@ class Sockets(unittest.TestCase):
                 data = json.dumps(body).encode()
                 connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
                                    b"Content-Length: %d\r\n\r\n%s" % (len(data), data))
-                wait_for(lambda: server.metric("lean_requests_running"), "the request")
-                wait_for(lambda: not server.metric("lean_requests_running"), "its end", 60)
-            self.assertGreater(server.metric("lean_requests_finished_total", reason="abort"), 0)
+                wait_for(lambda: server.metric("lean_requests_finished_total", reason="abort"),
+                         "its end", 60)
             wait_for(lambda: " 499 " in server.log(), "the log")
 
     def test_tls(self):

@@ -434,6 +434,31 @@ static void time_is_up(void **state)
     assert_has(hear(fd), "HTTP/1.1 504 ");
 }
 
+static void who_is_late_is_answered_for(void **state)
+{
+    (void)state;
+    for (int streaming = 0; streaming < 2; streaming++) {
+        const int fd = dial();
+        struct api_error error;
+        say(fd, "POST", streaming ? "/hold-messages" : "/hold", "x");
+        struct http_exchange *exchange = take_held();
+        if (streaming) http_stream_begin(exchange);
+        WAIT_FOR(atomic_exchange(&fixture->reason, 0) == HTTP_TIMEOUT + 1);
+        char *text = hear(fd);
+        if (streaming) {
+            assert_has(text, "event: error\ndata: {\"type\":\"error\",");
+            assert_false(http_stream_write(exchange, "data: x\n\n", 9));
+            http_stream_end(exchange);
+        } else {
+            assert_has(text, "HTTP/1.1 504 ");
+            api_fail(&error, API_REQUEST_TIMEOUT, NULL, "The request took too long.");
+            assert_true(http_reply_error(exchange, &error));
+        }
+        http_release(exchange);
+    }
+    WAIT_FOR(atomic_load(&fixture->n_done) == 2);
+}
+
 static void shutting_down_cuts_what_is_left(void **state)
 {
     (void)state;
@@ -498,6 +523,8 @@ int main(void)
         TEST(places_are_given_back),
         TEST(states),
         cmocka_unit_test_prestate_setup_teardown(time_is_up, set_up, tear_down, &timed),
+        cmocka_unit_test_prestate_setup_teardown(who_is_late_is_answered_for, set_up, tear_down,
+                                                 &timed),
         TEST(shutting_down_cuts_what_is_left),
         TEST(a_crowd),
     };
