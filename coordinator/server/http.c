@@ -18,7 +18,7 @@
 #include "proto/base/log.h"
 
 enum {
-    POOL_BYTES = 128 << 10, /* of a connection: headers of the size we allow, and their index */
+    POOL_BYTES = 80 << 10, /* of a connection: headers of the size we allow, and their index */
     IDLE_TIMEOUT_S = 900,   /* of a connection that says nothing */
     RESERVED_FILES = 64     /* descriptors that are not connections */
 };
