@@ -1,7 +1,11 @@
 #include "coordinator/server/chat_request.h"
 
+#include <json-c/json.h>
+#include <string.h>
+
 #include "coordinator/server/format_fields.h"
 #include "coordinator/server/generation.h"
+#include "coordinator/server/grammar_cache.h"
 #include "coordinator/server/server.h"
 #include "coordinator/text/tool_grammar.h"
 
@@ -18,6 +22,8 @@ static bool read_logprobs(struct generation *generation, struct chat_fields *fie
     return true;
 }
 
+enum { TOOL_GRAMMARS = 1 << 16 /* of all kinds of sources of grammars, those of tools */ };
+
 /* What the answer is held to: the format that is asked for, and the syntax of tool calls. */
 static bool read_constraints(struct generation *generation, const struct chat_fields *fields,
                              const struct field_reader *reader)
@@ -30,11 +36,19 @@ static bool read_constraints(struct generation *generation, const struct chat_fi
     if (tool->required && generation->grammar)
         return field_fail(reader, API_INVALID_VALUE, "tool_choice",
                           "must be auto or none where the answer has a format");
-    const enum lm_status status = tool_grammar_build(
-        tool->required ? &generation->grammar : &generation->call_grammar, tool->format,
-        tool->callable, tool->required ? TOOL_GRAMMAR_ANSWER : TOOL_GRAMMAR_CALL, tool->parallel,
-        &err);
-    return status == LM_OK || format_fail(reader, "tools", &err, true);
+    const enum tool_grammar_scope scope = tool->required ? TOOL_GRAMMAR_ANSWER : TOOL_GRAMMAR_CALL;
+    struct grammar **out = tool->required ? &generation->grammar : &generation->call_grammar;
+    struct grammar_cache *cache = generation->server->grammars;
+    const char *text = json_object_to_json_string_ext(tool->callable, JSON_C_TO_STRING_PLAIN);
+    const uint64_t kind = TOOL_GRAMMARS | (uint64_t)tool->format << 2 |
+                          (uint64_t)(scope == TOOL_GRAMMAR_ANSWER) << 1 | tool->parallel;
+    const struct grammar_key key = grammar_cache_key(cache, kind, text, strlen(text));
+    *out = grammar_cache_find(cache, key);
+    if (*out) return true;
+    if (tool_grammar_build(out, tool->format, tool->callable, scope, tool->parallel, &err) != LM_OK)
+        return format_fail(reader, "tools", &err, true);
+    grammar_cache_add(cache, key, *out);
+    return true;
 }
 
 /* The prompt's parts move into the generation. */

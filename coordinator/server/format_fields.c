@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "coordinator/grammar/grammar.h"
+#include "coordinator/server/grammar_cache.h"
 #include "coordinator/server/metrics.h"
 #include "coordinator/server/server.h"
 #include "proto/base/log.h"
@@ -52,42 +53,70 @@ static bool note_given(struct format *format, const struct field_reader *reader,
     return true;
 }
 
-/* schema: NULL is any object. */
-static bool use_schema(struct format *format, const struct field_reader *reader, const char *name,
-                       struct json_object *schema)
+enum form { FORM_SCHEMA, FORM_PRETTY_SCHEMA, FORM_CHOICE, FORM_REGEX, FORM_GBNF };
+
+static enum lm_status make(struct grammar **out, enum form form, struct json_object *value,
+                           const char *text, size_t n, struct lm_error *err)
 {
+    switch (form) {
+    case FORM_CHOICE:
+        return grammar_from_choice(out, value, err);
+    case FORM_REGEX:
+        return grammar_from_regex(out, text, n, err);
+    case FORM_GBNF:
+        return grammar_from_gbnf(out, text, n, err);
+    default:
+        return grammar_from_schema(out, value, form == FORM_PRETTY_SCHEMA, err);
+    }
+}
+
+/* The grammar of a text, or of a JSON value with its text; kept from an earlier request if it can
+ * be. */
+static bool compile(struct format *format, const struct field_reader *reader, const char *name,
+                    enum form form, struct json_object *value, const char *text, size_t n)
+{
+    const struct server *server = format->server;
+    const struct grammar_key key = grammar_cache_key(server->grammars, form, text, n);
+    const double start_s = log_now_s();
     struct lm_error err;
-    if (schema && !json_object_is_type(schema, json_type_object) &&
-        !json_object_is_type(schema, json_type_boolean))
-        return field_refuse(reader, API_INVALID_TYPE, name, "a JSON schema", schema);
-    if (schema && !check_size(reader, name, strlen(json_object_to_json_string(schema))))
-        return false;
-    return grammar_from_schema(&format->grammar, schema, format->server->settings.json_pretty,
-                               &err) == LM_OK ||
-           format_fail(reader, name, &err, true);
+    if (!check_size(reader, name, n)) return false;
+    format->grammar = grammar_cache_find(server->grammars, key);
+    if (format->grammar) return true;
+    if (make(&format->grammar, form, value, text, n, &err) != LM_OK)
+        return format_fail(reader, name, &err, form <= FORM_PRETTY_SCHEMA);
+    grammar_cache_add(server->grammars, key, format->grammar);
+    metrics_observe(server->metrics, METRICS_GRAMMAR_COMPILE, log_now_s() - start_s);
+    return true;
+}
+
+/* value: NULL is any object. */
+static bool use_schema(struct format *format, const struct field_reader *reader, const char *name,
+                       struct json_object *value)
+{
+    const bool pretty = format->server->settings.json_pretty;
+    const char *text = json_object_to_json_string_ext(value, JSON_C_TO_STRING_PLAIN);
+    if (value && !json_object_is_type(value, json_type_object) &&
+        !json_object_is_type(value, json_type_boolean))
+        return field_refuse(reader, API_INVALID_TYPE, name, "a JSON schema", value);
+    return compile(format, reader, name, pretty ? FORM_PRETTY_SCHEMA : FORM_SCHEMA, value, text,
+                   strlen(text));
 }
 
 static bool use_text(struct format *format, const struct field_reader *reader, const char *name,
-                     bool is_regex)
+                     enum form form)
 {
-    struct lm_error err;
     const char *text = NULL;
     size_t n = 0;
-    if (!field_string(reader, name, &text, &n) || !check_size(reader, name, n)) return false;
-    const enum lm_status status = is_regex ? grammar_from_regex(&format->grammar, text, n, &err)
-                                           : grammar_from_gbnf(&format->grammar, text, n, &err);
-    return status == LM_OK || format_fail(reader, name, &err, false);
+    return field_string(reader, name, &text, &n) &&
+           compile(format, reader, name, form, NULL, text, n);
 }
 
 static bool use_choice(struct format *format, const struct field_reader *reader, const char *name)
 {
     struct json_object *choices = NULL;
-    struct lm_error err;
-    if (!field_array(reader, name, FORMAT_BYTES_MAX, &choices) ||
-        !check_size(reader, name, strlen(json_object_to_json_string(choices))))
-        return false;
-    return grammar_from_choice(&format->grammar, choices, &err) == LM_OK ||
-           format_fail(reader, name, &err, false);
+    if (!field_array(reader, name, FORMAT_BYTES_MAX, &choices)) return false;
+    const char *text = json_object_to_json_string_ext(choices, JSON_C_TO_STRING_PLAIN);
+    return compile(format, reader, name, FORM_CHOICE, choices, text, strlen(text));
 }
 
 static bool read_response_format(struct format *format)
@@ -134,7 +163,7 @@ static bool read_structured(struct format *format)
                           "must have one of json, regex, choice and grammar");
     if (!strcmp(form, "json")) return use_schema(format, &reader, form, field_get(&reader, form));
     if (!strcmp(form, "choice")) return use_choice(format, &reader, form);
-    return use_text(format, &reader, form, !strcmp(form, "regex"));
+    return use_text(format, &reader, form, strcmp(form, "regex") ? FORM_GBNF : FORM_REGEX);
 }
 
 static bool read_top_level(struct format *format)
@@ -144,19 +173,16 @@ static bool read_top_level(struct format *format)
     if (schema && (!note_given(format, reader, "json_schema") ||
                    !use_schema(format, reader, "json_schema", schema)))
         return false;
-    return !field_get(reader, "grammar") ||
-           (note_given(format, reader, "grammar") && use_text(format, reader, "grammar", false));
+    return !field_get(reader, "grammar") || (note_given(format, reader, "grammar") &&
+                                             use_text(format, reader, "grammar", FORM_GBNF));
 }
 
 bool format_fields_read(struct grammar **out, const struct field_reader *reader,
                         const struct server *server)
 {
     struct format format = {.reader = reader, .server = server};
-    const double start_s = log_now_s();
     const bool good =
         read_response_format(&format) && read_structured(&format) && read_top_level(&format);
-    if (format.grammar)
-        metrics_observe(server->metrics, METRICS_GRAMMAR_COMPILE, log_now_s() - start_s);
     if (!good) {
         grammar_unref(format.grammar);
         return false;

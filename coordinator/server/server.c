@@ -16,6 +16,7 @@
 #include "coordinator/server/chat.h"
 #include "coordinator/server/completions.h"
 #include "coordinator/server/expert_map.h"
+#include "coordinator/server/grammar_cache.h"
 #include "coordinator/server/keys.h"
 #include "coordinator/server/messages.h"
 #include "coordinator/server/metrics.h"
@@ -31,7 +32,7 @@
 #include "proto/base/read_all.h"
 #include "proto/gguf/gguf.h"
 
-enum { MAX_PEM_BYTES = 1 << 20 };
+enum { MAX_PEM_BYTES = 1 << 20, GRAMMARS_MAX = 256 };
 
 /* ---- routes ---- */
 
@@ -292,6 +293,8 @@ enum lm_status server_begin(struct server *server, const char *template_source,
 {
     enum lm_status status = compile_template(server, template_source, err);
     if (status == LM_OK) status = token_trie_create(&server->trie, server->tokenizer, err);
+    if (status == LM_OK)
+        status = grammar_cache_create(&server->grammars, GRAMMARS_MAX, server->cache_secret, err);
     if (status != LM_OK) return status;
     weight_census_take(&server->state->census, server->file, server->hp);
     name_quantization(server->state);
@@ -434,6 +437,7 @@ void server_destroy(struct server *server)
     keys_destroy(state->keys);
     metrics_destroy(server->metrics);
     inflight_fini(&server->inflight);
+    grammar_cache_destroy(server->grammars);
     token_trie_destroy(server->trie);
     chat_template_destroy(server->chat_template);
     free(server->template_source);

@@ -24,6 +24,7 @@
 struct chat_template;
 struct expert_map;
 struct gguf_file;
+struct grammar_cache;
 struct hparams;
 struct json_object; /* json-c */
 struct metrics;
@@ -85,6 +86,7 @@ struct server {
 
     /* set by server_begin */
     struct token_trie *trie;
+    struct grammar_cache *grammars;
     struct chat_template *chat_template; /* NULL: it has none */
     char *template_source;               /* NUL-terminated; NULL: none */
     size_t n_template_source;
