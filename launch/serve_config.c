@@ -87,6 +87,7 @@ static struct server_settings settings_of(const struct options *options)
         .reasoning_budget_message = options_string(options, "reasoning-budget-message"),
         .tool_format = options_string(options, "tool-format"),
         .tool_constraint = option_is(options, "tool-constraint", "lazy"),
+        .by_priority = option_is(options, "scheduling", "priority"),
         .json_pretty = option_is(options, "json-whitespace", "pretty"),
         .trust_message_specials = options_flag(options, "trust-message-specials"),
         .log_prompts = options_string(options, "log-prompts"),

@@ -21,6 +21,8 @@ const struct option_spec options_serve[] = {
              "for that reason"},
     {"queue-timeout", 0, OPTION_TIME, "TIME", .def = "0s", .key = "serve.queue_timeout",
      .help = "longest wait for a slot; 0: any"},
+    {"scheduling", 0, OPTION_ENUM, "fifo|priority", .def = "fifo",
+     .help = "who waits less: who came first, or whose `priority` is lower"},
     {"request-timeout", 0, OPTION_TIME, "TIME", .def = "0s", .key = "serve.request_timeout",
      .help = "longest time of a request; 0: any"},
     {"drain-timeout", 0, OPTION_TIME, "TIME", .def = "30s", .key = "serve.drain_timeout",

@@ -558,7 +558,7 @@ static bool init_choice(struct generation *generation, size_t index, struct api_
         .n_turn = prompt->n_turn,
         .cache_key = fields->cache_key,
         .no_cache = !fields->cache_prompt,
-        .priority = (int32_t)fields->priority,
+        .priority = server->settings.by_priority ? (int32_t)fields->priority : 0,
         .on_prompt_token = generation->wants_prompt_tokens ? on_prompt_token : NULL,
         .n_prompt_logprob = fields->sampling.n_logprob,
         .on_token = on_token,

@@ -41,6 +41,7 @@ struct server_settings {
     const char *repository; /* where the weights came from, "Qwen/Qwen3-30B-A3B", or NULL */
     bool strict_model;      /* other names are an error */
 
+    bool by_priority;               /* requests with a lower `priority` wait less */
     uint32_t max_n, max_logprobs;   /* bounds of n, logprobs and top_logprobs */
     int64_t completions_max_tokens; /* default of /v1/completions; -1: to the context's end */
     int64_t max_tokens;             /* default of the others; -1 */
