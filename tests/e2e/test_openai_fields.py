@@ -1,5 +1,7 @@
 """The fields of /v1/completions and /v1/chat/completions: what is taken, what is refused and how."""
 import json
+import threading
+import time
 import unittest
 
 import serve
@@ -255,6 +257,30 @@ class Fields(unittest.TestCase):
         self.assertEqual(cut["prompt_token_ids"], ids[-5:])
         cut = self.server.complete([ids * 2], truncate_prompt_tokens=-1, max_tokens=3)
         self.assertEqual(cut["usage"]["prompt_tokens"], 1023)
+
+
+class Priorities(unittest.TestCase):
+    def test_who_goes_first(self):
+        """`priority` orders those that wait, where the server was told so."""
+        for options, expected in ((["--scheduling", "priority"], ["second", "first"]),
+                                  ([], ["first", "second"])):
+            with serve.Server("--parallel", 1, "--threads", 1, *options) as server:
+                holder = server.begin("/v1/completions", {"prompt": "a", "max_tokens": 1000,
+                                                          "ignore_eos": True})
+                ended, threads = [], []
+                for i, (name, priority) in enumerate((("first", 5), ("second", -5))):
+                    def run(name=name, priority=priority):
+                        server.complete(name, priority=priority, max_tokens=200, ignore_eos=True)
+                        ended.append(name)
+                    threads.append(threading.Thread(target=run))
+                    threads[-1].start()
+                    end = time.monotonic() + 10
+                    while server.metric("lean_requests_waiting") != i + 1:
+                        self.assertLess(time.monotonic(), end, "nobody waits")
+                holder.close()
+                for thread in threads:
+                    thread.join()
+                self.assertEqual(ended, expected, options)
 
 
 if __name__ == "__main__":
