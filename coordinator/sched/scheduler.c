@@ -497,9 +497,15 @@ static uint32_t next_awaited(const struct scheduler *scheduler, const struct pla
     return next;
 }
 
-/* Copies the state of a sequence that goes on. */
+/* Copies the state of a sequence that goes on, if there is none like it yet. */
 static void keep_checkpoint(struct scheduler *scheduler, struct place *place)
 {
+    uint32_t n;
+    prefix_index_find_exact(place->request->node, place->n, &n);
+    if (n == place->n) {
+        place->kept = n;
+        return;
+    }
     const uint32_t slot = take_slot(scheduler, PREFIX_NO_SLOT);
     place->kept = place->n;
     if (slot == PREFIX_NO_SLOT) return;
