@@ -4,7 +4,7 @@
     bench/bench_serve.py streams MODEL    1, 4, 16 streams: tokens per second of all, gaps, first tokens
     bench/bench_serve.py gap MODEL        gaps of a stream while another prompt of 4096 tokens is read
     bench/bench_serve.py turn MODEL       first token of the second turn of a conversation of 4096
-    bench/bench_serve.py overhead MODEL   what a streamed token costs beside the engine's step
+    bench/bench_serve.py overhead MODEL   what a streamed token costs more than one of `lean run`
 
 One side after the other, in turns, each in a process of its own with all slots that the measurement
 needs; one untimed request before. The client is this program. Prompts are ids, sampling is greedy, end
@@ -210,12 +210,12 @@ def complete(address, prompt, n_token):
 
 
 def overhead(args):
-    """Mean gap by the server's own histogram, a curl reading, against the engine without a server."""
+    """Mean gap by the server's own histogram while curl reads a stream, against `lean run`."""
     n = 512
-    decode = json.loads(subprocess.run(
-        [args.decode, args.model, "--prompt", "16", "--tokens", str(n), "--repeat", "3", "--threads", str(args.threads)],
-        capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1])
-    engine_us = 1e6 / decode["decode_tok_s"]
+    fields = {"prompt": "Once", "max_tokens": n, "temperature": 0, "ignore_eos": True}
+    run = [args.program, "run", args.model, "--raw", "--json", "--threads", str(args.threads), "--temperature", "0",
+           "--ignore-eos", "--max-tokens", str(n), "--ctx", "1024", fields["prompt"]]
+    alone, streamed = [], []
     with lean(args, 1, 1024) as address:
         url = "http://%s:%d" % address
 
@@ -226,16 +226,18 @@ def overhead(args):
             return [float(re.search(r"^lean_inter_token_latency_seconds_%s\{.*\} (\S+)" % part, text, re.M)[1])
                     for part in ("sum", "count")]
         warm(address, args)
-        found = []
-        for i in range(5):
+        for _ in range(args.repeat):
+            answer = json.loads(subprocess.run(run, capture_output=True, text=True, check=True).stdout)
+            alone.append(1e6 / answer["timings"]["predicted_per_second"])
             before = counted()
-            body = json.dumps({"prompt": ids(16, i, args.vocab), "max_tokens": n, "temperature": 0, "stream": True,
-                               "ignore_eos": True})
-            subprocess.run(["curl", "-sN", "-o", "/dev/null", url + "/v1/completions", "-d", body], check=True)
+            subprocess.run(["curl", "-sN", "-o", "/dev/null", url + "/v1/completions", "-d",
+                            json.dumps({**fields, "stream": True, "cache_prompt": False})], check=True)
             after = counted()
-            found.append((after[0] - before[0]) / (after[1] - before[1]) * 1e6)
-    print(f"engine alone {engine_us:.1f} us a token; streamed {statistics.median(found):.1f} us "
-          f"({min(found):.1f}-{max(found):.1f}); overhead {statistics.median(found) - engine_us:+.1f} us\n")
+            streamed.append((after[0] - before[0]) / (after[1] - before[1]) * 1e6)
+    print("| us a token | median (min-max) |\n|---|--:|")
+    for name, values in (("lean run", alone), ("streamed by lean serve", streamed)):
+        print(f"| {name} | {statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f}) |")
+    print(f"| **difference** | **{statistics.median(streamed) - statistics.median(alone):+.1f}** |\n")
 
 
 def table(measure, args, variant, sides):
@@ -272,7 +274,6 @@ def main():
     parser.add_argument("--vocab", type=int, default=100000, help="prompt ids are below this")
     parser.add_argument("--sides", default="lean,llama.cpp")
     parser.add_argument("--program", default=os.path.join(HERE, "../build/lean"))
-    parser.add_argument("--decode", default=os.path.join(HERE, "../build/bench/bench_decode"))
     parser.add_argument("--slots", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--ctx", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
