@@ -431,11 +431,11 @@ static enum lm_status run_serve(struct options *options, struct lm_error *err)
         status = write_pid_file(options, err);
         if (status == LM_OK) status = run_until_signal(&serve, signal_fd, err);
     }
-    leave(&serve);
     server_destroy(serve.server);
     dispatcher_destroy(serve.dispatcher);
     expert_picture_stop(serve.picture);
     const enum lm_status closed = engine_close(serve.engine, status == LM_OK ? err : NULL);
+    leave(&serve); /* `lean stop` waits until now */
     if (serve.has_sampling) sampling_request_fini(&serve.sampling);
     serve_config_fini(&config);
     if (signal_fd >= 0) close(signal_fd);
