@@ -89,11 +89,9 @@ static void put_logprobs(struct json_writer *out, const struct generation_choice
  * In a stream an element of "tool_calls" is the beginning of a call or a fragment of its arguments;
  * otherwise it is the whole call, which is put together as it comes. */
 
-static void begin_call(struct generation_choice *choice, const char *name, size_t n)
+static void begin_call(struct generation_choice *choice, const char *id, const char *name, size_t n)
 {
     struct json_writer *calls = &pending_of(choice)->calls;
-    char id[RANDOM_ID_SIZE];
-    random_id_make(id, "call_");
     json_open(calls, '{');
     if (choice->generation->fields.stream) {
         json_put_key(calls, "index");
@@ -252,11 +250,11 @@ static void on_text(struct generation_choice *choice, enum answer_part part, con
     if (generation->fields.stream) send_chunk(choice, false, false);
 }
 
-static void on_call(struct generation_choice *choice, const char *name, size_t n)
+static void on_call(struct generation_choice *choice, const char *id, const char *name, size_t n)
 {
     struct pending *pending = pending_of(choice);
     if (pending->in_call) end_call(&pending->calls);
-    begin_call(choice, name, n);
+    begin_call(choice, id, name, n);
     pending->in_call = true;
     if (choice->generation->fields.stream) send_chunk(choice, false, false);
 }
@@ -315,6 +313,7 @@ static void destroy(void *context)
 }
 
 static const struct generation_sink sink = {
+    .call_prefix = "call_",
     .on_prefill = on_prefill,
     .on_begin = on_begin,
     .on_token = on_token,

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "coordinator/server/replay.h"
 #include "coordinator/server/server.h"
 #include "coordinator/text/chat_template.h"
 #include "coordinator/text/fence.h"
@@ -415,14 +416,15 @@ static bool find_turns(struct chat_prompt *prompt, const struct tokenizer *token
 }
 
 static bool tokenize(struct chat_prompt *prompt, const struct fence *fence,
-                     const struct tokenizer *tokenizer, bool add_begin, struct api_error *error)
+                     const struct replay *replay, const struct tokenizer *tokenizer, bool add_begin,
+                     struct api_error *error)
 {
     struct lm_error err;
     size_t n_fence = fence->n_place;
     while (n_fence && fence->places[n_fence - 1] >= prompt->n_text)
         n_fence--; /* behind the end of a message that is continued */
-    if (tokenizer_encode_fenced(tokenizer, prompt->text, prompt->n_text, fence->places, n_fence,
-                                &prompt->ids, &prompt->n, &err) != LM_OK)
+    if (replay_encode(replay, tokenizer, prompt->text, prompt->n_text, fence->places, n_fence,
+                      &prompt->ids, &prompt->n, &err) != LM_OK)
         return api_fail_status(error, &err, "messages");
     const int32_t bos = tokenizer_bos(tokenizer);
     if (add_begin && tokenizer_adds_bos(tokenizer) && (!prompt->n || prompt->ids[0] != bos)) {
@@ -475,6 +477,52 @@ static bool render_behind(struct chat_prompt *prompt, struct fence *fence,
     return true;
 }
 
+/* As the messages are written. */
+static bool render_plain(struct chat_prompt *prompt, struct fence *fence,
+                         const struct chat_fields *fields, const struct server *server,
+                         struct api_error *error)
+{
+    bool found;
+    return render_fenced(prompt, fence, fields, server, fields->continues, &found, error) &&
+           (!fields->continues || found || render_behind(prompt, fence, fields, server, error));
+}
+
+/* With marks for the answers that are remembered. False: the template has no use for them. */
+static bool render_replayed(struct chat_prompt *prompt, struct fence *fence, struct replay *replay,
+                            const struct chat_fields *fields, const struct server *server)
+{
+    struct chat_fields marked = *fields;
+    struct api_error unused;
+    marked.messages = replay->messages;
+    if (render_plain(prompt, fence, &marked, server, &unused) &&
+        replay_locate(replay, prompt->text, prompt->n_text))
+        return true;
+    free(prompt->text);
+    prompt->text = NULL;
+    fence->n_place = 0;
+    replay_fini(replay);
+    *replay = (struct replay){0};
+    return false;
+}
+
+/* Tokens, and the text that they are the tokens of. */
+static bool end_prompt(struct chat_prompt *prompt, const struct fence *fence,
+                       const struct replay *replay, const struct chat_fields *fields,
+                       const struct server *server, bool add_begin, struct api_error *error)
+{
+    size_t n;
+    prompt->opens_reasoning = opens_reasoning(prompt, fields);
+    prompt->closes_reasoning =
+        fields->continues || reasoning_prompt_closes(prompt->text, prompt->n_text);
+    if (!tokenize(prompt, fence, replay, server->tokenizer, add_begin, error)) return false;
+    char *text = replay_text(replay, server->tokenizer, prompt->text, prompt->n_text, &n);
+    if (!text) return no_memory(error);
+    free(prompt->text);
+    prompt->text = text;
+    prompt->n_text = n;
+    return true;
+}
+
 bool chat_prompt_build(struct chat_prompt *prompt, const struct chat_fields *fields,
                        const struct server *server, bool add_begin, struct api_error *error)
 {
@@ -483,23 +531,19 @@ bool chat_prompt_build(struct chat_prompt *prompt, const struct chat_fields *fie
     const struct tokenizer *untrusted =
         server->settings.trust_message_specials ? NULL : server->tokenizer;
     struct fence fence;
+    struct replay replay;
     struct lm_error err;
-    bool found;
     *prompt = (struct chat_prompt){0};
     if (!server->chat_template)
         return api_fail(error, API_NOT_SUPPORTED, "messages",
                         "The model has no chat template; /v1/completions continues plain text.");
     if (fence_init(&fence, untrusted, values, sizeof(values) / sizeof(*values), &err) != LM_OK)
         return api_fail_status(error, &err, "messages");
-    bool good = render_fenced(prompt, &fence, fields, server, fields->continues, &found, error);
-    if (good && fields->continues && !found)
-        good = render_behind(prompt, &fence, fields, server, error);
-    if (good) {
-        prompt->opens_reasoning = opens_reasoning(prompt, fields);
-        prompt->closes_reasoning =
-            fields->continues || reasoning_prompt_closes(prompt->text, prompt->n_text);
-        good = tokenize(prompt, &fence, server->tokenizer, add_begin, error);
-    }
+    bool good = replay_init(&replay, server->calls, fields->messages) || no_memory(error);
+    good = good && ((replay.n_answer && render_replayed(prompt, &fence, &replay, fields, server)) ||
+                    render_plain(prompt, &fence, fields, server, error));
+    good = good && end_prompt(prompt, &fence, &replay, fields, server, add_begin, error);
+    replay_fini(&replay);
     fence_fini(&fence);
     return good;
 }

@@ -31,6 +31,7 @@ static void destroy_generation(struct generation *generation)
         steering_destroy(generation->choices[i].steering);
         byte_buffer_free(&generation->choices[i].text);
         byte_buffer_free(&generation->choices[i].arguments);
+        call_record_fini(&generation->choices[i].record);
     }
     free(generation->choices);
     free(generation->entry.sequence);
@@ -158,12 +159,21 @@ static void flush_text(struct generation_choice *choice)
     byte_buffer_clear(&choice->text);
 }
 
+/* Answers with calls are remembered by the calls' ids. */
+static bool is_recorded(const struct generation_choice *choice)
+{
+    const struct generation *generation = choice->generation;
+    return generation->tools && generation->tools->callable && generation->split;
+}
+
 static void on_text(void *context, enum answer_part part, const char *text, size_t n)
 {
     struct generation_choice *choice = context;
     if (part != choice->part) flush_text(choice);
     choice->part = part;
     byte_buffer_put(&choice->text, text, n);
+    if (part == ANSWER_CONTENT && is_recorded(choice))
+        call_record_content(&choice->record, text, n);
 }
 
 static void flush_arguments(struct generation_choice *choice)
@@ -179,13 +189,17 @@ static void on_call(void *context, const char *name, size_t n)
     struct generation_choice *choice = context;
     flush_text(choice);
     choice->n_call_begun++;
-    choice->generation->sink->on_call(choice, name, n);
+    char id[RANDOM_ID_SIZE];
+    random_id_make(id, choice->generation->sink->call_prefix);
+    if (is_recorded(choice)) call_record_call(&choice->record, id, name, n);
+    choice->generation->sink->on_call(choice, id, name, n);
 }
 
 static void on_arguments(void *context, const char *bytes, size_t n)
 {
     struct generation_choice *choice = context;
     byte_buffer_put(&choice->arguments, bytes, n);
+    if (is_recorded(choice)) call_record_arguments(&choice->record, bytes, n);
 }
 
 static void on_call_end(void *context)
@@ -262,7 +276,10 @@ static bool on_token(void *context, const struct sampled_token *token)
     observe_token(choice);
     choice->last_id = token->id;
     if (choice->n_token == 1) begin(choice);
-    const bool goes_on = answer_stream_push(choice->stream, token) == ANSWER_OPEN;
+    const enum answer_end end = answer_stream_push(choice->stream, token);
+    const bool goes_on = end == ANSWER_OPEN;
+    if (is_recorded(choice) && end != ANSWER_END_TOKEN && end != ANSWER_STOP_TOKEN)
+        call_record_token(&choice->record, token->id);
     if (goes_on) {
         steer(choice, token->id);
         flush_text(choice);
@@ -347,6 +364,15 @@ static void name_finish(struct generation_choice *choice)
         choice->finish = "length";
         metrics_add(metrics, METRICS_FINISHED_LENGTH, 1);
     }
+}
+
+/* Before the client knows of the answer's end, and may send it back. */
+static void remember_calls(struct generation_choice *choice)
+{
+    const struct server *server = choice->generation->server;
+    if (!is_recorded(choice) || strcmp(choice->finish, "tool_calls") != 0) return;
+    call_record_save(&choice->record, server->calls, server->tokenizer,
+                     answer_stream_n_reasoning(choice->stream) > 0);
 }
 
 static void cancel_all(struct generation *generation)
@@ -482,6 +508,7 @@ static void on_end(void *context)
     flush_text(choice);
     flush_arguments(choice);
     name_finish(choice);
+    remember_calls(choice);
     observe_end(choice);
     atomic_store(&choice->progress->state, SEQUENCE_DONE);
     if (request->status == LM_OK) {

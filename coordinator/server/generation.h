@@ -23,6 +23,7 @@
 
 #include "coordinator/sched/request.h"
 #include "coordinator/server/api_error.h"
+#include "coordinator/server/call_record.h"
 #include "coordinator/server/fields_generation.h"
 #include "coordinator/server/inflight.h"
 #include "coordinator/server/json_write.h"
@@ -59,6 +60,7 @@ struct generation_choice {
     enum answer_part part;        /* of it */
     struct byte_buffer arguments; /* likewise, of the call that is open */
     bool no_memory;
+    struct call_record record;   /* where calls are remembered */
     size_t n_call_begun, n_call; /* tool calls; those that are complete */
     size_t n_token;
     int32_t last_id;                    /* of the last token */
@@ -84,8 +86,9 @@ struct generation_sink {
     void (*on_token)(struct generation_choice *choice, const struct answer_token *token);
     void (*on_text)(struct generation_choice *choice, enum answer_part part, const char *text,
                     size_t n);
+    const char *call_prefix; /* of the ids of tool calls */
     /* A tool call begins; fragments of its arguments, of one JSON text; it is complete. */
-    void (*on_call)(struct generation_choice *choice, const char *name, size_t n);
+    void (*on_call)(struct generation_choice *choice, const char *id, const char *name, size_t n);
     void (*on_arguments)(struct generation_choice *choice, const char *text, size_t n);
     void (*on_call_end)(struct generation_choice *choice);
     void (*on_choice_end)(struct generation_choice *choice);

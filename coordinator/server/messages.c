@@ -147,12 +147,11 @@ static void send_delta(struct generation_choice *choice, const char *type, const
 
 static const char *const block_types[] = {"", "thinking", "text", "tool_use"};
 
-static void open_block(struct generation_choice *choice, enum block block, const char *name,
-                       size_t n_name)
+static void open_block(struct generation_choice *choice, enum block block, const char *id,
+                       const char *name, size_t n_name)
 {
     struct messages *messages = messages_of(choice);
     struct json_writer *out = &messages->content;
-    char id[RANDOM_ID_SIZE];
     messages->block = block;
     messages->n_block++;
     if (streams(choice)) {
@@ -162,7 +161,6 @@ static void open_block(struct generation_choice *choice, enum block block, const
     json_open(out, '{');
     put_member(out, "type", block_types[block]);
     if (block == BLOCK_TOOL_USE) {
-        random_id_make(id, "toolu_");
         put_member(out, "id", id);
         json_put_key(out, "name");
         json_put_string(out, name, n_name);
@@ -229,7 +227,7 @@ static void on_text(struct generation_choice *choice, enum answer_part part, con
     if (block == BLOCK_THINKING && !messages->fields.include_reasoning) return;
     if (messages->block != block) {
         close_block(choice);
-        open_block(choice, block, NULL, 0);
+        open_block(choice, block, NULL, NULL, 0);
     }
     if (!streams(choice))
         byte_buffer_put_json(&messages->content.text, text, n);
@@ -239,10 +237,10 @@ static void on_text(struct generation_choice *choice, enum answer_part part, con
         send_delta(choice, "text_delta", "text", text, n);
 }
 
-static void on_call(struct generation_choice *choice, const char *name, size_t n)
+static void on_call(struct generation_choice *choice, const char *id, const char *name, size_t n)
 {
     close_block(choice);
-    open_block(choice, BLOCK_TOOL_USE, name, n);
+    open_block(choice, BLOCK_TOOL_USE, id, name, n);
 }
 
 static void on_arguments(struct generation_choice *choice, const char *text, size_t n)
@@ -305,6 +303,7 @@ static void destroy(void *context)
 }
 
 static const struct generation_sink sink = {
+    .call_prefix = "toolu_",
     .ping = "event: ping\ndata: {\"type\":\"ping\"}\n\n",
     .on_begin = on_begin,
     .on_text = on_text,

@@ -1,6 +1,7 @@
 #include "coordinator/server/responses.h"
 
 #include <json-c/json.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -318,15 +319,15 @@ static void send_part(struct generation_choice *choice, const char *type)
     send_event(choice);
 }
 
-static void open_item(struct generation_choice *choice, enum item_kind kind, const char *name,
-                      size_t n_name)
+static void open_item(struct generation_choice *choice, enum item_kind kind, const char *call_id,
+                      const char *name, size_t n_name)
 {
     static const char *const prefixes[] = {"", "rs_", "msg_", "fc_"};
     struct responses *responses = responses_of(choice);
     struct item *item = &responses->item;
     item->kind = kind;
     random_id_make(item->id, prefixes[kind]);
-    random_id_make(item->call_id, "call_");
+    snprintf(item->call_id, sizeof(item->call_id), "%s", call_id);
     byte_buffer_clear(&item->name);
     byte_buffer_put(&item->name, name, n_name);
     byte_buffer_clear(&item->text);
@@ -412,7 +413,7 @@ static void on_text(struct generation_choice *choice, enum answer_part part, con
     if (kind == ITEM_REASONING && !responses->fields.include_reasoning) return;
     if (responses->item.kind != kind) {
         close_item(choice, "completed");
-        open_item(choice, kind, "", 0);
+        open_item(choice, kind, "", "", 0);
     }
     byte_buffer_put(&responses->item.text, text, n);
     if (streams(choice)) {
@@ -427,10 +428,10 @@ static void on_text(struct generation_choice *choice, enum answer_part part, con
     if (out) send_event(choice);
 }
 
-static void on_call(struct generation_choice *choice, const char *name, size_t n)
+static void on_call(struct generation_choice *choice, const char *id, const char *name, size_t n)
 {
     close_item(choice, "completed");
-    open_item(choice, ITEM_CALL, name, n);
+    open_item(choice, ITEM_CALL, id, name, n);
 }
 
 static void on_arguments(struct generation_choice *choice, const char *text, size_t n)
@@ -490,6 +491,7 @@ static void destroy(void *context)
 }
 
 static const struct generation_sink sink = {
+    .call_prefix = "call_",
     .on_begin = on_begin,
     .on_token = on_token,
     .on_text = on_text,

@@ -13,6 +13,7 @@
 
 #include "coordinator/grammar/grammar.h"
 #include "coordinator/server/access_log.h"
+#include "coordinator/server/call_memory.h"
 #include "coordinator/server/chat.h"
 #include "coordinator/server/completions.h"
 #include "coordinator/server/expert_map.h"
@@ -32,7 +33,12 @@
 #include "proto/base/read_all.h"
 #include "proto/gguf/gguf.h"
 
-enum { MAX_PEM_BYTES = 1 << 20, GRAMMARS_MAX = 256 };
+enum {
+    MAX_PEM_BYTES = 1 << 20,
+    GRAMMARS_MAX = 256,
+    REMEMBERED_CALLS_MAX = 100000,
+    REMEMBERED_BYTES_MAX = 256 << 20
+};
 
 /* ---- routes ---- */
 
@@ -231,9 +237,11 @@ enum lm_status server_create(struct server **out, const struct server_config *co
     state->stage = "starting";
     pthread_mutex_init(&state->lock, NULL);
     inflight_init(&server->inflight);
+    server->calls = call_memory_create(REMEMBERED_CALLS_MAX, REMEMBERED_BYTES_MAX);
     state->routes = make_routes(config);
-    enum lm_status status =
-        state->routes ? LM_OK : lm_fail(err, LM_E_NO_MEM, "no memory for a server");
+    enum lm_status status = state->routes && server->calls
+                                ? LM_OK
+                                : lm_fail(err, LM_E_NO_MEM, "no memory for a server");
     if (status == LM_OK) status = metrics_create(&server->metrics, err);
     for (const struct http_route *route = state->routes; status == LM_OK && route->method; route++)
         metrics_count_http(server->metrics, route->path, 0);
@@ -438,6 +446,7 @@ void server_destroy(struct server *server)
     metrics_destroy(server->metrics);
     inflight_fini(&server->inflight);
     grammar_cache_destroy(server->grammars);
+    call_memory_destroy(server->calls);
     token_trie_destroy(server->trie);
     chat_template_destroy(server->chat_template);
     free(server->template_source);

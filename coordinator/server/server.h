@@ -60,6 +60,7 @@ struct server_settings {
     const char *log_prompts;              /* folder for the bodies of requests, or NULL */
 };
 
+struct call_memory;
 struct server_state; /* what only server.c touches */
 
 struct server {
@@ -68,6 +69,7 @@ struct server {
     struct inflight inflight;
     struct http_server *http;
     struct server_state *state;
+    struct call_memory *calls;
     int64_t created;       /* Unix seconds: the weights' time */
     uint64_t cache_secret; /* of this process: what separates cached prefixes depends on it */
 
