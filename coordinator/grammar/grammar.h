@@ -57,6 +57,9 @@ void grammar_matcher_destroy(struct grammar_matcher *matcher);
 const uint32_t *grammar_matcher_mask(struct grammar_matcher *matcher);
 /* False: the bytes cannot come here; the matcher is then as it was. */
 bool grammar_matcher_take(struct grammar_matcher *matcher, const char *bytes, size_t n);
+/* The text may end here. */
 bool grammar_matcher_complete(const struct grammar_matcher *matcher);
+/* And nothing may follow it. */
+bool grammar_matcher_finished(const struct grammar_matcher *matcher);
 
 #endif

@@ -97,6 +97,12 @@ bool grammar_matcher_complete(const struct grammar_matcher *matcher)
     return pushdown_complete(&matcher->pushdown, matcher->lists[POSITION]);
 }
 
+bool grammar_matcher_finished(const struct grammar_matcher *matcher)
+{
+    const struct pushdown *pushdown = &matcher->pushdown;
+    return grammar_matcher_complete(matcher) && pushdown->lists[matcher->lists[POSITION]].n == 1;
+}
+
 /* ---- walks ---------------------------------------------------------------------------------- */
 
 static void set_bit(uint32_t *words, int32_t token)
