@@ -19,9 +19,9 @@ if ! "$venv/bin/python3" -c 'import jinja2, numpy, pyte, xllamacpp' 2>/dev/null;
     python3 -m venv "$venv" && "$venv/bin/pip" install -q --no-deps "${packages[@]}" markupsafe wcwidth ||
         echo "tests/run.sh: no package registry; tests that need ${packages[*]} will skip"
 fi
-# Clients of the server, with what they need themselves.
-clients=(openai anthropic playwright 'lm-eval[api]')
-if ! "$venv/bin/python3" -c 'import openai, anthropic, playwright, lm_eval' 2>/dev/null; then
+# Clients of the server, with what they need themselves, and what checks documents of schemas.
+clients=(openai anthropic playwright 'lm-eval[api]' jsonschema)
+if ! "$venv/bin/python3" -c 'import openai, anthropic, playwright, lm_eval, jsonschema' 2>/dev/null; then
     "$venv/bin/pip" install -q "${clients[@]}" ||
         echo "tests/run.sh: no package registry; tests that need ${clients[*]} will skip"
 fi

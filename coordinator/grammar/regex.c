@@ -483,12 +483,16 @@ static uint32_t write_repeat(struct regex *regex, const struct node *node, uint3
         char_nfa_set_moves(&regex->nfa, state, moves, 2);
     } else
         for (uint32_t i = node->least; i < node->most && regex->nfa.status == LM_OK; i++) {
-            const struct char_move moves[] = {empty_move(write_node(regex, node->first, state)),
-                                              empty_move(next)};
+            const uint32_t body = write_node(regex, node->first, state);
+            if (body == state) break; /* it takes nothing, however often */
+            const struct char_move moves[] = {empty_move(body), empty_move(next)};
             state = write_state(regex, moves, 2);
         }
-    for (uint32_t i = 0; i < node->least && regex->nfa.status == LM_OK; i++)
-        state = write_node(regex, node->first, state);
+    for (uint32_t i = 0; i < node->least && regex->nfa.status == LM_OK; i++) {
+        const uint32_t body = write_node(regex, node->first, state);
+        if (body == state) break;
+        state = body;
+    }
     return state;
 }
 

@@ -225,8 +225,13 @@ static enum lm_status apply_dry(struct sampler *sampler, const struct sampling_p
 
 static void forbid_others(struct sampler *sampler, const uint32_t *allowed)
 {
-    for (uint32_t id = 0; id < sampler->n_vocab; id++)
-        if (!(allowed[id / 32] >> id % 32 & 1)) sampler->adjusted[id] = -INFINITY;
+    for (uint32_t first = 0; first < sampler->n_vocab; first += 32) {
+        const uint32_t word = allowed[first / 32];
+        const uint32_t n = sampler->n_vocab - first < 32 ? sampler->n_vocab - first : 32;
+        if (word == UINT32_MAX) continue; /* inside strings nearly all words are */
+        for (uint32_t i = 0; i < n; i++)
+            if (!(word >> i & 1)) sampler->adjusted[first + i] = -INFINITY;
+    }
 }
 
 /* The logits that the filters see: the given ones, or the adjusted copy. */

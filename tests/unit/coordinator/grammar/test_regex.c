@@ -46,6 +46,7 @@ static void test_constructs(void **state)
     check("(ab){2}", false, "abab\0", "ab\0ababab\0");
     check("a{2,}", false, "aa\0aaaaa\0", "a\0");
     check("a{2,3}?", false, "aa\0aaa\0", "a\0aaaa\0");
+    check("(){4000000000}a(b{0}){0,4000000000}", false, "a\0", "aa\0");
     check("a{,3}", false, "a{,3}\0", "a\0");
     check("(?:a|(?<x>b)|(?P<y>c))*", false, "abcab\0", "d\0");
     check("[a-c\\d_-]+", false, "a1_-c\0", "d\0A\0");

@@ -177,6 +177,56 @@ static void bad_logits_are_errors(void **state)
     sampler_destroy(sampler);
 }
 
+/* In every word of the mask, with filters and without; the mask may change between two calls. */
+static void only_allowed_tokens_are_drawn(void **state)
+{
+    (void)state;
+    enum { N = 70 };
+    static const struct sampler_history none = {0};
+    float logits[N];
+    uint32_t allowed[3] = {UINT32_C(1) << 5 | UINT32_C(1) << 31, 0xffffffff, UINT32_C(1) << 2};
+    uint64_t random = 9;
+    for (int i = 0; i < N; i++)
+        logits[i] = random_float(&random, -1, 1);
+    logits[0] = logits[69] = 20; /* forbidden, and better than all others */
+    logits[5] = 3;
+    struct sampler *sampler = create(N);
+    struct sampling_params params = sampling_params_default();
+    params.allowed = allowed;
+    assert_int_equal(sample(sampler, logits, &params, NULL, 0), 5);
+
+    params.temperature = 3;
+    for (int filtered = 0; filtered < 2; filtered++) {
+        bool drawn[N] = {0};
+        params.top_k = filtered ? 60 : 0;
+        params.top_p = filtered ? 0.99f : 1;
+        for (uint64_t position = 0; position < 20000; position++)
+            drawn[sample(sampler, logits, &params, NULL, position)] = true;
+        for (int i = 0; i < N; i++)
+            if (!(allowed[i / 32] >> i % 32 & 1)) assert_false(drawn[i]);
+        assert_true(filtered || (drawn[5] && drawn[31] && drawn[66]));
+    }
+
+    /* log-probabilities are those of all tokens */
+    struct sampled_token free_token, held_token;
+    struct lm_error err = {0};
+    params = sampling_params_default();
+    params.n_logprob = 2;
+    assert_int_equal(sampler_logprob(sampler, logits, 66, 2, &free_token, &err), LM_OK);
+    allowed[0] = allowed[1] = 0;
+    params.allowed = allowed;
+    assert_int_equal(sampler_sample(sampler, logits, &params, &none, 0, &held_token, &err), LM_OK);
+    assert_int_equal(held_token.id, 66);
+    assert_true(held_token.logprob == free_token.logprob);
+    assert_int_equal(held_token.top_id[0], 0);
+    assert_int_equal(held_token.top_id[1], 69);
+
+    allowed[2] = 0;
+    assert_int_equal(sampler_sample(sampler, logits, &params, &none, 0, &held_token, &err),
+                     LM_E_FAIL);
+    sampler_destroy(sampler);
+}
+
 static void same_seed_and_position_same_token(void **state)
 {
     (void)state;
@@ -608,6 +658,7 @@ int main(void)
         cmocka_unit_test(softmax_sum_has_one_order),
         cmocka_unit_test(greedy_takes_the_first_of_the_largest),
         cmocka_unit_test(bad_logits_are_errors),
+        cmocka_unit_test(only_allowed_tokens_are_drawn),
         cmocka_unit_test(same_seed_and_position_same_token),
         cmocka_unit_test(draws_follow_the_probabilities),
         cmocka_unit_test(filters_keep_the_smallest_set),
