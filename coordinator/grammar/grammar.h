@@ -4,11 +4,11 @@
  * Every form (GBNF, regular expression, choice, JSON schema, tool-call syntax) is compiled to one
  * kind of grammar over bytes: rules of alternatives of byte ranges and references, run as a
  * pushdown automaton. Text is well-formed UTF-8 by construction. A matcher follows one sequence;
- * its mask of the vocabulary comes from a walk of the token trie and is kept by state, so equal
- * states share masks.
+ * its mask of the vocabulary comes from a walk of the token trie, which keeps it by state, so equal
+ * states share masks, also those of other matchers and of grammars compiled from the same text.
  *
- * Threads: a compiled grammar and a token_trie are immutable and shared; a matcher has one owner.
- *          The masks that a grammar keeps are guarded inside. */
+ * Threads: a compiled grammar is immutable and shared, a token_trie is shared too and guards the
+ *          masks that it keeps; a matcher has one owner. */
 #ifndef LEAN_COORDINATOR_GRAMMAR_GRAMMAR_H
 #define LEAN_COORDINATOR_GRAMMAR_GRAMMAR_H
 
@@ -29,7 +29,11 @@ enum lm_status token_trie_create(struct token_trie **out, const struct tokenizer
                                  struct lm_error *err);
 void token_trie_destroy(struct token_trie *trie);
 
-/* GBNF with start rule `root`. LM_E_FORMAT: with line and column. */
+/* LM_E_FORMAT in all of these: also where no text at all would match. LM_E_LIMIT: too large. */
+
+/* GBNF with start rule `root`. LM_E_FORMAT: with line and column, or the name of a rule that may
+ * call itself before it has taken a byte (left recursion). LM_E_UNSUPPORTED: a large repetition of
+ * what may be empty. */
 enum lm_status grammar_from_gbnf(struct grammar **out, const char *text, size_t n,
                                  struct lm_error *err);
 /* The whole text matches. LM_E_UNSUPPORTED: look-around, back-references. */
