@@ -94,7 +94,7 @@ bool grammar_matcher_take(struct grammar_matcher *matcher, const char *bytes, si
 
 bool grammar_matcher_complete(const struct grammar_matcher *matcher)
 {
-    return pushdown_complete(&matcher->pushdown, matcher->lists[POSITION]);
+    return matcher->pushdown.lists[matcher->lists[POSITION]].complete;
 }
 
 bool grammar_matcher_finished(const struct grammar_matcher *matcher)
@@ -142,7 +142,7 @@ static void walk(struct grammar_matcher *matcher, uint32_t root, bool with_exits
         if (node->token >= 0) set_bit(words, node->token);
         if (pushdown_is_full(pushdown))
             pushdown_collect(pushdown, matcher->lists, PATH + node->depth + (size_t)1);
-        if (with_exits && node->end > i + 1 && pushdown_complete(pushdown, path[node->depth]))
+        if (with_exits && node->end > i + 1 && pushdown->lists[path[node->depth]].complete)
             add_exit(matcher, i);
         i++;
     }

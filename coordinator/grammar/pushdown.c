@@ -46,12 +46,14 @@ static uint32_t clamp(uint32_t counter, uint32_t n_ahead)
     return counter <= n_ahead ? counter : n_ahead + 1;
 }
 
-/* A sum, so that the order of configurations, which differs from run to run, does not matter. */
-static void find_key(const struct pushdown *pushdown, struct config_list *list)
+/* Its key is a sum, so that the order of configurations, which differs from run to run, does not
+ * matter. */
+static void describe(const struct pushdown *pushdown, struct config_list *list)
 {
     for (uint32_t i = 0; i < list->n; i++) {
         const struct config *config = &pushdown->configs[list->first + i];
         const uint64_t *below = pushdown->lists[config->below].key;
+        list->complete |= config->place.state == STATE_END;
         const uint64_t words[] = {(uint64_t)config->place.state << 32 |
                                       clamp(config->place.least, pushdown->n_ahead),
                                   clamp(config->place.most, pushdown->n_ahead), below[0], below[1]};
@@ -106,7 +108,7 @@ static uint32_t intern(struct pushdown *pushdown, const struct config *configs, 
         .first = (uint32_t)pushdown->n_config, .n = (uint32_t)n, .first_next = NO_NEXT};
     memcpy(pushdown->configs + pushdown->n_config, configs, n * sizeof(*configs));
     pushdown->n_config += n;
-    find_key(pushdown, list);
+    describe(pushdown, list);
     pushdown->table[slot] = (uint32_t)pushdown->n_list++;
     const uint32_t id = pushdown->table[slot];
     if (2 * pushdown->n_list > pushdown->n_slot && !rebuild_table(pushdown, 2 * pushdown->n_slot))
@@ -303,14 +305,6 @@ uint32_t pushdown_work_out(struct pushdown *pushdown, uint32_t list, uint32_t by
     const uint32_t next = close_found(pushdown);
     pushdown->next[at.first_next + byte_class] = next;
     return next;
-}
-
-bool pushdown_complete(const struct pushdown *pushdown, uint32_t list)
-{
-    const struct config_list *at = &pushdown->lists[list];
-    for (uint32_t i = 0; i < at->n; i++)
-        if (pushdown->configs[at->first + i].place.state == STATE_END) return true;
-    return false;
 }
 
 /* ---- life ----------------------------------------------------------------------------------- */

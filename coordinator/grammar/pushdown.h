@@ -35,6 +35,7 @@ struct config {
 struct config_list {
     uint32_t first, n;   /* configs, sorted by what is below, then by place */
     uint32_t first_next; /* in next, NO_NEXT: none yet */
+    bool complete;       /* has STATE_END: the whole text may end here */
     uint64_t key[2];     /* of what it may accept, the same in all runs of the grammar */
 };
 
@@ -83,9 +84,6 @@ static inline uint32_t pushdown_step(struct pushdown *pushdown, uint32_t list, u
 uint32_t pushdown_return(struct pushdown *pushdown, uint32_t list);
 /* The list of the given configurations as they are; they need not be sorted. */
 uint32_t pushdown_list(struct pushdown *pushdown, const struct config *configs, size_t n);
-/* The whole text may end here. */
-bool pushdown_complete(const struct pushdown *pushdown, uint32_t list);
-
 /* Whether collect is due. */
 static inline bool pushdown_is_full(const struct pushdown *pushdown)
 {
