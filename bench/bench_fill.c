@@ -30,6 +30,7 @@
 #include "bench/bench_arguments.h"
 #include "coordinator/text/tokenizer.h"
 #include "launch/engine.h"
+#include "launch/pager_report.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
 #include "proto/gguf/gguf_write.h"
@@ -195,14 +196,6 @@ static struct engine *start(struct engine_config *config, const char *profile)
     return engine;
 }
 
-static uint64_t expert_bytes(const struct expert_pager_stats *stats)
-{
-    uint64_t n_bytes = 0;
-    for (int i = 0; i < READ_PRIORITY_COUNT; i++)
-        n_bytes += stats->disk.read_bytes[i];
-    return n_bytes;
-}
-
 struct fill {
     double open_s, rate;
     uint64_t n_bytes;
@@ -221,8 +214,8 @@ static struct fill fill_slots(struct engine_config *config, const char *profile)
         stats = engine_stats(engine).pager;
     }
     const double seconds = log_now_s() - opened_s;
-    const struct fill fill = {opened_s - start_s, (double)expert_bytes(&stats) / seconds,
-                              expert_bytes(&stats)};
+    const struct fill fill = {opened_s - start_s, (double)pager_report_read_bytes(&stats) / seconds,
+                              pager_report_read_bytes(&stats)};
     engine_close(engine, NULL);
     return fill;
 }
@@ -259,7 +252,7 @@ static struct first_token ask(struct engine_config *config, uint32_t n_prompt)
     const double seconds = log_now_s() - start_s;
     const struct expert_pager_stats stats = engine_stats(engine).pager;
     engine_close(engine, NULL);
-    return (struct first_token){seconds, opened_s - start_s, expert_bytes(&stats)};
+    return (struct first_token){seconds, opened_s - start_s, pager_report_read_bytes(&stats)};
 }
 
 int main(int argc, char **argv)

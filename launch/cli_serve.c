@@ -25,6 +25,7 @@
 #include "launch/engine.h"
 #include "launch/expert_picture.h"
 #include "launch/model_ref.h"
+#include "launch/pager_report.h"
 #include "launch/registry.h"
 #include "launch/sampling_options.h"
 #include "launch/serve_config.h"
@@ -110,13 +111,10 @@ static void on_step(void *context, const struct step_record *step)
     metrics_observe(serve->server->metrics, METRICS_STEP_TOKENS, step->n_token);
     const struct expert_pager_stats pager = engine_stats(serve->engine).pager;
     if (!pager.n_slot) return; /* all experts are mapped, none is looked up */
-    uint64_t n_bytes = 0;
-    for (size_t i = 0; i < READ_PRIORITY_COUNT; i++)
-        n_bytes += pager.disk.read_bytes[i];
     server_set_expert_counts(serve->server, pager.decode.n_hit + pager.prefill.n_hit,
                              pager.decode.n_lookup - pager.decode.n_hit + pager.prefill.n_lookup -
                                  pager.prefill.n_hit,
-                             n_bytes);
+                             pager_report_read_bytes(&pager));
 }
 
 static bool take_token(void *context, const struct sampled_token *token)
