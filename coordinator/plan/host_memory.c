@@ -1,4 +1,4 @@
-/* host_memory_available: /proc/meminfo and the memory cgroup, version 2 or 1. */
+/* /proc/meminfo, /proc/self/status and the memory cgroup, version 2 or 1. */
 #include <stdio.h>
 
 #include "coordinator/plan/memory_plan.h"
@@ -30,4 +30,9 @@ uint64_t host_memory_available(void)
     uint64_t least = free_kib * 1024;
     cgroup_walk("", "memory", take_least, &least);
     return least;
+}
+
+uint64_t host_memory_taken(void)
+{
+    return cgroup_read_number("/proc/self/status", "RssAnon:", UINT64_MAX / 1024) * 1024;
 }

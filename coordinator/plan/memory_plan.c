@@ -257,6 +257,14 @@ static void lengthen_chunk(struct memory_plan *plan, const struct memory_plan *s
     *plan = *shorter;
 }
 
+/* What is available but the reserve. */
+static uint64_t spare_memory(void)
+{
+    const uint64_t n_bytes = host_memory_available();
+    return n_bytes -
+           (n_bytes / 8 < MEMORY_PLAN_RESERVE_MAX ? n_bytes / 8 : MEMORY_PLAN_RESERVE_MAX);
+}
+
 void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
                       const struct hparams *hp, const struct memory_request *request)
 {
@@ -265,7 +273,7 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
     weight_census_take(&census, file, hp);
     *plan = (struct memory_plan){
         .n_slot = request->n_slot,
-        .budget_bytes = request->budget_bytes ? request->budget_bytes : host_memory_available(),
+        .budget_bytes = request->budget_bytes ? request->budget_bytes : spare_memory(),
         .expert_bytes = census.group[WEIGHTS_EXPERTS].n_bytes,
         .slot_bytes = census.group[WEIGHTS_EXPERTS].n_bytes,
         .weight_bytes = census.n_bytes,
@@ -306,4 +314,17 @@ enum lm_status memory_plan_check(const struct memory_plan *plan, struct lm_error
     else
         lm_hint(err, "use a smaller quantization or a host with more memory");
     return LM_E_NO_MEM;
+}
+
+bool memory_plan_recheck(const struct memory_plan *plan, uint64_t taken_bytes,
+                         uint64_t available_bytes)
+{
+    char total[24], now[24];
+    if (plan->total_bytes <= taken_bytes || plan->total_bytes - taken_bytes <= available_bytes)
+        return true;
+    log_warning("the model needs %s of memory, by now only %s can be had: something else took the "
+                "rest; a smaller --ram keeps the system from swapping",
+                log_format_bytes(plan->total_bytes, total),
+                log_format_bytes(taken_bytes + available_bytes, now));
+    return false;
 }

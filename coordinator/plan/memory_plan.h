@@ -13,7 +13,7 @@
  * model is so wide that it would be more, prompts are read in shorter chunks. Where experts are
  * paged chunks are longer again, as far as a sixteenth of the slots' memory holds their scratch.
  *
- * Threads: pure functions but for host_memory_available, which reads /proc and cgroup files. */
+ * Threads: pure functions but for host_memory_*, which read /proc and cgroup files. */
 #ifndef LEAN_COORDINATOR_PLAN_MEMORY_PLAN_H
 #define LEAN_COORDINATOR_PLAN_MEMORY_PLAN_H
 
@@ -27,6 +27,7 @@ struct gguf_file;
 struct hparams;
 
 #define MEMORY_PLAN_OVERHEAD_MAX 300000000u
+#define MEMORY_PLAN_RESERVE_MAX (UINT64_C(512) << 20)
 
 struct memory_request {
     uint32_t n_ctx;  /* tokens of one sequence; 0: as many as fit, at most the trained context */
@@ -35,7 +36,9 @@ struct memory_request {
     uint64_t n_cache_position; /* tokens of them whose keys and values are no running sequence's */
     uint32_t prefill_chunk;    /* tokens of a prompt in one step; 0: chosen */
     enum tensor_type kv_type;
-    uint64_t budget_bytes; /* what may be used; 0: what is available */
+    /* What may be used; 0: what is available but an eighth, at most MEMORY_PLAN_RESERVE_MAX, which
+     * stays free: one byte too many costs far more than the reserve could have gained. */
+    uint64_t budget_bytes;
     /* What experts take when they are paged: the least, 0: they cannot be; and what it shall be,
      * 0: what the rest leaves of the budget. */
     uint64_t slot_bytes_min, slot_bytes;
@@ -75,5 +78,12 @@ enum lm_status memory_plan_check(const struct memory_plan *plan, struct lm_error
 /* Bytes that this process can take without swapping: free memory and page cache that can be
  * dropped, or what the memory cgroup leaves if that is less. */
 uint64_t host_memory_available(void);
+/* Bytes that this process has taken: memory of its own, no mapped files. */
+uint64_t host_memory_taken(void);
+
+/* When a model is open: a warning if the plan no longer fits into what the process has and can
+ * still take, since others took theirs after the plan was made. Returns whether it fits. */
+bool memory_plan_recheck(const struct memory_plan *plan, uint64_t taken_bytes,
+                         uint64_t available_bytes);
 
 #endif

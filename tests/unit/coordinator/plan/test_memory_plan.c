@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "coordinator/plan/memory_plan.h"
@@ -258,6 +259,29 @@ static void test_host_memory(void **state)
     const uint64_t all = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     assert_true(n_bytes > 16u << 20);
     assert_true(n_bytes <= all);
+    const uint64_t before = host_memory_taken(), more = 64u << 20;
+    void *memory =
+        mmap(NULL, more, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    assert_true(memory != MAP_FAILED);
+    assert_in_range(host_memory_taken(), before + more / 2, before + 2 * more);
+    munmap(memory, more);
+}
+
+/* Without a budget something stays free; when others take more than that, it is said. */
+static void test_reserve_and_recheck(void **state)
+{
+    (void)state;
+    const uint64_t before = host_memory_available();
+    const struct memory_plan plan = plan_of(&tiny, 128, 0);
+    const uint64_t after = host_memory_available();
+    const uint64_t most = before > after ? before : after;
+    assert_true(plan.budget_bytes <= most - (most / 8 < 512u << 20 ? most / 8 : 512u << 20));
+    const uint64_t total = plan.total_bytes;
+    assert_true(memory_plan_recheck(&plan, total, 0));
+    assert_true(memory_plan_recheck(&plan, total / 2, total - total / 2));
+    assert_true(memory_plan_recheck(&plan, 1, UINT64_MAX));
+    assert_false(memory_plan_recheck(&plan, total / 2, total - total / 2 - 1));
+    assert_false(memory_plan_recheck(&plan, 0, total - 1));
 }
 
 int main(void)
@@ -272,6 +296,7 @@ int main(void)
         cmocka_unit_test(test_a_given_chunk_is_kept),
         cmocka_unit_test(test_experts_are_paged_only_where_they_do_not_fit),
         cmocka_unit_test(test_host_memory),
+        cmocka_unit_test(test_reserve_and_recheck),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
 }
