@@ -48,8 +48,9 @@ static enum lm_status make_plan(struct inspection *in, struct memory_request *re
     }
     memory_plan_make(&in->plan, in->file, hp, request);
     if (in->plan.paged)
-        in->n_expert_slot =
-            expert_pager_slots_for(store, 0, hp->n_layer, hp->n_expert, in->plan.slot_bytes);
+        in->n_expert_slot = expert_pager_slot_count(
+            store, 0, hp->n_layer, hp->n_expert,
+            expert_pager_slots_for(store, 0, hp->n_layer, hp->n_expert, in->plan.slot_bytes));
     expert_store_destroy(store);
     return LM_OK;
 }
@@ -317,12 +318,10 @@ static void print_template_traits(const struct inspection *in)
 static void print_paging(const struct inspection *in)
 {
     const uint32_t n_expert = hparams_n_expert_total(in->hp), n = in->n_expert_slot;
-    const double used_share = (double)in->hp->n_expert_used / in->hp->n_expert;
-    char bank[24];
-    printf("experts in memory  %u of %u (%.0f%%) of %s, the others are read when needed; in "
-           "published models a warm cache of that share has about %.0f%% hits\n",
-           n, n_expert, 100.0 * n / n_expert, log_format_bytes(in->plan.expert_bytes, bank),
-           100 * pager_expected_hit_rate(n, n_expert, used_share));
+    char bank[24], expectation[PAGER_EXPECTATION_BYTES];
+    printf("experts in memory  %u of %u (%.0f%%) of %s, the others are read when needed; %s\n", n,
+           n_expert, 100.0 * n / n_expert, log_format_bytes(in->plan.expert_bytes, bank),
+           pager_report_expectation(expectation, &in->plan, in->hp, n));
 }
 
 static void print_memory(const struct inspection *in)
@@ -601,7 +600,7 @@ static const struct option_spec options_inspect[] = {
     {"kv-type", 0, OPTION_ENUM, "f16|bf16|f32|q8_0", .def = "f16", .key = "compute.kv_type",
      .help = "element type of the KV cache"},
     {"ram", 0, OPTION_SIZE, "SIZE", .key = "tiers.ram.size",
-     .help = "memory budget; default: what is free"},
+     .help = "memory budget; default: what is free but a reserve"},
     {0},
 };
 

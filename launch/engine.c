@@ -160,30 +160,30 @@ static void settle_serving(struct memory_request *request, struct engine *engine
 
 /* Settles the sizes, and that they fit. */
 static enum lm_status plan_memory(struct engine *engine, const struct engine_config *config,
-                                  struct lm_error *err)
+                                  struct memory_plan *plan, struct lm_error *err)
 {
     struct memory_request request;
-    struct memory_plan plan;
     const struct hparams *hp = &engine->hp;
     enum lm_status status = engine_memory_request(&request, config, err);
     if (status == LM_OK) status = request_slots(&request, engine, config->expert_slots, err);
     if (status != LM_OK) return status;
     if (config->serving) settle_serving(&request, engine, config);
-    memory_plan_make(&plan, engine->file, hp, &request);
-    status = memory_plan_check(&plan, err);
-    if (plan.paged && !engine->n_expert_slot)
+    memory_plan_make(plan, engine->file, hp, &request);
+    status = memory_plan_check(plan, err);
+    if (plan->paged && !engine->n_expert_slot)
         engine->n_expert_slot =
-            expert_pager_slots_for(engine->store, 0, hp->n_layer, hp->n_expert, plan.slot_bytes);
-    if (plan.paged && status == LM_OK)
-        pager_report_plan(&plan, engine->n_expert_slot, hparams_n_expert_total(hp),
-                          (double)hp->n_expert_used / hp->n_expert);
-    engine->n_ctx = plan.n_ctx < ENGINE_N_CTX_MAX ? plan.n_ctx : ENGINE_N_CTX_MAX;
+            expert_pager_slots_for(engine->store, 0, hp->n_layer, hp->n_expert, plan->slot_bytes);
+    if (plan->paged && status == LM_OK)
+        pager_report_plan(plan, hp,
+                          expert_pager_slot_count(engine->store, 0, hp->n_layer, hp->n_expert,
+                                                  engine->n_expert_slot));
+    engine->n_ctx = plan->n_ctx < ENGINE_N_CTX_MAX ? plan->n_ctx : ENGINE_N_CTX_MAX;
     engine->n_slot = request.n_slot;
     engine->n_snapshot = request.n_snapshot;
     engine->n_cache_position = request.n_cache_position;
     engine->state_bytes = memory_plan_state_bytes(&request, hp);
     engine->kv_type = request.kv_type;
-    engine->prefill_chunk = plan.prefill_chunk;
+    engine->prefill_chunk = plan->prefill_chunk;
     if (engine->prefill_chunk > engine->n_ctx) engine->prefill_chunk = engine->n_ctx;
     return status;
 }
@@ -250,15 +250,17 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
                                                .kernels = config->reference ? "reference"
                                                                             : config->kernels,
                                                .pin = config->n_thread == 0};
+    struct memory_plan plan;
     enum lm_status status = open_model(engine, config->model_path, err);
-    if (status == LM_OK) status = plan_memory(engine, config, err);
+    if (status == LM_OK) status = plan_memory(engine, config, &plan, err);
     if (status == LM_OK) status = backend_cpu_create(&engine->backend, &backend, err);
     if (status == LM_OK) status = create_worker(engine, config, err);
-    if (status == LM_OK && engine->n_expert_slot)
+    if (status == LM_OK && (engine->n_expert_slot || config->profile))
         status = routing_profile_load(worker_pager(engine->worker), engine->file, &engine->hp,
                                       config->profile, err);
     engine->keeps_profile = status == LM_OK && engine->n_expert_slot && !config->profile;
     if (status == LM_OK) status = create_scheduler(engine, config->checkpoint_every, err);
+    if (status == LM_OK) memory_plan_recheck(&plan, host_memory_taken(), host_memory_available());
     return status;
 }
 

@@ -21,21 +21,44 @@ double pager_expected_hit_rate(double n, double n_expert, double used_share)
     return (1 - 0.55 * exp(-4.15 * knee)) * (f - used_share) / (knee - used_share);
 }
 
-void pager_report_plan(const struct memory_plan *plan, uint32_t n_slot, uint32_t n_expert,
-                       double used_share)
+static double used_share(const struct hparams *hp)
 {
-    char experts[24], rest[24], bank[24], budget[24];
-    const double hit = pager_expected_hit_rate(n_slot, n_expert, used_share);
-    log_info("%u of %u experts in memory (%.0f%%): %s of %s; all else %s; budget %s; in "
-             "published models a warm cache of that share has about %.0f%% hits",
-             n_slot, n_expert, 100.0 * n_slot / n_expert,
-             log_format_bytes(plan->slot_bytes, experts),
+    return (double)hp->n_expert_used / hp->n_expert;
+}
+
+const char *pager_report_expectation(char out[PAGER_EXPECTATION_BYTES],
+                                     const struct memory_plan *plan, const struct hparams *hp,
+                                     uint32_t n_slot)
+{
+    char bytes[24];
+    const double hit = pager_expected_hit_rate(n_slot, hparams_n_expert_total(hp), used_share(hp));
+    const double read_bytes = (1 - hit) * used_share(hp) * (double)plan->expert_bytes;
+    const int n =
+        snprintf(out, PAGER_EXPECTATION_BYTES,
+                 "in published models a warm cache of that share has about %.0f%% hits", 100 * hit);
+    if (read_bytes >= 1)
+        snprintf(out + n, PAGER_EXPECTATION_BYTES - (size_t)n,
+                 ", here %s to read per token: at most %.*f tok/s at 1 GB/s of disk",
+                 log_format_bytes((uint64_t)read_bytes, bytes), read_bytes > 1e8 ? 2 : 0,
+                 1e9 / read_bytes);
+    return out;
+}
+
+void pager_report_plan(const struct memory_plan *plan, const struct hparams *hp, uint32_t n_slot)
+{
+    char slots[24], rest[24], bank[24], budget[24], expectation[PAGER_EXPECTATION_BYTES];
+    const uint32_t n_expert = hparams_n_expert_total(hp);
+    const double n_of_token = used_share(hp) * n_expert;
+    log_info("%u of %u experts in memory (%.0f%%): slots of %s for %s; all else %s; budget %s; %s",
+             n_slot, n_expert, 100.0 * n_slot / n_expert, log_format_bytes(plan->slot_bytes, slots),
              log_format_bytes(plan->expert_bytes, bank),
              log_format_bytes(plan->total_bytes - plan->slot_bytes, rest),
-             log_format_bytes(plan->budget_bytes, budget), 100 * hit);
-    if (n_slot < 1.3 * used_share * n_expert)
-        log_warning("less than one token's experts fit: every token reads nearly all of its "
-                    "experts; a larger --ram helps most");
+             log_format_bytes(plan->budget_bytes, budget),
+             pager_report_expectation(expectation, plan, hp, n_slot));
+    if (n_slot < 1.3 * n_of_token)
+        log_warning("a token uses %.0f experts, %u fit: nearly all are read anew for every token; "
+                    "a larger --ram helps most",
+                    n_of_token, n_slot);
 }
 
 static double percent(uint64_t part, uint64_t whole)

@@ -7,6 +7,7 @@
 
 struct expert_pager;
 struct expert_pager_stats;
+struct hparams;
 struct json_object;
 struct memory_plan;
 
@@ -15,9 +16,14 @@ struct memory_plan;
  * n_expert. used_share: experts of a token over those of a layer. */
 double pager_expected_hit_rate(double n, double n_expert, double used_share);
 
+/* What that means for a model with n_slot experts in memory, in words: hits, and what they leave to
+ * the disk. Returns out. */
+enum { PAGER_EXPECTATION_BYTES = 192 };
+const char *pager_report_expectation(char out[PAGER_EXPECTATION_BYTES],
+                                     const struct memory_plan *plan, const struct hparams *hp,
+                                     uint32_t n_slot);
 /* A line, before anything is loaded: what of the model will be in memory. */
-void pager_report_plan(const struct memory_plan *plan, uint32_t n_slot, uint32_t n_expert,
-                       double used_share);
+void pager_report_plan(const struct memory_plan *plan, const struct hparams *hp, uint32_t n_slot);
 /* From disk, for whatever reason. */
 uint64_t pager_report_read_bytes(const struct expert_pager_stats *stats);
 /* A few lines under the timings of an answer; nothing if no expert is ever read. */

@@ -4,6 +4,7 @@ Every run must give the hash of all logits, and the greedy path behind them, of 
 experts in the mapping of the file; and `effective` must say that the setting asked for took effect:
 slots, policy, misses, predictions, the engine that read. Each model runs as GGUF and as pack."""
 import itertools
+import json
 import os
 import re
 import sys
@@ -142,6 +143,19 @@ def check_report(path):
         sys.exit(f"--verbose: {layers[0]}")
 
 
+def check_plan(path):
+    """What is said before anything is loaded: the slots that there will be, and what they leave to read."""
+    for slots in ("min", "50%"):
+        done = cli.lean("run", path, "--raw", "--max-tokens", 1, "--expert-slots", slots, "--json", "abc")
+        plan = re.search(r"(\d+) of (\d+) experts in memory .* (\S+) to read per token: at most \S+ tok/s",
+                         done.stderr.replace(" KiB", "KiB"))
+        got = json.loads(done.stdout)["experts"]
+        if not plan or [int(plan[1]), int(plan[2])] != [got["slots"], got["experts"]]:
+            sys.exit(f"--expert-slots {slots}: {got['slots']} slots, announced {done.stderr}")
+        if ("nearly all are read anew" in done.stderr) != (slots == "min"):
+            sys.exit(f"--expert-slots {slots}: {done.stderr}")
+
+
 def io_ways():
     """Ways to read that this kernel has."""
     probe = golden.evaluate(golden_model("qwen35moe-s-q8_0"), [1], "--expert-slots", "min", "--io",
@@ -175,6 +189,7 @@ def main():
     check_profile(golden_model("qwen35moe-k-q4km"))
     check_policies(golden_model("qwen35moe-k-q4km"))
     check_report(golden_model("qwen35moe-k-q4km"))
+    check_plan(golden_model("qwen35moe-k-q4km"))
     print(f"{n} settings, one result for each model")
 
 

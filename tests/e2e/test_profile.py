@@ -99,6 +99,8 @@ def main():
             file.write(small_profile(content))
         refused = lean("run", MODEL, "hi", "--raw", "--expert-slots", "50%", "--profile", small, code=10)
         assert "a profile of 1 layers and 1 of 2 experts" in refused.stderr, refused.stderr
+        # also where all experts are in memory and none would be read by it
+        lean("run", MODEL, "hi", "--raw", "--profile", small, code=10)
         os.remove(small)
         left = sorted(os.listdir(folder))
         assert left == ["a.pb", "b.pb", "both.pb", "c.pb", "other.gguf", "text"], left

@@ -176,6 +176,19 @@ static uint64_t bytes_of_classes(const struct slot_class *class, uint32_t n_clas
     return n_bytes;
 }
 
+uint32_t expert_pager_slot_count(const struct expert_store *store, uint32_t layer_begin,
+                                 uint32_t layer_end, uint32_t n_expert, uint32_t n_slot)
+{
+    struct slot_class class[CLASS_MAX];
+    uint32_t n_class, n = 0;
+    const uint32_t n_all =
+        make_classes(class, &n_class, NULL, store, layer_begin, layer_end, n_expert);
+    share_slots(class, n_class, n_all, n_slot);
+    for (uint32_t i = 0; i < n_class; i++)
+        n += class[i].n_slot;
+    return n;
+}
+
 uint64_t expert_pager_slot_bytes(const struct expert_store *store, uint32_t layer_begin,
                                  uint32_t layer_end, uint32_t n_expert, uint32_t n_slot)
 {
@@ -291,7 +304,7 @@ static void describe_failure(const struct expert_pager *pager, const struct slot
     case READ_CHECKSUM:
         lm_fail(err, LM_E_IO, "%s: layer %u, expert %u: the checksum does not match", file.path,
                 layer, expert);
-        lm_hint(err, "the file is damaged: `lean pack --verify` names all damaged experts");
+        lm_hint(err, "the file is damaged: `lean pack --verify -o DIR` names all damaged experts");
         break;
     default:
         lm_fail(err, LM_E_IO, "%s: layer %u, expert %u: read of %llu bytes at %llu: %s", file.path,
@@ -542,6 +555,7 @@ void expert_pager_step(struct expert_pager *pager, uint32_t n_token, bool prefil
     pager->n_token += n_token;
     if (!pager->cache) return;
     forget_ahead(pager);
+    pager->n_predicted = 0; /* of a step that failed */
     /* Between steps, also behind one that failed, only reads hold slots. */
     assert(expert_cache_n_pinned(pager->cache) == pager->n_read);
     expert_cache_advance(pager->cache, n_token, prefill);

@@ -92,8 +92,12 @@ void expert_pager_destroy(struct expert_pager *pager); /* NULL is legal */
 
 const struct expert_layer *expert_pager_layer(const struct expert_pager *pager, uint32_t il);
 
-/* Memory that n_slot slots take, and the most slots that fit into n_bytes (at most all experts).
- * 0 slots: not even the least that works fits. */
+/* Asked for n_slot slots, the pager makes expert_pager_slot_count of them, since experts of each
+ * size get the least that works and none that they cannot fill; these take expert_pager_slot_bytes.
+ * expert_pager_slots_for: the most to ask for that fits into n_bytes, at most all experts; 0: not
+ * even the least that works fits. */
+uint32_t expert_pager_slot_count(const struct expert_store *store, uint32_t layer_begin,
+                                 uint32_t layer_end, uint32_t n_expert, uint32_t n_slot);
 uint64_t expert_pager_slot_bytes(const struct expert_store *store, uint32_t layer_begin,
                                  uint32_t layer_end, uint32_t n_expert, uint32_t n_slot);
 uint32_t expert_pager_slots_for(const struct expert_store *store, uint32_t layer_begin,

@@ -18,8 +18,8 @@ struct touch_range {
     size_t n_bytes;
 };
 
-/* Ranges are touched in their order. NULL: no memory or no threads, which costs nothing but time.
- */
+/* Ranges are touched in their order. Without memory (NULL) or threads nothing is, which costs
+ * nothing but time. */
 struct toucher *toucher_start(const struct touch_range *range, size_t n);
 /* What has not been touched stays so. NULL is legal. */
 void toucher_stop(struct toucher *toucher);

@@ -273,6 +273,22 @@ static void test_slots_for_is_the_inverse_of_slot_bytes(void **state)
     }
 }
 
+/* What is said of the slots before they exist holds when they do. */
+static void test_slots_are_as_many_as_announced(void **state)
+{
+    struct fixture *f = *state;
+    const uint32_t n_all = hparams_n_expert_total(&f->hp);
+    for (uint32_t n = 1; n <= n_all; n += 7) {
+        struct expert_pager *pager = open_pager(f, n);
+        const struct expert_pager_stats stats = expert_pager_stats(pager);
+        assert_int_equal(expert_pager_slot_count(f->store, 0, f->hp.n_layer, f->hp.n_expert, n),
+                         stats.n_slot);
+        assert_int_equal(expert_pager_slot_bytes(f->store, 0, f->hp.n_layer, f->hp.n_expert, n),
+                         stats.slot_bytes);
+        expert_pager_destroy(pager);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -281,6 +297,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_wrong_predictions_end, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_a_file_cut_off_fails_one_request, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_slots_for_is_the_inverse_of_slot_bytes, set_up,
-                                        tear_down)};
+                                        tear_down),
+        cmocka_unit_test_setup_teardown(test_slots_are_as_many_as_announced, set_up, tear_down)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
