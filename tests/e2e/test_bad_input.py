@@ -501,7 +501,8 @@ class Writing(Case):
         self.assertEqual(done[0].stdout, done[1].stdout)
         self.assertRegex(done[1].stderr, "warning: the routing profile was not kept: .*No space left on device")
         files = [name for _, _, names in os.walk(self.folder) for name in names]
-        self.assertEqual(files, ["filler"])
+        # an empty lock may stay; nothing half written does
+        self.assertEqual([name for name in files if not name.endswith(".profile.lock")], ["filler"])
 
     def test_a_model_onto_itself(self):
         path = self.path("same.gguf")
