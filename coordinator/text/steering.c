@@ -269,16 +269,10 @@ bool steering_complete(const struct steering *steering)
     return !steering->content || steering->n_call || grammar_matcher_complete(steering->content);
 }
 
-bool steering_finished(struct steering *steering)
+bool steering_finished(const struct steering *steering)
 {
-    uint32_t others = 0;
-    if (!steering->content || steering->call || steering->n_call ||
-        !grammar_matcher_complete(steering->content))
-        return false;
-    const uint32_t *mask = grammar_matcher_mask(steering->content);
-    for (size_t i = 0; i < steering->n_word; i++)
-        others |= mask[i] & ~steering->end[i];
-    return !others;
+    return steering->content && !steering->call && !steering->n_call &&
+           grammar_matcher_finished(steering->content);
 }
 
 bool steering_resume(struct steering *steering, const char *text, size_t n)

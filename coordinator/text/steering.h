@@ -58,7 +58,7 @@ bool steering_holds_call(const struct steering *steering);
 /* The content is a whole document of its grammar; true without one. */
 bool steering_complete(const struct steering *steering);
 /* It is, and cannot go on: only end tokens may come. */
-bool steering_finished(struct steering *steering);
+bool steering_finished(const struct steering *steering);
 /* Before the first token: the answer goes on with this content. False: it is no beginning of a
  * document of the grammar. */
 bool steering_resume(struct steering *steering, const char *text, size_t n);
