@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import unittest
 
 import cli
@@ -82,6 +83,38 @@ class File(unittest.TestCase):
         text = self.page.decode()
         self.assertEqual(re.findall(r"""(?:src|href)\s*=\s*["'](?!data:|#)[^"']*""", text), [])
         self.assertNotRegex(text, r"@import|url\(|innerHTML\s*=|outerHTML\s*=|insertAdjacentHTML|document\.write|\beval\(")
+
+
+class Experts(unittest.TestCase):
+    """What the heat map is drawn from."""
+
+    def tiers(self, *options):
+        """Of each layer after some tokens, where its experts are."""
+        with serve.Server(*options) as server:
+            server.complete([[i * 37 % 8000 + 1 for i in range(300)]], max_tokens=100, ignore_eos=True)
+            time.sleep(0.3)  # longer than a picture lasts
+            server.complete([[5]], max_tokens=2, ignore_eos=True)
+            found = server.get("/experts").json
+        self.assertEqual(found["n_expert_used"], 4)
+        self.assertEqual([layer["layer"] for layer in found["layers"]], [0, 1, 2, 3])
+        for layer in found["layers"]:
+            self.assertEqual((len(layer["tiers"]), len(layer["heat"])), (40, 40))
+            self.assertEqual(max(layer["heat"]), "9")
+            self.assertGreater(layer["hits"] + layer["misses"], 100)
+        return "".join(layer["tiers"] for layer in found["layers"])
+
+    def test_a_model_in_memory(self):
+        self.assertEqual(self.tiers(), "1" * 160)
+
+    def test_a_model_half_on_disk(self):
+        tiers = self.tiers("--expert-slots", "50%", "--profile", "none")
+        self.assertEqual(set(tiers), {"0", "1"})
+        self.assertIn(tiers.count("1"), range(60, 81))
+
+    def test_a_model_without_experts(self):
+        model = os.path.join(cli.SOURCE_DIR, "tests/data/golden/models/llama-s-f32.gguf")
+        with serve.Server(model=model) as server:
+            self.assertEqual(server.get("/experts").status, 404)
 
 
 class Browser(unittest.TestCase):
