@@ -32,7 +32,7 @@ struct responses {
     size_t n_item;               /* begun ones */
     struct json_writer output;   /* complete items, inside the brackets */
     struct json_writer logprobs; /* that no delta has had yet, inside the brackets */
-    int64_t n_event;
+    size_t n_event;
     bool begun;             /* the first events are out */
     struct json_writer out; /* scratch */
 };
@@ -179,8 +179,12 @@ static void put_response(struct json_writer *out, const struct generation_choice
     json_open(out, '{');
     put_member(out, "id", generation->id);
     put_member(out, "object", "response");
-    put_count(out, "created_at", (size_t)generation->created);
-    if (!strcmp(status, "completed")) put_count(out, "completed_at", (size_t)time(NULL));
+    json_put_key(out, "created_at");
+    json_put_int(out, generation->created);
+    if (!strcmp(status, "completed")) {
+        json_put_key(out, "completed_at");
+        json_put_int(out, (int64_t)time(NULL));
+    }
     put_member(out, "status", status);
     json_put_key(out, "error");
     if (error) {
@@ -217,7 +221,7 @@ static struct json_writer *begin_event(struct responses *responses, const char *
     byte_buffer_printf(&out->text, "event: %s\ndata: ", type);
     json_open(out, '{');
     put_member(out, "type", type);
-    put_count(out, "sequence_number", (size_t)responses->n_event++);
+    put_count(out, "sequence_number", responses->n_event++);
     return out;
 }
 

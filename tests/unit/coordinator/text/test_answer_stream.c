@@ -1,4 +1,5 @@
 /* Tokens become text, parts and offsets the same way however the bytes are divided into tokens. */
+#include <json-c/json.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,6 +52,7 @@ struct heard {
     enum answer_end end;
     char stop[40];
     size_t n_reasoning;
+    char calls[TEXT_MAX]; /* [NAME ARGUMENTS] */
 };
 
 static void hear_text(void *context, enum answer_part part, const char *text, size_t n)
@@ -72,14 +74,34 @@ static void hear_token(void *context, const struct answer_token *token)
     heard->ids[heard->n_token++] = token->sampled->id;
 }
 
+static void hear_call(void *context, const char *name, size_t n)
+{
+    char *calls = ((struct heard *)context)->calls;
+    sprintf(calls + strlen(calls), "[%.*s ", (int)n, name);
+}
+
+static void hear_arguments(void *context, const char *bytes, size_t n)
+{
+    strncat(((struct heard *)context)->calls, bytes, n);
+}
+
+static void hear_call_end(void *context)
+{
+    strcat(((struct heard *)context)->calls, "]");
+}
+
 static struct heard listen(const struct answer_config *given, const int32_t *ids, size_t n)
 {
     struct heard heard = {0};
     struct answer_config config = *given;
     struct answer_stream *stream;
     config.tokenizer = tokenizer;
-    const struct answer_sink sink = {
-        .on_text = hear_text, .on_token = hear_token, .context = &heard};
+    const struct answer_sink sink = {.on_text = hear_text,
+                                     .on_token = hear_token,
+                                     .on_call = hear_call,
+                                     .on_arguments = hear_arguments,
+                                     .on_call_end = hear_call_end,
+                                     .context = &heard};
     assert_int_equal(answer_stream_create(&stream, &config, &sink, NULL), LM_OK);
     for (size_t i = 0; i < n; i++) {
         const struct sampled_token token = {.id = ids[i]};
@@ -287,6 +309,43 @@ static void test_control_tokens_are_shown_on_demand(void **state)
     assert_string_equal(listen(&config, ids, 3).text[ANSWER_CONTENT], "a<|im_start|>a");
 }
 
+static void test_calls_are_told_from_content(void **state)
+{
+    (void)state;
+    static const char call[] = "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": \"\xC3\xA9 "
+                               "}\"}}\n</tool_call>";
+    char text[600];
+    struct answer_config config = {
+        .split = true,
+        .opened = true,
+        .show_marks = true,
+        .tools = json_tokener_parse("[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}]"),
+        .tool_format = TOOL_FORMAT_HERMES,
+    };
+    for (int single = 0; single < 2; single++) {
+        config.single_call = single;
+        snprintf(text, sizeof(text), "a <tool_call>b</think>\n\nLook:\n%s\n%s", call, call);
+        for (int round = 0; round < 20; round++) {
+            int32_t ids[TOKENS_MAX];
+            const size_t n = divide(text, round < 2 ? round : 2, ids);
+            const struct heard heard = listen(&config, ids, n);
+            assert_string_equal(heard.text[ANSWER_REASONING], "a <tool_call>b");
+            assert_string_equal(heard.text[ANSWER_CONTENT], "Look:\n");
+            assert_string_equal(heard.calls, single ? "[f {\"x\":\"\xC3\xA9 }\"}]"
+                                                    : "[f {\"x\":\"\xC3\xA9 }\"}]"
+                                                      "[f {\"x\":\"\xC3\xA9 }\"}]");
+            assert_int_equal(heard.end, single ? ANSWER_CALLED : ANSWER_OPEN);
+            /* the tokens of calls are of no part */
+            assert_null(strstr(heard.bytes[ANSWER_CONTENT], "name"));
+            assert_non_null(strstr(heard.bytes[ANSWER_CONTENT], "Look"));
+            assert_non_null(strstr(heard.bytes[ANSWER_MARKUP], "name"));
+        }
+    }
+    check(config, "x</think><tool_call>\n{\"name\": \"g\"}", "x", "<tool_call>\n{\"name\": \"g\"}",
+          ANSWER_OPEN);
+    json_object_put(config.tools);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -297,6 +356,7 @@ int main(void)
         cmocka_unit_test(test_offsets_count_characters),
         cmocka_unit_test(test_tokens_end_it),
         cmocka_unit_test(test_control_tokens_are_shown_on_demand),
+        cmocka_unit_test(test_calls_are_told_from_content),
     };
     return cmocka_run_group_tests(tests, open_vocabulary, close_vocabulary);
 }
