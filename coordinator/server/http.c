@@ -131,8 +131,9 @@ static struct http_exchange *create_exchange(struct http_server *http,
     exchange->next = http->exchanges;
     if (exchange->next) exchange->next->previous = exchange;
     http->exchanges = exchange;
+    const bool is_first = !exchange->next;
     pthread_mutex_unlock(&http->lock);
-    if (!exchange->next) http_monitor_wake(http); /* its clock runs while there are requests */
+    if (is_first) http_monitor_wake(http); /* its clock runs while there are requests */
     return exchange;
 }
 
