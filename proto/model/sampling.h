@@ -20,7 +20,8 @@ struct sampling_params {
     const struct logit_bias *bias; /* [n_bias], borrowed */
     size_t n_bias;
     /* Bits of the tokens that may be sampled, ceil(n_vocab / 32) words; NULL: all. Borrowed; it may
-     * be rewritten between two steps. Log-probabilities do not see it. */
+     * be rewritten between two steps. It is stronger than the biases: where these ban all that it
+     * leaves, they do not count. Log-probabilities do not see it. */
     const uint32_t *allowed;
     float repeat_penalty;    /* 1: off; over prompt and generated tokens */
     int32_t repeat_last_n;   /* tokens that it looks back on; 0: off, -1: all */

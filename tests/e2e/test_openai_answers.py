@@ -251,6 +251,10 @@ class Answers(unittest.TestCase):
             for seed in range(3):
                 choice = self.both(CHAT, {**base, "seed": seed, "thinking_token_budget": budget})[0]
                 self.assertIn(end, choice["token_ids"][:budget + 1])
+        # what is forced is stronger than a bias that forbids it
+        forbidden = self.generate(CHAT, {**base, "seed": 1, "thinking_token_budget": 3,
+                                         "logit_bias": {str(end): -100}})["choices"][0]
+        self.assertEqual(forbidden["token_ids"].index(end), 3)
         cut = self.generate(CHAT, {**base, "seed": 1, "max_tokens": 1, "reasoning_budget": -1})
         self.assertEqual(cut["choices"][0]["message"]["content"], "")
 

@@ -222,6 +222,9 @@ class Fields(unittest.TestCase):
         only = self.server.complete("Once upon", max_tokens=4, return_token_ids=True,
                                     allowed_token_ids=[70, 71], ignore_eos=True)
         self.assertLessEqual(set(only["choices"][0]["token_ids"]), {70, 71})
+        left = self.server.complete("Once upon", max_tokens=1, return_token_ids=True,
+                                    allowed_token_ids=[70], logit_bias={"70": -100})
+        self.assertEqual(left["choices"][0]["token_ids"], [70])  # something has to come
         hot = {"temperature": 1.5, "max_tokens": 12, "seed": 11}
         one, other, fourth = (self.server.complete("Once upon", **{**hot, **more})["choices"]
                               for more in ({}, {"seed": 12}, {"n": 4}))

@@ -223,6 +223,14 @@ static enum lm_status apply_dry(struct sampler *sampler, const struct sampling_p
     return LM_OK;
 }
 
+/* Whether a token is left. */
+static bool any_allowed(const struct sampler *sampler)
+{
+    for (uint32_t id = 0; id < sampler->n_vocab; id++)
+        if (sampler->adjusted[id] != -INFINITY) return true;
+    return false;
+}
+
 static void forbid_others(struct sampler *sampler, const uint32_t *allowed)
 {
     for (uint32_t first = 0; first < sampler->n_vocab; first += 32) {
@@ -244,11 +252,16 @@ static enum lm_status adjust_logits(struct sampler *sampler, const float **logit
     const bool dry = params->dry_multiplier != 0;
     if (!params->n_bias && !params->allowed && !repetition && !presence && !dry) return LM_OK;
 
-    memcpy(sampler->adjusted, *logits, sampler->n_vocab * sizeof(**logits));
+    const float *const raw = *logits;
+    memcpy(sampler->adjusted, raw, sampler->n_vocab * sizeof(*raw));
     *logits = sampler->adjusted;
     const enum lm_status status = apply_bias(sampler, params, err);
     if (status != LM_OK) return status;
     if (params->allowed) forbid_others(sampler, params->allowed);
+    if (params->allowed && params->n_bias && !any_allowed(sampler)) {
+        memcpy(sampler->adjusted, raw, sampler->n_vocab * sizeof(*raw));
+        forbid_others(sampler, params->allowed);
+    }
     if (repetition) {
         const size_t n = window_size(params->repeat_last_n, history->n);
         apply_repetition(sampler, params->repeat_penalty, history->ids + history->n - n, n);

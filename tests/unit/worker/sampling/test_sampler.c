@@ -221,6 +221,14 @@ static void only_allowed_tokens_are_drawn(void **state)
     assert_int_equal(held_token.top_id[0], 0);
     assert_int_equal(held_token.top_id[1], 69);
 
+    /* the mask is stronger than biases that ban all that it leaves, not than others */
+    const struct logit_bias ban = {.token = 66, .bias = -INFINITY};
+    params.bias = &ban;
+    params.n_bias = 1;
+    assert_int_equal(sample(sampler, logits, &params, NULL, 0), 66);
+    allowed[2] |= UINT32_C(1) << 3;
+    assert_int_equal(sample(sampler, logits, &params, NULL, 0), 67);
+
     allowed[2] = 0;
     assert_int_equal(sampler_sample(sampler, logits, &params, &none, 0, &held_token, &err),
                      LM_E_FAIL);
