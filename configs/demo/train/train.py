@@ -23,7 +23,7 @@ import torch.multiprocessing as mp
 import bigram
 import model as lm
 
-MTP_WEIGHT, BALANCE_WEIGHT, ROUTER_Z_WEIGHT = 0.3, 0.05, 0.002
+MTP_WEIGHT, BALANCE_WEIGHT, ROUTER_Z_WEIGHT = 0.3, 0.005, 0.002
 LEARNING_RATES = {"token_embd": 0.006, "output": 0.004, "ffn_gate_inp": 0.003, "muon": 0.02, "other": 0.004}
 
 
