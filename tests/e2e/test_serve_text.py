@@ -48,15 +48,24 @@ class Text(unittest.TestCase):
         for stop in ([], ["", None], None, "never written", [self.whole[-20:] + "x"]):
             self.assertEqual(self.stopped(stop), (self.whole, "length", None))
 
+    def ends(self):
+        """A question whose answer ends by itself."""
+        for question in ("What is the capital of France?", "What does the word tree mean?", "What is 2 + 3?",
+                         "Use the word water in a sentence.", "What is a tree?", "Hello!"):
+            if self.server.chat(question, max_tokens=200)["choices"][0]["finish_reason"] == "stop":
+                return question
+        self.fail("no answer ends")
+
     def test_a_control_token_as_a_stop_string(self):
-        answer = self.server.chat("What is a tree?", max_tokens=60, stop=["<|im_end|>"])
+        answer = self.server.chat(self.ends(), max_tokens=200, stop=["<|im_end|>"])
         self.assertEqual(answer["choices"][0]["finish_reason"], "stop")
         self.assertNotIn("<|im_end|>", answer["choices"][0]["message"]["content"])
 
     def test_an_end_token_has_its_entry(self):
         """P + 1 entries, also where the token behind the prompt is an end token."""
-        answer = self.server.chat("What is a tree?", max_tokens=200, return_token_ids=True)["choices"][0]
-        prompt = self.server.post("/tokenize", {"messages": [{"role": "user", "content": "What is a tree?"}]})
+        question = self.ends()
+        answer = self.server.chat(question, max_tokens=200, return_token_ids=True)["choices"][0]
+        prompt = self.server.post("/tokenize", {"messages": [{"role": "user", "content": question}]})
         ids = prompt.json["tokens"] + answer["token_ids"]
         if answer["token_ids"] and self.server.post("/detokenize", {"tokens": ids[-1:]}).json["content"] == "<|im_end|>":
             ids.pop()
