@@ -186,7 +186,9 @@ bool dispatcher_reserve(struct dispatcher *dispatcher, uint32_t n)
         (uint64_t)dispatcher->config.max_queue + stats->n_slot - stats->n_running;
     const uint64_t n_taken =
         (uint64_t)dispatcher->n_reserved + dispatcher->n_inbox + stats->n_waiting;
-    const bool free = n_taken + n <= n_place || (n >= dispatcher->config.max_queue && n_taken <= 1);
+    /* one sequence is never too large */
+    const bool is_large = n > 1 && n >= dispatcher->config.max_queue;
+    const bool free = n_taken + n <= n_place || (is_large && n_taken <= 1);
     if (free) dispatcher->n_reserved += n;
     pthread_mutex_unlock(&dispatcher->lock);
     return free;

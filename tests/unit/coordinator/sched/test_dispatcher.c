@@ -102,7 +102,7 @@ struct fixture {
     int32_t prompt[N_CTX + 1];
 };
 
-static void open_fixture(struct fixture *fixture, double queue_timeout_s)
+static void open_fixture(struct fixture *fixture, uint32_t max_queue, double queue_timeout_s)
 {
     struct lm_error err;
     memset(fixture, 0, sizeof(*fixture));
@@ -111,7 +111,7 @@ static void open_fixture(struct fixture *fixture, double queue_timeout_s)
         .runner = &fixture->runner, .n_slot = N_SLOT, .n_ctx = N_CTX, .prefill_chunk = 64};
     assert_int_equal(scheduler_create(&fixture->scheduler, &config, &err), LM_OK);
     const struct dispatcher_config dispatcher = {.scheduler = fixture->scheduler,
-                                                 .max_queue = MAX_QUEUE,
+                                                 .max_queue = max_queue,
                                                  .queue_timeout_s = queue_timeout_s};
     assert_int_equal(dispatcher_create(&fixture->dispatcher, &dispatcher, &err), LM_OK);
 }
@@ -151,7 +151,7 @@ static void test_many_threads_are_served(void **state)
     (void)state;
     struct fixture fixture;
     pthread_t threads[6];
-    open_fixture(&fixture, 0);
+    open_fixture(&fixture, MAX_QUEUE, 0);
     for (int i = 0; i < 6; i++)
         assert_int_equal(pthread_create(&threads[i], NULL, run_calls, &fixture), 0);
     for (int i = 0; i < 6; i++)
@@ -172,7 +172,7 @@ static void test_the_queue_is_bounded(void **state)
     (void)state;
     struct fixture fixture;
     struct call running[N_SLOT];
-    open_fixture(&fixture, 0);
+    open_fixture(&fixture, MAX_QUEUE, 0);
     for (int i = 0; i < N_SLOT + MAX_QUEUE; i++)
         assert_true(dispatcher_reserve(fixture.dispatcher, 1));
     assert_false(dispatcher_reserve(fixture.dispatcher, 1));
@@ -208,7 +208,7 @@ static void test_what_cannot_run_ends(void **state)
     (void)state;
     struct fixture fixture;
     struct call running[N_SLOT], late, oversize;
-    open_fixture(&fixture, 0.05);
+    open_fixture(&fixture, MAX_QUEUE, 0.05);
     assert_true(dispatcher_reserve(fixture.dispatcher, N_SLOT + 2));
     for (int i = 0; i < N_SLOT; i++) {
         init_call(&running[i], fixture.prompt, 10, 100000);
@@ -239,7 +239,7 @@ static void test_draining(void **state)
     (void)state;
     struct fixture fixture;
     struct call shorter, endless, waiting, later;
-    open_fixture(&fixture, 0);
+    open_fixture(&fixture, MAX_QUEUE, 0);
     assert_true(dispatcher_reserve(fixture.dispatcher, 4));
     init_call(&shorter, fixture.prompt, 10, 30);
     init_call(&endless, fixture.prompt, 10, 100000);
@@ -262,11 +262,36 @@ static void test_draining(void **state)
     close_fixture(&fixture);
 }
 
+/* The exception for large requests is not for a single sequence. */
+static void test_a_queue_of_one_holds_one(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call running[N_SLOT];
+    open_fixture(&fixture, 1, 0);
+    for (int i = 0; i < N_SLOT; i++) {
+        assert_true(dispatcher_reserve(fixture.dispatcher, 1));
+        init_call(&running[i], fixture.prompt, 10, 3000);
+        submit(&fixture, &running[i]);
+    }
+    while (dispatcher_stats(fixture.dispatcher).n_running < N_SLOT)
+        sleep_ms(1);
+    assert_true(dispatcher_reserve(fixture.dispatcher, 1));
+    assert_false(dispatcher_reserve(fixture.dispatcher, 1));
+    dispatcher_unreserve(fixture.dispatcher, 1);
+    for (int i = 0; i < N_SLOT; i++) {
+        dispatcher_cancel(fixture.dispatcher, &running[i].request);
+        wait_end(&running[i]);
+    }
+    close_fixture(&fixture);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_many_threads_are_served),
         cmocka_unit_test(test_the_queue_is_bounded),
+        cmocka_unit_test(test_a_queue_of_one_holds_one),
         cmocka_unit_test(test_what_cannot_run_ends),
         cmocka_unit_test(test_draining),
     };
