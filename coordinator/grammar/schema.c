@@ -26,8 +26,10 @@
 
 enum {
     N_SET_MAX = 1 << 16,
-    N_MEMBER_MAX = 1 << 22, /* of all sets together */
-    N_NESTED_MAX = 64,      /* parts of a chain before a rule keeps it from nesting deeper */
+    N_IN_SET_MAX = 1 << 13,
+    N_MEMBER_MAX = 1 << 22,  /* of all sets together */
+    N_FITTING_MAX = 1 << 24, /* work on constants */
+    N_NESTED_MAX = 64,       /* parts of a chain before a rule keeps it from nesting deeper */
 };
 
 /* A schema's address, and in its low bits which of its choices have been made. */
@@ -36,7 +38,8 @@ typedef uintptr_t member;
 #define MADE_ANY_OF ((member)1)
 #define MADE_ONE_OF ((member)2)
 #define MADE_NULLABLE ((member)4)
-#define MADE_ALL ((member)7)
+#define MADE_PARTS ((member)8) /* what allOf and $ref bring is in the set, or was */
+#define MADE_ALL ((member)15)
 
 struct set {
     member *members; /* sorted by address */
@@ -56,7 +59,8 @@ struct written { /* patterns that have been made, by their hash */
 struct schema_compiler {
     struct grammar_builder *builder;
     struct json_object *root;
-    struct json_object *null; /* {"type": "null"} */
+    struct json_object *null;      /* {"type": "null"} */
+    struct schema_fitting fitting; /* of constants */
     struct job *jobs;
     uint32_t *table; /* [n_slot] jobs by their sets, counted from 1 */
     struct written *patterns;
@@ -106,6 +110,9 @@ static struct json_object *schema_of(member m)
 
 static void set_add(struct schema_compiler *compiler, struct set *set, member m)
 {
+    if (set->n == N_IN_SET_MAX && compiler->status == LM_OK)
+        compiler->status = lm_fail(compiler->err, LM_E_LIMIT,
+                                   "#: a value has to satisfy more than %d schemas", N_IN_SET_MAX);
     if (have_room(compiler, &set->members, &set->room, set->n + 1, sizeof(*set->members)))
         set->members[set->n++] = m;
 }
@@ -145,7 +152,7 @@ static bool is_open(member m)
     if (json_object_is_type(schema, json_type_boolean)) return json_object_get_boolean(schema);
     return !schema_has(schema, "type") && !schema_implied_types(schema) &&
            !schema_has(schema, "enum") && !schema_has(schema, "const") &&
-           !schema_has(schema, "allOf") && !schema_has(schema, "$ref") &&
+           (m & MADE_PARTS || (!schema_has(schema, "allOf") && !schema_has(schema, "$ref"))) &&
            (m & MADE_ANY_OF || !schema_has(schema, "anyOf")) &&
            (m & MADE_ONE_OF || !schema_has(schema, "oneOf")) &&
            (m & MADE_NULLABLE || !is_nullable(schema));
@@ -807,19 +814,24 @@ static struct json_object *find_constants(struct schema_compiler *compiler, cons
         values = schema_get(schema_of(set->members[i]), "enum");
         constant = schema_get(schema_of(set->members[i]), "const");
         *found = values || schema_has(schema_of(set->members[i]), "const");
+        compiler->fitting.owner = schema_of(set->members[i]);
     }
     const size_t n = values ? json_object_array_length(values) : *found;
     for (size_t i = 0; constants && i < n; i++) {
         struct json_object *value = values ? json_object_array_get_idx(values, i) : constant;
         bool fits = true;
+        compiler->fitting.value = value;
         for (size_t m = 0; m < set->n && fits; m++)
-            fits = schema_fits(compiler->root, schema_of(set->members[m]), value);
+            fits = schema_fits(&compiler->fitting, schema_of(set->members[m]), value);
         if (fits && json_object_array_add(constants, json_object_get(value))) {
             json_object_put(value);
             fail_memory(compiler);
         }
     }
     if (!constants) fail_memory(compiler);
+    if (!compiler->fitting.n_left)
+        fail_at(compiler, LM_E_LIMIT, compiler->fitting.owner, values ? "enum" : "const",
+                "too much work to hold it against the rest of the schema");
     return constants;
 }
 
@@ -915,12 +927,15 @@ static grammar_expr build_set(struct schema_compiler *compiler, struct set *set)
             return CHOICE(compiler, other,
                           refer(compiler, replaced(compiler, set, i, (member)compiler->null)));
         }
+        if (set->members[i] & MADE_PARTS) continue;
         struct json_object *all = schema_get(schema, "allOf");
         struct json_object *reference = schema_get(schema, "$ref");
+        if (all || reference) set->members[i] |= MADE_PARTS;
         struct json_object *target =
             reference ? schema_resolve(compiler->root, json_object_get_string(reference)) : NULL;
         if (target && !set_has(set, target)) set_add_schema(compiler, set, target);
-        for (size_t p = 0; all && p < json_object_array_length(all); p++) {
+        for (size_t p = 0; all && p < json_object_array_length(all) && compiler->status == LM_OK;
+             p++) {
             struct json_object *part = json_object_array_get_idx(all, p);
             if (!set_has(set, part)) set_add_schema(compiler, set, part);
         }
@@ -955,8 +970,10 @@ enum lm_status grammar_build_schema(struct grammar_builder *builder, struct json
                                     grammar_expr *out, struct lm_error *err)
 {
     struct lm_error unused;
-    struct schema_compiler compiler = {
-        .builder = builder, .root = schema, .err = err ? err : &unused};
+    struct schema_compiler compiler = {.builder = builder,
+                                       .root = schema,
+                                       .fitting = {.root = schema, .n_left = N_FITTING_MAX},
+                                       .err = err ? err : &unused};
     const enum lm_status status = schema_check(schema, err);
     if (status != LM_OK) return status;
     compiler.null = json_object_new_object();

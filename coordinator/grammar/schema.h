@@ -41,7 +41,17 @@ struct json_object *schema_resolve(struct json_object *root, const char *referen
 void schema_write_pointer(struct json_object *root, const struct json_object *part, char *out,
                           size_t n);
 
+/* What is known while values are held against the schemas of one document. */
+struct schema_fitting {
+    struct json_object *root;
+    uint64_t n_left;           /* work that may still go into it; 0: no answer counts any more */
+    struct json_object *owner; /* the schema whose enum `value` is one of; NULL: none */
+    struct json_object *value;
+    unsigned depth; /* 0 */
+};
+
 /* Whether a value satisfies a checked schema. Without memory: no. */
-bool schema_fits(struct json_object *root, struct json_object *schema, struct json_object *value);
+bool schema_fits(struct schema_fitting *fitting, struct json_object *schema,
+                 struct json_object *value);
 
 #endif

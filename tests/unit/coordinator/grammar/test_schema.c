@@ -476,6 +476,53 @@ static int tear_down(void **state)
     return 0;
 }
 
+/* Alternatives that allOf or a reference brings, and that ask for nothing else. */
+static void test_brought_alternatives(void **state)
+{
+    (void)state;
+    check("{\"allOf\":[{\"anyOf\":[{\"type\":\"null\"},{\"type\":\"boolean\"}]}]}", "null\0true\0",
+          "1\0\"a\"\0");
+    check("{\"type\":[\"null\",\"integer\"],\"$ref\":\"#/$defs/a\",\"$defs\":{\"a\":{\"oneOf\":["
+          "{\"type\":\"integer\"},{\"type\":\"string\"}]}}}",
+          "1\0", "null\0\"a\"\0");
+    check("{\"allOf\":[{\"anyOf\":[{\"required\":[\"a\"]},{\"required\":[\"b\"]}]},"
+          "{\"anyOf\":[{\"required\":[\"c\"]},{\"required\":[\"d\"]}]}],"
+          "\"properties\":{\"a\":{},\"b\":{},\"c\":{},\"d\":{}},\"type\":\"object\","
+          "\"additionalProperties\":false}",
+          "{\"a\":1,\"c\":2}\0{\"b\":1,\"d\":2}\0", "{\"a\":1}\0{\"c\":1,\"d\":2}\0");
+}
+
+/* A list of n values "v0", "v1" ... in an enum, k such lists in allOf. */
+static enum lm_status compile_enums(size_t n, size_t k, const char *beside)
+{
+    struct grammar *grammar;
+    struct lm_error err;
+    char *const text = malloc(k * (n * 12 + 20) + strlen(beside) + 20), *at = text;
+    assert_non_null(text);
+    at += sprintf(at, "{\"allOf\":[%s", beside);
+    for (size_t i = 0; i < k; i++) {
+        at += sprintf(at, "%s{\"enum\":[", i ? "," : "");
+        for (size_t v = 0; v < n; v++)
+            at += sprintf(at, "%s\"v%zu\"", v ? "," : "", v);
+        at += sprintf(at, "]}");
+    }
+    sprintf(at, "]}");
+    const enum lm_status status = compile(text, &grammar, &err);
+    if (status == LM_OK) grammar_unref(grammar);
+    free(text);
+    return status;
+}
+
+/* What would take minutes is refused; a long list alone is not. */
+static void test_work_on_constants_is_bounded(void **state)
+{
+    (void)state;
+    assert_int_equal(compile_enums(50000, 1, ""), LM_OK);
+    assert_int_equal(compile_enums(500, 3, "{\"pattern\":\"^v[0-9]+$\"},"), LM_OK);
+    assert_int_equal(compile_enums(20000, 2, ""), LM_E_LIMIT);
+    assert_int_equal(compile_enums(500, 1, "{\"pattern\":\"(a?){500}a{500}\"},"), LM_E_LIMIT);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -490,6 +537,8 @@ int main(void)
         cmocka_unit_test(test_combinations),
         cmocka_unit_test(test_references),
         cmocka_unit_test(test_what_is_not_supported),
+        cmocka_unit_test(test_brought_alternatives),
+        cmocka_unit_test(test_work_on_constants_is_bounded),
         cmocka_unit_test(test_what_is_malformed),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
