@@ -314,7 +314,8 @@ struct source {
     uint32_t slot, n;
 };
 
-/* The best running sequence. *coming: what one that is reading will have. */
+/* The best running sequence. *coming: what one that is reading will have; one of a lower priority
+ * may be kept from reading for long, and is not waited for. */
 static struct source find_running(const struct scheduler *scheduler, const struct request *request,
                                   uint32_t *coming)
 {
@@ -325,7 +326,8 @@ static struct source find_running(const struct scheduler *scheduler, const struc
         const struct place *other = &scheduler->place[i];
         if (!other->request || other->waiting || !other->request->node || !request->node) continue;
         const uint32_t share = shareable(request, other->request);
-        if (is_reading(other) && other->n < share && share > *coming) *coming = share;
+        const bool may_lag = other->request->priority > request->priority;
+        if (is_reading(other) && !may_lag && other->n < share && share > *coming) *coming = share;
         uint32_t n = prefix_index_common(request->node, other->request->node);
         if (n > other->n) n = other->n;
         if (n > limit) n = limit;

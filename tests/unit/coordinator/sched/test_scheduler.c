@@ -184,6 +184,29 @@ static void test_priority_comes_before_arrival(void **state)
     scheduler_destroy(fixture.scheduler);
 }
 
+/* The last of three, before all others, shares its prompt with the one behind all others. */
+static void test_a_lower_priority_is_not_waited_for(void **state)
+{
+    (void)state;
+    static const int32_t priority[3] = {1, 0, -1};
+    struct fixture fixture;
+    struct call calls[3];
+    int32_t prompts[3][90];
+    open_fixture(&fixture, 3, 1, true);
+    for (int32_t i = 0; i < 3; i++) {
+        fill(prompts[i], 90, i == 1 ? 5000 : 0);
+        init_call(&calls[i], prompts[i], 90, 1);
+        calls[i].request.priority = priority[i];
+        submit_call(&fixture, &calls[i]);
+        if (i == 0) assert_true(scheduler_step(fixture.scheduler));
+    }
+    run_all(&fixture);
+    assert_true(calls[2].request.prefill_end_s < calls[1].request.prefill_end_s);
+    assert_true(calls[1].request.prefill_end_s < calls[0].request.prefill_end_s);
+    assert_int_equal(calls[2].request.n_cached, CHUNK);
+    scheduler_destroy(fixture.scheduler);
+}
+
 /* ---- reuse -------------------------------------------------------------------------------- */
 
 static void test_states_that_can_be_cut_serve_every_prefix(void **state)
@@ -622,6 +645,7 @@ int main(void)
         cmocka_unit_test(test_steps_mix_decoding_and_reading),
         cmocka_unit_test(test_short_prompts_share_a_step),
         cmocka_unit_test(test_priority_comes_before_arrival),
+        cmocka_unit_test(test_a_lower_priority_is_not_waited_for),
         cmocka_unit_test(test_states_that_can_be_cut_serve_every_prefix),
         cmocka_unit_test(test_checkpoints_serve_what_cannot_be_cut),
         cmocka_unit_test(test_checkpoints_come_in_steps),
