@@ -1,5 +1,6 @@
 /* The table that a signal handler looks at, hence at file scope, and guarded by a lock that spins:
- * nothing that is done under it touches a guarded mapping, so a handler never waits for itself. */
+ * nothing that is done under it touches a guarded mapping, and the handler takes it for an access
+ * only, so it never waits for its own thread. */
 #include "proto/base/map_guard.h"
 
 #include <signal.h>
@@ -62,11 +63,15 @@ static bool lose_page_locked(uintptr_t address)
 static void handle(int number, siginfo_t *info, void *context)
 {
     (void)context;
+    if (info->si_code <= 0) { /* sent by kill, perhaps while this very thread holds the lock */
+        sigaction(number, &before, NULL);
+        raise(number);
+        return;
+    }
     take_lock();
-    const bool lost = info->si_code > 0 && lose_page_locked((uintptr_t)info->si_addr);
+    const bool lost = lose_page_locked((uintptr_t)info->si_addr);
     if (!lost) sigaction(number, &before, NULL); /* not ours: the same access ends as without us */
     give_lock();
-    if (!lost && info->si_code <= 0) raise(number); /* sent by kill: there is no access */
 }
 
 void map_guard_add(const void *owner, const void *data, uint64_t n_bytes, int fd, const char *path)

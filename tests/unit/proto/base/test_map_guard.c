@@ -123,12 +123,30 @@ static void send_signal(void)
     raise(SIGBUS);
 }
 
+/* The signal comes while the only thread is all but always inside. */
+static void be_killed_in_check(void)
+{
+    struct map_loss loss;
+    const struct mapped a = map_file();
+    guard(&a, a, "a");
+    alarm(5); /* where it waits for itself */
+    if (!fork()) {
+        usleep(20000);
+        kill(getppid(), SIGBUS);
+        _exit(0);
+    }
+    while (!map_guard_check(&a, &loss)) {
+    }
+}
+
 static void test_what_is_not_guarded_dies(void **state)
 {
     (void)state;
     assert_int_equal(signal_of_child(touch_unguarded), SIGBUS);
     assert_int_equal(signal_of_child(touch_after_removal), SIGBUS);
     assert_int_equal(signal_of_child(send_signal), SIGBUS);
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(signal_of_child(be_killed_in_check), SIGBUS);
 }
 
 int main(void)
