@@ -11,7 +11,7 @@
 #include "coordinator/grammar/schema.h"
 #include "coordinator/grammar/string_format.h"
 
-enum { N_DEPTH_MAX = 1000, N_NUMBER_COST = 16, N_PATTERN_COST = 4096 };
+enum { N_DEPTH_MAX = 1000, N_SCHEMA_COST = 4, N_NUMBER_COST = 16, N_PATTERN_COST = 4096 };
 
 static bool is_number(struct json_object *value)
 {
@@ -238,7 +238,7 @@ static bool fits_within(struct schema_fitting *fitting, struct json_object *sche
 bool schema_fits(struct schema_fitting *fitting, struct json_object *schema,
                  struct json_object *value)
 {
-    spend(fitting, 1);
+    spend(fitting, N_SCHEMA_COST);
     if (fitting->depth == N_DEPTH_MAX) fitting->n_left = 0; /* a long chain of references */
     if (!fitting->n_left) return false;
     fitting->depth++;

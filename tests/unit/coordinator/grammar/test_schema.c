@@ -513,6 +513,22 @@ static enum lm_status compile_enums(size_t n, size_t k, const char *beside)
     return status;
 }
 
+/* 1 against a choice of two, each of which leads to a choice of two, and so on 40 times. */
+static enum lm_status compile_doubling(void)
+{
+    struct grammar *grammar;
+    struct lm_error err;
+    char text[8192], *at = text;
+    at += sprintf(at, "{\"enum\":[1],\"$ref\":\"#/$defs/a0\",\"$defs\":{");
+    for (int i = 0; i < 40; i++)
+        at += sprintf(at,
+                      "\"a%d\":{\"anyOf\":[{\"allOf\":[{\"$ref\":\"#/$defs/a%d\"}]},"
+                      "{\"allOf\":[{\"$ref\":\"#/$defs/a%d\"}]}]},",
+                      i, i + 1, i + 1);
+    sprintf(at, "\"a40\":{\"type\":\"string\"}}}");
+    return compile(text, &grammar, &err);
+}
+
 /* What would take minutes is refused; a long list alone is not. */
 static void test_work_on_constants_is_bounded(void **state)
 {
@@ -520,6 +536,7 @@ static void test_work_on_constants_is_bounded(void **state)
     assert_int_equal(compile_enums(50000, 1, ""), LM_OK);
     assert_int_equal(compile_enums(500, 3, "{\"pattern\":\"^v[0-9]+$\"},"), LM_OK);
     assert_int_equal(compile_enums(20000, 2, ""), LM_E_LIMIT);
+    assert_int_equal(compile_doubling(), LM_E_LIMIT);
     assert_int_equal(compile_enums(500, 1, "{\"pattern\":\"(a?){500}a{500}\"},"), LM_E_LIMIT);
 }
 
