@@ -19,14 +19,15 @@
 
 enum {
     POOL_BYTES = 80 << 10, /* of a connection: headers of the size we allow, and their index */
-    IDLE_TIMEOUT_S = 900,   /* of a connection that says nothing */
-    RESERVED_FILES = 64     /* descriptors that are not connections */
+    IDLE_TIMEOUT_S = 900,  /* of a connection that says nothing */
+    RESERVED_FILES = 64    /* descriptors that are not connections */
 };
 
 static const double flush_s = 3;
 
 /* ---- the request's parts ---- */
 
+/* On libmicrohttpd's thread only. */
 static const char *header(struct MHD_Connection *connection, const char *name)
 {
     return MHD_lookup_connection_value(connection, MHD_HEADER_KIND, name);
@@ -38,14 +39,26 @@ const char *http_body(const struct http_exchange *exchange, size_t *n)
     return exchange->body.data ? exchange->body.data : "";
 }
 
-const char *http_header(const struct http_exchange *exchange, const char *name)
+/* Values are the connection's, which can end while a handler runs, so they are copied. */
+static bool copy_value(struct http_exchange *exchange, enum MHD_ValueKind kind, const char *name,
+                       char *out, size_t size)
 {
-    return header(exchange->connection, name);
+    pthread_mutex_lock(&exchange->lock);
+    const char *value =
+        exchange->connection ? MHD_lookup_connection_value(exchange->connection, kind, name) : NULL;
+    if (value) snprintf(out, size, "%s", value);
+    pthread_mutex_unlock(&exchange->lock);
+    return value != NULL;
 }
 
-const char *http_query(const struct http_exchange *exchange, const char *name)
+bool http_header(struct http_exchange *exchange, const char *name, char *out, size_t size)
 {
-    return MHD_lookup_connection_value(exchange->connection, MHD_GET_ARGUMENT_KIND, name);
+    return copy_value(exchange, MHD_HEADER_KIND, name, out, size);
+}
+
+bool http_query(struct http_exchange *exchange, const char *name, char *out, size_t size)
+{
+    return copy_value(exchange, MHD_GET_ARGUMENT_KIND, name, out, size);
 }
 
 const char *http_path_rest(const struct http_exchange *exchange)
@@ -335,8 +348,10 @@ static void answer_early(struct http_exchange *exchange)
 
 static bool is_gzip(struct http_exchange *exchange, struct api_error *error)
 {
-    const char *encoding = header(exchange->connection, "Content-Encoding");
-    if (!encoding || !strcasecmp(encoding, "identity")) return false;
+    char encoding[96];
+    if (!http_header(exchange, "Content-Encoding", encoding, sizeof(encoding)) ||
+        !strcasecmp(encoding, "identity"))
+        return false;
     if (!strcasecmp(encoding, "gzip") || !strcasecmp(encoding, "x-gzip")) return true;
     api_fail(error, API_INVALID_JSON, NULL, "The content encoding '%.80s' is not known, only gzip.",
              encoding);

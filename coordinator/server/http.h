@@ -110,8 +110,10 @@ void http_cut_all(struct http_server *http);
 /* Valid until the answer or http_on_closed, whichever is first; the request id to the end. */
 
 const char *http_body(const struct http_exchange *exchange, size_t *n);
-const char *http_header(const struct http_exchange *exchange, const char *name); /* or NULL */
-const char *http_query(const struct http_exchange *exchange, const char *name);  /* or NULL */
+/* The value of a header, or of a key of the query string, cut to size - 1 bytes. False: there is
+ * none, or the connection has ended. */
+bool http_header(struct http_exchange *exchange, const char *name, char *out, size_t size);
+bool http_query(struct http_exchange *exchange, const char *name, char *out, size_t size);
 const char *http_path_rest(const struct http_exchange *exchange); /* what {id} matched, decoded */
 const char *http_request_id(const struct http_exchange *exchange);
 double http_accepted_s(const struct http_exchange *exchange); /* by log_now_s */

@@ -49,11 +49,11 @@ void page_handle(void *context, struct http_exchange *exchange)
     http_add_header(exchange, "Referrer-Policy", "no-referrer");
     http_add_header(exchange, "X-Content-Type-Options", "nosniff");
 
-    const char *known = http_header(exchange, "If-None-Match");
-    const char *encodings = http_header(exchange, "Accept-Encoding");
-    if (known && strstr(known, PAGE_ETAG)) {
+    char known[256], encodings[256];
+    if (http_header(exchange, "If-None-Match", known, sizeof(known)) && strstr(known, PAGE_ETAG)) {
         http_reply(exchange, 304, CONTENT_TYPE, "", 0);
-    } else if (encodings && strstr(encodings, "gzip")) {
+    } else if (http_header(exchange, "Accept-Encoding", encodings, sizeof(encodings)) &&
+               strstr(encodings, "gzip")) {
         http_add_header(exchange, "Content-Encoding", "gzip");
         http_reply(exchange, 200, CONTENT_TYPE, (const char *)PAGE_GZIP, sizeof(PAGE_GZIP));
     } else {

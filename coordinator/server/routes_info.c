@@ -325,8 +325,9 @@ void slots_handle(void *context, struct http_exchange *exchange)
         return;
     }
     put_slots(&out, server, &n_idle);
-    const char *wanted = http_query(exchange, "fail_on_no_slot");
-    if (!n_idle && wanted && strcmp(wanted, "0")) {
+    char wanted[8];
+    if (!n_idle && http_query(exchange, "fail_on_no_slot", wanted, sizeof(wanted)) &&
+        strcmp(wanted, "0")) {
         json_writer_clear(&out);
         api_fail(&error, API_QUEUE_FULL, NULL, "No slot is free.");
         api_error_write(&out.text, &error, false, http_request_id(exchange));

@@ -242,6 +242,10 @@ static void another_thread_answers(void **state)
     const int fd = dial();
     say(fd, "POST", "/hold", "x");
     struct http_exchange *exchange = take_held();
+    char host[4];
+    assert_true(http_header(exchange, "Host", host, sizeof(host)));
+    assert_int_equal(strlen(host), sizeof(host) - 1); /* cut */
+    assert_false(http_query(exchange, "key", host, sizeof(host)));
     http_add_header(exchange, "X-Own", "mine");
     http_reply_json(exchange, 201, "{}", 2);
     http_release(exchange);
@@ -319,8 +323,10 @@ static void a_client_that_has_left_before_the_handler_too(void **state)
     say(fd, "POST", "/hold", "x");
     leave(fd, 1);
     struct http_exchange *exchange = take_held();
+    char host[4];
     WAIT_FOR(atomic_load(&fixture->reason) == HTTP_CLIENT_LEFT + 1);
-    http_release(exchange); /* without an answer */
+    WAIT_FOR(!http_header(exchange, "Host", host, sizeof(host))); /* gone with its connection */
+    http_release(exchange);                                       /* without an answer */
     free(hear(fd));
     WAIT_FOR(atomic_load(&fixture->n_done) == 1);
 }
