@@ -94,6 +94,8 @@ enum lm_status keys_load(struct keys *keys, const char *const *list, size_t n, c
     if (status == LM_OK && path) status = read_all_path(path, MAX_FILE_BYTES, &text, &n_text, err);
     if (status == LM_OK && text) status = add_parts(&loaded, text, '\n', '#', err);
     free(text);
+    if (status == LM_OK && !loaded.n && (n || path || (commas && *commas)))
+        status = lm_fail(err, LM_E_USAGE, "API keys are asked for, but all that is given is empty");
     if (status != LM_OK) {
         free(loaded.keys);
         return status;

@@ -17,8 +17,9 @@ enum lm_status keys_create(struct keys **out, struct lm_error *err);
 void keys_destroy(struct keys *keys); /* NULL is legal */
 
 /* Replaces what was known: list: [n] texts; path: a file of one key a line, '#' begins a comment,
- * or NULL; commas: keys separated by commas, or NULL. LM_E_USAGE: a key of more than
- * KEYS_MAX_LENGTH bytes, or a file that cannot be read; what was known then stays. */
+ * or NULL; commas: keys separated by commas, or NULL or "". LM_E_USAGE: a key of more than
+ * KEYS_MAX_LENGTH bytes, a file that cannot be read, or no key in what is given, as with a variable
+ * that is not set, which must not open the server; what was known then stays. */
 enum lm_status keys_load(struct keys *keys, const char *const *list, size_t n, const char *path,
                          const char *commas, struct lm_error *err);
 

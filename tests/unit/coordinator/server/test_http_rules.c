@@ -174,6 +174,10 @@ static void keys_match_only_themselves(void **state)
     memset(long_key, 'k', sizeof(long_key));
     long_key[KEYS_MAX_LENGTH + 1] = '\0';
     assert_int_equal(keys_load(keys, NULL, 0, NULL, long_key, &err), LM_E_USAGE);
+    static const char *const empty[] = {" "};
+    assert_int_equal(keys_load(keys, empty, 1, NULL, NULL, &err), LM_E_USAGE);
+    assert_int_equal(keys_load(keys, NULL, 0, "/dev/null", NULL, &err), LM_E_USAGE);
+    assert_int_equal(keys_load(keys, NULL, 0, NULL, ",", &err), LM_E_USAGE);
     assert_false(keys_match(keys, long_key));
     assert_true(keys_match(keys, "three"));
     keys_destroy(keys);
