@@ -89,8 +89,8 @@ bool field_bool(const struct field_reader *reader, const char *name, bool *out)
 bool json_to_int(struct json_object *value, int64_t *out)
 {
     if (json_object_is_type(value, json_type_int)) {
-        *out = json_object_get_int64(value);
-        return true;
+        *out = json_object_get_int64(value); /* clamped */
+        return *out < INT64_MAX || json_object_get_uint64(value) == INT64_MAX;
     }
     if (!json_object_is_type(value, json_type_double)) return false;
     const double real = json_object_get_double(value);
@@ -106,11 +106,15 @@ bool field_int(const struct field_reader *reader, const char *name, int64_t min,
     int64_t whole;
     char what[80];
     if (!value) return true;
-    if (!json_to_int(value, &whole))
-        return field_refuse(reader, API_INVALID_TYPE, name, "an integer", value);
+    if (!json_to_int(value, &whole)) {
+        const bool is_int = json_object_is_type(value, json_type_int);
+        return field_refuse(reader, is_int ? API_INVALID_VALUE : API_INVALID_TYPE, name,
+                            is_int ? "an integer of 64 bits" : "an integer", value);
+    }
     if (whole < min || whole > max) {
         if (max == INT64_MAX || max == INT32_MAX)
-            snprintf(what, sizeof(what), "at least %lld", (long long)min);
+            snprintf(what, sizeof(what), "at %s %lld", whole < min ? "least" : "most",
+                     (long long)(whole < min ? min : max));
         else
             snprintf(what, sizeof(what), "between %lld and %lld", (long long)min, (long long)max);
         return field_refuse(reader, API_INVALID_VALUE, name, what, value);
