@@ -348,10 +348,5 @@ static bool read_request(struct generation *generation, struct api_error *error)
 
 void chat_handle(void *context, struct http_exchange *exchange)
 {
-    struct server *server = context;
-    struct api_error error = {0};
-    struct generation *generation =
-        generation_receive(server, exchange, "chatcmpl-", &sink, sizeof(struct chat), &error);
-    if (!generation || !read_request(generation, &error) || !generation_start(generation, &error))
-        generation_refuse(generation, server, exchange, &error);
+    generation_serve(context, exchange, "chatcmpl-", &sink, sizeof(struct chat), read_request);
 }

@@ -6,6 +6,9 @@
 #include "coordinator/server/format_fields.h"
 #include "coordinator/server/generation.h"
 #include "coordinator/server/grammar_cache.h"
+#include "coordinator/server/http.h"
+#include "coordinator/server/json_parse.h"
+#include "coordinator/server/json_write.h"
 #include "coordinator/server/server.h"
 #include "coordinator/text/tool_grammar.h"
 
@@ -96,8 +99,8 @@ bool chat_request_read(struct generation *generation, struct chat_fields *fields
            generation_fit_prompts(generation, "messages", error);
 }
 
-bool chat_request_count(struct server *server, struct json_object *body, size_t *n,
-                        struct api_error *error)
+static bool count_tokens(struct server *server, struct json_object *body, size_t *n,
+                         struct api_error *error)
 {
     const struct field_reader reader = field_reader_body(body, error);
     struct chat_fields fields = {0};
@@ -113,4 +116,36 @@ bool chat_request_count(struct server *server, struct json_object *body, size_t 
     chat_prompt_fini(&prompt);
     chat_fields_fini(&fields);
     return good;
+}
+
+void chat_request_answer_count(struct server *server, struct http_exchange *exchange,
+                               bool (*translate)(struct json_object **chat,
+                                                 struct json_object *body, struct api_error *error),
+                               const char *object)
+{
+    struct api_error error = {0};
+    struct json_object *body = NULL, *chat = NULL;
+    struct json_writer out = {0};
+    size_t n;
+    const char *text = http_body(exchange, &n);
+    bool good = json_parse_object(&body, text, n, &error);
+    if (good && translate) good = translate(&chat, body, &error);
+    if (good) good = count_tokens(server, translate ? chat : body, &n, &error);
+    json_open(&out, '{');
+    if (object) {
+        json_put_key(&out, "object");
+        json_put_text(&out, object);
+    }
+    json_put_key(&out, "input_tokens");
+    json_put_int(&out, (int64_t)n);
+    json_close(&out, '}');
+    if (good && out.text.failed)
+        good = api_fail(&error, API_OUT_OF_MEMORY, NULL, "no memory for the answer");
+    if (good)
+        http_reply_json(exchange, 200, out.text.data, out.text.n);
+    else
+        http_reply_error(exchange, &error);
+    byte_buffer_free(&out.text);
+    json_object_put(chat);
+    json_object_put(body);
 }

@@ -10,6 +10,7 @@
 #include "coordinator/server/chat_prompt.h"
 
 struct generation;
+struct http_exchange;
 struct json_object; /* json-c */
 struct server;
 
@@ -18,8 +19,12 @@ struct server;
 bool chat_request_read(struct generation *generation, struct chat_fields *fields,
                        struct api_error *error);
 
-/* How many tokens the prompt for a body has, which need not say what is generated. */
-bool chat_request_count(struct server *server, struct json_object *body, size_t *n,
-                        struct api_error *error);
+/* Answers with how many tokens the prompt for a body has, which need not say what is generated.
+ * translate: from a dialect's body to a new one of the chat route, NULL: it is one. object: the
+ * answer's member of that name, NULL: it has none. */
+void chat_request_answer_count(struct server *server, struct http_exchange *exchange,
+                               bool (*translate)(struct json_object **chat,
+                                                 struct json_object *body, struct api_error *error),
+                               const char *object);
 
 #endif

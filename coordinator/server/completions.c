@@ -353,6 +353,18 @@ static bool check_suffix(const struct field_reader *reader)
                                    "is not supported: the model has no infill tokens"));
 }
 
+/* Space for what is pending, once the number of choices is known. */
+static bool alloc_pending(struct generation *generation, struct api_error *error)
+{
+    struct completions *completions = generation->sink_context;
+    const size_t n = generation->n_prompt * (size_t)generation->fields.n;
+    completions->pending = calloc(n, sizeof(*completions->pending));
+    if (!completions->pending)
+        return api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for %zu answers", n);
+    completions->n_pending = n;
+    return true;
+}
+
 static bool read_request(struct generation *generation, struct api_error *error)
 {
     const struct field_reader reader = field_reader_body(generation->body, error);
@@ -366,28 +378,10 @@ static bool read_request(struct generation *generation, struct api_error *error)
     const size_t n_prompt = count_prompts(&reader);
     return n_prompt && generation_alloc_prompts(generation, n_prompt, error) &&
            generation_reserve(generation, error) && read_prompts(generation, &reader) &&
-           generation_fit_prompts(generation, "prompt", error);
-}
-
-/* Space for what is pending, once the number of choices is known. */
-static bool alloc_pending(struct generation *generation, struct api_error *error)
-{
-    struct completions *completions = generation->sink_context;
-    const size_t n = generation->n_prompt * (size_t)generation->fields.n;
-    completions->pending = calloc(n, sizeof(*completions->pending));
-    if (!completions->pending)
-        return api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for %zu answers", n);
-    completions->n_pending = n;
-    return true;
+           generation_fit_prompts(generation, "prompt", error) && alloc_pending(generation, error);
 }
 
 void completions_handle(void *context, struct http_exchange *exchange)
 {
-    struct server *server = context;
-    struct api_error error = {0};
-    struct generation *generation =
-        generation_receive(server, exchange, "cmpl-", &sink, sizeof(struct completions), &error);
-    if (!generation || !read_request(generation, &error) || !alloc_pending(generation, &error) ||
-        !generation_start(generation, &error))
-        generation_refuse(generation, server, exchange, &error);
+    generation_serve(context, exchange, "cmpl-", &sink, sizeof(struct completions), read_request);
 }

@@ -47,9 +47,11 @@ static void destroy_generation(struct generation *generation)
     free(generation);
 }
 
-struct generation *generation_receive(struct server *server, struct http_exchange *exchange,
-                                      const char *id_prefix, const struct generation_sink *sink,
-                                      size_t n_context, struct api_error *error)
+/* A generation with nothing but a body and the zeroed context of its sink. NULL: the error is
+ * filled. */
+static struct generation *receive(struct server *server, struct http_exchange *exchange,
+                                  const char *id_prefix, const struct generation_sink *sink,
+                                  size_t n_context, struct api_error *error)
 {
     size_t n;
     const char *body = http_body(exchange, &n);
@@ -98,8 +100,9 @@ bool generation_reserve(struct generation *generation, struct api_error *error)
     return true;
 }
 
-void generation_refuse(struct generation *generation, struct server *server,
-                       struct http_exchange *exchange, const struct api_error *error)
+/* Gives the places in the queue back. generation may be NULL. */
+static void refuse(struct generation *generation, struct server *server,
+                   struct http_exchange *exchange, const struct api_error *error)
 {
     dispatcher_unreserve(server->dispatcher, 1 + (generation ? generation->n_reserved : 0));
     if (generation) destroy_generation(generation);
@@ -633,7 +636,9 @@ static bool alloc_choices(struct generation *generation)
     return generation->choices && generation->entry.sequence;
 }
 
-bool generation_start(struct generation *generation, struct api_error *error)
+/* Hands everything to the step thread, which may have freed it on return; false: the error is
+ * filled and nothing runs. */
+static bool start(struct generation *generation, struct api_error *error)
 {
     struct server *server = generation->server;
     struct http_exchange *exchange = generation->exchange;
@@ -664,6 +669,16 @@ bool generation_start(struct generation *generation, struct api_error *error)
     dispatcher_submit(server->dispatcher, requests, (uint32_t)n);
     free(requests);
     return true;
+}
+
+void generation_serve(struct server *server, struct http_exchange *exchange, const char *id_prefix,
+                      const struct generation_sink *sink, size_t n_context,
+                      bool (*read)(struct generation *generation, struct api_error *error))
+{
+    struct api_error error = {0};
+    struct generation *generation = receive(server, exchange, id_prefix, sink, n_context, &error);
+    if (!generation || !read(generation, &error) || !start(generation, &error))
+        refuse(generation, server, exchange, &error);
 }
 
 /* ---- for sinks ---- */

@@ -1,6 +1,6 @@
 /* The answers to one request being generated: from checked fields and tokens to events.
  *
- *   create (HTTP thread) -> start -> queued -> tokens, events (step thread) -> all ended -> freed
+ *   read (HTTP thread) -> started -> queued -> tokens, events (step thread) -> all ended -> freed
  *
  * A request has n_prompt prompts and n samples of each, so n_prompt * n choices; the j-th sample of
  * the i-th prompt has index i * n + j and runs as a sequence of its own. A dialect (completions,
@@ -11,8 +11,9 @@
  * token where a token brings text of one kind; the tokens settled by it (answer_stream.h) are told
  * before it.
  *
- * Ownership: a generation owns its parts and itself from generation_start on.
- * Threads:   create and start on one thread; the sink's functions on the step thread. */
+ * Ownership: a generation owns its parts and itself.
+ * Threads:   generation_serve and read on an HTTP thread; the sink's functions on the step thread.
+ */
 #ifndef LEAN_COORDINATOR_SERVER_GENERATION_H
 #define LEAN_COORDINATOR_SERVER_GENERATION_H
 
@@ -134,12 +135,15 @@ struct generation {
     struct inflight_entry entry;
 };
 
-/* Takes in the body of an exchange: a generation with nothing but the fields of its dialect, whose
- * context is n_context zeroed bytes. The caller then fills the fields above "the choices". NULL:
- * the error is filled. */
-struct generation *generation_receive(struct server *server, struct http_exchange *exchange,
-                                      const char *id_prefix, const struct generation_sink *sink,
-                                      size_t n_context, struct api_error *error);
+/* Serves a request of a dialect on a route that has reserved one place in the queue. `read` fills
+ * the fields above "the choices" from the body, its context being n_context zeroed bytes; then all
+ * of it goes to the step thread, or the error is answered. The exchange is not the caller's
+ * afterwards. */
+void generation_serve(struct server *server, struct http_exchange *exchange, const char *id_prefix,
+                      const struct generation_sink *sink, size_t n_context,
+                      bool (*read)(struct generation *generation, struct api_error *error));
+
+/* ---- for read ---- */
 
 /* n_prompt prompts of no tokens. */
 bool generation_alloc_prompts(struct generation *generation, size_t n_prompt,
@@ -151,15 +155,6 @@ bool generation_reserve(struct generation *generation, struct api_error *error);
  * param: the field that they came from. */
 bool generation_fit_prompts(struct generation *generation, const char *param,
                             struct api_error *error);
-
-/* Hands everything to the step thread; false: the error is filled and nothing runs. Afterwards
- * the caller touches neither generation nor exchange. */
-bool generation_start(struct generation *generation, struct api_error *error);
-
-/* Ends an exchange of a route that generates with an error; destroys the generation and gives the
- * places in the queue back. generation may be NULL. */
-void generation_refuse(struct generation *generation, struct server *server,
-                       struct http_exchange *exchange, const struct api_error *error);
 
 /* ---- for sinks ---- */
 

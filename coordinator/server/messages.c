@@ -330,41 +330,16 @@ static bool read_request(struct generation *generation, struct api_error *error)
 
 void messages_handle(void *context, struct http_exchange *exchange)
 {
-    struct server *server = context;
-    struct api_error error = {0};
-    struct generation *generation =
-        generation_receive(server, exchange, "msg_", &sink, sizeof(struct messages), &error);
-    if (!generation || !read_request(generation, &error) || !generation_start(generation, &error))
-        generation_refuse(generation, server, exchange, &error);
+    generation_serve(context, exchange, "msg_", &sink, sizeof(struct messages), read_request);
 }
 
-static bool count_tokens(struct server *server, struct json_object *body, struct json_writer *out,
-                         struct api_error *error)
+static bool translate_to_count(struct json_object **chat, struct json_object *body,
+                               struct api_error *error)
 {
-    struct json_object *chat;
-    size_t n;
-    if (!messages_request_translate(&chat, body, true, error)) return false;
-    const bool good = chat_request_count(server, chat, &n, error);
-    json_object_put(chat);
-    if (!good) return false;
-    json_open(out, '{');
-    put_count(out, "input_tokens", n);
-    json_close(out, '}');
-    return !out->text.failed ||
-           api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for the answer");
+    return messages_request_translate(chat, body, true, error);
 }
 
 void messages_count_handle(void *context, struct http_exchange *exchange)
 {
-    struct api_error error = {0};
-    struct json_object *body = NULL;
-    struct json_writer out = {0};
-    size_t n;
-    const char *text = http_body(exchange, &n);
-    if (json_parse_object(&body, text, n, &error) && count_tokens(context, body, &out, &error))
-        http_reply_json(exchange, 200, out.text.data, out.text.n);
-    else
-        http_reply_error(exchange, &error);
-    byte_buffer_free(&out.text);
-    json_object_put(body);
+    chat_request_answer_count(context, exchange, translate_to_count, NULL);
 }

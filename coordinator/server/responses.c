@@ -522,42 +522,11 @@ static bool read_request(struct generation *generation, struct api_error *error)
 
 void responses_handle(void *context, struct http_exchange *exchange)
 {
-    struct server *server = context;
-    struct api_error error = {0};
-    struct generation *generation =
-        generation_receive(server, exchange, "resp_", &sink, sizeof(struct responses), &error);
-    if (!generation || !read_request(generation, &error) || !generation_start(generation, &error))
-        generation_refuse(generation, server, exchange, &error);
-}
-
-static bool count_tokens(struct server *server, struct json_object *body, struct json_writer *out,
-                         struct api_error *error)
-{
-    struct json_object *chat;
-    size_t n;
-    if (!responses_request_translate(&chat, body, error)) return false;
-    const bool good = chat_request_count(server, chat, &n, error);
-    json_object_put(chat);
-    if (!good) return false;
-    json_open(out, '{');
-    put_member(out, "object", "response.input_tokens");
-    put_count(out, "input_tokens", n);
-    json_close(out, '}');
-    return !out->text.failed ||
-           api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for the answer");
+    generation_serve(context, exchange, "resp_", &sink, sizeof(struct responses), read_request);
 }
 
 void responses_count_handle(void *context, struct http_exchange *exchange)
 {
-    struct api_error error = {0};
-    struct json_object *body = NULL;
-    struct json_writer out = {0};
-    size_t n;
-    const char *text = http_body(exchange, &n);
-    if (json_parse_object(&body, text, n, &error) && count_tokens(context, body, &out, &error))
-        http_reply_json(exchange, 200, out.text.data, out.text.n);
-    else
-        http_reply_error(exchange, &error);
-    byte_buffer_free(&out.text);
-    json_object_put(body);
+    chat_request_answer_count(context, exchange, responses_request_translate,
+                              "response.input_tokens");
 }

@@ -6,6 +6,7 @@
 #include <json-c/json.h>
 
 #include "coordinator/server/chat_prompt.h"
+#include "coordinator/server/chat_request.h"
 #include "coordinator/server/json_field.h"
 #include "coordinator/server/json_parse.h"
 #include "coordinator/server/json_write.h"
@@ -308,31 +309,7 @@ void apply_template_handle(void *context, struct http_exchange *exchange)
     finish(exchange, body && apply_template(&out, context, body, &error), &out, &error, body);
 }
 
-static bool count_tokens(struct json_writer *out, struct server *server, struct json_object *body,
-                         struct api_error *error)
-{
-    const struct field_reader reader = field_reader_body(body, error);
-    struct chat_prompt prompt;
-    const char *model = NULL;
-    if (!field_string(&reader, "model", &model, NULL) || !server_check_model(server, model, error))
-        return false;
-    const bool good = build_chat_prompt(&prompt, &reader, server, false);
-    if (good) {
-        json_open(out, '{');
-        json_put_key(out, "object");
-        json_put_text(out, "response.input_tokens");
-        json_put_key(out, "input_tokens");
-        json_put_int(out, (int64_t)prompt.n);
-        json_close(out, '}');
-    }
-    chat_prompt_fini(&prompt);
-    return good;
-}
-
 void input_tokens_handle(void *context, struct http_exchange *exchange)
 {
-    struct api_error error;
-    struct json_writer out = {0};
-    struct json_object *body = receive(exchange, &error);
-    finish(exchange, body && count_tokens(&out, context, body, &error), &out, &error, body);
+    chat_request_answer_count(context, exchange, NULL, "response.input_tokens");
 }

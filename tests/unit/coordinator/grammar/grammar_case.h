@@ -122,4 +122,21 @@ static inline bool case_mask_holds(const struct grammar_case *vocab, struct gram
     return good;
 }
 
+/* The vocabulary of a group of tests, and the group's fixtures. */
+static struct grammar_case vocab;
+
+static inline int set_up(void **state)
+{
+    (void)state;
+    case_init(&vocab);
+    return 0;
+}
+
+static inline int tear_down(void **state)
+{
+    (void)state;
+    case_fini(&vocab);
+    return 0;
+}
+
 #endif

@@ -10,8 +10,6 @@
 
 #include "tests/unit/coordinator/grammar/grammar_case.h"
 
-static struct grammar_case vocab;
-
 static struct grammar *compile(const char *text)
 {
     struct grammar *grammar;
@@ -152,20 +150,6 @@ static void test_long_texts(void **state)
     assert_true(grammar_matcher_complete(matcher));
     grammar_matcher_destroy(matcher);
     grammar_unref(grammar);
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    case_init(&vocab);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    case_fini(&vocab);
-    return 0;
 }
 
 int main(void)

@@ -11,8 +11,6 @@
 #include "coordinator/grammar/grammar_builder.h"
 #include "tests/unit/coordinator/grammar/grammar_case.h"
 
-static struct grammar_case vocab;
-
 static void test_choice(void **state)
 {
     (void)state;
@@ -149,20 +147,6 @@ static void test_builder(void **state)
     for (size_t i = 0; i <= strlen(good); i++)
         assert_true(case_mask_holds(&vocab, grammar, good, i));
     grammar_unref(grammar);
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    case_init(&vocab);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    case_fini(&vocab);
-    return 0;
 }
 
 int main(void)

@@ -12,8 +12,6 @@
 #include "coordinator/grammar/regex.h"
 #include "tests/unit/coordinator/grammar/grammar_case.h"
 
-static struct grammar_case vocab;
-
 static struct char_automaton *compile(const char *pattern, bool search)
 {
     struct char_automaton *automaton;
@@ -177,20 +175,6 @@ static void test_grammar(void **state)
     struct lm_error err = {0};
     assert_int_equal(grammar_from_regex(&grammar, "a[]", 3, &err), LM_E_FORMAT);
     assert_non_null(strstr(err.message, "no text"));
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    case_init(&vocab);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    case_fini(&vocab);
-    return 0;
 }
 
 int main(void)

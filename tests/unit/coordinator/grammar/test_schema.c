@@ -11,8 +11,6 @@
 
 #include "tests/unit/coordinator/grammar/grammar_case.h"
 
-static struct grammar_case vocab;
-
 static enum lm_status compile(const char *text, struct grammar **grammar, struct lm_error *err)
 {
     struct json_object *schema = json_tokener_parse(text);
@@ -460,20 +458,6 @@ static void test_what_is_malformed(void **state)
             strncmp(err.message, cases[i].message, strlen(cases[i].message)))
             fail_msg("%s: %d %s", cases[i].schema, status, err.message);
     }
-}
-
-static int set_up(void **state)
-{
-    (void)state;
-    case_init(&vocab);
-    return 0;
-}
-
-static int tear_down(void **state)
-{
-    (void)state;
-    case_fini(&vocab);
-    return 0;
 }
 
 /* Alternatives that allOf or a reference brings, and that ask for nothing else. */

@@ -7,22 +7,15 @@
 
 #include "coordinator/server/logprobs.h"
 #include "coordinator/text/tokenizer.h"
-#include "proto/gguf/gguf.h"
 #include "tests/unit/cmocka_all.h"
+#include "tests/unit/demo_vocabulary.h"
 
 static struct tokenizer *tokenizer;
 
 static int open_vocabulary(void **state)
 {
     (void)state;
-    const char *const source = getenv("LEAN_SOURCE_DIR");
-    char path[4096];
-    struct gguf_file *file = NULL;
-    struct lm_error err = {0};
-    snprintf(path, sizeof(path), "%s/configs/demo/lean-demo-q4_k_m.gguf", source ? source : ".");
-    if (gguf_open(&file, path, &err) != LM_OK || tokenizer_create(&tokenizer, file, &err) != LM_OK)
-        fail_msg("%s", err.message);
-    gguf_close(file);
+    tokenizer = demo_vocabulary_open();
     return 0;
 }
 

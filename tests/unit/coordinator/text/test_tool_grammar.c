@@ -8,8 +8,6 @@
 #include "tests/unit/cmocka_all.h"
 #include "tests/unit/coordinator/grammar/grammar_case.h"
 
-static struct grammar_case vocab;
-
 static const char tools_text[] =
     "[{\"type\":\"function\",\"function\":{\"name\":\"turn\",\"parameters\":{\"type\":\"object\","
     "\"properties\":{\"way\":{\"type\":\"string\",\"enum\":[\"left\",\"a <b>\"]},"
@@ -286,8 +284,5 @@ int main(void)
         cmocka_unit_test(test_schemas_that_cannot_be_held_to_are_refused),
         cmocka_unit_test(test_what_the_grammar_lets_through_is_read_as_calls),
     };
-    case_init(&vocab);
-    const int result = cmocka_run_group_tests(tests, NULL, NULL);
-    case_fini(&vocab);
-    return result;
+    return cmocka_run_group_tests(tests, set_up, tear_down);
 }
