@@ -312,7 +312,9 @@ enum lm_status memory_plan_check(const struct memory_plan *plan, struct lm_error
     if (plan->n_ctx_fit)
         lm_hint(err, "a context of %u tokens fits: --ctx %u", plan->n_ctx_fit, plan->n_ctx_fit);
     else
-        lm_hint(err, "use a smaller quantization or a host with more memory");
+        lm_hint(err,
+                "use a smaller quantization, a larger --ram if one is set, or a host with more "
+                "memory");
     return LM_E_NO_MEM;
 }
 
