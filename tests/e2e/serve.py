@@ -205,6 +205,16 @@ class Server:
         self.runtime.cleanup()
 
 
+def raw_logprobs(numpy, model, ids):
+    """[len(ids)][n_vocab] log-softmax of the logits behind each token, in float64."""
+    with tempfile.NamedTemporaryFile() as file:
+        result = cli.lean("eval", model, "--ids", ",".join(map(str, ids)), "--logits", file.name)
+        assert result.returncode == 0, result.stderr
+        logits = numpy.fromfile(file.name, dtype="<f4").reshape(len(ids), -1).astype(float)
+    logits -= logits.max(axis=1, keepdims=True)
+    return logits - numpy.log(numpy.exp(logits).sum(axis=1, keepdims=True))
+
+
 def read_events(response):
     """Events of the completions and chat routes: one line of data each, comments between them."""
     last = None

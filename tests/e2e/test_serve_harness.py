@@ -25,19 +25,8 @@ import bfcl
 import ifeval
 import scoring
 
-N_VOCAB = 8192
 PAIRS = [("Question: What is a tree?\nAnswer:", answer) for answer in (" A", " B", " a large plant")] + [
     ("The purpose of this chapter is", " to"), ("caf\u00e9 \u4e2d", "\u6587 x"), ("a", "b")]
-
-
-def logprobs(ids, folder):
-    """Raw: [n][n_vocab] log-softmax in float64."""
-    path = os.path.join(folder, "logits")
-    result = cli.lean("eval", serve.DEMO, "--ids", ",".join(map(str, ids)), "--logits", path)
-    assert result.returncode == 0, result.stderr
-    logits = numpy.fromfile(path, dtype="<f4").reshape(len(ids), N_VOCAB).astype(float)
-    logits -= logits.max(axis=1, keepdims=True)
-    return logits - numpy.log(numpy.exp(logits).sum(axis=1, keepdims=True))
 
 
 class Harness(unittest.TestCase):
@@ -65,10 +54,9 @@ class Harness(unittest.TestCase):
 
     def expected(self, context, continuation):
         """By raw logits, of the harness's own cut between the two."""
-        with tempfile.TemporaryDirectory() as folder:
-            ids = self.tokens(context + continuation)
-            n = len(self.tokens(context))
-            rows = logprobs(ids, folder)
+        ids = self.tokens(context + continuation)
+        n = len(self.tokens(context))
+        rows = serve.raw_logprobs(numpy, serve.DEMO, ids)
         picked = [rows[i - 1][ids[i]] for i in range(n, len(ids))]
         return sum(picked), all(rows[i - 1].argmax() == ids[i] for i in range(n, len(ids)))
 
@@ -86,8 +74,7 @@ class Harness(unittest.TestCase):
         model = self.model("local-completions")
         found, = model.loglikelihood_rolling(self.requests("loglikelihood_rolling", [(text,)]))
         ids = [model.prefix_token_id] + self.tokens(text)
-        with tempfile.TemporaryDirectory() as folder:
-            rows = logprobs(ids, folder)
+        rows = serve.raw_logprobs(numpy, serve.DEMO, ids)
         right = sum(rows[i - 1][ids[i]] for i in range(1, len(ids)))
         self.assertLess(abs(found - right), 1e-4 * len(ids))
 

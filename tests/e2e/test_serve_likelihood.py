@@ -5,28 +5,15 @@ P + 1 entries, every number is the float64 log-softmax of `lean eval --logits`, 
 prompt cache change no digit.
 """
 import json
-import os
 import random
-import tempfile
 import unittest
 
-import cli
 import serve
 
 numpy = serve.packages("numpy")
 SEED = 20261122
 N_PROMPT = 200
 N_VOCAB = 512
-
-
-def raw_logprobs(ids, folder):
-    """[P][n_vocab] log-softmax of the logits behind each token, in float64."""
-    path = os.path.join(folder, "logits")
-    result = cli.lean("eval", serve.TINY, "--ids", ",".join(map(str, ids)), "--logits", path)
-    assert result.returncode == 0, result.stderr
-    logits = numpy.fromfile(path, dtype="<f4").reshape(len(ids), N_VOCAB).astype(float)
-    logits -= logits.max(axis=1, keepdims=True)
-    return logits - numpy.log(numpy.exp(logits).sum(axis=1, keepdims=True))
 
 
 class Likelihood(unittest.TestCase):
@@ -60,20 +47,19 @@ class Likelihood(unittest.TestCase):
 
     def test_numbers_are_those_of_the_logits(self):
         worst = 0.0
-        with tempfile.TemporaryDirectory() as folder:
-            for ids, found in zip(self.prompts, self.batches(4, cache_prompt=False)):
-                expected = raw_logprobs(ids, folder)
-                for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
-                    self.assertEqual(len(found[key]), len(ids) + 1, key)
-                self.assertIsNone(found["token_logprobs"][0])
-                self.assertIsNone(found["top_logprobs"][0])
-                for i, token in enumerate(ids[1:]):
-                    value, top = found["token_logprobs"][i + 1], found["top_logprobs"][i + 1]
-                    worst = max(worst, abs(value - expected[i][token]))
-                    # The harness calls a token greedy if it has the largest number of its object.
-                    self.assertEqual(value == max(top.values()),
-                                     expected[i][token] == expected[i].max(), (ids, i))
-                worst = max(worst, abs(found["token_logprobs"][-1] - expected[-1].max()))
+        for ids, found in zip(self.prompts, self.batches(4, cache_prompt=False)):
+            expected = serve.raw_logprobs(numpy, serve.TINY, ids)
+            for key in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+                self.assertEqual(len(found[key]), len(ids) + 1, key)
+            self.assertIsNone(found["token_logprobs"][0])
+            self.assertIsNone(found["top_logprobs"][0])
+            for i, token in enumerate(ids[1:]):
+                value, top = found["token_logprobs"][i + 1], found["top_logprobs"][i + 1]
+                worst = max(worst, abs(value - expected[i][token]))
+                # The harness calls a token greedy if it has the largest number of its object.
+                self.assertEqual(value == max(top.values()),
+                                 expected[i][token] == expected[i].max(), (ids, i))
+            worst = max(worst, abs(found["token_logprobs"][-1] - expected[-1].max()))
         print(f"{N_PROMPT} prompts: log-probabilities within {worst:.1e}")
         self.assertLess(worst, 1e-4)
 

@@ -4,35 +4,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "coordinator/server/api_error.h"
 #include "coordinator/server/messages_request.h"
-#include "tests/unit/cmocka_all.h"
+#include "tests/unit/coordinator/server/translated.h"
 
-/* The translation, or "PARAM: CODE"; quotes may be written as '. Freed by the next call. */
+static bool to_answer(struct json_object **chat, struct json_object *body, struct api_error *error)
+{
+    return messages_request_translate(chat, body, false, error);
+}
+
+static bool to_count(struct json_object **chat, struct json_object *body, struct api_error *error)
+{
+    return messages_request_translate(chat, body, true, error);
+}
+
 static const char *translated(const char *body, bool counting)
 {
-    static char *text;
-    struct json_object *chat = NULL;
-    struct api_error error = {0};
-    char *json = strdup(body);
-    for (char *c = json; *c; c++)
-        if (*c == '\'') *c = '"';
-    struct json_object *object = json_tokener_parse(json);
-    assert_non_null(object);
-    free(text);
-    text = NULL;
-    if (messages_request_translate(&chat, object, counting, &error)) {
-        text = strdup(json_object_to_json_string_ext(chat, JSON_C_TO_STRING_PLAIN |
-                                                               JSON_C_TO_STRING_NOSLASHESCAPE));
-    } else if (asprintf(&text, "%s: %s", error.param, api_code_name(error.code)) < 0) {
-        abort();
-    }
-    for (char *c = text; *c; c++)
-        if (*c == '"') *c = '\'';
-    json_object_put(chat);
-    json_object_put(object);
-    free(json);
-    return text;
+    return translated_by(counting ? to_count : to_answer, body);
 }
 
 /* Of a body with these messages: the translated messages. */

@@ -4,34 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "coordinator/server/api_error.h"
 #include "coordinator/server/responses_request.h"
-#include "tests/unit/cmocka_all.h"
+#include "tests/unit/coordinator/server/translated.h"
 
-/* The translation, or "PARAM: CODE"; quotes may be written as '. Freed by the next call. */
 static const char *translated(const char *body)
 {
-    static char *text;
-    struct json_object *chat = NULL;
-    struct api_error error = {0};
-    char *json = strdup(body);
-    for (char *c = json; *c; c++)
-        if (*c == '\'') *c = '"';
-    struct json_object *object = json_tokener_parse(json);
-    assert_non_null(object);
-    free(text);
-    text = NULL;
-    if (responses_request_translate(&chat, object, &error))
-        text = strdup(json_object_to_json_string_ext(chat, JSON_C_TO_STRING_PLAIN |
-                                                               JSON_C_TO_STRING_NOSLASHESCAPE));
-    else if (asprintf(&text, "%s: %s", error.param, api_code_name(error.code)) < 0)
-        abort();
-    for (char *c = text; *c; c++)
-        if (*c == '"') *c = '\'';
-    json_object_put(chat);
-    json_object_put(object);
-    free(json);
-    return text;
+    return translated_by(responses_request_translate, body);
 }
 
 static void check(const char *body, const char *expected)
