@@ -11,13 +11,8 @@ struct hparams;
 struct json_object;
 struct memory_plan;
 
-/* Share of the lookups that find their expert in memory when n of n_expert experts are: a fit to
- * published measurements of warm caches, good to some six points. Experts chosen evenly give n /
- * n_expert. used_share: experts of a token over those of a layer. */
-double pager_expected_hit_rate(double n, double n_expert, double used_share);
-
-/* What that means for a model with n_slot experts in memory, in words: hits, and what they leave to
- * the disk. Returns out. */
+/* What can be expected of a model with n_slot experts in memory, in words: hits, and what they
+ * leave to the disk. Returns out. */
 enum { PAGER_EXPECTATION_BYTES = 192 };
 const char *pager_report_expectation(char out[PAGER_EXPECTATION_BYTES],
                                      const struct memory_plan *plan, const struct hparams *hp,

@@ -124,7 +124,10 @@ grammar_expr json_parts_string(struct grammar_builder *builder)
     return builder->json.string;
 }
 
-size_t json_parts_write_string(char *out, const char *text, size_t n)
+/* The one way in which text is written where it is given: with its quotes, escaped where it must
+ * be. out: room for STRING_BYTES_MAX(n). Returns the length. */
+#define STRING_BYTES_MAX(n) (6 * (size_t)(n) + 2)
+static size_t write_string(char *out, const char *text, size_t n)
 {
     size_t n_out = 0;
     out[n_out++] = '"';
@@ -149,13 +152,12 @@ size_t json_parts_write_string(char *out, const char *text, size_t n)
 
 grammar_expr grammar_build_json_string(struct grammar_builder *builder, const char *text, size_t n)
 {
-    char *json = malloc(JSON_STRING_BYTES_MAX(n));
+    char *json = malloc(STRING_BYTES_MAX(n));
     if (!json) {
         if (builder->status == LM_OK) builder->status = LM_E_NO_MEM;
         return GRAMMAR_NOTHING;
     }
-    const grammar_expr literal =
-        grammar_build_literal(builder, json, json_parts_write_string(json, text, n));
+    const grammar_expr literal = grammar_build_literal(builder, json, write_string(json, text, n));
     free(json);
     return literal;
 }

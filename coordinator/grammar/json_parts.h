@@ -19,9 +19,4 @@ grammar_expr json_parts_comma(struct grammar_builder *builder);
 grammar_expr json_parts_open(struct grammar_builder *builder, char bracket);
 grammar_expr json_parts_close(struct grammar_builder *builder, char bracket);
 
-/* The one way in which text is written where it is given: with its quotes, escaped where it must
- * be. out: room for JSON_STRING_BYTES_MAX(n). Returns the length. */
-#define JSON_STRING_BYTES_MAX(n) (6 * (size_t)(n) + 2)
-size_t json_parts_write_string(char *out, const char *text, size_t n);
-
 #endif

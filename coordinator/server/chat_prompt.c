@@ -124,7 +124,7 @@ static const char *role_at(struct json_object *messages, size_t i)
     return string_of(json_object_object_get(json_object_array_get_idx(messages, i), "role"));
 }
 
-bool chat_check_messages(const struct field_reader *reader, struct json_object *messages)
+static bool check_messages(const struct field_reader *reader, struct json_object *messages)
 {
     const size_t n = json_object_array_length(messages);
     if (!n) return field_fail(reader, API_INVALID_VALUE, "messages", "must not be empty");
@@ -284,7 +284,7 @@ bool chat_fields_read(struct chat_fields *fields, const struct field_reader *rea
     if (!field_get(reader, "messages"))
         return field_fail(reader, API_MISSING_FIELD, "messages", "is required");
     return field_array(reader, "messages", SIZE_MAX, &fields->messages) &&
-           chat_check_messages(reader, fields->messages) &&
+           check_messages(reader, fields->messages) &&
            tool_fields_read(&fields->tool, reader, server) &&
            field_array(reader, "documents", SIZE_MAX, &fields->documents) &&
            read_reasoning(fields, reader, server) && read_continuation(fields, reader);

@@ -43,10 +43,6 @@ bool chat_fields_read(struct chat_fields *fields, const struct field_reader *rea
                       const struct server *server);
 void chat_fields_fini(struct chat_fields *fields);
 
-/* Checks an array of messages: API_MISSING_FIELD, API_INVALID_TYPE, API_INVALID_VALUE,
- * API_UNSUPPORTED_CONTENT with the path. */
-bool chat_check_messages(const struct field_reader *reader, struct json_object *messages);
-
 struct chat_prompt {
     char *text; /* [n_text], malloc'ed: what the template writes */
     size_t n_text;

@@ -745,15 +745,3 @@ bool http_is_exposed(const struct http_server *http)
 {
     return !http->all_loopback;
 }
-
-void http_cut_all(struct http_server *http)
-{
-    pthread_mutex_lock(&http->lock);
-    for (struct http_exchange *exchange = http->exchanges; exchange; exchange = exchange->next) {
-        pthread_mutex_lock(&exchange->lock);
-        if (exchange->held && !exchange->answered)
-            http_monitor_close_locked(exchange, HTTP_SHUTDOWN);
-        pthread_mutex_unlock(&exchange->lock);
-    }
-    pthread_mutex_unlock(&http->lock);
-}

@@ -102,8 +102,6 @@ enum lm_status http_set_tls(struct http_server *http, const char *cert, const ch
 const char *http_url(const struct http_server *http, size_t i);
 /* Some address is neither loopback nor a Unix socket. */
 bool http_is_exposed(const struct http_server *http);
-/* All exchanges that are under way get HTTP_SHUTDOWN. */
-void http_cut_all(struct http_server *http);
 
 /* ---- the request ---- */
 

@@ -143,13 +143,8 @@ void exchange_unref(struct http_exchange *exchange);
 
 /* ---- http_reply.c ---- */
 
-/* With the lock held. */
-void exchange_resume_locked(struct http_exchange *exchange);
-/* Nothing goes out any more; the connection closes. */
+/* With the lock held. Nothing goes out any more; the connection closes. */
 void exchange_kill_locked(struct http_exchange *exchange);
-/* A response with all headers that go with every answer. n, body: copied. NULL: no memory. */
-struct MHD_Response *exchange_make_response(struct http_exchange *exchange,
-                                            const char *content_type, const char *body, size_t n);
 void exchange_begin_stream_locked(struct http_exchange *exchange);
 /* Ends the answer with an error: as a whole, or as the last event of a stream. Whatever is answered
  * later goes nowhere. */

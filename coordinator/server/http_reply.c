@@ -25,8 +25,9 @@ static void add_common_headers(const struct http_exchange *exchange, struct MHD_
         MHD_add_response_header(response, "Connection", "close");
 }
 
-struct MHD_Response *exchange_make_response(struct http_exchange *exchange,
-                                            const char *content_type, const char *body, size_t n)
+/* A response with all headers that go with every answer. body: copied. NULL: no memory. */
+static struct MHD_Response *make_response(struct http_exchange *exchange, const char *content_type,
+                                          const char *body, size_t n)
 {
     struct MHD_Response *response =
         MHD_create_response_from_buffer(n, (void *)body, MHD_RESPMEM_MUST_COPY);
@@ -62,7 +63,7 @@ bool exchange_send_raw_locked(struct http_exchange *exchange, const struct api_e
 
 /* ---- connections that wait ---- */
 
-void exchange_resume_locked(struct http_exchange *exchange)
+static void resume_locked(struct http_exchange *exchange)
 {
     if (!exchange->suspended || !exchange->connection) return;
     exchange->suspended = false;
@@ -75,7 +76,7 @@ void exchange_kill_locked(struct http_exchange *exchange)
     byte_buffer_free(&exchange->waiting);
     exchange->n_taken = 0;
     if (exchange->suspended)
-        exchange_resume_locked(exchange); /* the library asks for the answer, and closes */
+        resume_locked(exchange); /* the library asks for the answer, and closes */
     else if (exchange->fd >= 0)
         shutdown(exchange->fd, SHUT_RDWR);
 }
@@ -116,7 +117,7 @@ static struct MHD_Response *answer_locked(struct http_exchange *exchange, int st
     exchange->code = code;
     if (response && exchange->connection && !exchange->dead) {
         exchange->response = response;
-        exchange_resume_locked(exchange);
+        resume_locked(exchange);
         return NULL;
     }
     if (!exchange->dead) exchange_kill_locked(exchange);
@@ -143,7 +144,7 @@ void http_reply(struct http_exchange *exchange, int status, const char *content_
                 const char *body, size_t n)
 {
     const bool replied =
-        reply(exchange, status, API_OK, exchange_make_response(exchange, content_type, body, n));
+        reply(exchange, status, API_OK, make_response(exchange, content_type, body, n));
     assert(replied && "no stream has begun");
     (void)replied;
 }
@@ -185,8 +186,7 @@ static struct MHD_Response *make_error_response(struct http_exchange *exchange,
 {
     struct byte_buffer body = {0};
     api_error_write(&body, error, is_anthropic(exchange), exchange->request_id);
-    struct MHD_Response *response =
-        exchange_make_response(exchange, "application/json", body.data, body.n);
+    struct MHD_Response *response = make_response(exchange, "application/json", body.data, body.n);
     byte_buffer_free(&body);
     if (response) add_error_headers(exchange->http, error->code, response);
     return response;
@@ -210,7 +210,7 @@ void exchange_take_over(struct http_exchange *exchange, const struct api_error *
         exchange_write_locked(exchange, event.data, event.n);
         exchange->ended = exchange->answered = exchange->taken_over = true;
         exchange->ping_s = 0;
-        exchange_resume_locked(exchange);
+        resume_locked(exchange);
     } else if (!exchange->answered) {
         exchange->taken_over = true;
         response =
@@ -270,7 +270,7 @@ void exchange_begin_stream_locked(struct http_exchange *exchange)
     MHD_add_response_header(response, "X-Accel-Buffering", "no");
     add_common_headers(exchange, response);
     exchange->response = response;
-    exchange_resume_locked(exchange);
+    resume_locked(exchange);
 }
 
 void exchange_write_locked(struct http_exchange *exchange, const char *bytes, size_t n)
@@ -289,7 +289,7 @@ void exchange_write_locked(struct http_exchange *exchange, const char *bytes, si
         exchange_kill_locked(exchange);
         http_monitor_close_locked(exchange, HTTP_SLOW_CLIENT);
     } else {
-        exchange_resume_locked(exchange);
+        resume_locked(exchange);
     }
 }
 
@@ -327,7 +327,7 @@ void http_stream_end(struct http_exchange *exchange)
     if (!exchange->taken_over) {
         exchange->ended = exchange->answered = true;
         exchange->ping_s = 0;
-        exchange_resume_locked(exchange);
+        resume_locked(exchange);
     }
     pthread_mutex_unlock(&exchange->lock);
     drop_answerer(exchange);

@@ -465,23 +465,6 @@ static void who_is_late_is_answered_for(void **state)
     WAIT_FOR(atomic_load(&fixture->n_done) == 2);
 }
 
-static void shutting_down_cuts_what_is_left(void **state)
-{
-    (void)state;
-    const int fd = dial(), idle = dial();
-    say(fd, "POST", "/hold", "x");
-    struct http_exchange *exchange = take_held();
-    http_stream_begin(exchange);
-    http_cut_all(fixture->http);
-    WAIT_FOR(atomic_load(&fixture->reason) == HTTP_SHUTDOWN + 1);
-    assert_true(http_stream_write(exchange, "data: the end\n\n", 15));
-    http_stream_end(exchange);
-    http_release(exchange);
-    assert_has(hear(fd), "data: the end\n\n");
-    http_stop_listening(fixture->http);
-    close(idle);
-}
-
 /* Many clients at once that ask, stream and leave at any time: for the sanitizers. */
 static void *run_client(void *context)
 {
@@ -531,7 +514,6 @@ int main(void)
         cmocka_unit_test_prestate_setup_teardown(time_is_up, set_up, tear_down, &timed),
         cmocka_unit_test_prestate_setup_teardown(who_is_late_is_answered_for, set_up, tear_down,
                                                  &timed),
-        TEST(shutting_down_cuts_what_is_left),
         TEST(a_crowd),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
