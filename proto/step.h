@@ -3,9 +3,7 @@
  * A step advances several sequences at once: each by the next tokens of its prompt, or by the one
  * token it generated last. The plan goes to every stage; the last stage answers with the sampled
  * tokens. Sequences are known by slot; what a slot holds is changed by steps and by seq_ops only,
- * in the order in which they are issued.
- *
- * In one process a plan is passed by pointer, so everything in it is borrowed for the call. */
+ * in the order in which they are issued. */
 #ifndef LEAN_PROTO_STEP_H
 #define LEAN_PROTO_STEP_H
 
@@ -67,13 +65,21 @@ struct seq_usage {
     uint64_t n_position, n_position_max; /* whole blocks count; shared ones once */
 };
 
-/* Whoever runs steps: the worker of this process, or the stages of a pipeline. */
+/* Whoever runs steps: the worker of this process, or the stages of a pipeline. Steps end in the
+ * order in which they began. Operations on sequences take effect between the steps begun before
+ * and those begun after. */
 struct step_runner {
     void *context;
-    /* sampled: [n_seq], set for those that sample. LM_E_LIMIT: no room for the new positions, and
-     * nothing has changed; any other failure leaves the slots of the plan to be cleared. */
-    enum lm_status (*step)(void *context, const struct step_plan *plan,
-                           struct sampled_token *sampled, struct lm_error *err);
+    /* Steps that can be under way at once; as many keep every stage busy. A sequence may be part
+     * of several, if what it reads does not depend on what an earlier one samples. */
+    uint32_t depth;
+    /* What plan points to is borrowed for the call, but for sampled: [n_seq], set at the end for
+     * those that sample, and for the callbacks, contexts and errors of its sequences.
+     * LM_E_LIMIT: no room for the new positions, and nothing has changed nor begun. */
+    enum lm_status (*begin)(void *context, const struct step_plan *plan,
+                            struct sampled_token *sampled, struct lm_error *err);
+    /* Waits for the oldest step under way. A failure leaves the slots of its plan to be cleared. */
+    enum lm_status (*end)(void *context, struct lm_error *err);
     enum lm_status (*seq)(void *context, const struct seq_op *op, struct lm_error *err);
     struct seq_usage (*usage)(void *context);
 };

@@ -233,12 +233,13 @@ static enum lm_status run_stage(struct worker *worker, struct lm_error *err)
     graph->out_rows = worker->out_rows;
     graph->n_out = worker->n_out;
     if (worker->trace) route_trace_step(worker->trace, worker->token, worker->ids, worker->n_token);
-    if (!is_first(worker)) status = config->in->ops->recv(config->in, graph->x, n_bytes, err);
+    if (!is_first(worker)) status = config->in->ops->recv_begin(config->in, graph->x, n_bytes, err);
+    if (!is_first(worker) && status == LM_OK) status = config->in->ops->recv_end(config->in, err);
     if (status == LM_OK) status = graph_forward(graph, err);
     status = check_files(worker, status, err);
-    if (status == LM_OK && !is_last(worker))
-        status = config->out->ops->send(config->out, graph->x, n_bytes, err);
-    return status;
+    if (status != LM_OK || is_last(worker)) return status;
+    status = config->out->ops->send_begin(config->out, graph->x, n_bytes, err);
+    return status == LM_OK ? config->out->ops->send_end(config->out, err) : status;
 }
 
 /* What a sequence wants of one row of logits, that behind its token i: the logits themselves, the

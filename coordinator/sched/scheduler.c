@@ -608,8 +608,9 @@ static enum lm_status run(struct scheduler *scheduler, struct step_plan *plan, s
 {
     const struct step_runner *runner = scheduler->config.runner;
     for (;;) {
-        const enum lm_status status = runner->step(runner->context, plan, scheduler->sampled, err);
-        if (status != LM_E_LIMIT) return status;
+        const enum lm_status status = runner->begin(runner->context, plan, scheduler->sampled, err);
+        if (status != LM_E_LIMIT)
+            return status == LM_OK ? runner->end(runner->context, err) : status;
         if (make_room(scheduler)) continue;
         if (plan->n_seq == 1) return status;
         leave_place(scheduler, scheduler->seq_place[--plan->n_seq], false, err);

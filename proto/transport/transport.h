@@ -1,8 +1,13 @@
 /* Transport of activations along one edge of the pipeline, from stage s to stage s + 1.
  *
  * A message is the residual stream of one batch, rows of F32, in the order of the plan; both ends
- * know its size from the plan, so there is no handshake. Messages of an edge arrive in order.
- * Buffers are memory of the stages' backend, opaque here.
+ * know its size from the plan, so there is no handshake. Messages of an edge arrive in order, and
+ * transfers of one direction end in the order in which they began:
+ *
+ *   send_begin a, send_begin b, send_end (a's buffer is free again), send_end (b's)
+ *   recv_begin a, recv_begin b, recv_end (a is filled), recv_end (b)
+ *
+ * At most TRANSPORT_DEPTH may be under way. Buffers are memory of the stages' backend, opaque here.
  *
  * Threads: one sender, one receiver; abort from any thread. */
 #ifndef LEAN_PROTO_TRANSPORT_TRANSPORT_H
@@ -13,18 +18,22 @@
 
 #include "proto/base/error.h"
 
+enum { TRANSPORT_DEPTH = 8 };
+
 struct transport_edge {
     const struct transport_ops *ops;
 };
 
 struct transport_ops {
     const char *name;
-    /* send returns when the buffer may be used again, recv when it is filled. LM_E_RANK_LOST: the
-     * edge was aborted or the other end is gone. */
-    enum lm_status (*send)(struct transport_edge *edge, const void *buffer, size_t n_bytes,
-                           struct lm_error *err);
-    enum lm_status (*recv)(struct transport_edge *edge, void *buffer, size_t n_bytes,
-                           struct lm_error *err);
+    /* begin does not wait for the other end, end does. LM_E_RANK_LOST: the edge was aborted or the
+     * other end is gone. */
+    enum lm_status (*send_begin)(struct transport_edge *edge, const void *buffer, size_t n_bytes,
+                                 struct lm_error *err);
+    enum lm_status (*send_end)(struct transport_edge *edge, struct lm_error *err);
+    enum lm_status (*recv_begin)(struct transport_edge *edge, void *buffer, size_t n_bytes,
+                                 struct lm_error *err);
+    enum lm_status (*recv_end)(struct transport_edge *edge, struct lm_error *err);
     void (*abort)(struct transport_edge *edge);
     void (*close)(struct transport_edge *edge);
 };

@@ -1,75 +1,112 @@
-/* One message at a time changes hands under a lock: the receiver copies it out of the sender's
- * buffer. */
+/* Two queues, of buffers offered and of buffers to be filled: who begins second copies, under a
+ * lock. */
+#include <assert.h>
 #include <pthread.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "proto/transport/transport.h"
+
+/* What one end has begun. */
+struct side {
+    struct {
+        void *buffer;
+        size_t n_bytes;
+    } begun[TRANSPORT_DEPTH]; /* ring */
+    uint64_t n_begun, n_ended;
+};
 
 struct loopback {
     struct transport_edge edge;
     pthread_mutex_t lock;
     pthread_cond_t changed;
     /* guarded by lock */
-    const void *offered; /* the message on its way; NULL: none */
-    size_t offered_bytes;
-    bool aborted;
+    struct side sender, receiver;
+    uint64_t n_copied;
+    struct lm_error failed; /* LM_OK: not so far */
 };
 
-static enum lm_status fail_aborted(struct lm_error *err)
+/* Copies what both ends have begun. */
+static void copy_locked(struct loopback *loop)
 {
-    return lm_fail(err, LM_E_RANK_LOST, "loopback edge was aborted");
-}
-
-/* Waits until there is a message, or none. */
-static bool wait_offer_locked(struct loopback *loop, bool present)
-{
-    while (!loop->aborted && (loop->offered != NULL) != present)
-        pthread_cond_wait(&loop->changed, &loop->lock);
-    return !loop->aborted;
-}
-
-static enum lm_status loopback_send(struct transport_edge *edge, const void *buffer, size_t n_bytes,
-                                    struct lm_error *err)
-{
-    struct loopback *loop = (struct loopback *)edge;
-    pthread_mutex_lock(&loop->lock);
-    bool alive = wait_offer_locked(loop, false);
-    if (alive) {
-        loop->offered = buffer;
-        loop->offered_bytes = n_bytes;
-        pthread_cond_broadcast(&loop->changed);
-        alive = wait_offer_locked(loop, false);
+    while (loop->failed.status == LM_OK && loop->n_copied < loop->sender.n_begun &&
+           loop->n_copied < loop->receiver.n_begun) {
+        const size_t i = loop->n_copied++ % TRANSPORT_DEPTH;
+        const size_t n_sent = loop->sender.begun[i].n_bytes;
+        const size_t n_expected = loop->receiver.begun[i].n_bytes;
+        if (n_sent != n_expected)
+            lm_fail(&loop->failed, LM_E_FAIL, "loopback edge: %zu bytes sent, %zu expected", n_sent,
+                    n_expected);
+        else
+            memcpy(loop->receiver.begun[i].buffer, loop->sender.begun[i].buffer, n_sent);
     }
-    pthread_mutex_unlock(&loop->lock);
-    return alive ? LM_OK : fail_aborted(err);
+    pthread_cond_broadcast(&loop->changed);
 }
 
-static enum lm_status loopback_recv(struct transport_edge *edge, void *buffer, size_t n_bytes,
-                                    struct lm_error *err)
+/* The failure of the edge, if there was one. */
+static enum lm_status unlock(struct loopback *loop, struct lm_error *err)
 {
-    struct loopback *loop = (struct loopback *)edge;
-    enum lm_status status = LM_OK;
-    pthread_mutex_lock(&loop->lock);
-    if (!wait_offer_locked(loop, true)) {
-        status = fail_aborted(err);
-    } else if (loop->offered_bytes != n_bytes) {
-        status = lm_fail(err, LM_E_FAIL, "loopback edge: %zu bytes sent, %zu expected",
-                         loop->offered_bytes, n_bytes);
-    } else {
-        memcpy(buffer, loop->offered, n_bytes);
-        loop->offered = NULL;
-        pthread_cond_broadcast(&loop->changed);
-    }
+    const enum lm_status status = loop->failed.status;
+    if (status != LM_OK && err) *err = loop->failed;
     pthread_mutex_unlock(&loop->lock);
     return status;
+}
+
+static enum lm_status begin(struct loopback *loop, struct side *side, void *buffer, size_t n_bytes,
+                            struct lm_error *err)
+{
+    pthread_mutex_lock(&loop->lock);
+    assert(side->n_begun - side->n_ended < TRANSPORT_DEPTH);
+    const size_t i = side->n_begun++ % TRANSPORT_DEPTH;
+    side->begun[i].buffer = buffer;
+    side->begun[i].n_bytes = n_bytes;
+    copy_locked(loop);
+    return unlock(loop, err);
+}
+
+static enum lm_status end(struct loopback *loop, struct side *side, struct lm_error *err)
+{
+    pthread_mutex_lock(&loop->lock);
+    assert(side->n_ended < side->n_begun);
+    while (loop->failed.status == LM_OK && loop->n_copied <= side->n_ended)
+        pthread_cond_wait(&loop->changed, &loop->lock);
+    side->n_ended++;
+    return unlock(loop, err);
+}
+
+static enum lm_status loopback_send_begin(struct transport_edge *edge, const void *buffer,
+                                          size_t n_bytes, struct lm_error *err)
+{
+    struct loopback *loop = (struct loopback *)edge;
+    return begin(loop, &loop->sender, (void *)buffer, n_bytes, err);
+}
+
+static enum lm_status loopback_send_end(struct transport_edge *edge, struct lm_error *err)
+{
+    struct loopback *loop = (struct loopback *)edge;
+    return end(loop, &loop->sender, err);
+}
+
+static enum lm_status loopback_recv_begin(struct transport_edge *edge, void *buffer, size_t n_bytes,
+                                          struct lm_error *err)
+{
+    struct loopback *loop = (struct loopback *)edge;
+    return begin(loop, &loop->receiver, buffer, n_bytes, err);
+}
+
+static enum lm_status loopback_recv_end(struct transport_edge *edge, struct lm_error *err)
+{
+    struct loopback *loop = (struct loopback *)edge;
+    return end(loop, &loop->receiver, err);
 }
 
 static void loopback_abort(struct transport_edge *edge)
 {
     struct loopback *loop = (struct loopback *)edge;
     pthread_mutex_lock(&loop->lock);
-    loop->aborted = true;
+    if (loop->failed.status == LM_OK)
+        lm_fail(&loop->failed, LM_E_RANK_LOST, "loopback edge was aborted");
     pthread_cond_broadcast(&loop->changed);
     pthread_mutex_unlock(&loop->lock);
 }
@@ -85,8 +122,10 @@ static void loopback_close(struct transport_edge *edge)
 
 static const struct transport_ops loopback_ops = {
     .name = "loopback",
-    .send = loopback_send,
-    .recv = loopback_recv,
+    .send_begin = loopback_send_begin,
+    .send_end = loopback_send_end,
+    .recv_begin = loopback_recv_begin,
+    .recv_end = loopback_recv_end,
     .abort = loopback_abort,
     .close = loopback_close,
 };

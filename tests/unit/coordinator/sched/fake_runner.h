@@ -8,7 +8,17 @@
 
 #include "proto/step.h"
 
-enum { FAKE_N_SLOT = 16, FAKE_N_CTX = 400 };
+enum { FAKE_N_SLOT = 16, FAKE_N_CTX = 400, FAKE_DEPTH = 4 };
+
+/* A step that has begun: what each sequence has read by then, and what is to be told at the end. */
+struct fake_under_way {
+    struct step_seq seq[FAKE_N_SLOT];
+    uint32_t n_seq, length[FAKE_N_SLOT];
+    int32_t ids[FAKE_N_SLOT][FAKE_N_CTX];
+    struct sampled_token *sampled;
+    enum lm_status fails_with;
+    uint32_t bad_slot;
+};
 
 struct fake_runner {
     int32_t ids[FAKE_N_SLOT][FAKE_N_CTX];
@@ -19,7 +29,10 @@ struct fake_runner {
     uint32_t bad_slot;        /* the sequence of this slot fails alone in the next step, if not 0 */
     /* what was asked */
     uint32_t n_fork, n_clear, n_token_max, n_reader_max, n_seq_max;
+    uint32_t n_begun_max; /* steps under way at once */
     uint64_t n_token;
+    struct fake_under_way begun[FAKE_DEPTH];
+    uint32_t n_begun, n_ended; /* so far */
 };
 
 static inline uint64_t fake_hash(const int32_t *ids, size_t n)
@@ -41,23 +54,24 @@ static inline float fake_logprob(const int32_t *ids, size_t n, int32_t id)
     return -(float)((fake_hash(ids, n) + (uint64_t)id) % 1000);
 }
 
-static inline void fake_targets(const struct fake_runner *runner, const struct step_seq *seq)
+static inline void fake_targets(const struct fake_under_way *step, uint32_t i)
 {
-    const uint32_t begin = runner->length[seq->slot] - seq->n_token;
-    for (uint32_t i = 0; i < seq->n_target; i++) {
-        const uint32_t pos = begin + i + 1;
-        struct sampled_token token = {.id = seq->targets[i], .n_top = seq->n_target_top};
-        token.logprob = fake_logprob(runner->ids[seq->slot], pos, token.id);
-        for (int32_t k = 0; k < token.n_top; k++) {
-            token.top_id[k] = k;
-            token.top_logprob[k] = fake_logprob(runner->ids[seq->slot], pos, k);
+    const struct step_seq *seq = &step->seq[i];
+    const uint32_t begin = step->length[i] - seq->n_token;
+    for (uint32_t k = 0; k < seq->n_target; k++) {
+        const uint32_t pos = begin + k + 1;
+        struct sampled_token token = {.id = step->ids[i][pos], .n_top = seq->n_target_top};
+        token.logprob = fake_logprob(step->ids[i], pos, token.id);
+        for (int32_t top = 0; top < token.n_top; top++) {
+            token.top_id[top] = top;
+            token.top_logprob[top] = fake_logprob(step->ids[i], pos, top);
         }
         seq->on_target(seq->context, pos, &token);
     }
 }
 
-static inline enum lm_status fake_step(void *context, const struct step_plan *plan,
-                                       struct sampled_token *sampled, struct lm_error *err)
+static inline enum lm_status fake_begin(void *context, const struct step_plan *plan,
+                                        struct sampled_token *sampled, struct lm_error *err)
 {
     struct fake_runner *runner = context;
     uint32_t held = 0, n_token = 0, n_reader = 0;
@@ -66,6 +80,9 @@ static inline enum lm_status fake_step(void *context, const struct step_plan *pl
     for (uint32_t i = 0; i < plan->n_seq; i++)
         n_token += plan->seq[i].n_token;
     if (held + n_token > runner->room) return lm_fail(err, LM_E_LIMIT, "full");
+    assert(runner->n_begun - runner->n_ended < FAKE_DEPTH);
+    struct fake_under_way *const step = &runner->begun[runner->n_begun++ % FAKE_DEPTH];
+    *step = (struct fake_under_way){.n_seq = plan->n_seq, .sampled = sampled};
     for (uint32_t i = 0; i < plan->n_seq; i++) {
         const struct step_seq *seq = &plan->seq[i];
         uint32_t *length = &runner->length[seq->slot];
@@ -76,25 +93,39 @@ static inline enum lm_status fake_step(void *context, const struct step_plan *pl
         memcpy(runner->ids[seq->slot] + *length, seq->ids, seq->n_token * sizeof(int32_t));
         *length += seq->n_token;
         n_reader += *length <= seq->n_prompt;
+        step->seq[i] = *seq;
+        step->length[i] = *length;
+        memcpy(step->ids[i], runner->ids[seq->slot], sizeof(step->ids[i]));
+        /* what is wanted behind the last token is known to the plan alone */
+        if (seq->n_target == seq->n_token) step->ids[i][*length] = seq->targets[seq->n_target - 1];
     }
-    if (runner->fail_with != LM_OK) {
-        const enum lm_status status = runner->fail_with;
-        runner->fail_with = LM_OK;
-        return lm_fail(err, status, "the step fails");
-    }
+    step->fails_with = runner->fail_with;
+    step->bad_slot = runner->bad_slot;
+    runner->fail_with = LM_OK;
+    runner->bad_slot = 0;
     if (n_token > runner->n_token_max) runner->n_token_max = n_token;
     if (n_reader > runner->n_reader_max) runner->n_reader_max = n_reader;
     if (plan->n_seq > runner->n_seq_max) runner->n_seq_max = plan->n_seq;
+    const uint32_t n_under_way = runner->n_begun - runner->n_ended;
+    if (n_under_way > runner->n_begun_max) runner->n_begun_max = n_under_way;
     runner->n_token += n_token;
-    for (uint32_t i = 0; i < plan->n_seq; i++) {
-        const struct step_seq *seq = &plan->seq[i];
-        fake_targets(runner, seq);
-        if (runner->bad_slot && seq->slot == runner->bad_slot)
+    return LM_OK;
+}
+
+static inline enum lm_status fake_end(void *context, struct lm_error *err)
+{
+    struct fake_runner *runner = context;
+    assert(runner->n_ended < runner->n_begun);
+    const struct fake_under_way *const step = &runner->begun[runner->n_ended++ % FAKE_DEPTH];
+    if (step->fails_with != LM_OK) return lm_fail(err, step->fails_with, "the step fails");
+    for (uint32_t i = 0; i < step->n_seq; i++) {
+        const struct step_seq *seq = &step->seq[i];
+        fake_targets(step, i);
+        if (step->bad_slot && seq->slot == step->bad_slot)
             lm_fail(seq->error, LM_E_FAIL, "no token is allowed");
         else if (seq->output == STEP_OUTPUT_SAMPLE)
-            sampled[i].id = fake_token(runner->ids[seq->slot], runner->length[seq->slot]);
+            step->sampled[i].id = fake_token(step->ids[i], step->length[i]);
     }
-    runner->bad_slot = 0;
     return LM_OK;
 }
 

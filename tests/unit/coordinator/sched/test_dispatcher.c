@@ -24,6 +24,12 @@ static enum lm_status slow_step(void *context, const struct step_plan *plan,
     return LM_OK;
 }
 
+static enum lm_status nothing_failed(void *context, struct lm_error *err)
+{
+    (void)context, (void)err;
+    return LM_OK;
+}
+
 static enum lm_status any_seq(void *context, const struct seq_op *op, struct lm_error *err)
 {
     (void)context, (void)op, (void)err;
@@ -106,7 +112,7 @@ static void open_fixture(struct fixture *fixture, uint32_t max_queue, double que
 {
     struct lm_error err;
     memset(fixture, 0, sizeof(*fixture));
-    fixture->runner = (struct step_runner){NULL, slow_step, any_seq, no_usage};
+    fixture->runner = (struct step_runner){NULL, 1, slow_step, nothing_failed, any_seq, no_usage};
     const struct scheduler_config config = {
         .runner = &fixture->runner, .n_slot = N_SLOT, .n_ctx = N_CTX, .prefill_chunk = 64};
     assert_int_equal(scheduler_create(&fixture->scheduler, &config, &err), LM_OK);

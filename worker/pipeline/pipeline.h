@@ -1,0 +1,41 @@
+/* Rank 0's side of a pipeline: its own stage, and steps handed to the others.
+ *
+ *   step_runner.begin --> ledger: room? --> plan to every stage at once --> queue of stage 0
+ *                                                  stage 0 computes, sends, takes the next
+ *   step_runner.end   <-- tokens of the last stage
+ *
+ * What sequences hold is decided here before anyone runs: the ledger is a seq_state over all layers
+ * whose memory is never touched, so it says what every stage would say, at once, while steps are
+ * still under way. The stages repeat its decisions in the same order (stage.h).
+ *
+ * Ownership: borrows worker and world. Threads: the functions of the runner from one thread; inside
+ * there are two, one that runs stage 0 and one that receives. */
+#ifndef LEAN_WORKER_PIPELINE_PIPELINE_H
+#define LEAN_WORKER_PIPELINE_PIPELINE_H
+
+#include "proto/step.h"
+#include "worker/worker.h"
+
+struct pipeline;
+struct world;
+
+struct pipeline_config {
+    struct world *world;   /* at least two ranks */
+    struct worker *worker; /* stage 0 */
+    const struct hparams *hp;
+    uint32_t n_slot, n_ctx, n_batch; /* as every stage's worker has them */
+    uint64_t n_position;
+    enum tensor_type kv_type;
+    uint32_t slack; /* steps under way beyond the number of stages */
+};
+
+enum lm_status pipeline_create(struct pipeline **out, const struct pipeline_config *config,
+                               struct lm_error *err);
+/* Ends the other stages in order unless the job is lost. NULL is legal. */
+void pipeline_close(struct pipeline *pipeline);
+
+/* depth: ranks + slack. A lost rank fails what is under way and all that comes with LM_E_RANK_LOST.
+ */
+struct step_runner pipeline_runner(struct pipeline *pipeline);
+
+#endif
