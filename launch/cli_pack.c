@@ -1,4 +1,5 @@
-/* lean pack MODEL -o DIR */
+/* lean pack MODEL -o DIR, lean pack --verify DIR */
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "launch/command.h"
@@ -36,6 +37,12 @@ static enum lm_status verify_pack(const struct options *options, const struct gg
     return status;
 }
 
+static bool is_folder(const char *path)
+{
+    struct stat info;
+    return !stat(path, &info) && S_ISDIR(info.st_mode);
+}
+
 static enum lm_status run_pack(struct options *options, struct lm_error *err)
 {
     struct gguf_file *source = NULL;
@@ -44,16 +51,19 @@ static enum lm_status run_pack(struct options *options, struct lm_error *err)
         .profile_path = options_string(options, "profile"),
     };
     const char *folder = options_string(options, "output");
+    const char *model = options_n_arg(options) ? options_arg(options, 0) : NULL;
     const bool dry_run = options_flag(options, "dry-run"), force = options_flag(options, "force");
+    const bool verify = options_flag(options, "verify") && !force && !dry_run;
+    if (verify && !folder && model && is_folder(model)) { /* --verify DIR */
+        folder = model;
+        model = NULL;
+    }
     if (!folder && !dry_run) return lm_fail(err, LM_E_USAGE, "no output folder given, use -o DIR");
     /* a pack that is there is only looked at, unless it is to be made again */
-    const bool only_verify =
-        options_flag(options, "verify") && !force && !dry_run && !access(folder, F_OK);
-    if (options_n_arg(options) == 0 && !only_verify)
-        return lm_fail(err, LM_E_USAGE, "pack takes one MODEL, got none");
+    const bool only_verify = verify && !access(folder, F_OK);
+    if (!model && !only_verify) return lm_fail(err, LM_E_USAGE, "pack takes one MODEL, got none");
     enum lm_status status = LM_OK;
-    if (options_n_arg(options))
-        status = model_ref_open(options, options_arg(options, 0), &source, err);
+    if (model) status = model_ref_open(options, model, &source, err);
     if (status == LM_OK) status = write_job_catch_signals(&config.is_interrupted, err);
     if (status == LM_OK)
         status = only_verify ? verify_pack(options, source, folder, &config, err)
@@ -76,14 +86,15 @@ static const struct option_spec options_pack[] = {
 
 const struct command command_pack = {
     .name = "pack",
-    .usage = "MODEL -o DIR",
+    .usage = "MODEL -o DIR | --verify DIR",
     .n_arg_max = 1,
     .summary = "rewrite a model so that its experts are read fastest",
     .details =
         "A pack is a folder with the model's bytes in another order: each routed expert in one\n"
         "piece, aligned, with a checksum. No weight changes, and no answer does. Name the folder\n"
         "wherever a model is asked for. Packing that was interrupted goes on when it is started\n"
-        "again. `lean pack --verify -o DIR` checks a pack; with MODEL also against its source.",
+        "again. `lean pack --verify DIR` checks a pack; `MODEL --verify -o DIR` also against its\n"
+        "source.",
     .options = (const struct option_spec *const[]){options_pack, NULL},
     .reads_config = true,
     .run = run_pack,

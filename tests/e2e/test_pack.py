@@ -262,6 +262,12 @@ class Refusals(Case):
                       self.check(lean("pack", out, "-o", self.path("b")), 9).stderr)
         self.check(lean("pack", "--verify", "-o", self.path("none")), 2)
         self.check(lean("pack", "--verify", "-o", self.folder), 3)
+        self.check(lean("pack", "--verify", self.folder), 3)
+        self.check(lean("pack", "--verify", self.path("none")), 2)
+        self.check(lean("pack", "--verify", source), 2)
+        self.check(lean("pack", "--verify", out), 0)
+        self.check(lean("pack", "--verify", "-o", out), 0)
+        self.check(lean("pack", "--verify", "--force", out), 2)
         self.assertTrue(contents(out) == before)
         self.assertEqual(sorted(os.listdir(self.folder)), ["model.gguf", "model.lmpack"])
 
@@ -289,8 +295,8 @@ class Verify(Case):
         self.intact = Pack(self.out)
 
     def verify(self, code=0, source=False):
-        args = [self.source] if source else []
-        return self.check(lean("pack", *args, "--verify", "-o", self.out), code).stderr
+        args = [self.source, "--verify", "-o", self.out] if source else ["--verify", self.out]
+        return self.check(lean("pack", *args), code).stderr
 
     def flip(self, name, at):
         """Changes a byte; returns a function that changes it back."""
