@@ -10,6 +10,7 @@
 #include <xxhash.h>
 
 #include "proto/base/read_all.h"
+#include "proto/base/unpack_memory.h"
 #include "proto/gguf/gguf_write.h"
 #include "proto/lmpack.pb-c.h"
 #include "proto/lmpack/lmpack.h"
@@ -31,33 +32,13 @@ struct layer_file {
 struct lmpack {
     char *folder;
     Lean__LmpackManifest *message; /* owns the arrays that layers point into */
-    ProtobufCAllocator allocator;
-    size_t n_left; /* bytes that unpacking may still allocate */
-    bool no_memory;
+    struct unpack_memory memory;   /* of the message */
     struct lmpack_manifest manifest;
     struct lmpack_layer *layer;               /* [n_moe] */
     struct layer_file file[LMPACK_MAX_LAYER]; /* by layer */
 };
 
 /* ---- the message ------------------------------------------------------------------------ */
-
-/* A small message can ask for much memory: fields that repeat, nested messages. What a good one
- * takes follows from its size. */
-static void *allocate(void *context, size_t n)
-{
-    struct lmpack *pack = context;
-    if (n > pack->n_left) return NULL;
-    pack->n_left -= n;
-    void *memory = malloc(n);
-    if (!memory) pack->no_memory = true;
-    return memory;
-}
-
-static void release(void *context, void *memory)
-{
-    (void)context;
-    free(memory);
-}
 
 static enum lm_status unpack(struct lmpack *pack, const uint8_t *bytes, size_t n,
                              struct lm_error *err)
@@ -74,11 +55,12 @@ static enum lm_status unpack(struct lmpack *pack, const uint8_t *bytes, size_t n
         return lm_fail(err, LM_E_FORMAT,
                        "%s: manifest is damaged: checksum %016llx, must be %016llx", pack->folder,
                        (unsigned long long)computed, (unsigned long long)checksum);
-    pack->n_left = 12 * n + (1 << 20);
-    pack->allocator = (ProtobufCAllocator){allocate, release, pack};
-    pack->message = lean__lmpack_manifest__unpack(&pack->allocator, n, bytes);
+    /* A small message can ask for much memory: fields that repeat, nested messages. What a good one
+     * takes follows from its size. */
+    unpack_memory_init(&pack->memory, 12 * n + (1 << 20));
+    pack->message = lean__lmpack_manifest__unpack(&pack->memory.allocator, n, bytes);
     if (pack->message) return LM_OK;
-    if (pack->no_memory)
+    if (pack->memory.failed)
         return lm_fail(err, LM_E_NO_MEM, "%s: no memory for the manifest", pack->folder);
     return lm_fail(err, LM_E_FORMAT, "%s: manifest is malformed", pack->folder);
 }
@@ -316,7 +298,7 @@ void lmpack_close(struct lmpack *pack)
         close(file->fd);
         free(file->path);
     }
-    if (pack->message) lean__lmpack_manifest__free_unpacked(pack->message, &pack->allocator);
+    if (pack->message) lean__lmpack_manifest__free_unpacked(pack->message, NULL);
     free(pack->layer);
     free(pack->folder);
     free(pack);

@@ -83,6 +83,20 @@ class Failures(unittest.TestCase):
             self.check("pack", os.path.join(MODELS, "qwen35moe-s-q8_0.gguf"), "-o",
                        os.path.join(folder, "out.lmpack"), "--force", "-q")
 
+    def test_profile(self):
+        """Also of the trace and the profiles that are read: never that they are malformed."""
+        with tempfile.TemporaryDirectory() as folder:
+            model = os.path.join(MODELS, "qwen35moe-s-q8_0.gguf")
+            text, *profiles = (os.path.join(folder, name) for name in ("text", "a.pb", "b.pb", "c.pb"))
+            with open(text, "w") as file:
+                file.write("A few words, and some more. ")
+            self.check("profile", "record", model, "--text", text, "-o", profiles[0], "--force",
+                       "--threads", 2, "-q")
+            subprocess.run([LEAN, "profile", "record", model, "--text", text, "-o", profiles[1]],
+                           env=environment(), check=True, capture_output=True)
+            self.check("profile", "show", profiles[0])
+            self.check("profile", "merge", *profiles[:2], "-o", profiles[2], "--force")
+
     def test_inspect(self):
         self.check("inspect", os.path.join(MODELS, "llama-s-q8_0.gguf"), "--memory", "--ram", "1G")
 

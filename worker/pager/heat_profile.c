@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "proto/base/read_all.h"
+#include "proto/base/unpack_memory.h"
 #include "proto/model/hparams.h"
 #include "proto/profile.pb-c.h"
 
@@ -108,9 +109,14 @@ enum lm_status heat_profile_read(struct heat_profile **out, const char *path, st
     size_t n_bytes;
     enum lm_status status = read_all_path(path, PROFILE_BYTES_MAX, &bytes, &n_bytes, err);
     if (status != LM_OK) return status;
-    Lean__Profile *message = lean__profile__unpack(NULL, n_bytes, (const uint8_t *)bytes);
+    struct unpack_memory memory;
+    unpack_memory_init(&memory, SIZE_MAX);
+    Lean__Profile *message =
+        lean__profile__unpack(&memory.allocator, n_bytes, (const uint8_t *)bytes);
     free(bytes);
-    if (!message) return lm_fail(err, LM_E_FORMAT, "%s: not a routing profile", path);
+    if (!message)
+        return memory.failed ? lm_fail(err, LM_E_NO_MEM, "%s: no memory for the profile", path)
+                             : lm_fail(err, LM_E_FORMAT, "%s: not a routing profile", path);
     status = take_message(out, message, path, err);
     lean__profile__free_unpacked(message, NULL);
     return status;

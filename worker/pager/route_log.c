@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "proto/base/read_all.h"
+#include "proto/base/unpack_memory.h"
 #include "proto/trace.pb-c.h"
 
 enum { TRACE_BYTES_MAX = 1 << 30, TRACE_LAYER_MAX = 4096, TRACE_EXPERT_MAX = 65536 };
@@ -121,7 +122,12 @@ static enum lm_status take_layer(struct reading *reading, const Lean__TraceLayer
 
 static enum lm_status take_record(struct reading *reading, size_t n_bytes)
 {
-    Lean__TraceRecord *record = lean__trace_record__unpack(NULL, n_bytes, reading->at);
+    struct unpack_memory memory;
+    unpack_memory_init(&memory, SIZE_MAX);
+    Lean__TraceRecord *record = lean__trace_record__unpack(&memory.allocator, n_bytes, reading->at);
+    if (!record && memory.failed)
+        return lm_fail(reading->err, LM_E_NO_MEM, "%s: record %zu: no memory for its %zu bytes",
+                       reading->path, reading->n_record, n_bytes);
     if (!record) return malformed(reading, "not a trace record");
     enum lm_status status;
     if (record->kind_case == LEAN__TRACE_RECORD__KIND_HEADER)
