@@ -149,7 +149,11 @@ class Stopped:
         self.job = subprocess.Popen([LEAN, "run", DEMO, "--max-tokens", "2", *PAGED, LONG],
                                     env=environment(), stdin=subprocess.DEVNULL,
                                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        while cpu_seconds(self.job.pid) < 0.8:  # opening takes far less, the prompt far more
+        # opening takes far less, the prompt far more; an ended process would never get there
+        while cpu_seconds(self.job.pid) < 0.8:
+            if self.job.poll() is not None:
+                raise AssertionError(f"ended early with {self.job.returncode}: "
+                                     f"{self.job.stderr.read().decode()}")
             time.sleep(0.02)
         self.job.send_signal(signal.SIGSTOP)
         self.stopped = time.monotonic()
