@@ -45,7 +45,7 @@ suite() {
 broken=0
 suite release || { echo "tests/run.sh: the release build failed"; broken=1; }
 suite asan -E '^(e2e|source)\.' || { echo "tests/run.sh: the sanitizer build failed"; broken=1; }
-suite tsan -R '^(cpu|sched|pager)\.|^launch.engine' || { echo "tests/run.sh: the thread sanitizer build failed"; broken=1; }
+suite tsan -R '^(cpu|sched|pager|transport)\.|^launch.engine' || { echo "tests/run.sh: the thread sanitizer build failed"; broken=1; }
 
 python3 tests/sum_results.py tests/expected_skips "$results"/*.xml
 status=$?

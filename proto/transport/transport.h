@@ -38,7 +38,11 @@ struct transport_ops {
     void (*close)(struct transport_edge *edge);
 };
 
-/* Both ends in one process, in host memory: two stages that share it. */
+/* Both ends in one process, in host memory: two stages that share it. close gives up one reference,
+ * open takes the first. */
 enum lm_status transport_loopback_open(struct transport_edge **out, struct lm_error *err);
+struct transport_edge *transport_loopback_ref(struct transport_edge *edge); /* returns edge */
+/* Aborts with this text. */
+void transport_loopback_fail(struct transport_edge *edge, const struct lm_error *why);
 
 #endif

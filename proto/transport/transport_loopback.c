@@ -2,6 +2,7 @@
  * lock. */
 #include <assert.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,6 +22,7 @@ struct loopback {
     struct transport_edge edge;
     pthread_mutex_t lock;
     pthread_cond_t changed;
+    atomic_uint n_ref;
     /* guarded by lock */
     struct side sender, receiver;
     uint64_t n_copied;
@@ -103,18 +105,15 @@ static enum lm_status loopback_recv_end(struct transport_edge *edge, struct lm_e
 
 static void loopback_abort(struct transport_edge *edge)
 {
-    struct loopback *loop = (struct loopback *)edge;
-    pthread_mutex_lock(&loop->lock);
-    if (loop->failed.status == LM_OK)
-        lm_fail(&loop->failed, LM_E_RANK_LOST, "loopback edge was aborted");
-    pthread_cond_broadcast(&loop->changed);
-    pthread_mutex_unlock(&loop->lock);
+    struct lm_error why;
+    lm_fail(&why, LM_E_RANK_LOST, "loopback edge was aborted");
+    transport_loopback_fail(edge, &why);
 }
 
 static void loopback_close(struct transport_edge *edge)
 {
     struct loopback *loop = (struct loopback *)edge;
-    if (!loop) return;
+    if (!loop || atomic_fetch_sub(&loop->n_ref, 1) > 1) return;
     pthread_cond_destroy(&loop->changed);
     pthread_mutex_destroy(&loop->lock);
     free(loop);
@@ -135,8 +134,24 @@ enum lm_status transport_loopback_open(struct transport_edge **out, struct lm_er
     struct loopback *loop = calloc(1, sizeof(*loop));
     if (!loop) return lm_fail(err, LM_E_NO_MEM, "loopback edge: no memory");
     loop->edge.ops = &loopback_ops;
+    atomic_init(&loop->n_ref, 1);
     pthread_mutex_init(&loop->lock, NULL);
     pthread_cond_init(&loop->changed, NULL);
     *out = &loop->edge;
     return LM_OK;
+}
+
+struct transport_edge *transport_loopback_ref(struct transport_edge *edge)
+{
+    atomic_fetch_add(&((struct loopback *)edge)->n_ref, 1);
+    return edge;
+}
+
+void transport_loopback_fail(struct transport_edge *edge, const struct lm_error *why)
+{
+    struct loopback *loop = (struct loopback *)edge;
+    pthread_mutex_lock(&loop->lock);
+    if (loop->failed.status == LM_OK) loop->failed = *why;
+    pthread_cond_broadcast(&loop->changed);
+    pthread_mutex_unlock(&loop->lock);
 }
