@@ -53,6 +53,10 @@ struct engine_config {
     bool serving;
     uint64_t cache_bytes;      /* of kept states; UINT64_MAX: auto */
     uint32_t checkpoint_every; /* tokens of a prompt between kept states; 0: none for that reason */
+    /* Of several ranks: called once when one is lost, also while nothing runs, from any thread; may
+     * be NULL. What is generated then fails with LM_E_RANK_LOST. */
+    void (*on_lost)(void *context, const struct lm_error *err);
+    void *lost_context;
 };
 
 /* Fills config from options_engine. Strings are borrowed from options. n_snapshot:

@@ -27,6 +27,10 @@ struct pipeline_config {
     uint64_t n_position;
     enum tensor_type kv_type;
     uint32_t slack; /* steps under way beyond the number of stages */
+    /* Called once when a rank is lost, also while no step is under way, on the thread that
+     * receives; may be NULL. */
+    void (*on_lost)(void *context, const struct lm_error *err);
+    void *lost_context;
 };
 
 enum lm_status pipeline_create(struct pipeline **out, const struct pipeline_config *config,
