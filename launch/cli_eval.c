@@ -470,7 +470,8 @@ const struct command command_eval = {
         "Reads tokens, computes the logits behind each of them and prints their hash and the\n"
         "perplexity of the tokens. With --json also what really ran (\"effective\"): threads,\n"
         "kernels, ranks with their first and last layer, expert lookups, the largest batch.",
-    .options = (const struct option_spec *const[]){eval_options, options_engine, NULL},
+    .options =
+        (const struct option_spec *const[]){eval_options, options_engine, options_cluster, NULL},
     .reads_config = true,
     .run = run_eval,
 };

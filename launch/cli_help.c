@@ -65,6 +65,7 @@ static void each_table(const struct command *command, void (*print_title)(const 
         const struct option_spec *own = command->options ? command->options[i] : NULL;
         const struct option_spec *table = own ? own : options_common;
         const char *title = table == options_engine     ? "engine options"
+                            : table == options_cluster  ? "options of several ranks"
                             : table == options_sampling ? "sampling options"
                             : table == options_common   ? "common options"
                                                         : "options";

@@ -30,8 +30,8 @@ static const struct option_spec run_options[] = {
      .help = "interactive: take the conversation up from FILE, and leave it there"},
     {0},
 };
-static const struct option_spec *const run_tables[] = {run_options, chat_options, options_sampling,
-                                                       options_engine, NULL};
+static const struct option_spec *const run_tables[] = {
+    run_options, chat_options, options_sampling, options_engine, options_cluster, NULL};
 
 /* ---- the prompt ---- */
 

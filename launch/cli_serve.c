@@ -56,7 +56,7 @@ struct serve {
 };
 
 static const struct option_spec *const serve_tables[] = {options_serve, options_sampling,
-                                                         options_engine, NULL};
+                                                         options_engine, options_cluster, NULL};
 
 /* ---- loading ---- */
 

@@ -37,8 +37,8 @@ static const struct option_spec config_only[] = {
     {0},
 };
 
-static const struct option_spec *const setting_tables[] = {config_only, options_engine,
-                                                           options_sampling, options_serve};
+static const struct option_spec *const setting_tables[] = {
+    config_only, options_engine, options_cluster, options_sampling, options_serve};
 
 struct config {
     Lean__Config *values;

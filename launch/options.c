@@ -59,6 +59,30 @@ const struct option_spec options_engine[] = {
     {0},
 };
 
+const struct option_spec options_cluster[] = {
+    {"ranks", 0, OPTION_INT, "N", .key = "cluster.ranks", .min = 1, .max = 1024,
+     .help = "processes that hold the layers together, each some of them; default: 1, with hosts "
+             "their slots"},
+    {"hosts", 0, OPTION_STRING, "LIST", .key = "cluster.hosts",
+     .help = "where the ranks run: a,b:2 is one on host a and two on b; rank 0 on the first"},
+    {"hostfile", 0, OPTION_PATH, "FILE", .key = "cluster.hostfile",
+     .help = "the same from a file, a line for each host: NAME [slots=N]"},
+    {"partition", 0, OPTION_STRING, "N,N,...", .key = "cluster.partition.layers",
+     .help = "layers of each rank; default: as what each can do suggests"},
+    {"restart", 0, OPTION_FLAG, .key = "cluster.restart",
+     .help = "start again when a rank or a link was lost"},
+    {"allow-root", 0, OPTION_FLAG, .help = "let mpirun start ranks as root"},
+    {"interface", 0, OPTION_STRING, "NET", .key = "cluster.interface",
+     .help = "network between hosts, as 10.0.0.0/24 or eth0; default: any that reaches them"},
+    {"startup-timeout", 0, OPTION_TIME, "T", .def = "300s", .key = "cluster.startup_timeout",
+     .help = "how long all ranks may take until they are ready"},
+    {"liveness-timeout", 0, OPTION_TIME, "T", .def = "5s", .key = "cluster.liveness_timeout",
+     .help = "a rank that is silent for so long is lost"},
+    {"spin-us", 0, OPTION_INT, "N", .def = "200", .key = "cluster.spin_us", .min = 0,
+     .max = 1000000, .help = "microseconds that a rank tests for messages before it sleeps"},
+    {0},
+};
+
 const struct option_spec options_sampling[] = {
     {"temperature", 0, OPTION_FLOAT, "T", .key = "model.sampling.temperature", .min = 0, .max = 100,
      .help = "0: always the likeliest token; default: the model's own, else 1"},

@@ -40,6 +40,7 @@ struct option_spec {
 
 extern const struct option_spec options_common[]; /* --json, --quiet, ...: every command has them */
 extern const struct option_spec options_engine[]; /* threads, kernels, kv-type, ctx, ... */
+extern const struct option_spec options_cluster[];  /* ranks, hosts, ... */
 extern const struct option_spec options_sampling[]; /* temperature, top-p, ... */
 extern const struct option_spec options_serve[];    /* listen, max-queue, api-key, ... */
 
