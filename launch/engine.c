@@ -19,6 +19,10 @@
 #include "worker/pager/policy.h"
 #include "worker/worker.h"
 
+/* Shorter ones cost more per token than a pipeline gains by them; and where experts are paged each
+ * chunk needs nearly all of them. */
+enum { CHUNK_MIN = 128 };
+
 struct engine {
     struct gguf_file *file;
     struct hparams hp;
@@ -253,6 +257,7 @@ static enum lm_status create_scheduler(struct engine *engine, uint32_t checkpoin
                                             .n_parked = engine->n_snapshot,
                                             .n_ctx = engine->n_ctx,
                                             .prefill_chunk = engine->prefill_chunk,
+                                            .chunk_min = engine->n_expert_slot ? 0 : CHUNK_MIN,
                                             .checkpoint_every = checkpoint_every,
                                             .state_bytes = engine->state_bytes,
                                             .can_cut = hparams_can_cut_state(&engine->hp),

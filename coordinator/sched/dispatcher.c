@@ -98,6 +98,7 @@ static void *run_steps(void *context)
 {
     struct dispatcher *const dispatcher = context;
     bool busy = false;
+    uint64_t n_step = dispatcher->stats.n_step; /* so far */
     pthread_mutex_lock(&dispatcher->lock);
     for (;;) {
         while (!busy && !dispatcher->inbox && !dispatcher->woken)
@@ -114,10 +115,11 @@ static void *run_steps(void *context)
         fail_some(dispatcher, draining, cut);
         busy = scheduler_step(dispatcher->config.scheduler);
         const struct scheduler_stats stats = scheduler_stats(dispatcher->config.scheduler);
-        if (busy && dispatcher->config.on_step)
+        if (stats.n_step > n_step && dispatcher->config.on_step)
             dispatcher->config.on_step(dispatcher->config.context, &stats.last);
 
         pthread_mutex_lock(&dispatcher->lock);
+        n_step = stats.n_step;
         dispatcher->n_inbox -= n_taken;
         publish_locked(dispatcher, &stats);
         if (stopping && !busy && !dispatcher->inbox) break;

@@ -18,11 +18,28 @@ struct place {
     bool waiting;            /* for another sequence to have read what they share; without a slot */
     uint32_t awaited;        /* tokens that it waits for */
     uint32_t slot;           /* of the runner */
-    uint32_t n;              /* tokens whose state the slot holds */
+    uint32_t n;              /* tokens that steps have been begun for: what the slot will hold */
+    uint32_t n_read;         /* tokens whose steps have ended; n - n_read are under way */
+    uint32_t n_step;         /* steps under way */
+    bool held;               /* reads on when they have ended: its state there is wanted */
+    bool ending;             /* leaves when they have ended */
+    bool ending_keep;        /* what it has read stays for others */
+    struct lm_error failure; /* LM_OK, or why it ends */
     uint32_t kept;           /* so many of them can be had again from a kept state */
     uint64_t order;          /* in which places were given */
     int32_t *ids;            /* [n_ctx + 1] the tokens known so far */
     struct scheduler *owner;
+};
+
+/* A step that has begun. */
+struct under_way {
+    struct step_seq *seq;          /* [n_slot] */
+    struct sampled_token *sampled; /* [n_slot] */
+    struct lm_error *error;        /* [n_slot] */
+    struct place **place;          /* [n_slot] */
+    bool *keep;                    /* [n_slot] its state behind the step is to be kept */
+    uint32_t n_seq, n_token, n_prompt_token, n_generating;
+    double begin_s;
 };
 
 struct scheduler {
@@ -34,26 +51,44 @@ struct scheduler {
     struct request *queue; /* by priority, then by arrival */
     uint64_t n_started;
     struct pace pace;
-    struct step_seq *seq;          /* [n_slot] of the step being made */
-    struct sampled_token *sampled; /* [n_slot] */
-    struct lm_error *error;        /* [n_slot] */
-    struct place **seq_place;      /* [n_slot] */
+    struct under_way *step;    /* [depth of the runner] ring */
+    uint64_t n_begun, n_ended; /* steps */
+    uint32_t n_chunk;          /* of the steps under way, those with prompts */
+    double last_end_s;
     struct scheduler_stats stats;
 };
 
 /* ---- life --------------------------------------------------------------------------------- */
 
+static bool create_step(struct under_way *step, uint32_t n)
+{
+    step->seq = calloc(n, sizeof(*step->seq));
+    step->sampled = calloc(n, sizeof(*step->sampled));
+    step->error = calloc(n, sizeof(*step->error));
+    step->place = calloc(n, sizeof(struct place *));
+    step->keep = calloc(n, sizeof(*step->keep));
+    return step->seq && step->sampled && step->error && step->place && step->keep;
+}
+
+static void destroy_step(struct under_way *step)
+{
+    free(step->keep);
+    free(step->place);
+    free(step->error);
+    free(step->sampled);
+    free(step->seq);
+}
+
 static enum lm_status create_places(struct scheduler *scheduler, struct lm_error *err)
 {
     const uint32_t n = scheduler->config.n_slot, n_all = n + scheduler->config.n_parked;
+    const uint32_t depth = scheduler->config.runner->depth;
     scheduler->place = calloc(n, sizeof(*scheduler->place));
-    scheduler->seq = calloc(n, sizeof(*scheduler->seq));
-    scheduler->sampled = calloc(n, sizeof(*scheduler->sampled));
-    scheduler->error = calloc(n, sizeof(*scheduler->error));
-    scheduler->seq_place = calloc(n, sizeof(struct place *));
+    scheduler->step = calloc(depth, sizeof(*scheduler->step));
     scheduler->free_slot = calloc(n_all, sizeof(*scheduler->free_slot));
-    bool complete = scheduler->place && scheduler->seq && scheduler->sampled && scheduler->error &&
-                    scheduler->seq_place && scheduler->free_slot;
+    bool complete = scheduler->place && scheduler->step && scheduler->free_slot;
+    for (uint32_t i = 0; complete && i < depth; i++)
+        complete = create_step(&scheduler->step[i], n);
     for (uint32_t i = 0; complete && i < n; i++) {
         scheduler->place[i].owner = scheduler;
         scheduler->place[i].ids = calloc((size_t)scheduler->config.n_ctx + 1, sizeof(int32_t));
@@ -95,11 +130,10 @@ void scheduler_destroy(struct scheduler *scheduler)
     prefix_index_destroy(scheduler->index);
     for (uint32_t i = 0; scheduler->place && i < scheduler->config.n_slot; i++)
         free(scheduler->place[i].ids);
+    for (uint32_t i = 0; scheduler->step && i < scheduler->config.runner->depth; i++)
+        destroy_step(&scheduler->step[i]);
     free(scheduler->free_slot);
-    free(scheduler->seq_place);
-    free(scheduler->error);
-    free(scheduler->sampled);
-    free(scheduler->seq);
+    free(scheduler->step);
     free(scheduler->place);
     free(scheduler);
 }
@@ -225,11 +259,18 @@ static struct prefix_node *hold_sequence(struct scheduler *scheduler, const stru
 }
 
 /* Ends the request of a place. What its sequence has read stays for others, unless it failed with
- * the step. */
+ * the step. While steps of it are under way it only takes part in nothing more; the first reason
+ * to end counts. */
 static void leave_place(struct scheduler *scheduler, struct place *place, bool keep,
                         const struct lm_error *err)
 {
     struct request *const request = place->request;
+    if (place->n_step) {
+        if (!place->ending && err) place->failure = *err;
+        place->ending_keep = keep && (place->ending_keep || !place->ending);
+        place->ending = true;
+        return;
+    }
     if (!place->waiting) {
         struct prefix_node *node = keep ? hold_sequence(scheduler, place) : NULL;
         if (node) {
@@ -240,7 +281,7 @@ static void leave_place(struct scheduler *scheduler, struct place *place, bool k
         }
     }
     place->request = NULL;
-    place->waiting = false;
+    place->waiting = place->held = place->ending = false;
     scheduler->stats.n_running--;
     scheduler->stats.n_ended++;
     end_request(scheduler, request, err);
@@ -261,14 +302,20 @@ void scheduler_fail(struct scheduler *scheduler, double before_s, bool running,
 
 /* ---- where a prompt can go on from -------------------------------------------------------- */
 
-static bool is_reading(const struct place *place)
+static bool is_running(const struct place *place)
 {
-    return place->request && !place->waiting && place->n < place->request->n_prompt;
+    return place->request && !place->waiting && !place->ending;
 }
 
+static bool is_reading(const struct place *place)
+{
+    return is_running(place) && place->n < place->request->n_prompt;
+}
+
+/* Its next token need not be known yet. */
 static bool is_generating(const struct place *place)
 {
-    return place->request && !place->waiting && place->n >= place->request->n_prompt;
+    return is_running(place) && place->n >= place->request->n_prompt;
 }
 
 static bool wants_logprobs(const struct request *request)
@@ -324,12 +371,14 @@ static struct source find_running(const struct scheduler *scheduler, const struc
     *coming = 0;
     for (uint32_t i = 0; i < scheduler->config.n_slot; i++) {
         const struct place *other = &scheduler->place[i];
-        if (!other->request || other->waiting || !other->request->node || !request->node) continue;
+        if (!is_running(other) || !other->request->node || !request->node) continue;
         const uint32_t share = shareable(request, other->request);
         const bool may_lag = other->request->priority > request->priority;
-        if (is_reading(other) && !may_lag && other->n < share && share > *coming) *coming = share;
+        const uint32_t at = scheduler->config.can_cut ? other->n_read : other->n;
+        if (other->n_read < other->request->n_prompt && at < share && !may_lag && share > *coming)
+            *coming = share;
         uint32_t n = prefix_index_common(request->node, other->request->node);
-        if (n > other->n) n = other->n;
+        if (n > other->n_read) n = other->n_read; /* a step under way may fail */
         if (n > limit) n = limit;
         if (n > best.n && (scheduler->config.can_cut || n == other->n))
             best = (struct source){.slot = other->slot, .n = n};
@@ -390,7 +439,7 @@ static void start_reading(struct scheduler *scheduler, struct place *place)
     place->waiting = is_worth_waiting(place, coming, now);
     place->awaited = coming;
     if (place->waiting) return;
-    place->n = place->kept = fork_best(scheduler, request, running, &place->slot);
+    place->n = place->n_read = place->kept = fork_best(scheduler, request, running, &place->slot);
     request->n_cached = place->n;
     scheduler->stats.n_prompt_token += request->n_prompt;
     scheduler->stats.n_hit_token += place->n;
@@ -430,6 +479,7 @@ static void settle_places(struct scheduler *scheduler)
         place->request = request;
         place->waiting = true;
         place->awaited = 0;
+        place->failure.status = LM_OK;
         place->order = scheduler->n_started++;
         start_reading(scheduler, place);
     }
@@ -524,31 +574,34 @@ static void take_target(void *context, uint32_t pos, const struct sampled_token 
     const struct place *place = context;
     struct request *const request = place->request;
     struct sampled_token given = *token;
+    if (place->ending) return; /* a step before may have failed */
     if (request->node) prefix_index_keep_logprob(place->owner->index, request->node, pos, token);
     if (given.n_top > request->n_prompt_logprob) given.n_top = request->n_prompt_logprob;
     request->on_prompt_token(request->context, pos, &given);
 }
 
 /* Adds the next n tokens of a sequence to the step. */
-static void add_to_step(struct scheduler *scheduler, struct step_plan *plan, struct place *place,
-                        uint32_t n)
+static void add_to_step(struct under_way *step, struct place *place, uint32_t n)
 {
     const struct request *request = place->request;
-    const uint32_t end = place->n + n, i = plan->n_seq;
+    const uint32_t end = place->n + n, i = step->n_seq++;
     const uint32_t n_prompt = (uint32_t)request->n_prompt;
     const bool sample = end >= n_prompt && request->n_max > 0;
-    scheduler->error[i].status = LM_OK;
-    scheduler->seq[i] = (struct step_seq){.slot = place->slot,
-                                          .ids = place->ids + place->n,
-                                          .n_token = n,
-                                          .output = sample ? STEP_OUTPUT_SAMPLE : STEP_OUTPUT_NONE,
-                                          .history = place->ids,
-                                          .n_history = end,
-                                          .n_prompt = least(end, n_prompt),
-                                          .sampling = &request->sampling,
-                                          .context = request->context,
-                                          .error = &scheduler->error[i]};
-    struct step_seq *const seq = &scheduler->seq[i];
+    step->error[i].status = LM_OK;
+    step->place[i] = place;
+    step->keep[i] = false;
+    step->n_token += n;
+    step->seq[i] = (struct step_seq){.slot = place->slot,
+                                     .ids = place->ids + place->n,
+                                     .n_token = n,
+                                     .output = sample ? STEP_OUTPUT_SAMPLE : STEP_OUTPUT_NONE,
+                                     .history = place->ids,
+                                     .n_history = end,
+                                     .n_prompt = least(end, n_prompt),
+                                     .sampling = &request->sampling,
+                                     .context = request->context,
+                                     .error = &step->error[i]};
+    struct step_seq *const seq = &step->seq[i];
     if (is_reading(place) && request->on_logits) {
         seq->output = STEP_OUTPUT_LOGITS;
         seq->on_logits = request->on_logits;
@@ -560,7 +613,6 @@ static void add_to_step(struct scheduler *scheduler, struct step_plan *plan, str
         seq->on_target = take_target;
         seq->context = place;
     }
-    scheduler->seq_place[plan->n_seq++] = place;
 }
 
 /* In order of priority, then of places given. */
@@ -570,66 +622,135 @@ static bool is_behind(const struct place *a, const struct place *b)
     return pa != pb ? pa > pb : a->order > b->order;
 }
 
-/* Of those that read the first one behind the one given, or of all. */
+/* Of those that can read on the first one behind the one given, or of all. */
 static struct place *next_reader(struct scheduler *scheduler, const struct place *last)
 {
     struct place *first = NULL;
     for (uint32_t i = 0; i < scheduler->config.n_slot; i++) {
         struct place *place = &scheduler->place[i];
-        if (!is_reading(place) || (last && !is_behind(place, last))) continue;
+        if (!is_reading(place) || (place->held && place->n_step)) continue;
+        if (last && !is_behind(place, last)) continue;
         if (!first || is_behind(first, place)) first = place;
     }
     return first;
 }
 
-/* Everyone who generates, then prompts as far as the chunk goes. Returns its tokens. */
-static uint32_t compose(struct scheduler *scheduler, struct step_plan *plan)
+/* Adds prompts, n_left tokens at most. */
+static void add_prompts(struct scheduler *scheduler, struct under_way *step, uint32_t n_left)
 {
-    *plan = (struct step_plan){.seq = scheduler->seq};
-    for (uint32_t i = 0; i < scheduler->config.n_slot; i++)
-        if (is_generating(&scheduler->place[i]))
-            add_to_step(scheduler, plan, &scheduler->place[i], 1);
-    const uint32_t chunk = pace_chunk(&scheduler->pace, plan->n_seq);
-    uint32_t n_left = chunk;
     for (struct place *place = NULL; n_left && (place = next_reader(scheduler, place));) {
-        uint32_t end = (uint32_t)place->request->n_prompt;
-        end = least(end, next_checkpoint(scheduler, place));
-        end = least(end, next_awaited(scheduler, place));
-        const uint32_t n = least(n_left, end - place->n);
-        add_to_step(scheduler, plan, place, n);
+        const uint32_t n_prompt = (uint32_t)place->request->n_prompt;
+        const uint32_t checkpoint = next_checkpoint(scheduler, place);
+        const uint32_t awaited = next_awaited(scheduler, place);
+        const uint32_t n = least(n_left, least(n_prompt, least(checkpoint, awaited)) - place->n);
+        const uint32_t end = place->n + n;
+        add_to_step(step, place, n);
+        step->keep[step->n_seq - 1] = end == checkpoint;
+        place->held = end == checkpoint || end == awaited;
+        step->n_prompt_token += n;
         n_left -= n;
     }
-    return chunk - n_left;
 }
 
-/* Runs the step. If there is no room for it kept states are given up, and with that the running
- * sequences fit, if memory was planned for them; if it was not the last one fails. */
-static enum lm_status run(struct scheduler *scheduler, struct step_plan *plan, struct lm_error *err)
+/* Tokens of prompts in the next step. Where several can be under way and nobody generates, what
+ * there is to read is cut into as many pieces. */
+static uint32_t chunk_size(const struct scheduler *scheduler, uint32_t n_generating)
+{
+    const uint32_t depth = scheduler->config.runner->depth, shortest = scheduler->config.chunk_min;
+    uint32_t chunk = pace_chunk(&scheduler->pace, n_generating);
+    uint64_t n_left = 0;
+    if (depth == 1 || !shortest || n_generating) return chunk;
+    for (uint32_t i = 0; i < scheduler->config.n_slot; i++) {
+        const struct place *place = &scheduler->place[i];
+        if (is_reading(place)) n_left += place->request->n_prompt - place->n_read;
+    }
+    const uint64_t piece = (n_left + depth - 1) / depth;
+    if (piece < chunk) chunk = piece > shortest ? (uint32_t)piece : least(shortest, chunk);
+    return chunk;
+}
+
+/* Of those who generate as many as make up one of the parts that are under way at once, or all;
+ * then prompts as far as the chunk goes. Beside those who generate one chunk is under way at a
+ * time, so that it does not hold up every part of them. */
+static void compose(struct scheduler *scheduler, struct under_way *step)
+{
+    const uint32_t depth = scheduler->config.runner->depth;
+    uint32_t n_generating = 0;
+    step->n_seq = step->n_token = step->n_prompt_token = 0;
+    for (uint32_t i = 0; i < scheduler->config.n_slot; i++)
+        n_generating += is_generating(&scheduler->place[i]);
+    const uint32_t n_part = (n_generating + depth - 1) / depth;
+    for (uint32_t i = 0; i < scheduler->config.n_slot && step->n_seq < n_part; i++)
+        if (is_generating(&scheduler->place[i]) && !scheduler->place[i].n_step)
+            add_to_step(step, &scheduler->place[i], 1);
+    step->n_generating = step->n_seq;
+    if (!n_generating || !scheduler->n_chunk)
+        add_prompts(scheduler, step, chunk_size(scheduler, n_part));
+}
+
+/* Hands the step over. If there is no room for it kept states are given up; with that the running
+ * sequences fit, if memory was planned for them; if it was not the last one fails, unless steps
+ * are under way that may end others. */
+static enum lm_status hand_over(struct scheduler *scheduler, struct under_way *step,
+                                struct lm_error *err)
 {
     const struct step_runner *runner = scheduler->config.runner;
     for (;;) {
-        const enum lm_status status = runner->begin(runner->context, plan, scheduler->sampled, err);
-        if (status != LM_E_LIMIT)
-            return status == LM_OK ? runner->end(runner->context, err) : status;
+        const struct step_plan plan = {.seq = step->seq, .n_seq = step->n_seq};
+        const enum lm_status status = runner->begin(runner->context, &plan, step->sampled, err);
+        if (status != LM_E_LIMIT) return status;
         if (make_room(scheduler)) continue;
-        if (plan->n_seq == 1) return status;
-        leave_place(scheduler, scheduler->seq_place[--plan->n_seq], false, err);
+        if (step->n_seq == 1 || scheduler->n_begun > scheduler->n_ended) return status;
+        const uint32_t i = --step->n_seq, n_token = step->seq[i].n_token;
+        step->n_token -= n_token;
+        if (is_reading(step->place[i]))
+            step->n_prompt_token -= n_token;
+        else
+            step->n_generating--;
+        leave_place(scheduler, step->place[i], false, err);
     }
 }
 
+/* False: there is nothing to begin, or no room while others are under way. */
+static bool begin_step(struct scheduler *scheduler)
+{
+    struct lm_error err = {.status = LM_OK};
+    const uint64_t n_under_way = scheduler->n_begun - scheduler->n_ended;
+    struct under_way *const step =
+        &scheduler->step[scheduler->n_begun % scheduler->config.runner->depth];
+    compose(scheduler, step);
+    if (!step->n_seq) return false;
+    step->begin_s = log_now_s();
+    err.status = hand_over(scheduler, step, &err);
+    if (err.status == LM_E_LIMIT && n_under_way) return false;
+    for (uint32_t i = 0; i < step->n_seq; i++) {
+        struct place *const place = step->place[i];
+        if (err.status != LM_OK) {
+            leave_place(scheduler, place, false, &err);
+            continue;
+        }
+        place->n += step->seq[i].n_token;
+        place->n_step++;
+    }
+    if (err.status != LM_OK) return true;
+    scheduler->n_begun++;
+    scheduler->n_chunk += step->n_prompt_token > 0;
+    if (n_under_way + 1 > scheduler->stats.n_under_way_max)
+        scheduler->stats.n_under_way_max = (uint32_t)n_under_way + 1;
+    return true;
+}
+
 /* Counts the tokens in and keeps the state where that is due. */
-static void advance(struct scheduler *scheduler, struct place *place, uint32_t n_token)
+static void advance(struct scheduler *scheduler, struct place *place, uint32_t n_token, bool keep)
 {
     struct request *request = place->request;
-    if (!is_reading(place)) {
-        place->n += n_token;
-        return;
-    }
-    const uint32_t checkpoint = next_checkpoint(scheduler, place);
-    place->n += n_token;
-    if (request->on_prefill) request->on_prefill(request->context, place->n, request->n_prompt);
-    if (place->n == checkpoint) keep_checkpoint(scheduler, place);
-    if (place->n == request->n_prompt) request->prefill_end_s = log_now_s();
+    const bool was_reading = place->n_read < request->n_prompt;
+    place->n_read += n_token;
+    if (!was_reading || place->ending) return;
+    if (request->on_prefill)
+        request->on_prefill(request->context, place->n_read, request->n_prompt);
+    if (keep) keep_checkpoint(scheduler, place);
+    if (place->n_read == request->n_prompt) request->prefill_end_s = log_now_s();
 }
 
 /* Passes the sampled token on, and ends the request if it was the last one. */
@@ -637,7 +758,7 @@ static void take_token(struct scheduler *scheduler, struct place *place,
                        const struct sampled_token *token)
 {
     struct request *request = place->request;
-    if (is_reading(place)) return;
+    if (place->n_read < request->n_prompt) return;
     if (request->n_max == 0) {
         leave_place(scheduler, place, true, NULL);
         return;
@@ -650,48 +771,62 @@ static void take_token(struct scheduler *scheduler, struct place *place,
         leave_place(scheduler, place, true, NULL);
 }
 
-static void record_step(struct scheduler *scheduler, const struct step_plan *plan,
-                        uint32_t n_prompt_token, double seconds)
+/* The time is counted from when the step could have had everything for itself. */
+static void record_step(struct scheduler *scheduler, const struct under_way *step)
 {
     struct scheduler_stats *stats = &scheduler->stats;
-    uint32_t n_token = 0, n_generating = 0;
-    for (uint32_t i = 0; i < plan->n_seq; i++) {
-        n_token += plan->seq[i].n_token;
-        n_generating += is_generating(scheduler->seq_place[i]);
-    }
-    const enum step_phase phase = !n_prompt_token ? STEP_DECODE
-                                  : n_generating  ? STEP_MIXED
-                                                  : STEP_PREFILL;
-    pace_note(&scheduler->pace, n_generating, n_prompt_token, seconds);
-    if (plan->n_seq > stats->n_seq_max) stats->n_seq_max = plan->n_seq;
+    const double now_s = log_now_s();
+    const double begin_s =
+        step->begin_s > scheduler->last_end_s ? step->begin_s : scheduler->last_end_s;
+    const enum step_phase phase = !step->n_prompt_token ? STEP_DECODE
+                                  : step->n_generating  ? STEP_MIXED
+                                                        : STEP_PREFILL;
+    const double seconds = now_s - begin_s;
+    pace_note(&scheduler->pace, step->n_generating, step->n_prompt_token, seconds);
+    scheduler->last_end_s = now_s;
+    if (step->n_seq > stats->n_seq_max) stats->n_seq_max = step->n_seq;
     stats->n_step++;
-    stats->n_token += n_token;
+    stats->n_token += step->n_token;
     stats->phase[phase].n_step++;
-    stats->phase[phase].n_token += n_token;
+    stats->phase[phase].n_token += step->n_token;
     stats->phase[phase].seconds += seconds;
-    stats->last = (struct step_record){.phase = phase, .n_token = n_token, .seconds = seconds};
+    stats->last =
+        (struct step_record){.phase = phase, .n_token = step->n_token, .seconds = seconds};
+}
+
+static void end_step(struct scheduler *scheduler)
+{
+    const struct step_runner *runner = scheduler->config.runner;
+    struct under_way *const step = &scheduler->step[scheduler->n_ended % runner->depth];
+    struct lm_error err = {.status = LM_OK};
+    err.status = runner->end(runner->context, &err);
+    scheduler->n_ended++;
+    scheduler->n_chunk -= step->n_prompt_token > 0;
+    record_step(scheduler, step);
+    for (uint32_t i = 0; i < step->n_seq; i++) {
+        struct place *const place = step->place[i];
+        const struct lm_error *failed = err.status != LM_OK ? &err : &step->error[i];
+        place->n_step--;
+        if (failed->status == LM_OK) advance(scheduler, place, step->seq[i].n_token, step->keep[i]);
+        if (failed->status != LM_OK)
+            leave_place(scheduler, place, false, failed);
+        else if (!place->ending)
+            take_token(scheduler, place, &step->sampled[i]);
+        if (place->ending && !place->n_step)
+            leave_place(scheduler, place, place->ending_keep,
+                        place->failure.status != LM_OK ? &place->failure : NULL);
+    }
 }
 
 bool scheduler_step(struct scheduler *scheduler)
 {
-    struct step_plan plan;
-    struct lm_error err = {.status = LM_OK};
     settle_places(scheduler);
-    const uint32_t n_prompt_token = compose(scheduler, &plan);
-    if (!plan.n_seq) return false;
-    const double begin_s = log_now_s();
-    err.status = run(scheduler, &plan, &err);
-    record_step(scheduler, &plan, n_prompt_token, log_now_s() - begin_s);
-    for (uint32_t i = 0; i < plan.n_seq; i++) {
-        struct place *const place = scheduler->seq_place[i];
-        const struct lm_error *failed = err.status != LM_OK ? &err : &scheduler->error[i];
-        if (failed->status != LM_OK) {
-            leave_place(scheduler, place, false, failed);
-        } else {
-            advance(scheduler, place, plan.seq[i].n_token);
-            take_token(scheduler, place, &scheduler->sampled[i]);
-        }
-    }
+    bool begun = false;
+    while (scheduler->n_begun - scheduler->n_ended < scheduler->config.runner->depth &&
+           begin_step(scheduler))
+        begun = true;
+    if (scheduler->n_begun == scheduler->n_ended) return begun;
+    end_step(scheduler);
     return true;
 }
 

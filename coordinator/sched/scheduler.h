@@ -6,6 +6,10 @@
  * that their streams do not stall. A token's bits do not depend on its companions nor on how its
  * prompt was cut, so all this is only a matter of time.
  *
+ * Where the runner is a pipeline several steps are under way at once: those who generate are dealt
+ * out in as many parts, since the next token of a sequence needs the one before, and the chunks of
+ * a prompt follow each other without a pause, but where a state is to be kept.
+ *
  *   queued --free place--> [waiting for a prefix] --> reading --last chunk--> generating --> done
  *
  * What was read is kept: a sequence's state stays in its slot when its request ends, and a request
@@ -31,6 +35,8 @@ struct scheduler_config {
                         * nothing is reused */
     uint32_t n_ctx;
     uint32_t prefill_chunk;    /* tokens; a step has at most prefill_chunk + n_slot */
+    uint32_t chunk_min;        /* where steps overlap, prompts are cut into chunks no shorter than
+                                * this, so that all of them are busy; 0: not for that reason */
     uint32_t checkpoint_every; /* tokens of a prompt; 0: none for that reason */
     bool can_cut;         /* states can be cut back anywhere: copies on the way are not needed */
     uint64_t state_bytes; /* of one kept state, shared blocks not counted; for stats */
@@ -48,6 +54,7 @@ struct step_record {
 struct scheduler_stats {
     uint32_t n_slot, n_running, n_waiting; /* sequences now */
     uint32_t n_seq_max;                    /* sequences in one step, at most so far */
+    uint32_t n_under_way_max;              /* steps at once, likewise */
     uint64_t n_step, n_token;
     uint64_t n_ended; /* requests that had a place */
     struct {
@@ -73,7 +80,8 @@ enum lm_status scheduler_submit(struct scheduler *scheduler, struct request *req
  * those that run. */
 void scheduler_fail(struct scheduler *scheduler, double before_s, bool running,
                     const struct lm_error *err);
-/* Runs one step. false: nothing was left to do. Failures end the requests that they concern. */
+/* Begins as many steps as can be under way at once, and waits for the oldest. false: nothing was
+ * left to do. Failures end the requests that they concern. */
 bool scheduler_step(struct scheduler *scheduler);
 
 struct scheduler_stats scheduler_stats(const struct scheduler *scheduler);

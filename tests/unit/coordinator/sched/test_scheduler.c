@@ -13,24 +13,31 @@ struct fixture {
     struct scheduler *scheduler;
 };
 
-static void open_fixture(struct fixture *fixture, uint32_t n_slot, uint32_t n_parked, bool can_cut)
+static void open_deep(struct fixture *fixture, uint32_t depth, uint32_t n_slot, uint32_t n_parked,
+                      bool can_cut)
 {
     struct lm_error err;
     memset(fixture, 0, sizeof(*fixture));
     fixture->fake.room = FAKE_N_SLOT * N_CTX;
     fixture->fake.can_cut = can_cut;
     fixture->runner =
-        (struct step_runner){&fixture->fake, 1, fake_begin, fake_end, fake_seq, fake_usage};
+        (struct step_runner){&fixture->fake, depth, fake_begin, fake_end, fake_seq, fake_usage};
     const struct scheduler_config config = {.runner = &fixture->runner,
                                             .n_slot = n_slot,
                                             .n_parked = n_parked,
                                             .n_ctx = N_CTX,
                                             .prefill_chunk = CHUNK,
+                                            .chunk_min = CHUNK / 4,
                                             .can_cut = can_cut,
                                             .state_bytes = 1000,
                                             .logprob_bytes_max = 1 << 20};
     assert_true(n_slot + n_parked <= FAKE_N_SLOT);
     assert_int_equal(scheduler_create(&fixture->scheduler, &config, &err), LM_OK);
+}
+
+static void open_fixture(struct fixture *fixture, uint32_t n_slot, uint32_t n_parked, bool can_cut)
+{
+    open_deep(fixture, 1, n_slot, n_parked, can_cut);
 }
 
 /* A request, and what it got. */
@@ -541,6 +548,95 @@ static void test_a_failed_sequence_ends_alone(void **state)
     scheduler_destroy(fixture.scheduler);
 }
 
+/* ---- several steps under way -------------------------------------------------------------- */
+
+/* Those who generate are dealt out in as many parts as can be under way. */
+static void test_parts_overlap(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call calls[6];
+    int32_t prompts[6][8];
+    open_deep(&fixture, 3, 6, 1, true);
+    for (int32_t i = 0; i < 6; i++) {
+        fill(prompts[i], 8, 1000 * i);
+        submit(&fixture, &calls[i], prompts[i], 8, 40);
+    }
+    while (calls[0].n_token < 20)
+        scheduler_step(fixture.scheduler);
+    fixture.fake.n_seq_max = 0;
+    run_all(&fixture);
+    assert_int_equal(fixture.fake.n_seq_max, 2);
+    assert_int_equal(fixture.fake.n_begun_max, 3);
+    assert_int_equal(scheduler_stats(fixture.scheduler).n_under_way_max, 3);
+    for (int i = 0; i < 6; i++)
+        assert_int_equal(calls[i].n_token, 40);
+    scheduler_destroy(fixture.scheduler);
+}
+
+/* Chunks of one prompt follow each other without waiting, shorter ones than alone. */
+static void test_chunks_overlap(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call call;
+    int32_t ids[40];
+    open_deep(&fixture, 4, 1, 1, true);
+    fill(ids, 40, 0);
+    submit(&fixture, &call, ids, 40, 1);
+    scheduler_step(fixture.scheduler);
+    assert_int_equal(fixture.fake.n_begun, 4);
+    assert_int_equal(fixture.fake.n_ended, 1);
+    assert_int_equal(fixture.fake.n_token, 40);
+    run_all(&fixture);
+    assert_int_equal(call.n_token, 1);
+    scheduler_destroy(fixture.scheduler);
+}
+
+/* Where a state is to be kept that cannot be cut, nobody reads on before it is. */
+static void test_chunks_wait_for_checkpoints(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call call;
+    int32_t ids[60];
+    const size_t turn = 30;
+    open_deep(&fixture, 4, 1, 8, false);
+    fill(ids, 60, 0);
+    init_call(&call, ids, 60, 1);
+    call.request.turns = &turn;
+    call.request.n_turn = 1;
+    submit_call(&fixture, &call), run_all(&fixture);
+    assert_true(fixture.fake.n_begun_max > 1);
+    ids[30] = 7; /* another turn behind the same beginning */
+    assert_int_equal(cached(&fixture, ids, 60, 1), 30);
+    scheduler_destroy(fixture.scheduler);
+}
+
+/* A chunk that fails takes those behind it along; nothing of them is kept. */
+static void test_a_failed_chunk_ends_those_behind_it(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call call;
+    int32_t ids[60];
+    open_deep(&fixture, 4, 1, 1, true);
+    fill(ids, 60, 0);
+    init_call(&call, ids, 60, 1);
+    call.request.on_prompt_token = on_prompt_token;
+    submit_call(&fixture, &call);
+    fixture.fake.fail_with = LM_E_IO;
+    run_all(&fixture);
+    assert_int_equal(fixture.fake.n_begun_max, 4);
+    assert_int_equal(call.n_ended, 1);
+    assert_int_equal(call.request.status, LM_E_IO);
+    assert_int_equal(call.n_prompt_token, 0);
+    assert_int_equal(cached(&fixture, ids, 60, 1), 0);
+    scheduler_destroy(fixture.scheduler);
+}
+
+/* ---- ends --------------------------------------------------------------------------------- */
+
 static void test_cancelled_requests_leave(void **state)
 {
     (void)state;
@@ -596,13 +692,15 @@ static uint32_t draw(uint32_t *seed)
 static void test_random_requests(void **state)
 {
     (void)state;
-    enum { N_CALL = 24, N_ROUND = 60 };
+    enum { N_CALL = 24, N_ROUND = 120 };
+    uint32_t n_deep = 0;
     static struct call calls[N_CALL];
     static int32_t ids[N_CALL][N_CTX];
     for (uint32_t round = 0; round < N_ROUND; round++) {
         struct fixture fixture;
         uint32_t seed = round * 77 + 1, n_done = 0;
-        open_fixture(&fixture, 1 + draw(&seed) % 6, draw(&seed) % 8, round % 2);
+        const uint32_t n_slot = 1 + draw(&seed) % 6, n_parked = draw(&seed) % 8;
+        open_deep(&fixture, 1 + round / 2 % FAKE_DEPTH, n_slot, n_parked, round % 2);
         fixture.fake.room = N_CTX * (1 + draw(&seed) % 4);
         for (uint32_t i = 0; i < N_CALL; i++) {
             const uint32_t shared = draw(&seed) % 150, n = shared + 1 + draw(&seed) % 60;
@@ -636,8 +734,11 @@ static void test_random_requests(void **state)
         assert_true(n_done >= N_CALL / 3);
         const struct scheduler_stats stats = scheduler_stats(fixture.scheduler);
         assert_int_equal(stats.n_running + stats.n_waiting, 0);
+        assert_int_equal(fixture.fake.n_begun, fixture.fake.n_ended);
+        n_deep += stats.n_under_way_max == FAKE_DEPTH;
         scheduler_destroy(fixture.scheduler);
     }
+    assert_true(n_deep > N_ROUND / FAKE_DEPTH / 2);
 }
 
 int main(void)
@@ -660,6 +761,10 @@ int main(void)
         cmocka_unit_test(test_the_last_one_gives_way),
         cmocka_unit_test(test_a_failed_step_ends_its_requests),
         cmocka_unit_test(test_a_failed_sequence_ends_alone),
+        cmocka_unit_test(test_parts_overlap),
+        cmocka_unit_test(test_chunks_overlap),
+        cmocka_unit_test(test_chunks_wait_for_checkpoints),
+        cmocka_unit_test(test_a_failed_chunk_ends_those_behind_it),
         cmocka_unit_test(test_cancelled_requests_leave),
         cmocka_unit_test(test_prompts_are_held_to_the_context),
         cmocka_unit_test(test_random_requests),
