@@ -17,6 +17,11 @@ enum {
     PROGRAM_BYTES = 96 << 20
 };
 
+static uint32_t layer_end(const struct memory_request *request, const struct hparams *hp)
+{
+    return request->layer_end ? request->layer_end : hp->n_layer;
+}
+
 static uint64_t div_up(uint64_t n, uint64_t by)
 {
     return (n + by - 1) / by;
@@ -45,7 +50,7 @@ static uint64_t kv_bytes(const struct hparams *hp, const struct memory_request *
                          uint32_t n_ctx)
 {
     uint64_t n_bytes = 0;
-    for (uint32_t il = 0; il < hp->n_layer; il++) {
+    for (uint32_t il = request->layer_begin; il < layer_end(request, hp); il++) {
         const struct layer_hparams *layer = &hp->layer[il];
         if (layer->recurrent) continue;
         n_bytes +=
@@ -54,12 +59,13 @@ static uint64_t kv_bytes(const struct hparams *hp, const struct memory_request *
     return n_bytes;
 }
 
-static uint64_t recurrent_bytes(const struct hparams *hp, uint64_t n_held)
+static uint64_t recurrent_bytes(const struct hparams *hp, const struct memory_request *request,
+                                uint64_t n_held)
 {
     const uint64_t n_conv = hp->n_conv ? (uint64_t)(hp->n_conv - 1) * hparams_conv_dim(hp) : 0;
     const uint64_t n_state = (uint64_t)hp->n_head_v * hp->dim_v * hp->dim_k;
     uint64_t n_layer = 0;
-    for (uint32_t il = 0; il < hp->n_layer; il++)
+    for (uint32_t il = request->layer_begin; il < layer_end(request, hp); il++)
         n_layer += hp->layer[il].recurrent;
     return n_held * n_layer * (n_conv + n_state) * sizeof(float);
 }
@@ -67,7 +73,7 @@ static uint64_t recurrent_bytes(const struct hparams *hp, uint64_t n_held)
 uint64_t memory_plan_position_bytes(const struct memory_request *request, const struct hparams *hp)
 {
     uint64_t n_bytes = 0;
-    for (uint32_t il = 0; il < hp->n_layer; il++)
+    for (uint32_t il = request->layer_begin; il < layer_end(request, hp); il++)
         if (!hp->layer[il].recurrent && !hp->layer[il].window)
             n_bytes += layer_position_bytes(request, hp, &hp->layer[il]);
     return n_bytes;
@@ -77,8 +83,8 @@ uint64_t memory_plan_state_bytes(const struct memory_request *request, const str
 {
     const uint64_t chunk = request->prefill_chunk ? request->prefill_chunk : CHUNK_MAX;
     const uint64_t n_entry = div_up(request->n_ctx, KV_BLOCK);
-    uint64_t n_bytes = recurrent_bytes(hp, 1) + n_entry * sizeof(uint32_t);
-    for (uint32_t il = 0; il < hp->n_layer; il++) {
+    uint64_t n_bytes = recurrent_bytes(hp, request, 1) + n_entry * sizeof(uint32_t);
+    for (uint32_t il = request->layer_begin; il < layer_end(request, hp); il++) {
         const struct layer_hparams *layer = &hp->layer[il];
         if (layer->recurrent) continue;
         const uint64_t reach = layer->window ? layer->window + chunk : 0;
@@ -134,10 +140,10 @@ static uint64_t bytes_per_token(const struct hparams *hp, bool quantized)
 }
 
 /* Tables of cos and sin: one for layers that see everything, one for those with a window. */
-static uint64_t n_angle_table(const struct hparams *hp)
+static uint64_t n_angle_table(const struct hparams *hp, const struct memory_request *request)
 {
     bool full = false, window = false;
-    for (uint32_t il = 0; il < hp->n_layer; il++) {
+    for (uint32_t il = request->layer_begin; il < layer_end(request, hp); il++) {
         const struct layer_hparams *layer = &hp->layer[il];
         if (layer->recurrent || !layer->rope) continue;
         full |= !layer->window;
@@ -157,7 +163,8 @@ static uint64_t scratch_bytes(const struct hparams *hp, const struct memory_requ
         quantized &= !dense->n_of_type[floats[i]] && !experts->n_of_type[floats[i]];
     const uint64_t n_batch = (uint64_t)request->prefill_chunk + request->n_slot;
     /* logits, and what the sampler keeps of a row of them */
-    const uint64_t vocabulary = (uint64_t)(LOGIT_ROWS + 8) * hp->n_vocab;
+    const bool is_last = layer_end(request, hp) == hp->n_layer;
+    const uint64_t vocabulary = is_last ? (uint64_t)(LOGIT_ROWS + 8) * hp->n_vocab : 0;
     return n_batch * bytes_per_token(hp, quantized) + vocabulary * sizeof(float);
 }
 
@@ -167,7 +174,7 @@ static void set_context(struct memory_plan *plan, const struct hparams *hp,
 {
     plan->n_ctx = n_ctx;
     plan->kv_bytes = kv_bytes(hp, request, n_ctx);
-    plan->angle_bytes = n_angle_table(hp) * n_ctx * hp->rope.n_rot * sizeof(float);
+    plan->angle_bytes = n_angle_table(hp, request) * n_ctx * hp->rope.n_rot * sizeof(float);
     plan->total_bytes = plan->weight_bytes + plan->kv_bytes + plan->recurrent_bytes +
                         plan->angle_bytes + plan->scratch_bytes + plan->program_bytes;
 }
@@ -270,14 +277,15 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
 {
     struct weight_census census;
     struct memory_request with_chunk = *request;
-    weight_census_take(&census, file, hp);
+    weight_census_take_layers(&census, file, hp, request->layer_begin, layer_end(request, hp));
     *plan = (struct memory_plan){
         .n_slot = request->n_slot,
         .budget_bytes = request->budget_bytes ? request->budget_bytes : spare_memory(),
         .expert_bytes = census.group[WEIGHTS_EXPERTS].n_bytes,
         .slot_bytes = census.group[WEIGHTS_EXPERTS].n_bytes,
         .weight_bytes = census.n_bytes,
-        .recurrent_bytes = recurrent_bytes(hp, (uint64_t)request->n_slot + request->n_snapshot),
+        .recurrent_bytes =
+            recurrent_bytes(hp, request, (uint64_t)request->n_slot + request->n_snapshot),
         .program_bytes = PROGRAM_BYTES,
     };
     if (request->prefill_chunk) {

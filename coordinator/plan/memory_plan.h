@@ -30,6 +30,9 @@ struct hparams;
 #define MEMORY_PLAN_RESERVE_MAX (UINT64_C(512) << 20)
 
 struct memory_request {
+    /* The layers of a stage; layer_end 0: all. The first stage has the embedding, the last one the
+     * output and the logits. */
+    uint32_t layer_begin, layer_end;
     uint32_t n_ctx;  /* tokens of one sequence; 0: as many as fit, at most the trained context */
     uint32_t n_slot; /* sequences held at once */
     uint32_t n_snapshot;       /* states of sequences kept besides */

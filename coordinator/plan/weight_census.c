@@ -84,13 +84,32 @@ static void count(struct weight_census *out, enum weight_group group, enum tenso
         out->n_param_active += n_param;
 }
 
+/* Layers whose tensors count; with hp NULL all. */
+struct layer_range {
+    uint32_t begin, end;
+};
+
+static bool is_held(const struct gguf_tensor *tensor, const struct hparams *hp,
+                    struct layer_range layers)
+{
+    enum tensor_role role;
+    uint32_t il, ie;
+    if (!hp || (layers.begin == 0 && layers.end >= hp->n_layer)) return true;
+    if (!tensor_name_parse(tensor->name.data, tensor->name.n, &role, &il, &ie)) return false;
+    if (role >= ROLE_GLOBAL_COUNT) return il >= layers.begin && il < layers.end;
+    const bool is_input = role == ROLE_TOKEN_EMBD;
+    return (layers.begin == 0 && is_input) ||
+           (layers.end >= hp->n_layer && (!is_input || hp->tied));
+}
+
 /* Each matrix of a packed layer counts as the stack that it was. */
 static void count_pack(struct weight_census *out, const struct lmpack *pack,
-                       const struct hparams *hp)
+                       const struct hparams *hp, struct layer_range layers)
 {
     const struct lmpack_manifest *manifest = lmpack_manifest(pack);
     for (uint32_t i = 0; i < manifest->n_moe; i++) {
         const struct lmpack_layer *layer = &manifest->layer[i];
+        if (hp && (layer->layer < layers.begin || layer->layer >= layers.end)) continue;
         const enum weight_group group =
             hp && layer->layer >= hp->n_layer ? WEIGHTS_MTP : WEIGHTS_EXPERTS;
         for (int m = 0; m < LMPACK_MATRIX_COUNT; m++) {
@@ -102,16 +121,29 @@ static void count_pack(struct weight_census *out, const struct lmpack *pack,
     }
 }
 
-void weight_census_take(struct weight_census *out, const struct gguf_file *file,
-                        const struct hparams *hp)
+static void take(struct weight_census *out, const struct gguf_file *file, const struct hparams *hp,
+                 struct layer_range layers)
 {
     struct lmpack *pack;
     memset(out, 0, sizeof(*out));
     for (size_t i = 0; i < gguf_n_tensor(file); i++) {
         const struct gguf_tensor *tensor = gguf_tensor_at(file, i);
+        if (!is_held(tensor, hp, layers)) continue;
         const uint64_t n_param = tensor->ne[0] * tensor->ne[1] * tensor->ne[2] * tensor->ne[3];
         count(out, group_of(tensor, hp), tensor->type, n_param, tensor->n_bytes, hp);
     }
-    if (lmpack_open_around(&pack, file, NULL) == LM_OK && pack) count_pack(out, pack, hp);
+    if (lmpack_open_around(&pack, file, NULL) == LM_OK && pack) count_pack(out, pack, hp, layers);
     lmpack_close(pack);
+}
+
+void weight_census_take(struct weight_census *out, const struct gguf_file *file,
+                        const struct hparams *hp)
+{
+    take(out, file, hp, (struct layer_range){0, UINT32_MAX});
+}
+
+void weight_census_take_layers(struct weight_census *out, const struct gguf_file *file,
+                               const struct hparams *hp, uint32_t layer_begin, uint32_t layer_end)
+{
+    take(out, file, hp, (struct layer_range){layer_begin, layer_end});
 }

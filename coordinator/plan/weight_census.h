@@ -45,6 +45,10 @@ struct weight_census {
  * hp NULL: the file is of no model that runs here; groups are told by names alone. */
 void weight_census_take(struct weight_census *out, const struct gguf_file *file,
                         const struct hparams *hp);
+/* What a stage of a pipeline with these layers holds: the embedding is the first one's, the output
+ * the last one's, and a matrix that is both is held by both. */
+void weight_census_take_layers(struct weight_census *out, const struct gguf_file *file,
+                               const struct hparams *hp, uint32_t layer_begin, uint32_t layer_end);
 
 const char *weight_group_name(enum weight_group group); /* "routed experts" */
 

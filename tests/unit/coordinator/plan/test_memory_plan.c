@@ -84,6 +84,40 @@ static void test_sums(void **state)
 }
 
 /* The context that fits is the longest: it fits, and one block more does not. */
+/* What the stages of a pipeline hold is what one process holds, and a tied matrix once more. */
+static void test_stages_hold_the_whole(void **state)
+{
+    (void)state;
+    struct memory_request request = {.n_ctx = 1000,
+                                     .n_slot = 2,
+                                     .prefill_chunk = 64,
+                                     .kv_type = TENSOR_F16,
+                                     .budget_bytes = UINT64_MAX};
+    struct memory_plan whole, stage;
+    struct weight_census census;
+    memory_plan_make(&whole, file, &tiny, &request);
+    weight_census_take(&census, file, &tiny);
+    for (uint32_t cut = 1; cut < tiny.n_layer; cut++) {
+        uint64_t weight_bytes = 0, expert_bytes = 0, kv_bytes = 0, recurrent_bytes = 0;
+        for (int i = 0; i < 2; i++) {
+            request.layer_begin = i ? cut : 0;
+            request.layer_end = i ? tiny.n_layer : cut;
+            memory_plan_make(&stage, file, &tiny, &request);
+            weight_bytes += stage.weight_bytes;
+            expert_bytes += stage.expert_bytes;
+            kv_bytes += stage.kv_bytes;
+            recurrent_bytes += stage.recurrent_bytes;
+            assert_true(stage.weight_bytes < whole.weight_bytes);
+            assert_true(i || stage.scratch_bytes < whole.scratch_bytes); /* no logits */
+        }
+        const uint64_t twice = tiny.tied ? census.group[WEIGHTS_EMBEDDING].n_bytes : 0;
+        assert_int_equal(weight_bytes, whole.weight_bytes + twice);
+        assert_int_equal(expert_bytes, whole.expert_bytes);
+        assert_int_equal(kv_bytes, whole.kv_bytes);
+        assert_int_equal(recurrent_bytes, whole.recurrent_bytes);
+    }
+}
+
 static void test_longest_context(void **state)
 {
     (void)state;
@@ -245,6 +279,7 @@ int main(void)
         cmocka_unit_test(test_35b_cache_and_state),
         cmocka_unit_test(test_window_layers),
         cmocka_unit_test(test_sums),
+        cmocka_unit_test(test_stages_hold_the_whole),
         cmocka_unit_test(test_longest_context),
         cmocka_unit_test(test_refusal_names_the_numbers),
         cmocka_unit_test(test_overhead_of_published_models),
