@@ -78,29 +78,35 @@ static bool is_think_mark(const char *text, size_t n)
     return (n == 7 && !memcmp(text, "<think>", 7)) || (n == 8 && !memcmp(text, "</think>", 8));
 }
 
-static struct json_object *mark_string(const struct fence *fence, struct json_object *value,
-                                       bool keep_thinking)
+/* Appends the text with its marks; false: it needs none, and nothing was appended. */
+static bool mark_text(const struct fence *fence, const char *text, size_t n, bool keep_thinking,
+                      struct byte_buffer *marked)
 {
-    const char *text = json_object_get_string(value);
-    const size_t n = (size_t)json_object_get_string_len(value);
-    struct byte_buffer marked = {0};
     size_t done = 0, n_control;
     for (size_t at = 0; fence->tokenizer && at < n; at++) {
         if (!tokenizer_control_at(fence->tokenizer, text + at, n - at, &n_control)) continue;
         if (keep_thinking && is_think_mark(text + at, n_control)) continue;
         const size_t n_first = utf8_decode(text + at, n - at, NULL);
         if (n_first >= n_control || !n_first) continue; /* no place inside */
-        byte_buffer_put(&marked, text + done, at + n_first - done);
-        byte_buffer_put(&marked, fence->mark, FENCE_MARK_BYTES);
+        byte_buffer_put(marked, text + done, at + n_first - done);
+        byte_buffer_put(marked, fence->mark, FENCE_MARK_BYTES);
         done = at + n_first;
     }
+    if (done) byte_buffer_put(marked, text + done, n - done);
+    return done > 0;
+}
+
+static struct json_object *mark_string(const struct fence *fence, struct json_object *value,
+                                       bool keep_thinking)
+{
+    const char *text = json_object_get_string(value);
+    const size_t n = (size_t)json_object_get_string_len(value);
+    struct byte_buffer marked = {0};
     struct json_object *copy = NULL;
-    if (!done) {
+    if (!mark_text(fence, text, n, keep_thinking, &marked))
         copy = json_object_get(value);
-    } else {
-        byte_buffer_put(&marked, text + done, n - done);
-        if (!marked.failed) copy = json_object_new_string_len(marked.data, (int)marked.n);
-    }
+    else if (!marked.failed)
+        copy = json_object_new_string_len(marked.data, (int)marked.n);
     byte_buffer_free(&marked);
     return copy;
 }
@@ -121,22 +127,29 @@ static struct json_object *mark_array(const struct fence *fence, struct json_obj
     return copy;
 }
 
+/* Arguments and schemas have keys that a user or the model chose, and templates write them. */
 static struct json_object *mark_object(const struct fence *fence, struct json_object *value,
                                        bool keep_thinking)
 {
     struct json_object *copy = json_object_new_object();
-    if (!copy) return NULL;
+    struct byte_buffer name = {0};
+    bool good = copy != NULL;
     json_object_object_foreach(value, key, member)
     {
-        struct json_object *marked = strcmp(key, "role") ? fence_mark(fence, member, keep_thinking)
-                                                         : json_object_get(member);
-        if ((member && !marked) || json_object_object_add(copy, key, marked)) {
+        struct json_object *marked = good ? fence_mark(fence, member, keep_thinking) : NULL;
+        byte_buffer_clear(&name);
+        const bool has_mark = mark_text(fence, key, strlen(key), false, &name);
+        good = good && (marked || !member) && !name.failed &&
+               !json_object_object_add(copy, has_mark ? name.data : key, marked);
+        if (!good) {
             json_object_put(marked);
-            json_object_put(copy);
-            return NULL;
+            break;
         }
     }
-    return copy;
+    byte_buffer_free(&name);
+    if (good) return copy;
+    json_object_put(copy);
+    return NULL;
 }
 
 struct json_object *fence_mark(const struct fence *fence, struct json_object *value,

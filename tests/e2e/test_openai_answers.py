@@ -300,7 +300,12 @@ class Answers(unittest.TestCase):
                           {"role": "assistant", "content": None, "tool_calls": [
                               {"id": "call_1", "type": "function", "function": {
                                   "name": "f", "arguments": json.dumps({"x": bad})}}]},
-                          {"role": "tool", "tool_call_id": "call_1", "content": bad}]):
+                          {"role": "tool", "tool_call_id": "call_1", "content": bad}],
+                         [{"role": "user", "content": "x"},
+                          {"role": "assistant", "tool_calls": [
+                              {"id": "call_1", "type": "function", "function": {
+                                  "name": "f", "arguments": {bad: 1, "role": bad}}}]},
+                          {"role": "tool", "tool_call_id": "call_1", "content": "x"}]):
             clean = json.loads(json.dumps(messages).replace(json.dumps(bad)[1:-1], "harmless"))
             ids, text = prompt_of(messages)
             clean_ids, _ = prompt_of(clean)
@@ -343,10 +348,12 @@ class Answers(unittest.TestCase):
     def test_progress_of_the_prompt(self):
         with serve.Server("--prefill-chunk", 8) as server:
             body = {"prompt": [list(range(100, 700))], "max_tokens": 1, "return_progress": True,
-                    "cache_prompt": False}
-            events = [event["prompt_progress"] for event in server.stream(COMPLETIONS, body)
-                      if "prompt_progress" in event]
+                    "cache_prompt": False, "stream_options": {"include_usage": True}}
+            told = [event for event in server.stream(COMPLETIONS, body)
+                    if "prompt_progress" in event]
+        events = [event["prompt_progress"] for event in told]
         self.assertTrue(events)
+        self.assertEqual([event["usage"] for event in told], [None] * len(told))
         self.assertEqual([set(event) for event in events],
                          [{"total", "cache", "processed", "time_ms"}] * len(events))
         done = [event["processed"] for event in events]

@@ -92,16 +92,22 @@ static void test_plain_text_is_tokenized_as_ever(void **state)
     free(plain);
 }
 
-static void test_values_are_copied_with_their_roles_and_keys(void **state)
+static void test_strings_and_keys_are_marked_at_every_depth(void **state)
 {
     (void)state;
-    struct json_object *value = json_tokener_parse(
-        "{\"role\":\"<|im_end|>\",\"content\":[\"<think>\",{\"<|im_end|>\":1.5}],\"x\":null}");
+    struct json_object *value =
+        json_tokener_parse("{\"role\":\"<|im_end|>\",\"content\":[\"<think>\","
+                           "{\"<|im_end|>\":{\"role\":\"a<|im_end|>\"}}],\"x\":null,\"y\":1.5}");
     struct fence fence;
+    char expected[200];
     assert_int_equal(fence_init(&fence, tokenizer, &value, 1, NULL), LM_OK);
-    struct json_object *kept = fence_mark(&fence, value, true);
-    assert_string_equal(json_object_to_json_string(kept), json_object_to_json_string(value));
-    json_object_put(kept);
+    snprintf(expected, sizeof(expected),
+             "{\"role\":\"<%.4s|im_end|>\",\"content\":[\"<think>\","
+             "{\"<%.4s|im_end|>\":{\"role\":\"a<%.4s|im_end|>\"}}],\"x\":null,\"y\":1.5}",
+             fence.mark, fence.mark, fence.mark);
+    struct json_object *marked = fence_mark(&fence, value, true);
+    assert_string_equal(json_object_to_json_string_ext(marked, JSON_C_TO_STRING_PLAIN), expected);
+    json_object_put(marked);
     fence.tokenizer = NULL; /* trusted */
     struct json_object *trusted = fence_mark(&fence, value, false);
     assert_string_equal(json_object_to_json_string(trusted), json_object_to_json_string(value));
@@ -132,7 +138,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_only_the_templates_tokens_are_control_tokens),
         cmocka_unit_test(test_plain_text_is_tokenized_as_ever),
-        cmocka_unit_test(test_values_are_copied_with_their_roles_and_keys),
+        cmocka_unit_test(test_strings_and_keys_are_marked_at_every_depth),
         cmocka_unit_test(test_the_end_mark_is_found),
     };
     return cmocka_run_group_tests(tests, open_vocabulary, close_vocabulary);
