@@ -142,22 +142,26 @@ static void write_calls(struct json_object *message, struct byte_buffer *text)
     json_object_object_del(message, "tool_calls");
 }
 
-/* A result becomes a message of the user, or the continuation of the one before. */
-static bool write_result(struct json_object *before, struct json_object *message,
-                         struct byte_buffer *text)
+static bool is_result(struct json_object *messages, size_t i)
 {
+    return i < json_object_array_length(messages) &&
+           !strcmp(role_of(json_object_array_get_idx(messages, i)), "tool");
+}
+
+/* Results in a row become one message of the user, the first of them. Returns the index behind. */
+static size_t write_results(struct json_object *messages, size_t i, struct byte_buffer *text)
+{
+    struct json_object *first = json_object_array_get_idx(messages, i);
     byte_buffer_clear(text);
-    if (before) {
-        put_string(text, json_object_object_get(before, "content"));
-        byte_buffer_put_text(text, "\n");
+    for (; is_result(messages, i); i++) {
+        struct json_object *message = json_object_array_get_idx(messages, i);
+        byte_buffer_put_text(text, message == first ? "<tool_response>\n" : "\n<tool_response>\n");
+        put_string(text, json_object_object_get(message, "content"));
+        byte_buffer_put_text(text, "\n</tool_response>");
     }
-    byte_buffer_put_text(text, "<tool_response>\n");
-    put_string(text, json_object_object_get(message, "content"));
-    byte_buffer_put_text(text, "\n</tool_response>");
-    set_content(before ? before : message, text);
-    if (before) return false;
-    json_object_object_add(message, "role", json_object_new_string("user"));
-    return true;
+    set_content(first, text);
+    json_object_object_add(first, "role", json_object_new_string("user"));
+    return i;
 }
 
 enum lm_status tool_format_generic_messages(struct json_object **out, struct json_object *messages,
@@ -165,21 +169,20 @@ enum lm_status tool_format_generic_messages(struct json_object **out, struct jso
 {
     const size_t n = json_object_array_length(messages);
     struct json_object *first = n ? json_object_array_get_idx(messages, 0) : NULL;
-    struct json_object *written = json_object_new_array(), *result = NULL;
+    struct json_object *written = json_object_new_array();
     struct byte_buffer text = {0};
     if (first && strcmp(role_of(first), "system") != 0) first = NULL;
     const bool has_tools = tools && json_object_array_length(tools) > 0;
     if (has_tools) json_object_array_add(written, system_message(first, tools, &text));
-    for (size_t i = has_tools && first; i < n; i++) {
+    for (size_t i = has_tools && first; i < n;) {
         struct json_object *message = json_object_array_get_idx(messages, i);
-        if (!strcmp(role_of(message), "tool")) {
-            if (!write_result(result, message, &text)) continue;
-            result = message;
-        } else {
-            result = NULL;
-            write_calls(message, &text);
-        }
         json_object_array_add(written, json_object_get(message));
+        if (is_result(messages, i)) {
+            i = write_results(messages, i, &text);
+        } else {
+            write_calls(message, &text);
+            i++;
+        }
     }
     const bool failed = text.failed;
     byte_buffer_free(&text);

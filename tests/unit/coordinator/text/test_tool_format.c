@@ -1,6 +1,7 @@
 /* Which format a template's text calls for, and messages for templates that know no tools. */
 #include <json-c/json.h>
 #include <string.h>
+#include <time.h>
 
 #include "coordinator/text/tool_format.h"
 #include "tests/unit/cmocka_all.h"
@@ -95,6 +96,27 @@ static void test_history_is_written_as_text(void **state)
     assert_string_equal(generic("[]", NULL), "[]");
 }
 
+/* When each result copied those before it, this took half a minute. */
+static void test_many_results_cost_what_they_weigh(void **state)
+{
+    (void)state;
+    enum { N_RESULT = 60000 };
+    struct json_object *messages = json_object_new_array(), *out = NULL;
+    for (int i = 0; i < N_RESULT; i++)
+        json_object_array_add(messages,
+                              json_tokener_parse("{\"role\":\"tool\",\"content\":\"x\"}"));
+    const clock_t begin = clock();
+    assert_int_equal(tool_format_generic_messages(&out, messages, NULL, NULL), LM_OK);
+    assert_true(clock() - begin < 5 * CLOCKS_PER_SEC);
+    assert_int_equal(json_object_array_length(out), 1);
+    struct json_object *content =
+        json_object_object_get(json_object_array_get_idx(out, 0), "content");
+    assert_int_equal(json_object_get_string_len(content),
+                     N_RESULT * strlen("<tool_response>\nx\n</tool_response>\n") - 1);
+    json_object_put(out);
+    json_object_put(messages);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -102,6 +124,7 @@ int main(void)
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_definitions_join_the_system_message),
         cmocka_unit_test(test_history_is_written_as_text),
+        cmocka_unit_test(test_many_results_cost_what_they_weigh),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
