@@ -36,6 +36,7 @@ static bool check_part(const struct field_reader *reader)
                                          "audio_url", "audio", "file",        "input_file",
                                          "video_url", "video", "input_video", NULL};
     const char *type = NULL, *text = NULL;
+    size_t n;
     if (!json_object_is_type(reader->object, json_type_object))
         return field_refuse(reader, API_INVALID_TYPE, NULL, "an object", reader->object);
     if (!field_string(reader, "type", &type, NULL)) return false;
@@ -46,7 +47,7 @@ static bool check_part(const struct field_reader *reader)
     if (!is_one_of(type, texts))
         return field_refuse(reader, API_INVALID_VALUE, "type", "\"text\"",
                             field_get(reader, "type"));
-    if (!field_string(reader, "text", &text, NULL)) return false;
+    if (!field_string(reader, "text", &text, &n)) return false;
     return text || field_fail(reader, API_MISSING_FIELD, "text", "is required");
 }
 
@@ -90,9 +91,10 @@ static bool check_assistant(const struct field_reader *reader)
 {
     struct json_object *calls = NULL;
     const char *reasoning;
+    size_t n;
     if (!field_array(reader, "tool_calls", SIZE_MAX, &calls) ||
-        !field_string(reader, "reasoning_content", &reasoning, NULL) ||
-        !field_string(reader, "reasoning", &reasoning, NULL))
+        !field_string(reader, "reasoning_content", &reasoning, &n) ||
+        !field_string(reader, "reasoning", &reasoning, &n))
         return false;
     const size_t n_call = calls ? json_object_array_length(calls) : 0;
     for (size_t i = 0; i < n_call; i++) {

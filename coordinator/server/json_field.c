@@ -146,8 +146,11 @@ bool field_string(const struct field_reader *reader, const char *name, const cha
     if (!value) return true;
     if (!json_object_is_type(value, json_type_string))
         return field_refuse(reader, API_INVALID_TYPE, name, "a string", value);
+    const size_t n_text = (size_t)json_object_get_string_len(value);
+    if (!n && memchr(json_object_get_string(value), 0, n_text))
+        return field_refuse(reader, API_INVALID_VALUE, name, "a string without U+0000", value);
     *out = json_object_get_string(value);
-    if (n) *n = (size_t)json_object_get_string_len(value);
+    if (n) *n = n_text;
     return true;
 }
 

@@ -40,7 +40,7 @@ bool field_int(const struct field_reader *reader, const char *name, int64_t min,
                int64_t *out);
 bool field_real(const struct field_reader *reader, const char *name, double min, double max,
                 double *out);
-/* *n may be NULL; the string may hold NUL. */
+/* n NULL: the string holds no NUL. */
 bool field_string(const struct field_reader *reader, const char *name, const char **out, size_t *n);
 /* A string that has to be there. */
 bool field_need_string(const struct field_reader *reader, const char *name,

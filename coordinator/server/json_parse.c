@@ -8,10 +8,14 @@
 #include "coordinator/server/api_error.h"
 #include "proto/base/utf8.h"
 
+/* What json-c makes of a byte or two of text is a hundred times larger; this is at most 2 GiB. */
+enum { CONTAINERS_MAX = 1 << 20, VALUES_MAX = 1 << 24 };
+
 struct checker {
     const char *text;
     size_t n, at;
-    const char *why; /* NULL: no fault so far */
+    size_t n_container, n_value; /* containers are values, too */
+    const char *why;             /* NULL: no fault so far */
 };
 
 static bool fault(struct checker *checker, const char *why)
@@ -111,11 +115,19 @@ static bool check_word(struct checker *checker, const char *word)
     return true;
 }
 
-/* A member's name and the colon. */
+/* A member's name and the colon. json-c would end the name at a NUL, and take it for another. */
 static bool check_name(struct checker *checker)
 {
+    static const char nul[] = "\\u0000";
     skip_space(checker);
+    const char *name = checker->text + checker->at;
     if (!check_string(checker)) return false;
+    const size_t n = (size_t)(checker->text + checker->at - name);
+    for (const char *at = name; (at = memchr(at, '\\', n - (size_t)(at - name))); at += 2) {
+        if (strncmp(at, nul, sizeof(nul) - 1)) continue;
+        checker->at = (size_t)(at - checker->text);
+        return fault(checker, "U+0000 in a name");
+    }
     skip_space(checker);
     if (peek(checker) != ':') return fault_here(checker, "a colon is needed");
     checker->at++;
@@ -128,9 +140,11 @@ static bool check_value(struct checker *checker, char *opened)
 {
     *opened = 0;
     skip_space(checker);
+    checker->n_value++;
     switch (peek(checker)) {
     case '{':
     case '[':
+        checker->n_container++;
         *opened = peek(checker) == '{' ? '}' : ']';
         checker->at++;
         return true;
@@ -193,12 +207,17 @@ size_t json_find_fault(const char *text, size_t n, const char **why)
 bool json_parse_object(struct json_object **out, const char *text, size_t n,
                        struct api_error *error)
 {
-    const char *why;
+    struct checker checker = {.text = text, .n = n};
     if (n > INT_MAX)
-        return api_fail(error, API_INVALID_JSON, NULL, "the body of %zu bytes is too long", n);
-    const size_t at = json_find_fault(text, n, &why);
-    if (at != SIZE_MAX)
-        return api_fail(error, API_INVALID_JSON, NULL, "invalid JSON at byte %zu: %s", at, why);
+        return api_fail(error, API_REQUEST_TOO_LARGE, NULL, "the body of %zu bytes is too long", n);
+    if (!check_document(&checker))
+        return api_fail(error, API_INVALID_JSON, NULL, "invalid JSON at byte %zu: %s", checker.at,
+                        checker.why);
+    if (checker.n_container > CONTAINERS_MAX || checker.n_value > VALUES_MAX)
+        return api_fail(error, API_REQUEST_TOO_LARGE, NULL,
+                        "the body has %zu values, %zu of them objects and arrays, at most %d and "
+                        "%d are allowed",
+                        checker.n_value, checker.n_container, VALUES_MAX, CONTAINERS_MAX);
     struct json_tokener *tokener = json_tokener_new_ex(JSON_DEPTH_MAX + 1);
     if (!tokener) return api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for the body");
     struct json_object *object = json_tokener_parse_ex(tokener, text, (int)n);

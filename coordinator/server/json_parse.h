@@ -19,7 +19,8 @@ enum { JSON_DEPTH_MAX = 128 };
 /* The byte at which n bytes stop being one JSON value in UTF-8, and why; SIZE_MAX: they are one. */
 size_t json_find_fault(const char *text, size_t n, const char **why);
 
-/* One JSON object; *out is the caller's to put. API_INVALID_JSON names the byte. */
+/* One JSON object; *out is the caller's to put. API_INVALID_JSON names the byte.
+ * API_REQUEST_TOO_LARGE: so many values that their tree would take gigabytes. */
 bool json_parse_object(struct json_object **out, const char *text, size_t n,
                        struct api_error *error);
 

@@ -48,13 +48,13 @@ static bool check_tool(const struct field_reader *reader, struct json_object *to
     const char *type, *name, *description;
     struct json_object *parameters;
     bool strict;
-    size_t n;
+    size_t n, n_description;
     if (!is_function(reader, &type)) return false;
     if (strcmp(type, "function") != 0)
         return field_refuse(reader, API_INVALID_VALUE, "type", "\"function\"",
                             field_get(reader, "type"));
     if (!read_name(reader, &function, &name, &n) ||
-        !field_string(&function, "description", &description, NULL) ||
+        !field_string(&function, "description", &description, &n_description) ||
         !field_object(&function, "parameters", &parameters) ||
         !field_bool(&function, "strict", &strict))
         return false;

@@ -28,7 +28,8 @@ static void test_the_first_fault_is_found(void **state)
                                        "\"\\u00e9\\n\xC3\xA9\"",
                                        "[1,[2,{\"a\":[]}],{}]",
                                        "null",
-                                       "{\"a\":1,\"a\":2}"};
+                                       "{\"a\":1,\"a\":2}",
+                                       "{\"a\\\\u0000\":\"\\u0000\"}"};
     static const struct {
         const char *text;
         size_t at;
@@ -57,7 +58,8 @@ static void test_the_first_fault_is_found(void **state)
                {"// no\n{}", 0},
                {"\"abc", 4},
                {"1e", 2},
-               {"-", 1}};
+               {"-", 1},
+               {"{\"a\\\\u0000\":1,\"b\\u0000c\":2}", 16}};
     for (size_t i = 0; i < sizeof(good) / sizeof(*good); i++)
         check_fault(good[i], SIZE_MAX);
     for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
@@ -100,6 +102,34 @@ static void test_the_last_of_equal_keys_wins_and_order_is_kept(void **state)
     body = parse(deep, &error);
     assert_non_null(body);
     json_object_put(body);
+}
+
+/* {"a":[REPEATED,REPEATED,...]} */
+static enum api_code code_of_many(const char *repeated, size_t n)
+{
+    const size_t n_one = strlen(repeated);
+    char *text = malloc(n * (n_one + 1) + 16), *at = text;
+    struct json_object *object = NULL;
+    struct api_error error = {0};
+    at += sprintf(at, "{\"a\":[");
+    for (size_t i = 0; i < n; i++) {
+        memcpy(at, repeated, n_one);
+        at[n_one] = ',';
+        at += n_one + 1;
+    }
+    at[-1] = ']';
+    *at++ = '}';
+    if (json_parse_object(&object, text, (size_t)(at - text), &error)) json_object_put(object);
+    free(text);
+    return error.code;
+}
+
+static void test_a_body_cannot_become_a_tree_of_gigabytes(void **state)
+{
+    (void)state;
+    assert_int_equal(code_of_many("[]", 10000), API_OK);
+    assert_int_equal(code_of_many("{}", 1 << 20), API_REQUEST_TOO_LARGE);
+    assert_int_equal(code_of_many("1", 1 << 24), API_REQUEST_TOO_LARGE);
 }
 
 static void check_refused(const char *text, enum api_code code, const char *param,
@@ -275,6 +305,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_the_first_fault_is_found),
         cmocka_unit_test(test_the_last_of_equal_keys_wins_and_order_is_kept),
+        cmocka_unit_test(test_a_body_cannot_become_a_tree_of_gigabytes),
         cmocka_unit_test(test_wrong_fields_are_named),
         cmocka_unit_test(test_null_is_absent_and_whole_floats_are_integers),
         cmocka_unit_test(test_long_values_are_cut),
