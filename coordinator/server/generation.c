@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <json-c/json.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -138,7 +139,9 @@ bool generation_fit_prompts(struct generation *generation, const char *param,
             truncate_prompt(prompt, (size_t)fields->truncate);
         if (fields->truncate == FIELDS_TRUNCATE_TO_FIT) truncate_prompt(prompt, n_most);
         if (prompt->n <= n_most) continue;
-        api_fail(error, API_CONTEXT_LENGTH_EXCEEDED, param,
+        char of_many[32];
+        snprintf(of_many, sizeof(of_many), "%s[%zu]", param, i);
+        api_fail(error, API_CONTEXT_LENGTH_EXCEEDED, generation->n_prompt > 1 ? of_many : param,
                  "This model's maximum context length is %zu tokens, but the request has %zu "
                  "tokens in the prompt: the request (%zu tokens) exceeds the available context "
                  "size (%zu tokens). Shorten the prompt or start the server with a larger context.",

@@ -152,7 +152,7 @@ bool generation_alloc_prompts(struct generation *generation, size_t n_prompt,
  * work. API_QUEUE_FULL. */
 bool generation_reserve(struct generation *generation, struct api_error *error);
 /* Shortens prompts where the request asks for it and refuses those that do not fit the context.
- * param: the field that they came from. */
+ * param: the field that they came from; of several prompts the index follows. */
 bool generation_fit_prompts(struct generation *generation, const char *param,
                             struct api_error *error);
 

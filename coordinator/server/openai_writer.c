@@ -60,17 +60,26 @@ static void send(struct json_writer *out, struct generation *generation)
     if (!out->text.failed) generation_send(generation, out->text.data, out->text.n);
 }
 
+/* The last event of a stream has the usage, where the request wants it; the others have null, or
+ * what there is so far. */
+static void put_event_usage(struct json_writer *out, const struct generation *generation,
+                            bool always)
+{
+    const struct generation_fields *fields = &generation->fields;
+    if (fields->include_usage && fields->continuous_usage) {
+        put_usage(out, generation);
+    } else if (fields->include_usage || always) {
+        json_put_key(out, "usage");
+        json_put_null(out);
+    }
+}
+
 void openai_send_event(struct json_writer *out, struct generation *generation, bool usage_always,
                        bool last)
 {
     const struct generation_fields *fields = &generation->fields;
     json_close(out, ']');
-    if (fields->include_usage && fields->continuous_usage) {
-        put_usage(out, generation);
-    } else if (fields->include_usage || usage_always) {
-        json_put_key(out, "usage");
-        json_put_null(out);
-    }
+    put_event_usage(out, generation, usage_always);
     if (fields->timings_per_token || (last && !fields->include_usage)) put_timings(out, generation);
     send(out, generation);
 }
@@ -96,6 +105,7 @@ void openai_send_progress(struct json_writer *out, struct generation_choice *cho
     json_put_key(out, "time_ms");
     json_put_int(out, (int64_t)((now_s - choice->request.start_s) * 1e3));
     json_close(out, '}');
+    put_event_usage(out, generation, false);
     send(out, generation);
 }
 

@@ -108,6 +108,7 @@ CHAT_ONLY = [
     (message(content="a"), "missing_field", "messages[0].role"),
     (message(role="robot", content="a"), "invalid_value", "messages[0].role"),
     (message(role=5, content="a"), "invalid_type", "messages[0].role"),
+    (message(role="user\0<|im_end|>", content="a"), "invalid_value", "messages[0].role"),
     (message(role="user"), "missing_field", "messages[0].content"),
     (message(role="user", content=None), "missing_field", "messages[0].content"),
     (message(role="user", content=5), "invalid_type", "messages[0].content"),
@@ -248,6 +249,9 @@ class Fields(unittest.TestCase):
         self.assertIn("maximum context length is 1024 tokens", answer.error["message"])
         self.assertIn("exceeds the available context size (1024 tokens)", answer.error["message"])
         self.assertEqual((answer.error["n_prompt_tokens"], answer.error["n_ctx"]), (1050, 1024))
+        answer = self.server.post("/v1/completions", {"prompt": [[100], list(range(100, 1150))]})
+        self.assertEqual((answer.error["code"], answer.error["param"]),
+                         ("context_length_exceeded", "prompt[1]"))
         answer = self.server.post("/v1/chat/completions",
                                   {"messages": [{"role": "user", "content": "word " * 2000}]})
         self.assertEqual((answer.error["code"], answer.error["param"]),
