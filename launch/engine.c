@@ -441,6 +441,7 @@ static struct generate_result result_of(const struct job *job)
         .n_prompt = request->n_prompt,
         .n_cached = request->n_cached,
         .n_generated = request->n_generated,
+        .experts = request->experts,
         .prefill_s = read_s - request->submit_s,
         .decode_s = request->end_s - read_s,
         .first_token_s = job->first_token_s ? job->first_token_s - request->submit_s : 0,

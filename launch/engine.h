@@ -108,6 +108,7 @@ struct generate_result {
     enum finish_reason finish;
     size_t n_prompt, n_cached, n_generated; /* n_cached: prompt tokens found in the cache */
     double prefill_s, decode_s, first_token_s;
+    struct expert_usage experts;
 };
 
 /* A prompt that shares a prefix with what the engine holds re-processes only the rest, and gives

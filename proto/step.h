@@ -19,6 +19,31 @@ enum step_output {
     STEP_OUTPUT_LOGITS  /* the logits of every token go to on_logits, and a token is sampled */
 };
 
+/* What a sequence took of routed experts that are read when they are needed; nothing is counted
+ * where all of them are mapped. In each step and layer a chosen expert is looked up once. Where
+ * several sequences of the step chose it the lookup, and the read if it was a miss, is counted for
+ * one of them, in turn by their rows; for the others it is shared. So what all sequences have adds
+ * up to what the pager counts, but for wait_s: that time passes for all sequences of a step alike.
+ * Reads that no lookup began (ahead, on a prediction, for a profile) are nobody's. */
+struct expert_usage {
+    uint64_t n_lookup; /* n_hit + n_joined + n_miss, as in struct expert_pager_counts */
+    uint64_t n_hit, n_joined, n_miss;
+    uint64_t n_shared; /* besides: looked up for another sequence of the step */
+    uint64_t miss_bytes;
+    double wait_s; /* its steps waited for reads */
+};
+
+static inline void expert_usage_add(struct expert_usage *sum, const struct expert_usage *usage)
+{
+    sum->n_lookup += usage->n_lookup;
+    sum->n_hit += usage->n_hit;
+    sum->n_joined += usage->n_joined;
+    sum->n_miss += usage->n_miss;
+    sum->n_shared += usage->n_shared;
+    sum->miss_bytes += usage->miss_bytes;
+    sum->wait_s += usage->wait_s;
+}
+
 /* The part of one sequence. Positions continue where the slot stands. */
 struct step_seq {
     uint32_t slot;
@@ -38,6 +63,7 @@ struct step_seq {
     int32_t n_target_top;
     void (*on_target)(void *context, uint32_t pos, const struct sampled_token *token);
     void *context;
+    struct expert_usage *experts; /* is added to, also by a step that fails; NULL: not wanted */
     /* Set where this sequence alone failed, behind the layers: its logits are no numbers, nothing
      * is allowed. Its tokens count as read. LM_OK before the step. */
     struct lm_error *error;
@@ -74,7 +100,8 @@ struct step_runner {
      * of several, if what it reads does not depend on what an earlier one samples. */
     uint32_t depth;
     /* What plan points to is borrowed for the call, but for sampled: [n_seq], set at the end for
-     * those that sample, and for the callbacks, contexts and errors of its sequences.
+     * those that sample, and for the callbacks, contexts, usages and errors of its
+     * sequences.
      * LM_E_LIMIT: no room for the new positions, and nothing has changed nor begun. */
     enum lm_status (*begin)(void *context, const struct step_plan *plan,
                             struct sampled_token *sampled, struct lm_error *err);

@@ -31,10 +31,11 @@ struct worker {
     float *logits;      /* [LOGIT_ROWS][n_vocab], backend memory */
     float *host_logits; /* [n_vocab] */
     /* the batch */
-    struct token_ref *token; /* [n_batch] */
-    int32_t *ids;            /* [n_batch] */
-    uint32_t *out_rows;      /* [n_batch] */
-    uint32_t *out_seq;       /* [n_batch] which entry of the plan a wanted row belongs to */
+    struct token_ref *token;     /* [n_batch] */
+    int32_t *ids;                /* [n_batch] */
+    uint32_t *out_rows;          /* [n_batch] */
+    uint32_t *out_seq;           /* [n_batch] which entry of the plan a wanted row belongs to */
+    struct expert_usage **usage; /* [n_batch] */
     uint32_t n_token, n_out;
 };
 
@@ -68,7 +69,9 @@ static enum lm_status create_batch(struct worker *worker, struct lm_error *err)
     worker->ids = calloc(n, sizeof(*worker->ids));
     worker->out_rows = calloc(n, sizeof(*worker->out_rows));
     worker->out_seq = calloc(n, sizeof(*worker->out_seq));
-    if (worker->token && worker->ids && worker->out_rows && worker->out_seq) return LM_OK;
+    worker->usage = calloc(n, sizeof(*worker->usage));
+    if (worker->token && worker->ids && worker->out_rows && worker->out_seq && worker->usage)
+        return LM_OK;
     return lm_fail(err, LM_E_NO_MEM, "worker: no memory for steps of %zu tokens", n);
 }
 
@@ -185,6 +188,7 @@ enum lm_status worker_close(struct worker *worker, struct lm_error *err)
     sampler_destroy(worker->sampler);
     free(worker->host_logits);
     if (worker->logits) backend->ops->free(backend, worker->logits);
+    free(worker->usage);
     free(worker->out_seq);
     free(worker->out_rows);
     free(worker->ids);
@@ -212,6 +216,7 @@ static enum lm_status add_rows(struct worker *worker, const struct step_seq *seq
         assert(seq->ids[i] >= 0 && (uint32_t)seq->ids[i] < worker->config.hp->n_vocab);
         worker->token[row] = (struct token_ref){.slot = seq->slot, .pos = pos + i};
         worker->ids[row] = seq->ids[i];
+        worker->usage[row] = worker->config.pager.n_slot ? seq->experts : NULL;
         if (wanted) {
             worker->out_rows[worker->n_out] = row;
             worker->out_seq[worker->n_out++] = index;
@@ -220,8 +225,16 @@ static enum lm_status add_rows(struct worker *worker, const struct step_seq *seq
     return seq_state_reserve(worker->state, seq->slot, seq->n_token, err);
 }
 
+static void count_wait(const struct worker *worker, const struct step_plan *plan)
+{
+    const double wait_s = expert_pager_step_wait_s(worker->pager);
+    for (uint32_t i = 0; i < plan->n_seq; i++)
+        if (plan->seq[i].experts) plan->seq[i].experts->wait_s += wait_s;
+}
+
 /* Runs the layers of this stage between its edges. */
-static enum lm_status run_stage(struct worker *worker, struct lm_error *err)
+static enum lm_status run_stage(struct worker *worker, const struct step_plan *plan,
+                                struct lm_error *err)
 {
     struct graph *graph = &worker->graph;
     const struct worker_config *config = &worker->config;
@@ -232,10 +245,14 @@ static enum lm_status run_stage(struct worker *worker, struct lm_error *err)
     graph->ids = worker->ids;
     graph->out_rows = worker->out_rows;
     graph->n_out = worker->n_out;
+    graph->usage = worker->usage;
     if (worker->trace) route_trace_step(worker->trace, worker->token, worker->ids, worker->n_token);
     if (!is_first(worker)) status = config->in->ops->recv_begin(config->in, graph->x, n_bytes, err);
     if (!is_first(worker) && status == LM_OK) status = config->in->ops->recv_end(config->in, err);
-    if (status == LM_OK) status = graph_forward(graph, err);
+    if (status == LM_OK) {
+        status = graph_forward(graph, err);
+        count_wait(worker, plan);
+    }
     status = check_files(worker, status, err);
     if (status != LM_OK || is_last(worker)) return status;
     status = config->out->ops->send_begin(config->out, graph->x, n_bytes, err);
@@ -305,7 +322,7 @@ enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
         const enum lm_status status = add_rows(worker, &plan->seq[i], i, err);
         if (status != LM_OK) return status;
     }
-    enum lm_status status = run_stage(worker, err);
+    enum lm_status status = run_stage(worker, plan, err);
     for (uint32_t i = 0; i < plan->n_seq && status == LM_OK; i++)
         seq_state_advance(worker->state, plan->seq[i].slot, plan->seq[i].n_token);
     if (status == LM_OK && is_last(worker)) status = run_head(worker, plan, sampled, err);

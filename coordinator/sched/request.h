@@ -12,6 +12,7 @@
 
 #include "proto/base/error.h"
 #include "proto/model/sampling.h"
+#include "proto/step.h"
 
 struct prefix_node;
 
@@ -49,6 +50,7 @@ struct request {
     struct lm_error error;
     bool stopped; /* by on_token; else by n_max, the context's end, or cancelled */
     size_t n_cached, n_generated;
+    struct expert_usage experts; /* so far */
     /* By log_now_s; 0: not reached. submit_s may be set before, by whoever took the request in. */
     double submit_s, start_s, prefill_end_s, end_s;
     struct request *next;     /* in a queue */

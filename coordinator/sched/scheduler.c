@@ -36,6 +36,7 @@ struct under_way {
     struct step_seq *seq;          /* [n_slot] */
     struct sampled_token *sampled; /* [n_slot] */
     struct lm_error *error;        /* [n_slot] */
+    struct expert_usage *experts;  /* [n_slot] */
     struct place **place;          /* [n_slot] */
     bool *keep;                    /* [n_slot] its state behind the step is to be kept */
     uint32_t n_seq, n_token, n_prompt_token, n_generating;
@@ -65,15 +66,17 @@ static bool create_step(struct under_way *step, uint32_t n)
     step->seq = calloc(n, sizeof(*step->seq));
     step->sampled = calloc(n, sizeof(*step->sampled));
     step->error = calloc(n, sizeof(*step->error));
+    step->experts = calloc(n, sizeof(*step->experts));
     step->place = calloc(n, sizeof(struct place *));
     step->keep = calloc(n, sizeof(*step->keep));
-    return step->seq && step->sampled && step->error && step->place && step->keep;
+    return step->seq && step->sampled && step->error && step->experts && step->place && step->keep;
 }
 
 static void destroy_step(struct under_way *step)
 {
     free(step->keep);
     free(step->place);
+    free(step->experts);
     free(step->error);
     free(step->sampled);
     free(step->seq);
@@ -214,6 +217,7 @@ enum lm_status scheduler_submit(struct scheduler *scheduler, struct request *req
     request->done = request->stopped = false;
     request->status = LM_OK;
     request->n_cached = request->n_generated = 0;
+    request->experts = (struct expert_usage){0};
     if (request->submit_s == 0) request->submit_s = log_now_s();
     request->start_s = request->prefill_end_s = request->end_s = 0;
     struct request **link = &scheduler->queue;
@@ -588,6 +592,7 @@ static void add_to_step(struct under_way *step, struct place *place, uint32_t n)
     const uint32_t n_prompt = (uint32_t)request->n_prompt;
     const bool sample = end >= n_prompt && request->n_max > 0;
     step->error[i].status = LM_OK;
+    step->experts[i] = (struct expert_usage){0};
     step->place[i] = place;
     step->keep[i] = false;
     step->n_token += n;
@@ -600,6 +605,7 @@ static void add_to_step(struct under_way *step, struct place *place, uint32_t n)
                                      .n_prompt = least(end, n_prompt),
                                      .sampling = &request->sampling,
                                      .context = request->context,
+                                     .experts = &step->experts[i],
                                      .error = &step->error[i]};
     struct step_seq *const seq = &step->seq[i];
     if (is_reading(place) && request->on_logits) {
@@ -726,6 +732,7 @@ static bool begin_step(struct scheduler *scheduler)
     for (uint32_t i = 0; i < step->n_seq; i++) {
         struct place *const place = step->place[i];
         if (err.status != LM_OK) {
+            expert_usage_add(&place->request->experts, &step->experts[i]);
             leave_place(scheduler, place, false, &err);
             continue;
         }
@@ -807,6 +814,7 @@ static void end_step(struct scheduler *scheduler)
         struct place *const place = step->place[i];
         const struct lm_error *failed = err.status != LM_OK ? &err : &step->error[i];
         place->n_step--;
+        expert_usage_add(&place->request->experts, &step->experts[i]);
         if (failed->status == LM_OK) advance(scheduler, place, step->seq[i].n_token, step->keep[i]);
         if (failed->status != LM_OK)
             leave_place(scheduler, place, false, failed);

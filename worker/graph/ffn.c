@@ -1,4 +1,5 @@
 /* Feed-forward blocks: one dense SwiGLU, or routed experts with a shared one beside them. */
+#include "proto/step.h"
 #include "worker/graph/blocks.h"
 #include "worker/pager/expert_pager.h"
 #include "worker/pager/trace.h"
@@ -33,16 +34,42 @@ void graph_ffn(struct graph *graph, uint32_t il)
     graph->backend->ops->ffn(graph->backend, &args);
 }
 
+/* Where the experts of a row are counted; behind the last mixer only wanted rows are left. */
+static struct expert_usage *usage_of(const struct graph *graph, uint32_t row)
+{
+    return graph->usage[graph->n_row < graph->n_token ? graph->out_rows[row] : row];
+}
+
+/* Counts the rows that chose each expert. The first of them pays for the lookup (proto/step.h);
+ * which rows come first changes from step to step, so that sequences pay in turn. The rows of one
+ * are adjacent, so that a sequence that shares an expert is told from the one before it. */
+static void count_choices(struct graph *graph)
+{
+    const uint32_t n_row = graph->n_row, k = graph->hp->n_expert_used;
+    const uint32_t first = (uint32_t)(graph->n_step % n_row);
+    for (uint32_t i = 0; i < n_row; i++) {
+        const uint32_t row = first + i < n_row ? first + i : first + i - n_row;
+        struct expert_usage *const usage = usage_of(graph, row);
+        const int32_t *const ids = graph->expert_ids + (size_t)row * k;
+        for (uint32_t rank = 0; rank < k; rank++) {
+            const int32_t ie = ids[rank];
+            if (!graph->n_chosen[ie]++)
+                graph->payer[ie] = usage;
+            else if (usage && usage != graph->sharer[ie] && usage != graph->payer[ie])
+                usage->n_shared++;
+            graph->sharer[ie] = usage;
+        }
+    }
+}
+
 /* The distinct experts among the chosen, rising: the order in which they lie in a file. */
 static size_t collect_demand(struct graph *graph)
 {
-    const size_t n_choice = (size_t)graph->n_row * graph->hp->n_expert_used;
     size_t n = 0;
-    for (size_t i = 0; i < n_choice; i++)
-        graph->n_chosen[graph->expert_ids[i]]++;
+    count_choices(graph);
     for (uint32_t ie = 0; ie < graph->hp->n_expert; ie++) {
         if (!graph->n_chosen[ie]) continue;
-        graph->demand[n++] = (struct expert_demand){ie, graph->n_chosen[ie]};
+        graph->demand[n++] = (struct expert_demand){ie, graph->n_chosen[ie], graph->payer[ie]};
         graph->n_chosen[ie] = 0;
     }
     return n;

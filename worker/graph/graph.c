@@ -103,10 +103,12 @@ enum lm_status graph_init(struct graph *graph, const struct graph_config *config
     graph->views = calloc(n_expert + 1, sizeof(*graph->views));
     graph->demand = calloc(n_expert + 1, sizeof(*graph->demand));
     graph->n_chosen = calloc(n_expert + 1, sizeof(*graph->n_chosen));
+    graph->payer = calloc(n_expert + 1, sizeof(*graph->payer));
+    graph->sharer = calloc(n_expert + 1, sizeof(*graph->sharer));
     graph->selected = calloc(n_expert + 1, sizeof(*graph->selected));
     graph->predicted = calloc(n_pair + 1, sizeof(*graph->predicted));
-    if (!graph->views || !graph->demand || !graph->n_chosen || !graph->selected ||
-        !graph->predicted)
+    if (!graph->views || !graph->demand || !graph->n_chosen || !graph->payer || !graph->sharer ||
+        !graph->selected || !graph->predicted)
         status = lm_fail(err, LM_E_NO_MEM, "graph: no memory for %zu experts", n_expert);
     if (status == LM_OK) status = create_rope(graph, config->n_ctx, err);
     if (status != LM_OK) graph_fini(graph);
@@ -119,6 +121,8 @@ void graph_fini(struct graph *graph)
     rope_table_destroy(graph->rope);
     free(graph->predicted);
     free(graph->selected);
+    free(graph->sharer);
+    free(graph->payer);
     free(graph->n_chosen);
     free(graph->demand);
     free(graph->views);
@@ -158,6 +162,7 @@ static bool is_prefill(const struct graph *graph)
 enum lm_status graph_forward(struct graph *graph, struct lm_error *err)
 {
     graph->n_row = graph->n_token;
+    graph->n_step++;
     fill_rope(graph);
     expert_pager_step(graph->pager, graph->n_token, is_prefill(graph));
     const enum lm_status status = forward_table[graph->hp->arch->id](graph, err);

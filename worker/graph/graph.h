@@ -16,6 +16,7 @@
 
 struct expert_demand;
 struct expert_pager;
+struct expert_usage;
 struct rope_table;
 struct route_trace;
 struct seq_state;
@@ -43,6 +44,8 @@ struct graph {
     struct expert_view *views;    /* [n_expert] */
     struct expert_demand *demand; /* [n_expert] */
     uint32_t *n_chosen;           /* [n_expert] rows that chose the expert, 0 between uses */
+    struct expert_usage **payer;  /* [n_expert] of the chosen: for whom they are looked up */
+    struct expert_usage **sharer; /* [n_expert] and who chose them last */
     bool *selected;               /* [n_expert] false between uses */
     int32_t *predicted;           /* [n_batch][n_expert_used] */
 
@@ -52,7 +55,9 @@ struct graph {
     const int32_t *ids;            /* [n_token] */
     const uint32_t *out_rows;      /* [n_out] rows that are wanted, rising */
     uint32_t n_out;
-    uint32_t n_row; /* rows in x: n_token, behind the last mixer n_out */
+    struct expert_usage *const *usage; /* [n_token] of the row's sequence; NULL: not counted */
+    uint64_t n_step;                   /* so far */
+    uint32_t n_row;                    /* rows in x: n_token, behind the last mixer n_out */
 };
 
 struct graph_config {

@@ -526,6 +526,7 @@ static void evict(struct expert_cache *cache, int32_t slot)
 {
     expert_of(cache, cache->slot[slot].key)->evicted_at = cache->now;
     cache->stats.n_evicted++;
+    cache->stats.n_speculative_wasted += cache->slot[slot].speculative;
     vacate(cache, slot);
 }
 

@@ -74,8 +74,9 @@ struct cache_placement {
 struct expert_cache_stats {
     uint64_t n_placed, n_admitted; /* on demand; of them admitted at once */
     uint64_t n_evicted;
-    uint64_t n_remiss; /* placed on demand less than EXPERT_REMISS_TOKENS after eviction */
-    uint64_t n_speculative, n_speculative_used; /* placed; of them used before eviction */
+    uint64_t n_remiss;      /* placed on demand less than EXPERT_REMISS_TOKENS after eviction */
+    uint64_t n_speculative; /* placed */
+    uint64_t n_speculative_used, n_speculative_wasted; /* of them used before eviction, or not */
 };
 
 /* LM_E_NO_MEM. */

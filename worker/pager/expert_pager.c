@@ -93,6 +93,7 @@ struct expert_pager {
     uint64_t n_token; /* so far */
     bool prefill;
     uint32_t n_step_token;
+    double step_wait_s;
     struct expert_pager_counts (*counts)[2]; /* [layer_end] in decode, in prefill */
     struct expert_pager_stats stats;         /* but what is summed from the above */
     uint64_t *mapped_uses; /* [layer_end][n_expert] steps that chose it; the cache counts else */
@@ -358,6 +359,12 @@ static void end_read(struct expert_pager *pager, struct slot *slot)
     expert_cache_drop(pager->cache, slot->key); /* whoever needs it reads again */
 }
 
+static void count_wait(struct expert_pager *pager, double wait_s)
+{
+    counts(pager)->wait_s += wait_s;
+    pager->step_wait_s += wait_s;
+}
+
 /* False: there was nothing to wait for. */
 static bool reap(struct expert_pager *pager, bool wait)
 {
@@ -366,7 +373,7 @@ static bool reap(struct expert_pager *pager, bool wait)
     const double start_s = wait ? log_now_s() : 0;
     size_t n = disk_reader_reap(pager->reader, over, REAP_MAX, wait);
     const bool any = n > 0;
-    if (wait) counts(pager)->wait_s += log_now_s() - start_s;
+    if (wait) count_wait(pager, log_now_s() - start_s);
     while (n) {
         for (size_t i = 0; i < n; i++)
             end_read(pager, over[i]->owner);
@@ -552,6 +559,7 @@ void expert_pager_step(struct expert_pager *pager, uint32_t n_token, bool prefil
     end_request(pager);
     pager->prefill = prefill;
     pager->n_step_token = n_token;
+    pager->step_wait_s = 0;
     pager->n_token += n_token;
     if (!pager->cache) return;
     forget_ahead(pager);
@@ -562,16 +570,40 @@ void expert_pager_step(struct expert_pager *pager, uint32_t n_token, bool prefil
     judge_speculation(pager);
 }
 
+double expert_pager_step_wait_s(const struct expert_pager *pager)
+{
+    return pager->step_wait_s;
+}
+
+enum found { FOUND_RESIDENT, FOUND_COMING, FOUND_NOT };
+
+/* How an expert was found, in the layer's counts and in those of the sequence that pays for it. */
+static void count_lookup(struct expert_pager *pager, enum found found, struct expert_usage *usage)
+{
+    struct expert_pager_counts *layer = counts(pager);
+    const uint64_t n_bytes =
+        found == FOUND_NOT ? expert_pager_layer(pager, pager->layer)->n_bytes : 0;
+    layer->n_hit += found == FOUND_RESIDENT;
+    layer->n_joined += found == FOUND_COMING;
+    layer->n_miss += found == FOUND_NOT;
+    layer->miss_bytes += n_bytes;
+    if (!usage) return;
+    usage->n_lookup++;
+    usage->n_hit += found == FOUND_RESIDENT;
+    usage->n_joined += found == FOUND_COMING;
+    usage->n_miss += found == FOUND_NOT;
+    usage->miss_bytes += n_bytes;
+}
+
 /* Looks one expert up. What is there, or on its way, is held for the visit. */
-static void begin_visit(struct expert_pager *pager, struct visit *visit)
+static void begin_visit(struct expert_pager *pager, struct visit *visit, struct expert_usage *usage)
 {
     const struct expert_key key = {pager->layer, visit->expert};
     const int32_t index = expert_cache_find(pager->cache, key);
     if (index == EXPERT_NO_SLOT) {
         visit->state = VISIT_WAITING;
         pager->n_waiting++;
-        counts(pager)->n_miss++;
-        counts(pager)->miss_bytes += expert_pager_layer(pager, key.layer)->n_bytes;
+        count_lookup(pager, FOUND_NOT, usage);
         return;
     }
     struct slot *slot = &pager->slot[index];
@@ -582,9 +614,7 @@ static void begin_visit(struct expert_pager *pager, struct visit *visit)
         pager->stats.n_useful++;
         pager->stats.useful_bytes += expert_pager_layer(pager, key.layer)->n_bytes;
     }
-    const bool hit = slot->ready && !slot->ahead;
-    counts(pager)->n_hit += hit;
-    counts(pager)->n_joined += !hit;
+    count_lookup(pager, slot->ready && !slot->ahead ? FOUND_RESIDENT : FOUND_COMING, usage);
     if (slot->ready) {
         visit->state = VISIT_READY;
     } else {
@@ -643,7 +673,7 @@ void expert_pager_request(struct expert_pager *pager, uint32_t layer,
         expert_cache_use(pager->cache, (struct expert_key){layer, demand[i].expert},
                          demand[i].n_row);
     for (size_t i = 0; i < n; i++)
-        begin_visit(pager, &pager->visit[i]);
+        begin_visit(pager, &pager->visit[i], demand[i].usage);
     forget_ahead(pager); /* what was chosen of it is held by its visit now */
     start_waiting(pager);
     tell_watcher(pager);
@@ -754,12 +784,16 @@ struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager)
         stats.n_resident = stats.n_expert;
         return stats;
     }
-    for (uint32_t i = 0; i < stats.n_slot; i++)
-        stats.n_resident += pager->slot[i].ready;
+    /* A slot is free, being read into, or readable. */
+    for (uint32_t i = 0; i < pager->n_class; i++)
+        stats.n_free += expert_cache_n_free(pager->cache, i);
+    stats.n_reading = pager->n_read;
+    stats.n_resident = stats.n_slot - stats.n_free - stats.n_reading;
     stats.policy = pager->config.policy->name;
     const struct expert_cache_stats cache = expert_cache_stats(pager->cache);
     stats.n_evicted = cache.n_evicted;
     stats.n_remiss = cache.n_remiss;
+    stats.n_wasted = cache.n_speculative_wasted;
     stats.disk = disk_reader_stats(pager->reader);
     return stats;
 }

@@ -26,6 +26,7 @@
 #ifndef LEAN_WORKER_PAGER_EXPERT_PAGER_H
 #define LEAN_WORKER_PAGER_EXPERT_PAGER_H
 
+#include "proto/step.h"
 #include "worker/pager/disk_reader.h"
 #include "worker/pager/expert_store.h"
 
@@ -74,13 +75,15 @@ struct expert_pager_stats {
     const char *policy;        /* NULL: mapped */
     uint32_t n_slot, n_expert; /* n_slot 0: mapped */
     uint64_t slot_bytes, bank_bytes;
-    uint32_t n_resident; /* and readable */
+    uint32_t n_resident; /* and readable; the other slots: */
+    uint32_t n_reading, n_free;
     uint64_t n_evicted;
     uint64_t n_remiss;               /* read again less than 64 tokens after the eviction */
     uint64_t n_predicted;            /* experts named before their router ran */
     uint64_t n_chosen;               /* experts chosen where there was a prediction */
     uint64_t n_recalled;             /* chosen, and named before */
     uint64_t n_speculated, n_useful; /* read on a prediction; of them chosen */
+    uint64_t n_wasted;               /* of them evicted before they were */
     uint64_t speculated_bytes, useful_bytes;
     uint32_t n_preloaded; /* read on account of a profile */
     struct disk_reader_stats disk;
@@ -112,10 +115,14 @@ uint64_t expert_pager_uses(const struct expert_pager *pager, struct expert_key k
 
 /* A step of n_token tokens; prefill: a sequence has more than one of them. */
 void expert_pager_step(struct expert_pager *pager, uint32_t n_token, bool prefill);
+/* The time of the step so far that its thread waited for reads. */
+double expert_pager_step_wait_s(const struct expert_pager *pager);
 
 struct expert_demand {
     uint32_t expert;
-    uint32_t n_row; /* rows that chose it */
+    uint32_t n_row;             /* rows that chose it */
+    struct expert_usage *usage; /* where the lookup is counted, too, unless all experts are mapped;
+                                 * NULL: nowhere. Borrowed for the request */
 };
 
 /* Experts lent by acquire. */

@@ -636,6 +636,17 @@ static void counts_what_it_did(void **state)
     assert_int_equal(stats.n_remiss, 1);
     assert_int_equal(stats.n_speculative, 1);
     assert_int_equal(stats.n_speculative_used, 1);
+    assert_int_equal(stats.n_speculative_wasted, 0);
+
+    expert_cache_advance(cache, 1, false);
+    const struct expert_key unused = {0, 3};
+    expert_cache_unpin(cache, expert_cache_place(cache, unused, PLACE_SPECULATIVE).slot);
+    assert_int_equal(expert_cache_stats(cache).n_speculative_wasted, 0);
+    expert_cache_advance(cache, 1, false);
+    look_up(cache, 0, 0); /* evicts it */
+    assert_int_equal(expert_cache_find(cache, unused), EXPERT_NO_SLOT);
+    assert_int_equal(expert_cache_stats(cache).n_speculative_used, 1);
+    assert_int_equal(expert_cache_stats(cache).n_speculative_wasted, 1);
     expert_cache_destroy(cache);
 }
 

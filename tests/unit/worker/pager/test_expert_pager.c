@@ -113,7 +113,7 @@ static enum lm_status visit(const struct fixture *f, struct expert_pager *pager,
     uint32_t n_seen = 0;
     enum lm_status status;
     for (uint32_t i = 0; i < n; i++)
-        demand[i] = (struct expert_demand){(first + i) % f->hp.n_expert, 1};
+        demand[i] = (struct expert_demand){.expert = (first + i) % f->hp.n_expert, .n_row = 1};
     expert_pager_request(pager, il, demand, n);
     while ((status = expert_pager_acquire(pager, &group, err)) == LM_OK && group.n) {
         for (size_t i = 0; i < group.n; i++) {
@@ -125,6 +125,19 @@ static enum lm_status visit(const struct fixture *f, struct expert_pager *pager,
     }
     if (status == LM_OK) assert_int_equal(n_seen, n);
     return status;
+}
+
+/* The slots' states, which are counted and not looked up, are those of the slots. */
+static void check_slots(const struct fixture *f, const struct expert_pager *pager)
+{
+    const struct expert_pager_stats stats = expert_pager_stats(pager);
+    uint32_t n_resident = 0;
+    for (uint32_t il = 0; il < f->hp.n_layer; il++)
+        for (uint32_t ie = 0; ie < f->hp.n_expert; ie++)
+            n_resident += expert_pager_is_resident(pager, (struct expert_key){il, ie});
+    assert_int_equal(stats.n_resident, n_resident);
+    if (stats.n_slot)
+        assert_int_equal(stats.n_slot, stats.n_resident + stats.n_reading + stats.n_free);
 }
 
 static void test_lends_the_bytes_of_the_file(void **state)
@@ -145,6 +158,7 @@ static void test_lends_the_bytes_of_the_file(void **state)
                 const uint32_t n = prefill ? f->hp.n_expert : f->hp.n_expert_used;
                 assert_int_equal(visit(f, pager, il, (seed >> 16) % f->hp.n_expert, n, NULL),
                                  LM_OK);
+                check_slots(f, pager);
             }
         }
         const struct expert_pager_stats stats = expert_pager_stats(pager);
@@ -170,6 +184,7 @@ static void test_preload_gives_way_and_fills(void **state)
         expert_pager_step(pager, 1, false);
         for (uint32_t il = 0; il < f->hp.n_layer; il++)
             assert_int_equal(visit(f, pager, il, (uint32_t)step, f->hp.n_expert_used, NULL), LM_OK);
+        check_slots(f, pager);
     }
     const struct expert_pager_stats stats = expert_pager_stats(pager);
     assert_true(stats.n_preloaded > 0);
@@ -215,7 +230,9 @@ static void test_wrong_predictions_end(void **state)
         }
         assert_int_equal(expert_pager_stats(pager).n_useful, 0);
         assert_int_equal(expert_pager_wants_prediction(pager, 1), modes[i] == PREFETCH_ON);
-        if (modes[i] == PREFETCH_ON) assert_true(n_speculated >= ENOUGH);
+        const uint64_t n_wasted = expert_pager_stats(pager).n_wasted;
+        assert_true(n_wasted <= n_speculated);
+        if (modes[i] == PREFETCH_ON) assert_true(n_speculated >= ENOUGH && n_wasted > 0);
         if (modes[i] == PREFETCH_AUTO) assert_in_range(n_speculated, 1, ENOUGH - 1);
         expert_pager_destroy(pager);
     }
@@ -242,6 +259,7 @@ static void test_a_file_cut_off_fails_one_request(void **state)
     assert_non_null(strstr(err.message, f->path));
     /* beside others that can be read, and again */
     assert_int_equal(visit(f, pager, il, ie - 1, 2, &err), LM_E_IO);
+    check_slots(f, pager);
     for (int step = 0; step < 20; step++) {
         expert_pager_step(pager, 1, false);
         for (uint32_t i = 0; i < il; i++)
