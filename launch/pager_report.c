@@ -2,27 +2,13 @@
 #include "launch/pager_report.h"
 
 #include <json-c/json.h>
-#include <math.h>
 #include <stdlib.h>
 
+#include "coordinator/plan/hit_rate.h"
 #include "coordinator/plan/memory_plan.h"
 #include "proto/base/log.h"
 #include "proto/model/hparams.h"
 #include "worker/pager/expert_pager.h"
-
-/* Share of the lookups that find their expert in memory when n of n_expert experts are: a fit to
- * published measurements of warm caches, good to some six points. Experts chosen evenly give n /
- * n_expert. used_share: experts of a token over those of a layer. */
-static double expected_hit_rate(double n, double n_expert, double used_share)
-{
-    /* miss(f) = 0.55 exp(-4.15 f) from a tenth on; below that a straight line from no hits when
-     * only the experts of one token fit. */
-    const double f = n / n_expert, knee = 0.1;
-    if (f >= 1) return 1;
-    if (f >= knee) return 1 - 0.55 * exp(-4.15 * f);
-    if (f <= used_share || used_share >= knee) return 0;
-    return (1 - 0.55 * exp(-4.15 * knee)) * (f - used_share) / (knee - used_share);
-}
 
 static double used_share(const struct hparams *hp)
 {
@@ -34,7 +20,7 @@ const char *pager_report_expectation(char out[PAGER_EXPECTATION_BYTES],
                                      uint32_t n_slot)
 {
     char bytes[24];
-    const double hit = expected_hit_rate(n_slot, hparams_n_expert_total(hp), used_share(hp));
+    const double hit = hit_rate_expected(n_slot, hparams_n_expert_total(hp), used_share(hp));
     const double read_bytes = (1 - hit) * used_share(hp) * (double)plan->expert_bytes;
     const int n =
         snprintf(out, PAGER_EXPECTATION_BYTES,
