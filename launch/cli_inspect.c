@@ -8,13 +8,16 @@
 #include <json-c/json.h>
 
 #include "coordinator/plan/memory_plan.h"
+#include "coordinator/plan/partition.h"
 #include "coordinator/plan/weight_census.h"
 #include "coordinator/text/template_traits.h"
 #include "coordinator/text/tokenizer.h"
 #include "launch/command.h"
 #include "launch/engine.h"
+#include "launch/inventory.h"
 #include "launch/model_ref.h"
 #include "launch/pager_report.h"
+#include "launch/partition_report.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
 #include "proto/lmpack/lmpack.h"
@@ -30,8 +33,10 @@ struct inspection {
     struct gguf_string arch, name, chat_template;
     struct tokenizer *tokenizer; /* NULL: the file has none that we know */
     struct lm_error why_no_tokenizer;
-    struct memory_plan plan; /* if hp */
-    uint32_t n_expert_slot;  /* experts in memory, if plan.paged */
+    struct memory_plan plan;        /* if hp */
+    uint32_t n_expert_slot;         /* experts in memory, if plan.paged */
+    struct partition_stage *stages; /* [n_rank], if n_rank > 1 and hp */
+    uint32_t n_rank;
 };
 
 /* The plan, as `run` would make it. */
@@ -53,6 +58,42 @@ static enum lm_status make_plan(struct inspection *in, struct memory_request *re
             expert_pager_slots_for(store, 0, hp->n_layer, hp->n_expert, in->plan.slot_bytes));
     expert_store_destroy(store);
     return LM_OK;
+}
+
+/* The cut into ranks on this machine, which share what it has; a --ram is each one's. */
+static enum lm_status make_partition(struct inspection *in, const struct memory_request *request,
+                                     const char *given, struct lm_error *err)
+{
+    const uint32_t n_rank = in->n_rank;
+    struct inventory machine;
+    uint32_t *const n_layer = calloc(n_rank, sizeof(*n_layer));
+    struct partition_rank *const ranks = calloc(n_rank, sizeof(*ranks));
+    struct partition_model *const model = malloc(sizeof(*model));
+    in->stages = calloc(n_rank, sizeof(*in->stages));
+    enum lm_status status = LM_OK;
+    if (!n_layer || !ranks || !model || !in->stages)
+        status = lm_fail(err, LM_E_NO_MEM, "no memory for %u ranks", n_rank);
+    if (status == LM_OK && given) status = partition_parse(n_layer, n_rank, given, err);
+    if (status == LM_OK) {
+        inventory_take(&machine, gguf_path(in->file), 0);
+        for (uint32_t i = 0; i < n_rank; i++)
+            ranks[i] = (struct partition_rank){.ram_bytes = request->budget_bytes
+                                                                ? request->budget_bytes
+                                                                : in->plan.budget_bytes / n_rank,
+                                               .memory_bytes_s = machine.memory_bytes_s / n_rank,
+                                               .disk_bytes_s = machine.disk_bytes_s / n_rank};
+        struct memory_request settled = *request;
+        settled.n_ctx = in->plan.n_ctx;
+        settled.prefill_chunk = in->plan.prefill_chunk;
+        partition_model_take(model, in->file, in->hp, &settled);
+        status = given
+                     ? partition_given(in->stages, model, ranks, n_rank, n_layer, err)
+                     : partition_make(in->stages, model, ranks, n_rank, PARTITION_THROUGHPUT, err);
+    }
+    free(model);
+    free(ranks);
+    free(n_layer);
+    return status;
 }
 
 static enum lm_status collect(struct inspection *in, const struct options *options,
@@ -87,12 +128,17 @@ static enum lm_status collect(struct inspection *in, const struct options *optio
         .ram_bytes = options_size(options, "ram"),
         .n_snapshot = ENGINE_N_SNAPSHOT,
     };
-    const enum lm_status status = engine_memory_request(&request, &config, err);
-    return status == LM_OK ? make_plan(in, &request, err) : status;
+    enum lm_status status = engine_memory_request(&request, &config, err);
+    if (status == LM_OK) status = make_plan(in, &request, err);
+    in->n_rank = (uint32_t)options_int(options, "ranks");
+    if (status == LM_OK && in->n_rank > 1 && options_flag(options, "memory"))
+        status = make_partition(in, &request, options_string(options, "partition"), err);
+    return status;
 }
 
 static void discard(struct inspection *in)
 {
+    free(in->stages);
     tokenizer_destroy(in->tokenizer);
     free(in->hp);
     lmpack_close(in->pack);
@@ -347,6 +393,9 @@ static void print_memory(const struct inspection *in)
         printf("longest context that fits: %u tokens\n", plan->n_ctx_fit);
     else
         printf("no context fits\n");
+    if (!in->stages) return;
+    printf("\ncut into %u ranks on this machine\n", in->n_rank);
+    partition_print(stdout, in->stages, NULL, in->n_rank);
 }
 
 static void print_tensors(const struct gguf_file *file)
@@ -489,6 +538,7 @@ static struct json_object *json_memory(const struct inspection *in)
     add_number(object, "budget", plan->budget_bytes);
     json_object_object_add(object, "fits",
                            json_object_new_boolean(plan->total_bytes <= plan->budget_bytes));
+    if (in->stages) json_object_object_add(object, "ranks", partition_json(in->stages, in->n_rank));
     return object;
 }
 
@@ -600,7 +650,11 @@ static const struct option_spec options_inspect[] = {
     {"kv-type", 0, OPTION_ENUM, "f16|bf16|f32|q8_0", .def = "f16", .key = "compute.kv_type",
      .help = "element type of the KV cache"},
     {"ram", 0, OPTION_SIZE, "SIZE", .key = "tiers.ram.size",
-     .help = "memory budget; default: what is free but a reserve"},
+     .help = "memory budget, of each rank; default: what is free but a reserve"},
+    {"ranks", 0, OPTION_INT, "N", .def = "1", .key = "cluster.ranks", .min = 1, .max = 1024,
+     .help = "with --memory: how N ranks on this machine would share the layers"},
+    {"partition", 0, OPTION_STRING, "N,N,...", .key = "cluster.partition.layers",
+     .help = "layers of each rank; default: as what each can do suggests"},
     {0},
 };
 

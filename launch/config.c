@@ -354,3 +354,12 @@ char *config_write(const struct config *config, bool with_origins)
     free(set);
     return text;
 }
+
+void config_make_parents(char *path)
+{
+    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+        *slash = 0;
+        mkdir(path, 0700); /* one that cannot be made shows when the file is written */
+        *slash = '/';
+    }
+}

@@ -59,4 +59,7 @@ const char *config_environment(const char *name);
  * no home directory, or no memory. */
 char *config_user_path(const char *variable, const char *fallback, const char *suffix);
 
+/* Makes the directories above path, as far as that is possible; path is as before behind it. */
+void config_make_parents(char *path);
+
 #endif

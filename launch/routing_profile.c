@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "launch/config.h"
 #include "proto/base/log.h"
@@ -79,16 +78,6 @@ enum lm_status routing_profile_load(struct expert_pager *pager, const struct ggu
     return LM_OK;
 }
 
-/* Makes the directories above path. */
-static void make_parents(char *path)
-{
-    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
-        *slash = 0;
-        mkdir(path, 0700); /* one that cannot be made shows when the file is written */
-        *slash = '/';
-    }
-}
-
 /* The uses of this run as a profile of their own. */
 static enum lm_status collect(struct heat_profile **out, const struct expert_pager *pager,
                               uint64_t fingerprint, const struct hparams *hp, struct lm_error *err)
@@ -117,7 +106,7 @@ void routing_profile_save(const struct expert_pager *pager, const struct gguf_fi
     if (!path) return;
     enum lm_status status = collect(&run, pager, fingerprint, hp, &err);
     if (status == LM_OK) {
-        make_parents(path);
+        config_make_parents(path);
         status = heat_profile_update(path, run, &err);
         heat_profile_destroy(run);
     }

@@ -63,6 +63,36 @@ class Inspect(unittest.TestCase):
         self.assertIn("the model needs", result.stderr)
         self.assertIn("100 MiB may be used", result.stderr)
 
+    def test_ranks(self):
+        """The cut into ranks: all layers, in order, each rank's part of the whole."""
+        n_layer = self.json(self.model)["model"]["layers"]
+        whole = self.json(self.model, "--memory", "--ctx", 1000)["memory"]
+        for n_rank in (2, 3):
+            ranks = self.json(self.model, "--memory", "--ctx", 1000,
+                              "--ranks", n_rank)["memory"]["ranks"]
+            self.assertEqual([r["rank"] for r in ranks], list(range(n_rank)))
+            self.assertEqual(ranks[0]["layer_begin"], 0)
+            self.assertEqual(ranks[-1]["layer_end"], n_layer)
+            for before, after in zip(ranks, ranks[1:]):
+                self.assertEqual(before["layer_end"], after["layer_begin"])
+            self.assertEqual(sum(r["expert_bytes"] for r in ranks), whole["routed_experts"])
+            self.assertTrue(all(r["fits"] and r["ms_per_token"] > 0 for r in ranks))
+        given = self.json(self.model, "--memory", "--ranks", 2,
+                          "--partition", f"1,{n_layer - 1}")["memory"]["ranks"]
+        self.assertEqual([r["layer_end"] for r in given], [1, n_layer])
+        table = lean("inspect", self.model, "--memory", "--ranks", 2).stdout
+        self.assertIn("cut into 2 ranks", table)
+        self.assertIn("sets the pace", table)
+        for bad, code, text in ((("--ranks", n_layer + 1), 2, "layers to give them"),
+                                (("--ranks", 2, "--partition", "1"), 2, "is for 1 ranks"),
+                                (("--ranks", 2, "--partition", "1,x"), 2, "no list of layers"),
+                                (("--ranks", 2, "--partition", "1,1,"), 2, "no list of layers"),
+                                (("--ranks", 2, "--partition", "1,99"), 2, "the model"),
+                                (("--ranks", 2, "--ram", "10M"), 9, "no cut into 2 ranks fits")):
+            result = lean("inspect", self.model, "--memory", "--ctx", 1000, *bad)
+            self.assertEqual(result.returncode, code, result.stderr)
+            self.assertIn(text, result.stderr)
+
     def test_vocabulary_only(self):
         """A file without tensors is shown, with the reason why it does not run."""
         path = os.path.join(self.folder.name, "vocab.gguf")
