@@ -85,7 +85,6 @@ static struct server_settings settings_of(const struct options *options)
         .split_reasoning = option_is(options, "reasoning-format", "auto"),
         .reasoning_budget = options_int(options, "reasoning-budget"),
         .reasoning_budget_message = options_string(options, "reasoning-budget-message"),
-        .tool_format = options_string(options, "tool-format"),
         .tool_constraint = option_is(options, "tool-constraint", "lazy"),
         .by_priority = option_is(options, "scheduling", "priority"),
         .json_pretty = option_is(options, "json-whitespace", "pretty"),
@@ -99,6 +98,21 @@ static bool lists(const struct options *options, const char *name, const char *v
     for (size_t i = 0; i < options_count(options, name); i++)
         if (!strcmp(options_string_at(options, name, i), value)) return true;
     return false;
+}
+
+static enum lm_status read_tool_format(enum tool_format *out, const struct options *options,
+                                       struct lm_error *err)
+{
+    const char *const name = options_string(options, "tool-format");
+    char names[200] = "auto";
+    *out = TOOL_FORMAT_AUTO;
+    if (!name || tool_format_from_name(out, name)) return LM_OK;
+    for (int format = TOOL_FORMAT_AUTO + 1; format < TOOL_FORMAT_N; format++) {
+        strncat(names, ", ", sizeof(names) - strlen(names) - 1);
+        strncat(names, tool_format_name((enum tool_format)format),
+                sizeof(names) - strlen(names) - 1);
+    }
+    return lm_fail(err, LM_E_USAGE, "--tool-format must be one of %s, got '%.80s'", names, name);
 }
 
 static enum lm_status check_prefix(const char *prefix, struct lm_error *err)
@@ -137,6 +151,8 @@ enum lm_status serve_config_init(struct server_config *config, const struct opti
     config->settings.id = name ? strdup(name) : name_of_file(path);
     if (!config->settings.id) return lm_fail(err, LM_E_NO_MEM, "no memory for a name");
     enum lm_status status = read_kwargs(&config->settings.template_kwargs, options, err);
+    if (status == LM_OK)
+        status = read_tool_format(&config->settings.tool_format, options, err);
     if (status == LM_OK) status = check_prefix(http->api_prefix, err);
     if (status == LM_OK) status = take_list(options, "listen", &http->listen, &http->n_listen, err);
     if (status == LM_OK)

@@ -24,7 +24,11 @@ struct json_object; /* json-c */
 struct token_trie;
 struct tokenizer;
 
-/* All tokens by their bytes, control tokens and end tokens left out. tokenizer: borrowed. */
+/* Control tokens count as their text behind this byte, which is in no text: only grammars that
+ * name it take them. */
+#define GRAMMAR_CONTROL_BYTE ((char)0xff)
+
+/* All tokens by their bytes, end tokens left out. tokenizer: borrowed. */
 enum lm_status token_trie_create(struct token_trie **out, const struct tokenizer *tokenizer,
                                  struct lm_error *err);
 void token_trie_destroy(struct token_trie *trie);

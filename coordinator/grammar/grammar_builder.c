@@ -7,6 +7,7 @@
 
 #include "coordinator/grammar/expression.h"
 #include "coordinator/grammar/grow.h"
+#include "proto/base/utf8.h"
 
 enum {
     N_EXPR_MAX = 1 << 22,
@@ -263,32 +264,66 @@ grammar_expr grammar_build_automaton(struct grammar_builder *builder,
                     4 * (uint64_t)automaton->n_state);
 }
 
+enum { N_MARKER_MAX = 64 };
+
+/* Classes for the characters of a text: ASCII one by one, of the others those that it has. *low:
+ * first characters; returns how many. */
+static uint32_t classes_of(const uint32_t *codes, size_t n, uint32_t *low)
+{
+    uint32_t n_class = 0;
+    for (; n_class <= 128; n_class++)
+        low[n_class] = n_class;
+    for (;;) { /* the lowest one that is not there yet, and what is above it */
+        uint32_t next = CHAR_LAST;
+        for (size_t i = 0; i < n; i++)
+            if (codes[i] >= low[n_class - 1] && codes[i] < next && codes[i] >= 128) next = codes[i];
+        if (next == CHAR_LAST) return n_class;
+        if (next > low[n_class - 1]) low[n_class++] = next;
+        low[n_class++] = next + 1;
+    }
+}
+
+static uint32_t class_of(const struct char_automaton *automaton, uint32_t code)
+{
+    uint32_t class = 0;
+    while (automaton->class_low[class + 1] <= code)
+        class ++;
+    return class;
+}
+
 /* Characters of which the marker's first `state` have been seen, and its whole: the automaton of
  * Knuth, Morris and Pratt. */
-static struct char_automaton *find_marker(const char *marker, size_t n)
+static struct char_automaton *find_marker(const uint32_t *marker, size_t n)
 {
-    struct char_automaton *found = char_automaton_create((uint32_t)n + 1, 129);
+    uint32_t low[129 + 2 * N_MARKER_MAX];
+    const uint32_t n_class = classes_of(marker, n, low);
+    struct char_automaton *found = char_automaton_create((uint32_t)n + 1, n_class);
     if (!found) return NULL;
-    for (uint32_t class = 0; class < 129; class ++)
-        found->class_low[class] = class;
-    found->class_low[129] = CHAR_LAST + 1;
+    memcpy(found->class_low, low, n_class * sizeof(*low));
+    found->class_low[n_class] = CHAR_LAST + 1;
     uint32_t border = 0; /* the state in which the text but for its first character ends */
     for (uint32_t state = 0; state < n; state++) {
-        uint32_t *const row = found->next + state * 129;
-        for (uint32_t class = 0; class < 129; class ++)
-            row[class] = state ? found->next[border * 129 + class] : 0;
-        const uint8_t byte = (uint8_t)marker[state];
-        if (state) border = row[byte];
-        row[byte] = state + 1;
+        uint32_t *const row = found->next + (size_t)state * n_class;
+        for (uint32_t class = 0; class < n_class; class ++)
+            row[class] = state ? found->next[(size_t)border * n_class + class] : 0;
+        const uint32_t class = class_of(found, marker[state]);
+        if (state) border = row[class];
+        row[class] = state + 1;
     }
-    memset(found->next + n * 129, 0xff, 129 * sizeof(*found->next));
+    memset(found->next + n * n_class, 0xff, n_class * sizeof(*found->next));
     found->accepts[n] = true;
     return found;
 }
 
 grammar_expr grammar_build_text_until(struct grammar_builder *builder, const char *marker, size_t n)
 {
-    struct char_automaton *found = find_marker(marker, n);
+    uint32_t codes[N_MARKER_MAX];
+    size_t n_code = 0;
+    for (size_t at = 0; at < n; n_code++) {
+        assert(n_code < N_MARKER_MAX);
+        at += utf8_decode(marker + at, n - at, &codes[n_code]);
+    }
+    struct char_automaton *found = find_marker(codes, n_code);
     if (found) return grammar_build_automaton(builder, found, CHAR_PLAIN);
     if (builder->status == LM_OK) builder->status = LM_E_NO_MEM;
     return GRAMMAR_NOTHING;

@@ -60,7 +60,8 @@ grammar_expr grammar_build_choice(struct grammar_builder *builder, const grammar
 grammar_expr grammar_build_repeat(struct grammar_builder *builder, grammar_expr part,
                                   uint32_t least, uint32_t most);
 grammar_expr grammar_build_optional(struct grammar_builder *builder, grammar_expr part);
-/* Any characters up to the first occurrence of marker, and the marker. n >= 1, ASCII. */
+/* Any characters up to the first occurrence of marker, and the marker: UTF-8, 1 to 64 characters.
+ */
 grammar_expr grammar_build_text_until(struct grammar_builder *builder, const char *marker,
                                       size_t n);
 

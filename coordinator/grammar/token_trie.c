@@ -69,6 +69,7 @@ enum lm_status token_trie_build(struct token_trie **out, const struct trie_token
     if (!trie || !order) goto no_memory;
     for (uint32_t id = 0; id < n_vocab; id++) {
         if (!tokens[id].n || tokens[id].n > UINT16_MAX) continue;
+        if (tokens[id].n == 1 && tokens[id].bytes[0] == GRAMMAR_CONTROL_BYTE) continue;
         order[n++] = (int32_t)id;
         n_byte += tokens[id].n;
         if (tokens[id].n > n_longest) n_longest = tokens[id].n;
@@ -99,25 +100,64 @@ no_memory:
     return lm_fail(err, LM_E_NO_MEM, "no memory for the tree of %u tokens", n_vocab);
 }
 
+static bool is_control(const struct tokenizer *tokenizer, uint32_t id)
+{
+    return tokenizer_token_kind(tokenizer, (int32_t)id) == TOKEN_CONTROL &&
+           !tokenizer_is_end(tokenizer, (int32_t)id);
+}
+
+/* The texts of control tokens, each behind its byte, one after another; NULL: no memory. */
+static char *control_texts(const struct tokenizer *tokenizer)
+{
+    const uint32_t n_vocab = tokenizer_n_vocab(tokenizer);
+    size_t n, n_all = 0;
+    for (uint32_t id = 0; id < n_vocab; id++) {
+        if (!is_control(tokenizer, id)) continue;
+        tokenizer_token_bytes(tokenizer, (int32_t)id, true, &n);
+        n_all += n + 1;
+    }
+    char *const texts = malloc(n_all + 1);
+    char *at = texts;
+    for (uint32_t id = 0; texts && id < n_vocab; id++) {
+        if (!is_control(tokenizer, id)) continue;
+        const char *const text = tokenizer_token_bytes(tokenizer, (int32_t)id, true, &n);
+        *at++ = GRAMMAR_CONTROL_BYTE;
+        memcpy(at, text, n);
+        at += n;
+    }
+    return texts;
+}
+
 enum lm_status token_trie_create(struct token_trie **out, const struct tokenizer *tokenizer,
                                  struct lm_error *err)
 {
     const uint32_t n_vocab = tokenizer_n_vocab(tokenizer);
     struct trie_token *tokens = calloc(n_vocab + (size_t)1, sizeof(*tokens));
     int32_t *ends = malloc((n_vocab + (size_t)1) * sizeof(*ends));
+    char *const texts = control_texts(tokenizer);
+    const char *text = texts;
     size_t n_end = 0;
     enum lm_status status = LM_E_NO_MEM;
-    if (!tokens || !ends)
+    if (!tokens || !ends || !texts)
         lm_fail(err, status, "no memory for the tree of %u tokens", n_vocab);
     else {
-        for (uint32_t id = 0; id < n_vocab; id++)
-            if (tokenizer_is_end(tokenizer, (int32_t)id))
+        for (uint32_t id = 0; id < n_vocab; id++) {
+            struct trie_token *const token = &tokens[id];
+            if (tokenizer_is_end(tokenizer, (int32_t)id)) {
                 ends[n_end++] = (int32_t)id;
-            else
-                tokens[id].bytes =
-                    tokenizer_token_bytes(tokenizer, (int32_t)id, false, &tokens[id].n);
+            } else if (is_control(tokenizer, id)) {
+                tokenizer_token_bytes(tokenizer, (int32_t)id, true, &token->n);
+                token->bytes = text;
+                text += ++token->n;
+            } else {
+                token->bytes = tokenizer_token_bytes(tokenizer, (int32_t)id, false, &token->n);
+                /* none of it is text */
+                if (token->n && memchr(token->bytes, 0xff, token->n)) token->n = 0;
+            }
+        }
         status = token_trie_build(out, tokens, n_vocab, ends, n_end, err);
     }
+    free(texts);
     free(ends);
     free(tokens);
     return status;

@@ -18,6 +18,7 @@
 #include "coordinator/server/api_error.h"
 #include "coordinator/server/http.h"
 #include "coordinator/server/inflight.h"
+#include "coordinator/text/tool_format.h"
 #include "proto/base/error.h"
 #include "proto/model/sampling.h"
 
@@ -54,7 +55,7 @@ struct server_settings {
     const char *reasoning_budget_message; /* before the end marker that is forced, or NULL */
     struct json_object *template_kwargs;  /* of --chat-template-kwargs, or NULL */
     bool trust_message_specials;          /* control tokens written in messages are that */
-    const char *tool_format;              /* "auto" or the name of one (text/tool_format.h) */
+    enum tool_format tool_format;         /* AUTO: the template's */
     bool tool_constraint;                 /* calls are held to their syntax */
     bool json_pretty;                     /* constrained JSON may have line breaks */
     const char *log_prompts;              /* folder for the bodies of requests, or NULL */

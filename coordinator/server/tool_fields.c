@@ -167,9 +167,7 @@ static bool read_choice(struct tool_fields *fields, const struct field_reader *r
 
 static enum tool_format format_of(const struct server *server)
 {
-    enum tool_format format = TOOL_FORMAT_AUTO;
-    const char *name = server->settings.tool_format;
-    if (name) tool_format_from_name(&format, name);
+    const enum tool_format format = server->settings.tool_format;
     if (format != TOOL_FORMAT_AUTO) return format;
     return tool_format_of_template(server->template_source, server->n_template_source);
 }

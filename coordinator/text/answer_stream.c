@@ -25,7 +25,7 @@ struct answer_stream {
     struct token_decoder decoder;
     struct reasoning_splitter splitter;
     struct tool_parser *tools; /* or NULL */
-    int32_t marks[4];          /* tokens of the marks, or -1 */
+    int32_t marks[2];          /* tokens of the marks of reasoning, or -1 */
     enum answer_end end;
     const char *stop_string;
     size_t n_token, n_reasoning;
@@ -42,7 +42,7 @@ struct answer_stream {
     bool called;               /* a call was read with this token */
 };
 
-static const char *const mark_texts[] = {"<think>", "</think>", "<tool_call>", "</tool_call>"};
+static const char *const mark_texts[] = {"<think>", "</think>"};
 enum { N_MARK = sizeof(mark_texts) / sizeof(mark_texts[0]) };
 
 /* ---- the stages ---- */
@@ -282,10 +282,14 @@ static void end_by_token(struct answer_stream *stream, enum answer_end end)
 static bool is_shown(const struct answer_stream *stream, int32_t id)
 {
     const struct answer_config *config = &stream->config;
-    const int n_mark = config->tools ? N_MARK : N_MARK / 2;
-    for (int i = 0; i < n_mark && config->show_marks; i++)
+    size_t n;
+    if (config->show_special || !config->show_marks ||
+        tokenizer_token_kind(config->tokenizer, id) != TOKEN_CONTROL)
+        return config->show_special;
+    for (int i = 0; i < N_MARK; i++)
         if (id == stream->marks[i]) return true;
-    return config->show_special;
+    const char *const text = tokenizer_token_bytes(config->tokenizer, id, true, &n);
+    return config->tools && tool_format_mentions(config->tool_format, text, n);
 }
 
 static bool is_inside(const struct answer_stream *stream)

@@ -155,6 +155,7 @@ enum lm_status conversation_variables(struct json_object **out,
     struct json_object *messages = NULL, *tools = conversation->tools;
     enum lm_status status = adapt_messages(&messages, conversation->messages, err);
     if (status != LM_OK) return status;
+    tool_format_adapt_history(conversation->tool_format, messages);
     if (conversation->tool_format == TOOL_FORMAT_GENERIC) {
         struct json_object *adapted = messages;
         status = tool_format_generic_messages(&messages, adapted, tools, err);

@@ -22,6 +22,7 @@ struct steering {
     struct tool_parser *calls;       /* finds where calls begin; NULL: they are free */
     struct grammar_matcher *call;    /* of the call being written, or NULL */
     size_t n_call;                   /* complete ones */
+    bool call_ended;                 /* with the bytes that were taken last */
 
     int32_t *closing;           /* [n_closing] tokens that end the reasoning */
     size_t n_closing, n_closed; /* n_closed of them have come; n_closing: none is forced */
@@ -59,15 +60,20 @@ static void on_call_end(void *context)
 {
     struct steering *steering = context;
     steering->n_call++;
-    drop_matcher(&steering->call);
+    steering->call_ended = true;
 }
 
-/* A call that has just begun is held to its grammar if it can be. */
+/* A call that has just begun is held to its grammar if it can be; one that follows another in their
+ * section, to that of the section. */
 static void enter_call(struct steering *steering)
 {
     size_t n;
     const char *begun = tool_parser_untrusted(steering->calls, &n);
     if (!begun) return;
+    if (steering->call) {
+        tool_parser_trust(steering->calls, false);
+        return;
+    }
     if (steering->status == LM_OK)
         steering->status = grammar_matcher_create(&steering->call, steering->config.call_grammar,
                                                   steering->config.trie, &steering->error);
@@ -87,8 +93,12 @@ static void take_content(struct steering *steering, const char *bytes, size_t n)
     if (steering->call && !grammar_matcher_take(steering->call, bytes, n))
         drop_matcher(&steering->call);
     if (!steering->calls) return;
+    steering->call_ended = false;
     tool_parser_push(steering->calls, bytes, n);
-    if (!steering->call) enter_call(steering);
+    if (steering->call_ended && !tool_parser_in_call(steering->calls) &&
+        !tool_parser_held(steering->calls))
+        drop_matcher(&steering->call);
+    enter_call(steering);
     if (tool_parser_failed(steering->calls) && steering->status == LM_OK)
         steering->status = lm_fail(&steering->error, LM_E_NO_MEM, "no memory for a tool call");
 }

@@ -2,9 +2,131 @@
 
 #include <ctype.h>
 #include <json-c/json.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "proto/base/byte_buffer.h"
+
+/* ---- the registry */
+
+/* DeepSeek's tokens have a full-width bar and a lower one-eighth block in their names. */
+#define BAR "\xef\xbd\x9c"
+#define DEEPSEEK(word) "<" BAR "tool\xe2\x96\x81" word BAR ">"
+#define DSML BAR "DSML" BAR
+
+/* What the formats with <tool_call> before either form of a call have in common. */
+#define EITHER_FORM                                                                                \
+    .section_open = "<tool_call>", .call_open = "<function=", .name_close = ">",                   \
+    .key_open = "<parameter=", .key_close = ">", .value_close = "</parameter>",                    \
+    .call_close = "</function>", .section_close = "</tool_call>", .arguments_key = "arguments",    \
+    .reads_object = true, .line_breaks = true
+
+static const struct tool_syntax syntaxes[TOOL_FORMAT_N] = {
+    [TOOL_FORMAT_AUTO] = {.name = "auto"},
+    [TOOL_FORMAT_QWEN_XML] = {.name = "qwen_xml",
+                              .body = TOOL_BODY_PARAMETERS,
+                              .is_marker = true,
+                              EITHER_FORM},
+    [TOOL_FORMAT_HERMES] = {.name = "hermes", .body = TOOL_BODY_OBJECT, EITHER_FORM},
+    [TOOL_FORMAT_GENERIC] = {.name = "generic", .body = TOOL_BODY_OBJECT, EITHER_FORM},
+    [TOOL_FORMAT_GLM] = {.name = "glm",
+                         .body = TOOL_BODY_PARAMETERS,
+                         .call_open = "<tool_call>",
+                         .key_open = "<arg_key>",
+                         .key_close = "</arg_key>",
+                         .value_open = "<arg_value>",
+                         .value_close = "</arg_value>",
+                         .call_close = "</tool_call>",
+                         .is_marker = true},
+    [TOOL_FORMAT_DEEPSEEK_V3] = {.name = "deepseek_v3",
+                                 .body = TOOL_BODY_ARGUMENTS,
+                                 .section_open = DEEPSEEK("calls\xe2\x96\x81"
+                                                          "begin"),
+                                 .call_open = DEEPSEEK("call\xe2\x96\x81"
+                                                       "begin") "function" DEEPSEEK("sep"),
+                                 .name_close = "\n```json\n",
+                                 .body_close = "\n```",
+                                 .call_close = DEEPSEEK("call\xe2\x96\x81"
+                                                        "end"),
+                                 .section_close = DEEPSEEK("calls\xe2\x96\x81"
+                                                           "end"),
+                                 .is_marker = true,
+                                 .many = true},
+    [TOOL_FORMAT_DEEPSEEK_V31] = {.name = "deepseek_v31",
+                                  .body = TOOL_BODY_ARGUMENTS,
+                                  .section_open = DEEPSEEK("calls\xe2\x96\x81"
+                                                           "begin"),
+                                  .call_open = DEEPSEEK("call\xe2\x96\x81"
+                                                        "begin"),
+                                  .name_close = DEEPSEEK("sep"),
+                                  .call_close = DEEPSEEK("call\xe2\x96\x81"
+                                                         "end"),
+                                  .section_close = DEEPSEEK("calls\xe2\x96\x81"
+                                                            "end"),
+                                  .is_marker = true,
+                                  .many = true},
+    [TOOL_FORMAT_DSML] = {.name = "dsml",
+                          .body = TOOL_BODY_PARAMETERS,
+                          .section_open = "<" DSML "function_calls>",
+                          .call_open = "<" DSML "invoke name=\"",
+                          .name_close = "\">",
+                          .key_open = "<" DSML "parameter name=\"",
+                          .key_close = "\" string=\"",
+                          .value_close = "</" DSML "parameter>",
+                          .call_close = "</" DSML "invoke>",
+                          .section_close = "</" DSML "function_calls>",
+                          .is_marker = true,
+                          .many = true,
+                          .typed = true},
+    [TOOL_FORMAT_KIMI] = {.name = "kimi",
+                          .body = TOOL_BODY_ARGUMENTS,
+                          .section_open = "<|tool_calls_section_begin|>",
+                          .call_open = "<|tool_call_begin|>",
+                          .prefix = "functions.",
+                          .name_close = "<|tool_call_argument_begin|>",
+                          .call_close = "<|tool_call_end|>",
+                          .section_close = "<|tool_calls_section_end|>",
+                          .is_marker = true,
+                          .many = true,
+                          .numbered = true},
+    [TOOL_FORMAT_INVOKE] = {.name = "invoke",
+                            .body = TOOL_BODY_PARAMETERS,
+                            .section_open = "<minimax:tool_call>",
+                            .call_open = "<invoke name=\"",
+                            .name_close = "\">",
+                            .key_open = "<parameter name=\"",
+                            .key_close = "\">",
+                            .value_close = "</parameter>",
+                            .call_close = "</invoke>",
+                            .section_close = "</minimax:tool_call>",
+                            .is_marker = true,
+                            .many = true},
+    [TOOL_FORMAT_HARMONY] = {.name = "harmony",
+                             .body = TOOL_BODY_ARGUMENTS,
+                             .call_open = "<|channel|>commentary to=",
+                             .prefix = "functions.",
+                             .name_close = "<|message|>",
+                             .call_close = "<|call|>",
+                             .is_marker = true,
+                             .described = true},
+    [TOOL_FORMAT_MISTRAL] = {.name = "mistral",
+                             .body = TOOL_BODY_OBJECT,
+                             .section_open = "[TOOL_CALLS]",
+                             .arguments_key = "arguments",
+                             .reads_object = true,
+                             .many = true,
+                             .list = true},
+    [TOOL_FORMAT_MISTRAL_ARGS] = {.name = "mistral_args",
+                                  .body = TOOL_BODY_ARGUMENTS,
+                                  .call_open = "[TOOL_CALLS]",
+                                  .name_close = "[ARGS]",
+                                  .is_marker = true},
+    [TOOL_FORMAT_LLAMA] = {.name = "llama",
+                           .body = TOOL_BODY_OBJECT,
+                           .section_open = "{\"name\"",
+                           .arguments_key = "parameters",
+                           .only_first = true},
+};
 
 /* ---- which one */
 
@@ -35,17 +157,35 @@ static bool reads_tools(const char *source, size_t n)
 
 enum tool_format tool_format_of_template(const char *source, size_t n)
 {
-    if (!reads_tools(source, n) || !mentions(source, n, "<tool_call>")) return TOOL_FORMAT_GENERIC;
-    if (mentions(source, n, "<function=")) return TOOL_FORMAT_QWEN_XML;
-    return mentions(source, n, "<arg_key>") ? TOOL_FORMAT_GENERIC : TOOL_FORMAT_HERMES;
+    /* In this order: the first text that is there decides. */
+    static const struct {
+        const char *text;
+        enum tool_format format;
+    } signs[] = {
+        {"<|channel|>", TOOL_FORMAT_HARMONY},
+        {"\xef\xbd\x9c"
+         "DSML\xef\xbd\x9c",
+         TOOL_FORMAT_DSML},
+        {"<minimax:tool_call>", TOOL_FORMAT_INVOKE},
+        {"<|tool_call_argument_begin|>", TOOL_FORMAT_KIMI},
+        {"<arg_key>", TOOL_FORMAT_GLM},
+        {"[ARGS]", TOOL_FORMAT_MISTRAL_ARGS},
+        {"[TOOL_CALLS]", TOOL_FORMAT_MISTRAL},
+        {"<|python_tag|>", TOOL_FORMAT_LLAMA},
+    };
+    if (!reads_tools(source, n)) return TOOL_FORMAT_GENERIC;
+    if (mentions(source, n, DEEPSEEK("sep")))
+        return mentions(source, n, "```json") ? TOOL_FORMAT_DEEPSEEK_V3 : TOOL_FORMAT_DEEPSEEK_V31;
+    for (size_t i = 0; i < sizeof(signs) / sizeof(signs[0]); i++)
+        if (mentions(source, n, signs[i].text)) return signs[i].format;
+    if (!mentions(source, n, "<tool_call>")) return TOOL_FORMAT_GENERIC;
+    return mentions(source, n, "<function=") ? TOOL_FORMAT_QWEN_XML : TOOL_FORMAT_HERMES;
 }
-
-static const char *const names[] = {"auto", "qwen_xml", "hermes", "generic"};
 
 bool tool_format_from_name(enum tool_format *out, const char *name)
 {
-    for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-        if (strcmp(name, names[i]) != 0) continue;
+    for (unsigned i = 0; i < TOOL_FORMAT_N; i++) {
+        if (strcmp(name, syntaxes[i].name) != 0) continue;
         *out = (enum tool_format)i;
         return true;
     }
@@ -54,7 +194,107 @@ bool tool_format_from_name(enum tool_format *out, const char *name)
 
 const char *tool_format_name(enum tool_format format)
 {
-    return names[format];
+    return syntaxes[format].name;
+}
+
+const struct tool_syntax *tool_format_syntax(enum tool_format format)
+{
+    return &syntaxes[format];
+}
+
+bool tool_format_mentions(enum tool_format format, const char *text, size_t n)
+{
+    const struct tool_syntax *const syntax = &syntaxes[format];
+    const char *const texts[] = {syntax->section_open, syntax->call_open,  syntax->name_close,
+                                 syntax->key_open,     syntax->key_close,  syntax->value_open,
+                                 syntax->value_close,  syntax->body_close, syntax->call_close,
+                                 syntax->section_close};
+    for (size_t i = 0; n && i < sizeof(texts) / sizeof(texts[0]); i++)
+        if (texts[i] && memmem(texts[i], strlen(texts[i]), text, n)) return true;
+    return false;
+}
+
+/* ---- history */
+
+static void put_string(struct byte_buffer *text, struct json_object *string)
+{
+    if (json_object_is_type(string, json_type_string))
+        byte_buffer_put(text, json_object_get_string(string),
+                        (size_t)json_object_get_string_len(string));
+}
+
+static struct json_object *new_id(enum tool_format format, const char *name, unsigned i_call)
+{
+    char id[300];
+    if (format == TOOL_FORMAT_KIMI)
+        snprintf(id, sizeof(id), "functions.%.200s:%u", name, i_call);
+    else
+        snprintf(id, sizeof(id), "%09u", i_call); /* nine letters or digits, says the template */
+    return json_object_new_string(id);
+}
+
+/* Ids by their order; results follow the calls that they had the id of. */
+static void renumber(enum tool_format format, struct json_object *messages)
+{
+    struct json_object *ids = json_object_new_object();
+    unsigned n_call = 0;
+    for (size_t i = 0; i < json_object_array_length(messages); i++) {
+        struct json_object *message = json_object_array_get_idx(messages, i), *known;
+        struct json_object *calls = json_object_object_get(message, "tool_calls");
+        const size_t n =
+            json_object_is_type(calls, json_type_array) ? json_object_array_length(calls) : 0;
+        for (size_t k = 0; k < n; k++) {
+            struct json_object *call = json_object_array_get_idx(calls, k), *function;
+            if (!json_object_is_type(call, json_type_object)) continue;
+            if (!json_object_object_get_ex(call, "function", &function)) function = call;
+            const char *const name =
+                json_object_is_type(function, json_type_object)
+                    ? json_object_get_string(json_object_object_get(function, "name"))
+                    : NULL;
+            const char *const old = json_object_get_string(json_object_object_get(call, "id"));
+            struct json_object *id = new_id(format, name ? name : "", n_call++);
+            if (old) json_object_object_add(ids, old, json_object_get(id));
+            json_object_object_add(call, "id", id);
+        }
+        const char *const answered =
+            json_object_get_string(json_object_object_get(message, "tool_call_id"));
+        if (answered && json_object_object_get_ex(ids, answered, &known))
+            json_object_object_add(message, "tool_call_id", json_object_get(known));
+        else if (answered)
+            json_object_object_add(message, "tool_call_id", new_id(format, "", n_call++));
+    }
+    json_object_put(ids);
+}
+
+/* Reasoning is called thinking. Beside a call the template takes no other text. */
+static void name_thinking(struct json_object *message)
+{
+    struct json_object *reasoning = json_object_object_get(message, "reasoning_content");
+    struct json_object *content = json_object_object_get(message, "content");
+    struct json_object *calls = json_object_object_get(message, "tool_calls");
+    const bool has_content =
+        json_object_is_type(content, json_type_string) && json_object_get_string_len(content);
+    struct byte_buffer text = {0};
+    if (!json_object_is_type(reasoning, json_type_string)) return;
+    put_string(&text, reasoning);
+    if (calls && has_content) {
+        byte_buffer_put_text(&text, "\n\n");
+        put_string(&text, content);
+        json_object_object_add(message, "content", json_object_new_string(""));
+    }
+    json_object_object_add(message, "thinking",
+                           json_object_new_string_len(text.data ? text.data : "", (int)text.n));
+    byte_buffer_free(&text);
+}
+
+void tool_format_adapt_history(enum tool_format format, struct json_object *messages)
+{
+    if (format == TOOL_FORMAT_KIMI || format == TOOL_FORMAT_MISTRAL ||
+        format == TOOL_FORMAT_MISTRAL_ARGS)
+        renumber(format, messages);
+    if (format != TOOL_FORMAT_HARMONY) return;
+    for (size_t i = 0; i < json_object_array_length(messages); i++)
+        name_thinking(json_object_array_get_idx(messages, i));
 }
 
 /* ---- generic */
@@ -72,13 +312,6 @@ static const char *role_of(struct json_object *message)
 {
     const char *const role = json_object_get_string(json_object_object_get(message, "role"));
     return role ? role : "";
-}
-
-static void put_string(struct byte_buffer *text, struct json_object *string)
-{
-    if (json_object_is_type(string, json_type_string))
-        byte_buffer_put(text, json_object_get_string(string),
-                        (size_t)json_object_get_string_len(string));
 }
 
 static const char *json_of(struct json_object *value)

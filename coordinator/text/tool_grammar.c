@@ -5,11 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "coordinator/grammar/grammar.h"
 #include "coordinator/grammar/grammar_builder.h"
 #include "coordinator/text/tool_schema.h"
 #include "proto/base/byte_buffer.h"
 
-enum { N_PART_MAX = 16 };
+enum { N_PART_MAX = 20 };
 
 struct sequence {
     grammar_expr parts[N_PART_MAX];
@@ -54,7 +55,29 @@ static enum lm_status blame(struct lm_error *err, struct json_object *function,
                    parameter ? ", parameter " : "", parameter ? parameter : "", reason);
 }
 
-/* ---- JSON */
+/* ---- pieces */
+
+/* A text of the syntax. Where it has control tokens of its own, these may be taken for it; their
+ * bytes begin with one that is in no text (grammar.h). NULL: nothing. */
+static grammar_expr markup(struct grammar_builder *builder, const char *text)
+{
+    struct sequence whole = {0};
+    if (!text) return GRAMMAR_EMPTY;
+    while (*text) {
+        const size_t n_plain = strcspn(text, "<[");
+        add(&whole, grammar_build_literal(builder, text, n_plain));
+        text += n_plain;
+        if (!*text) break;
+        static const char control[] = {GRAMMAR_CONTROL_BYTE};
+        const size_t n = 1 + strcspn(text + 1, "<[");
+        add(&whole, grammar_build_optional(builder, grammar_build_literal(builder, control, 1)));
+        add(&whole, grammar_build_literal(builder, text, n));
+        text += n;
+    }
+    return end_sequence(builder, &whole);
+}
+
+/* ---- objects of arguments */
 
 static enum lm_status json_arguments(struct grammar_builder *builder, struct json_object *function,
                                      bool by_schema, grammar_expr *out, struct lm_error *err)
@@ -72,63 +95,122 @@ static enum lm_status json_arguments(struct grammar_builder *builder, struct jso
     return status == LM_OK ? LM_OK : blame(err, function, NULL);
 }
 
-static enum lm_status json_call(struct grammar_builder *builder, struct json_object *function,
-                                bool by_schema, grammar_expr *out, struct lm_error *err)
+/* {"name": NAME, "arguments": {...}} */
+static grammar_expr object_call(struct grammar_builder *builder, const struct tool_syntax *syntax,
+                                struct json_object *function, grammar_expr arguments)
 {
     const char *const name = name_of(function);
     struct sequence call = {0};
-    grammar_expr arguments = GRAMMAR_NOTHING;
-    const enum lm_status status = json_arguments(builder, function, by_schema, &arguments, err);
-    if (status != LM_OK) return status;
     const grammar_expr space = grammar_build_optional(builder, grammar_build_string(builder, " "));
     add(&call, grammar_build_string(builder, "{\"name\":"));
     add(&call, space);
     add(&call, grammar_build_json_string(builder, name, strlen(name)));
     add(&call, grammar_build_string(builder, ","));
     add(&call, space);
-    add(&call, grammar_build_string(builder, "\"arguments\":"));
+    add(&call,
+        grammar_build_json_string(builder, syntax->arguments_key, strlen(syntax->arguments_key)));
+    add(&call, grammar_build_string(builder, ":"));
     add(&call, space);
     add(&call, arguments);
     add(&call, grammar_build_string(builder, "}"));
-    *out = end_sequence(builder, &call);
-    return LM_OK;
+    return end_sequence(builder, &call);
 }
 
-/* ---- XML */
-
-/* Text between the tags: of a value, or anything. */
-static grammar_expr raw_value(struct grammar_builder *builder)
+/* What may stand between a name and name_close. */
+static grammar_expr behind_name(struct grammar_builder *builder, const struct tool_syntax *syntax)
 {
-    static const char close[] = "</parameter>";
-    return grammar_build_text_until(builder, close, sizeof(close) - 1);
+    static const struct code_range digits = {'0', '9'};
+    static const char *const words[] = {"", " <|constrain|>json", " json",
+                                        "<|channel|>commentary <|constrain|>json",
+                                        "<|channel|>commentary json"};
+    enum { N_WORDS = sizeof(words) / sizeof(words[0]) };
+    grammar_expr choices[N_WORDS];
+    if (syntax->numbered)
+        return grammar_build_sequence(
+            builder,
+            (grammar_expr[]){
+                grammar_build_string(builder, ":"),
+                grammar_build_repeat(builder, grammar_build_class(builder, &digits, 1), 1, 4)},
+            2);
+    if (!syntax->described) return GRAMMAR_EMPTY;
+    for (size_t i = 0; i < N_WORDS; i++)
+        choices[i] = markup(builder, words[i]);
+    return grammar_build_choice(builder, choices, N_WORDS);
 }
 
-static grammar_expr closed(struct grammar_builder *builder, grammar_expr value)
+/* From call_open to name_close. */
+static grammar_expr call_head(struct grammar_builder *builder, const struct tool_syntax *syntax,
+                              struct json_object *function)
+{
+    struct sequence head = {0};
+    add(&head, markup(builder, syntax->call_open));
+    if (syntax->prefix) add(&head, grammar_build_string(builder, syntax->prefix));
+    add(&head, grammar_build_string(builder, name_of(function)));
+    add(&head, behind_name(builder, syntax));
+    add(&head, markup(builder, syntax->name_close));
+    return end_sequence(builder, &head);
+}
+
+static grammar_expr arguments_call(struct grammar_builder *builder,
+                                   const struct tool_syntax *syntax, struct json_object *function,
+                                   grammar_expr arguments)
+{
+    struct sequence call = {0};
+    add(&call, call_head(builder, syntax, function));
+    add(&call, arguments);
+    add(&call, markup(builder, syntax->body_close));
+    /* the end of a channel's message is the end of the answer */
+    if (!syntax->described) add(&call, markup(builder, syntax->call_close));
+    return end_sequence(builder, &call);
+}
+
+/* ---- parameters in tags */
+
+/* Text up to value_close: of a value, or anything. */
+static grammar_expr raw_value(struct grammar_builder *builder, const struct tool_syntax *syntax)
+{
+    return grammar_build_text_until(builder, syntax->value_close, strlen(syntax->value_close));
+}
+
+static grammar_expr closed(struct grammar_builder *builder, const struct tool_syntax *syntax,
+                           grammar_expr value)
 {
     struct sequence sequence = {0};
     add(&sequence, value);
-    add(&sequence, line_break(builder));
-    add(&sequence, grammar_build_string(builder, "</parameter>"));
+    if (syntax->line_breaks) add(&sequence, line_break(builder));
+    add(&sequence, markup(builder, syntax->value_close));
     return end_sequence(builder, &sequence);
 }
 
+/* A value with what is said of its type before it. */
+static grammar_expr typed(struct grammar_builder *builder, const struct tool_syntax *syntax,
+                          bool is_string, grammar_expr value)
+{
+    if (!syntax->typed) return value;
+    const char *const type = is_string ? "true\">" : "false\">";
+    return grammar_build_sequence(builder,
+                                  (grammar_expr[]){grammar_build_string(builder, type), value}, 2);
+}
+
 /* The strings of an enumeration stand raw, other values as JSON. */
-static grammar_expr listed_values(struct grammar_builder *builder, struct json_object *values)
+static grammar_expr listed_values(struct grammar_builder *builder, const struct tool_syntax *syntax,
+                                  struct json_object *values)
 {
     const size_t n = json_object_array_length(values);
     grammar_expr *choices = calloc(n + 1, sizeof(*choices));
     for (size_t i = 0; choices && i < n; i++) {
         struct json_object *value = json_object_array_get_idx(values, i);
+        const bool is_string = json_object_is_type(value, json_type_string);
         const char *const text =
-            json_object_is_type(value, json_type_string)
-                ? json_object_get_string(value)
-                : json_object_to_json_string_ext(value, JSON_C_TO_STRING_PLAIN |
-                                                            JSON_C_TO_STRING_NOSLASHESCAPE);
-        choices[i] = grammar_build_string(builder, text);
+            is_string ? json_object_get_string(value)
+                      : json_object_to_json_string_ext(value, JSON_C_TO_STRING_PLAIN |
+                                                                  JSON_C_TO_STRING_NOSLASHESCAPE);
+        choices[i] = typed(builder, syntax, is_string,
+                           closed(builder, syntax, grammar_build_string(builder, text)));
     }
     const grammar_expr any = choices ? grammar_build_choice(builder, choices, n) : GRAMMAR_NOTHING;
     free(choices);
-    return closed(builder, any);
+    return any;
 }
 
 /* A parameter's schema with the definitions that it may refer to; the caller's to put. */
@@ -159,29 +241,41 @@ static bool is_bounded(struct json_object *schema)
     return false;
 }
 
-static enum lm_status xml_value(struct grammar_builder *builder, struct json_object *function,
-                                const char *key, struct json_object *schema, grammar_expr *out,
-                                struct lm_error *err)
+/* Any value, where the schema says nothing or strings are among others. */
+static grammar_expr any_value(struct grammar_builder *builder, const struct tool_syntax *syntax)
+{
+    const grammar_expr raw = raw_value(builder, syntax);
+    if (!syntax->typed) return raw; /* any text stands for one */
+    const grammar_expr json = closed(builder, syntax, grammar_build_json_value(builder));
+    return grammar_build_choice(
+        builder,
+        (grammar_expr[]){typed(builder, syntax, true, raw), typed(builder, syntax, false, json)},
+        2);
+}
+
+static enum lm_status tagged_value(struct grammar_builder *builder,
+                                   const struct tool_syntax *syntax, struct json_object *function,
+                                   const char *key, struct json_object *schema, grammar_expr *out,
+                                   struct lm_error *err)
 {
     struct json_object *values = member(schema, "enum");
     const unsigned types = tool_schema_types(function, key);
+    enum lm_status status = LM_OK;
     if (json_object_is_type(values, json_type_array)) {
-        *out = listed_values(builder, values);
-        return LM_OK;
+        *out = listed_values(builder, syntax, values);
+    } else if (types == TOOL_TYPE_STRING && is_bounded(schema)) {
+        status = grammar_build_raw_string(builder, schema, out, err);
+        *out = typed(builder, syntax, true, closed(builder, syntax, *out));
+    } else if (types == TOOL_TYPE_STRING) {
+        *out = typed(builder, syntax, true, raw_value(builder, syntax));
+    } else if (!types || types & TOOL_TYPE_STRING) {
+        *out = any_value(builder, syntax);
+    } else {
+        struct json_object *const own = with_definitions(member(function, "parameters"), schema);
+        status = grammar_build_schema(builder, own, out, err);
+        json_object_put(own);
+        *out = typed(builder, syntax, false, closed(builder, syntax, *out));
     }
-    if (types == TOOL_TYPE_STRING && is_bounded(schema)) {
-        const enum lm_status status = grammar_build_raw_string(builder, schema, out, err);
-        *out = closed(builder, *out);
-        return status;
-    }
-    if (!types || types & TOOL_TYPE_STRING) { /* any text stands for one of its values */
-        *out = raw_value(builder);
-        return LM_OK;
-    }
-    struct json_object *const own = with_definitions(member(function, "parameters"), schema);
-    const enum lm_status status = grammar_build_schema(builder, own, out, err);
-    json_object_put(own);
-    *out = closed(builder, *out);
     return status;
 }
 
@@ -197,14 +291,18 @@ static bool is_required(struct json_object *parameters, const char *key)
     return false;
 }
 
-/* <parameter=KEY> VALUE </parameter> */
-static grammar_expr xml_parameter(struct grammar_builder *builder, grammar_expr key,
-                                  grammar_expr value)
+/* value: with value_close. */
+static grammar_expr tagged_parameter(struct grammar_builder *builder,
+                                     const struct tool_syntax *syntax, grammar_expr key,
+                                     grammar_expr value)
 {
     struct sequence parameter = {0};
-    add(&parameter, grammar_build_string(builder, "<parameter="));
+    add(&parameter, markup(builder, syntax->key_open));
     add(&parameter, key);
-    add(&parameter, grammar_build_string(builder, ">\n"));
+    add(&parameter, markup(builder, syntax->key_close));
+    if (syntax->value_open) add(&parameter, line_break(builder));
+    add(&parameter, markup(builder, syntax->value_open));
+    if (syntax->line_breaks) add(&parameter, grammar_build_string(builder, "\n"));
     add(&parameter, value);
     add(&parameter, line_break(builder));
     return end_sequence(builder, &parameter);
@@ -230,6 +328,7 @@ static enum lm_status check_parameters(struct grammar_builder *builder,
 
 /* Those that the schema declares, in its order. */
 static enum lm_status declared_parameters(struct grammar_builder *builder,
+                                          const struct tool_syntax *syntax,
                                           struct json_object *function, grammar_expr *out,
                                           struct lm_error *err)
 {
@@ -242,14 +341,14 @@ static enum lm_status declared_parameters(struct grammar_builder *builder,
         json_object_object_foreach(properties, key, schema)
         {
             grammar_expr value = GRAMMAR_NOTHING;
-            if (strpbrk(key, "<>\n")) {
+            if (!*key || strpbrk(key, "<>\n") || strchr(key, syntax->key_close[0])) {
                 lm_fail(err, LM_E_UNSUPPORTED, "its name cannot be written by this model");
                 return blame(err, function, key);
             }
-            if (xml_value(builder, function, key, schema, &value, err) != LM_OK)
+            if (tagged_value(builder, syntax, function, key, schema, &value, err) != LM_OK)
                 return blame(err, function, key);
             grammar_expr parameter =
-                xml_parameter(builder, grammar_build_string(builder, key), value);
+                tagged_parameter(builder, syntax, grammar_build_string(builder, key), value);
             if (!is_required(parameters, key))
                 parameter = grammar_build_optional(builder, parameter);
             all = grammar_build_sequence(builder, (grammar_expr[]){all, parameter}, 2);
@@ -259,40 +358,56 @@ static enum lm_status declared_parameters(struct grammar_builder *builder,
     return LM_OK;
 }
 
-static grammar_expr any_parameters(struct grammar_builder *builder)
+static grammar_expr any_parameters(struct grammar_builder *builder,
+                                   const struct tool_syntax *syntax)
 {
-    static const struct code_range key[] = {{' ', ';'}, {'=', '='}, {'?', '~'}};
+    static const struct code_range key[] = {{' ', '!'}, {'#', ';'}, {'=', '='}, {'?', '~'}};
     const grammar_expr name =
-        grammar_build_repeat(builder, grammar_build_class(builder, key, 3), 1, 128);
-    return grammar_build_repeat(builder, xml_parameter(builder, name, raw_value(builder)), 0,
-                                GRAMMAR_UNBOUNDED);
+        grammar_build_repeat(builder, grammar_build_class(builder, key, 4), 1, 128);
+    return grammar_build_repeat(builder,
+                                tagged_parameter(builder, syntax, name, any_value(builder, syntax)),
+                                0, GRAMMAR_UNBOUNDED);
 }
 
-static enum lm_status xml_call(struct grammar_builder *builder, struct json_object *function,
-                               bool by_schema, grammar_expr *out, struct lm_error *err)
+static enum lm_status tagged_call(struct grammar_builder *builder, const struct tool_syntax *syntax,
+                                  struct json_object *function, bool by_schema, grammar_expr *out,
+                                  struct lm_error *err)
 {
     struct sequence call = {0};
     grammar_expr parameters = GRAMMAR_NOTHING;
     if (by_schema) {
-        const enum lm_status status = declared_parameters(builder, function, &parameters, err);
+        const enum lm_status status =
+            declared_parameters(builder, syntax, function, &parameters, err);
         if (status != LM_OK) return status;
     } else {
-        parameters = any_parameters(builder);
+        parameters = any_parameters(builder, syntax);
     }
-    add(&call, grammar_build_string(builder, "<function="));
-    add(&call, grammar_build_string(builder, name_of(function)));
-    add(&call, grammar_build_string(builder, ">"));
+    add(&call, call_head(builder, syntax, function));
     add(&call, line_break(builder));
     add(&call, parameters);
-    add(&call, grammar_build_string(builder, "</function>"));
+    add(&call, markup(builder, syntax->call_close));
     *out = end_sequence(builder, &call);
     return LM_OK;
 }
 
-/* ---- both */
+/* ---- calls */
 
-/* One of the tools, without the marks around it. */
-static enum lm_status any_call(struct grammar_builder *builder, enum tool_format format,
+static enum lm_status one_call(struct grammar_builder *builder, const struct tool_syntax *syntax,
+                               struct json_object *function, bool by_schema, grammar_expr *out,
+                               struct lm_error *err)
+{
+    grammar_expr arguments = GRAMMAR_NOTHING;
+    if (syntax->body == TOOL_BODY_PARAMETERS)
+        return tagged_call(builder, syntax, function, by_schema, out, err);
+    const enum lm_status status = json_arguments(builder, function, by_schema, &arguments, err);
+    if (status != LM_OK) return status;
+    *out = syntax->body == TOOL_BODY_OBJECT ? object_call(builder, syntax, function, arguments)
+                                            : arguments_call(builder, syntax, function, arguments);
+    return LM_OK;
+}
+
+/* One of the tools, without a section around it. */
+static enum lm_status any_call(struct grammar_builder *builder, const struct tool_syntax *syntax,
                                struct json_object *tools, enum tool_grammar_scope scope,
                                grammar_expr *out, struct lm_error *err)
 {
@@ -303,58 +418,81 @@ static enum lm_status any_call(struct grammar_builder *builder, enum tool_format
         struct json_object *function = member(json_object_array_get_idx(tools, i), "function");
         const bool by_schema =
             scope == TOOL_GRAMMAR_ANSWER || json_object_get_boolean(member(function, "strict"));
-        status = format == TOOL_FORMAT_QWEN_XML
-                     ? xml_call(builder, function, by_schema, &calls[i], err)
-                     : json_call(builder, function, by_schema, &calls[i], err);
+        status = one_call(builder, syntax, function, by_schema, &calls[i], err);
     }
     if (status == LM_OK) *out = grammar_build_choice(builder, calls, n);
     free(calls);
     return status;
 }
 
-static grammar_expr start_of(struct grammar_builder *builder, enum tool_format format,
+/* The call, and further ones with the separator in front of each. */
+static grammar_expr repeated(struct grammar_builder *builder, grammar_expr call,
+                             grammar_expr separator)
+{
+    const grammar_expr next = grammar_build_sequence(builder, (grammar_expr[]){separator, call}, 2);
+    return grammar_build_sequence(
+        builder, (grammar_expr[]){call, grammar_build_repeat(builder, next, 0, GRAMMAR_UNBOUNDED)},
+        2);
+}
+
+/* Calls in their section: one, or as many as may stand in it. */
+static grammar_expr section_of(struct grammar_builder *builder, const struct tool_syntax *syntax,
+                               grammar_expr call, grammar_expr gap, bool parallel)
+{
+    struct sequence section = {0};
+    grammar_expr separator = gap;
+    if (syntax->list)
+        separator = grammar_build_sequence(
+            builder,
+            (grammar_expr[]){grammar_build_string(builder, ","),
+                             grammar_build_optional(builder, grammar_build_string(builder, " "))},
+            2);
+    if (parallel && syntax->many) call = repeated(builder, call, separator);
+    if (!syntax->section_open || syntax->only_first) return call;
+    add(&section, markup(builder, syntax->section_open));
+    add(&section, syntax->list ? grammar_build_string(builder, "[") : gap);
+    add(&section, call);
+    add(&section, syntax->list ? grammar_build_string(builder, "]") : gap);
+    add(&section, markup(builder, syntax->section_close));
+    return end_sequence(builder, &section);
+}
+
+static grammar_expr start_of(struct grammar_builder *builder, const struct tool_syntax *syntax,
                              grammar_expr call, enum tool_grammar_scope scope, bool parallel)
 {
     const grammar_expr gap = line_break(builder);
-    const grammar_expr close = grammar_build_sequence(
-        builder, (grammar_expr[]){gap, grammar_build_string(builder, "</tool_call>")}, 2);
-    struct sequence marked = {0};
-    add(&marked, grammar_build_string(builder, "<tool_call>"));
-    add(&marked, gap);
-    add(&marked, call);
-    add(&marked, close);
-    const grammar_expr whole = end_sequence(builder, &marked);
+    const grammar_expr section = section_of(builder, syntax, call, gap, parallel);
     if (scope == TOOL_GRAMMAR_CALL) {
-        /* some models leave the first mark out */
+        if (!syntax->is_marker || !syntax->section_open) return section;
+        /* some models leave the section's mark out, or it came with an earlier call */
+        const grammar_expr close = grammar_build_sequence(
+            builder, (grammar_expr[]){gap, markup(builder, syntax->section_close)}, 2);
+        const grammar_expr calls = parallel && syntax->many ? repeated(builder, call, gap) : call;
         const grammar_expr bare = grammar_build_sequence(
-            builder, (grammar_expr[]){call, grammar_build_optional(builder, close)}, 2);
-        return format == TOOL_FORMAT_QWEN_XML
-                   ? grammar_build_choice(builder, (grammar_expr[]){whole, bare}, 2)
-                   : whole;
+            builder, (grammar_expr[]){calls, grammar_build_optional(builder, close)}, 2);
+        return grammar_build_choice(builder, (grammar_expr[]){section, bare}, 2);
     }
     /* line breaks stand behind a reasoning block */
     const grammar_expr lead =
         grammar_build_repeat(builder, grammar_build_string(builder, "\n"), 0, 2);
-    const grammar_expr next = grammar_build_sequence(builder, (grammar_expr[]){gap, whole}, 2);
-    struct sequence answer = {0};
-    add(&answer, lead);
-    add(&answer, whole);
-    if (parallel) add(&answer, grammar_build_repeat(builder, next, 0, GRAMMAR_UNBOUNDED));
-    return end_sequence(builder, &answer);
+    const bool repeats = parallel && !syntax->many && !syntax->described;
+    return grammar_build_sequence(
+        builder, (grammar_expr[]){lead, repeats ? repeated(builder, section, gap) : section}, 2);
 }
 
 enum lm_status tool_grammar_build(struct grammar **out, enum tool_format format,
                                   struct json_object *tools, enum tool_grammar_scope scope,
                                   bool parallel, struct lm_error *err)
 {
+    const struct tool_syntax *const syntax = tool_format_syntax(format);
     struct grammar_builder *builder;
     enum lm_status status = grammar_builder_create(&builder, err);
     if (status != LM_OK) return status;
     grammar_expr call = GRAMMAR_NOTHING;
-    status = any_call(builder, format, tools, scope, &call, err);
+    status = any_call(builder, syntax, tools, scope, &call, err);
     if (status == LM_OK)
         status = grammar_builder_finish(out, builder,
-                                        start_of(builder, format, call, scope, parallel), err);
+                                        start_of(builder, syntax, call, scope, parallel), err);
     grammar_builder_destroy(builder);
     return status;
 }

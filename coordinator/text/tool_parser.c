@@ -8,7 +8,8 @@
 
 struct tool_parser {
     struct tool_sink sink;
-    bool bare_functions; /* <function= without <tool_call> is a marker too */
+    const char *markers[2]; /* or NULL; all begin with one and the same byte */
+    char first;
     bool all_trusted;
     size_t n_call_max, n_call; /* complete ones */
     enum { IN_TEXT, IN_CALL, IN_REST /* dropped */ } state;
@@ -20,8 +21,6 @@ struct tool_parser {
     bool called;             /* any call was announced */
 };
 
-static const char tool_call[] = "<tool_call>", function[] = "<function=";
-
 enum lm_status tool_parser_create(struct tool_parser **out, enum tool_format format,
                                   struct json_object *tools, size_t n_call_max,
                                   const struct tool_sink *sink, struct lm_error *err)
@@ -29,7 +28,11 @@ enum lm_status tool_parser_create(struct tool_parser **out, enum tool_format for
     struct tool_parser *parser = calloc(1, sizeof(*parser));
     if (!parser) return lm_fail(err, LM_E_NO_MEM, "no memory for a parser of tool calls");
     parser->sink = *sink;
-    parser->bare_functions = format == TOOL_FORMAT_QWEN_XML;
+    const struct tool_syntax *const syntax = tool_format_syntax(format);
+    parser->block.syntax = syntax;
+    parser->markers[0] = syntax->section_open;
+    parser->markers[1] = syntax->is_marker ? syntax->call_open : NULL;
+    parser->first = syntax->section_open ? syntax->section_open[0] : syntax->call_open[0];
     parser->n_call_max = n_call_max;
     parser->at_edge = true;
     parser->block.tools = tools;
@@ -92,12 +95,11 @@ static void put_call(struct tool_parser *parser)
 
 /* ---- states */
 
-static void begin_call(struct tool_parser *parser)
+static void begin_call(struct tool_parser *parser, enum tool_block_place place)
 {
     parser->state = IN_CALL;
-    parser->trusted = parser->all_trusted;
     parser->announced = false;
-    tool_block_begin(&parser->block, parser->raw.n == sizeof(function) - 1);
+    tool_block_begin(&parser->block, place);
 }
 
 /* The call is read, or was none: raw is its text, of which the last n_back bytes do not count. */
@@ -114,33 +116,63 @@ static void end_call(struct tool_parser *parser, enum tool_block_status status,
     if (status != TOOL_BLOCK_DONE) return; /* it stays without its end */
     parser->sink.on_call_end(parser->sink.context);
     parser->n_call++;
-    if (parser->n_call_max && parser->n_call >= parser->n_call_max) parser->state = IN_REST;
+    if (parser->n_call_max && parser->n_call >= parser->n_call_max)
+        parser->state = IN_REST;
+    else if (parser->block.continues)
+        begin_call(parser, TOOL_BLOCK_IN_LIST); /* as trusted as the one before */
 }
 
-static bool begins_marker(const struct tool_parser *parser, const char *bytes, size_t n)
+/* Whether bytes begin a marker; *i: which one they are, if they are the whole of one. */
+static bool begins_marker(const struct tool_parser *parser, const struct byte_buffer *bytes,
+                          size_t *i)
 {
-    return (n < sizeof(tool_call) && !memcmp(bytes, tool_call, n)) ||
-           (parser->bare_functions && n < sizeof(function) && !memcmp(bytes, function, n));
+    bool begins = false;
+    *i = 2;
+    for (size_t k = 0; k < 2; k++) {
+        const char *const marker = parser->markers[k];
+        const size_t n = marker ? strlen(marker) : 0;
+        if (!n || bytes->n > n || memcmp(bytes->data, marker, bytes->n) != 0) continue;
+        begins = true;
+        if (bytes->n == n) *i = k;
+    }
+    return begins;
 }
 
-/* Takes at least one byte; both markers have '<' at their beginning only. */
+/* What looked like the beginning of a marker is text; another one may begin inside of it. */
+static void release_text(struct tool_parser *parser)
+{
+    struct byte_buffer held = parser->raw;
+    parser->raw = (struct byte_buffer){.failed = held.failed};
+    if (!held.failed) {
+        put_text(parser, held.data, 1);
+        tool_parser_push(parser, held.data + 1, held.n - 1);
+    }
+    byte_buffer_free(&held);
+}
+
+/* Takes at least one byte. */
 static size_t push_text(struct tool_parser *parser, const char *bytes, size_t n)
 {
     struct byte_buffer *const raw = &parser->raw;
-    if (!raw->n && *bytes != '<') {
-        const char *const marker = memchr(bytes, '<', n);
+    size_t i_marker;
+    if (!raw->n && *bytes != parser->first) {
+        const char *const marker = memchr(bytes, parser->first, n);
         const size_t n_text = marker ? (size_t)(marker - bytes) : n;
         put_text(parser, bytes, n_text);
         return n_text;
     }
-    byte_buffer_put(raw, bytes, 1);
-    if (!begins_marker(parser, raw->data ? raw->data : "", raw->n)) {
-        put_text(parser, raw->data, raw->n - 1);
-        byte_buffer_clear(raw);
-        return 0; /* the byte is read again, as text or as another '<' */
+    if (parser->block.syntax->only_first && !parser->at_edge) {
+        put_text(parser, bytes, 1);
+        return 1;
     }
-    const bool is_function = raw->n == sizeof(function) - 1 && raw->data[1] == 'f';
-    if (raw->n == sizeof(tool_call) - 1 || is_function) begin_call(parser);
+    byte_buffer_put(raw, bytes, 1);
+    if (raw->failed) return 1;
+    if (!begins_marker(parser, raw, &i_marker)) {
+        release_text(parser);
+    } else if (i_marker < 2) {
+        parser->trusted = parser->all_trusted;
+        begin_call(parser, i_marker ? TOOL_BLOCK_IN_CALL : TOOL_BLOCK_IN_SECTION);
+    }
     return 1;
 }
 

@@ -31,6 +31,7 @@ class Process(unittest.TestCase):
             file.write(b"GGUF\3\0\0\0" + b"\1" * 100)
         cases = (("/no/such/file", (), 3), (broken, (), 5),
                  (serve.TINY, ("--ram", "1M"), 9), (serve.TINY, ("--tool-format",), 2),
+                 (serve.TINY, ("--tool-format", "toml"), 2),
                  (serve.TINY, ("--chat-template-kwargs", "[]"), 2),
                  (serve.TINY, ("--api-prefix", "x"), 2), (serve.TINY, ("--max-body", "x"), 2),
                  (serve.TINY, ("--log-file", "/no/such/folder/log"), 3),

@@ -60,8 +60,10 @@ static struct record read_calls(const uint8_t *text, size_t n, uint8_t settings,
     struct json_object *tools = json_tokener_parse(tools_json);
     const struct tool_sink sink = {on_text, on_call, on_arguments, on_call_end, &record};
     struct tool_parser *parser;
-    if (tool_parser_create(&parser, settings & 1 ? TOOL_FORMAT_QWEN_XML : TOOL_FORMAT_HERMES, tools,
-                           settings >> 1 & 3, &sink, NULL) != LM_OK)
+    const int i_format = (settings >> 5) * 2 + !(settings & 1);
+    const enum tool_format format =
+        (enum tool_format)(TOOL_FORMAT_AUTO + 1 + i_format % (TOOL_FORMAT_N - 1));
+    if (tool_parser_create(&parser, format, tools, settings >> 1 & 3, &sink, NULL) != LM_OK)
         abort();
     if (settings & 8) tool_parser_trust(parser, true);
     for (size_t at = 0; at < n; at += n_piece)

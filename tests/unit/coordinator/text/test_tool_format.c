@@ -15,8 +15,20 @@ static void test_formats_follow_from_the_template(void **state)
     } cases[] = {
         {"{% if tools %}<tool_call>\n<function=example>", TOOL_FORMAT_QWEN_XML},
         {"{{ tools }} <tool_call>\n{\"name\": <function-name>}", TOOL_FORMAT_HERMES},
-        {"{{ tools }} <tool_call>name\n<arg_key>k</arg_key>", TOOL_FORMAT_GENERIC},
-        {"{{ tools }} <|python_tag|>", TOOL_FORMAT_GENERIC},
+        {"{{ tools }} <tool_call>name\n<arg_key>k</arg_key>", TOOL_FORMAT_GLM},
+        {"{{ tools }} <|python_tag|>", TOOL_FORMAT_LLAMA},
+        {"{{ tools }} <\xef\xbd\x9ctool\xe2\x96\x81sep\xef\xbd\x9c>\n```json",
+         TOOL_FORMAT_DEEPSEEK_V3},
+        {"{{ tools }} <\xef\xbd\x9ctool\xe2\x96\x81sep\xef\xbd\x9c>", TOOL_FORMAT_DEEPSEEK_V31},
+        {"<\xef\xbd\x9ctool\xe2\x96\x81sep\xef\xbd\x9c>", TOOL_FORMAT_GENERIC},
+        {"{{ tools }} {% set mark = '\xef\xbd\x9c"
+         "DSML\xef\xbd\x9c' %}",
+         TOOL_FORMAT_DSML},
+        {"{{ tools }} <|tool_call_begin|>{{ id }}<|tool_call_argument_begin|>", TOOL_FORMAT_KIMI},
+        {"{{ tools }} <minimax:tool_call>", TOOL_FORMAT_INVOKE},
+        {"{{ tools }} <|start|>assistant<|channel|>final", TOOL_FORMAT_HARMONY},
+        {"{{ tools }} [AVAILABLE_TOOLS] [TOOL_CALLS]", TOOL_FORMAT_MISTRAL},
+        {"{{ tools }} [TOOL_CALLS]{{ name }}[ARGS]", TOOL_FORMAT_MISTRAL_ARGS},
         {"{{ xml_tools }} <tool_call>{\"name\": }", TOOL_FORMAT_GENERIC},
         {"{{ toolset }} <tool_call>{\"name\": }", TOOL_FORMAT_GENERIC},
         {"<tool_call>{{ toolset }} {{ tools", TOOL_FORMAT_HERMES},
@@ -31,7 +43,7 @@ static void test_formats_follow_from_the_template(void **state)
 static void test_names(void **state)
 {
     (void)state;
-    for (int i = TOOL_FORMAT_AUTO; i <= TOOL_FORMAT_GENERIC; i++) {
+    for (int i = TOOL_FORMAT_AUTO; i < TOOL_FORMAT_N; i++) {
         enum tool_format format;
         assert_true(tool_format_from_name(&format, tool_format_name((enum tool_format)i)));
         assert_int_equal(format, i);
@@ -117,6 +129,44 @@ static void test_many_results_cost_what_they_weigh(void **state)
     json_object_put(messages);
 }
 
+static void adapt(enum tool_format format, const char *messages, const char *expected)
+{
+    struct json_object *list = json_tokener_parse(messages);
+    tool_format_adapt_history(format, list);
+    assert_string_equal(json_object_to_json_string_ext(list, JSON_C_TO_STRING_PLAIN), expected);
+    json_object_put(list);
+}
+
+static void test_history_has_the_ids_of_the_syntax(void **state)
+{
+    (void)state;
+    static const char messages[] =
+        "[{\"tool_calls\":[{\"id\":\"call_a\",\"function\":{\"name\":\"f\"}},"
+        "{\"id\":\"call_b\",\"function\":{\"name\":\"g\"}}]},"
+        "{\"tool_call_id\":\"call_b\"},{\"tool_call_id\":\"call_a\"},{\"tool_call_id\":\"x\"},"
+        "{\"tool_calls\":[7,{\"name\":\"f\"}]}]";
+    adapt(TOOL_FORMAT_HERMES, messages, messages);
+    adapt(TOOL_FORMAT_KIMI, messages,
+          "[{\"tool_calls\":[{\"id\":\"functions.f:0\",\"function\":{\"name\":\"f\"}},"
+          "{\"id\":\"functions.g:1\",\"function\":{\"name\":\"g\"}}]},"
+          "{\"tool_call_id\":\"functions.g:1\"},{\"tool_call_id\":\"functions.f:0\"},"
+          "{\"tool_call_id\":\"functions.:2\"},"
+          "{\"tool_calls\":[7,{\"name\":\"f\",\"id\":\"functions.f:3\"}]}]");
+    adapt(TOOL_FORMAT_MISTRAL,
+          "[{\"tool_calls\":[{\"id\":\"call_a\",\"function\":{\"name\":\"f\"}}]},"
+          "{\"tool_call_id\":\"call_a\"}]",
+          "[{\"tool_calls\":[{\"id\":\"000000000\",\"function\":{\"name\":\"f\"}}]},"
+          "{\"tool_call_id\":\"000000000\"}]");
+    adapt(TOOL_FORMAT_HARMONY,
+          "[{\"content\":\"a\",\"reasoning_content\":\"r\"},{\"content\":\"a\","
+          "\"reasoning_content\":\"r\",\"tool_calls\":[]},{\"content\":null,"
+          "\"reasoning_content\":\"r\",\"tool_calls\":[]},{\"content\":\"b\"}]",
+          "[{\"content\":\"a\",\"reasoning_content\":\"r\",\"thinking\":\"r\"},{\"content\":"
+          "\"\",\"reasoning_content\":\"r\",\"tool_calls\":[],\"thinking\":\"r\\n\\na\"},"
+          "{\"content\":null,\"reasoning_content\":\"r\",\"tool_calls\":[],\"thinking\":\"r\"},"
+          "{\"content\":\"b\"}]");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -125,6 +175,7 @@ int main(void)
         cmocka_unit_test(test_definitions_join_the_system_message),
         cmocka_unit_test(test_history_is_written_as_text),
         cmocka_unit_test(test_many_results_cost_what_they_weigh),
+        cmocka_unit_test(test_history_has_the_ids_of_the_syntax),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

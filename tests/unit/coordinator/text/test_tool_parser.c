@@ -425,22 +425,160 @@ static void test_trusted_arguments_do_not_wait(void **state)
     byte_buffer_free(&record.arguments);
 }
 
+/* ---- the other formats */
+
+#define BAR "\xef\xbd\x9c"
+#define DS(word) "<" BAR "tool\xe2\x96\x81" word BAR ">"
+#define DS_BEGIN                                                                                   \
+    DS("calls\xe2\x96\x81"                                                                         \
+       "begin")
+#define DS_END                                                                                     \
+    DS("calls\xe2\x96\x81"                                                                         \
+       "end")
+#define DS_CALL(text)                                                                              \
+    DS("call\xe2\x96\x81"                                                                          \
+       "begin")                                                                                    \
+    text DS("call\xe2\x96\x81"                                                                     \
+            "end")
+#define DSML(tag) "<" BAR "DSML" BAR tag
+#define DSML_CLOSE(tag) "</" BAR "DSML" BAR tag ">"
+#define DSML_P(key, type, value)                                                                   \
+    DSML("parameter name=\"" key "\" string=\"" type "\">") value DSML_CLOSE("parameter") "\n"
+#define ARG(key, value) "<arg_key>" key "</arg_key>\n<arg_value>" value "</arg_value>\n"
+#define KIMI(id, arguments)                                                                        \
+    "<|tool_call_begin|>" id "<|tool_call_argument_begin|>" arguments "<|tool_call_end|>"
+#define INVOKE(parameters) "<invoke name=\"f\">\n" parameters "</invoke>\n"
+#define INVOKE_P(key, value) "<parameter name=\"" key "\">" value "</parameter>\n"
+
+/* What each format's models write, beside text, with what the parsers have to watch for. */
+static const char *const written[TOOL_FORMAT_N][3] = {
+    [TOOL_FORMAT_QWEN_XML] =
+        {"Text.\n\n" CALL(P("s", "a\n</parameter>\n b") P("i", "1")
+                              P("o", "{\"a\": \"<b>\"}")) "\n" CALL(P("a", "[1, 2]")) "\nmore",
+         "<function=f><parameter=s>x<parameter=i>2</function></tool_call><tool_call>{\"arguments\":"
+         "\"{\\\"i\\\":1}\",\"name\":\"f\"}</tool_call>",
+         CALL(P("s", "<tool_call>\xF0\x9F\x98\x80</tool_call>"))},
+    [TOOL_FORMAT_HERMES] =
+        {"<tool_call>\n{\"name\": \"f\", \"arguments\": {\"s\": \"a \\\"b\\\" \xC3\xA9\", \"o\": "
+         "{\"x\": [1.5, null]}}}\n</tool_call>\n<tool_call>{\"name\": \"get_weather.v-2\"}",
+         "<tool_call>{\"name\": \"f\", \"arguments\": {\"s\": \"<tool_call></tool_call>\"}}"
+         "</tool_call> x <tool_call>{\"name\": \"f\", \"arguments\": {\"s\": [}}</tool_call>",
+         "<tool_call>{\"name\": \"f\", \"parameters\": {\"s\": \"\\ud83d\\ude00\"}}"},
+    [TOOL_FORMAT_GENERIC] = {"a <tool_call>{\"name\": \"f\"}</tool_call>",
+                             "<tool_call>{\"name\": \"g\"}</tool_call>", "<tool_call> <tool_call>"},
+    [TOOL_FORMAT_GLM] =
+        {"Well.\n<tool_call>f\n" ARG("s", "two\nlines ")
+             ARG("i", "7") "</tool_call>\n<tool_call>"
+                           "get_weather.v-2\n</tool_call>",
+         "<tool_call>f<arg_key>s</arg_key><arg_value>a</arg_value>b <arg_key></arg_value>"
+         "<arg_key>o</arg_key><arg_value>{\"x\": \"</arg_value>\"}</arg_value></tool_call> end",
+         "<tool_call>f" ARG("s", "\xE2\x82\xAC")},
+    [TOOL_FORMAT_DEEPSEEK_V3] =
+        {"So: " DS_BEGIN
+             DS_CALL("function" DS("sep") "f\n```json\n{\"s\": \"```\"}\n```") "\n" DS_CALL(
+                 "function" DS("sep") "get_weather.v-2\n```json\n{}\n```") DS_END,
+         DS_BEGIN DS_CALL("function" DS("sep") "g\n```json\n{}\n```") DS_END,
+         DS_CALL("function" DS_CALL("function" DS("sep") "f\n```json\n{\"i\":1}"))},
+    [TOOL_FORMAT_DEEPSEEK_V31] = {"So: " DS_BEGIN DS_CALL(
+                                      "f" DS("sep") "{\"s\": \"\xE6\x97\xA5\", \"i\": 1}")
+                                      DS_CALL("get_weather.v-2" DS("sep") "{}") DS_END,
+                                  DS_BEGIN DS_CALL("f" DS("sep") "{\"s\": \"" DS_END "\"}") DS_END
+                                  " x",
+                                  DS_BEGIN DS_CALL("f" DS("sep") "{\"s\": 1,}")},
+    [TOOL_FORMAT_DSML] = {"Now\n\n" DSML("function_calls>\n") DSML("invoke name=\"f\">\n")
+                              DSML_P("s", "true", " a\n<b>") DSML_P("i", "false", "12")
+                                  DSML_P("y", "true", "null") DSML_CLOSE("invoke") "\n" DSML(
+                                      "invoke name=\"f\">\n") DSML_P("y", "false", "null")
+                                      DSML_P("new", "true", "1") DSML_P("newer", "false", "1")
+                                          DSML_CLOSE("invoke") "\n" DSML_CLOSE("function_calls"),
+                          DSML("function_calls>") DSML("invoke name=\"f\">")
+                              DSML_P("s", "true", DSML_CLOSE("parameter") "x") DSML_CLOSE("invoke"),
+                          DSML("invoke name=\"f\">") DSML_P("s", "maybe", "1")},
+    [TOOL_FORMAT_KIMI] = {"I look.<|tool_calls_section_begin|>" KIMI(
+                              "functions.f:0", "{\"s\": \"<|tool_call_end|>\"}")
+                              KIMI("functions.get_weather.v-2:12",
+                                   "{}") "<|tool_calls_section_end|>",
+                          KIMI("f", "{\"i\": 1}") " " KIMI("functions.g:1",
+                                                           "{}") "<|tool_calls_section_end|>",
+                          "<|tool_calls_section_begin|>" KIMI("functions.f:0", "[]")},
+    [TOOL_FORMAT_INVOKE] = {"Look\n<minimax:tool_call>\n" INVOKE(
+                                INVOKE_P("s", "\n a </parameter> b\n") INVOKE_P("i", "3"))
+                                INVOKE("") "</minimax:tool_call>",
+                            INVOKE(INVOKE_P("o", "{\"a\": 1}") INVOKE_P("b", "true")) "x",
+                            "<minimax:tool_call><invoke name=\"f\"><parameter name=\"s\">\xC3\xA9"},
+    [TOOL_FORMAT_HARMONY] =
+        {"Hm <|channel|>commentary to=functions.f <|constrain|>json<|message|>{\"s\": \"<|call|>\"}"
+         "<|call|>",
+         "<|channel|>commentary to=f<|channel|>commentary json<|message|>{\"i\": 2} rest",
+         "<|channel|>commentary to=functions.f<|message|>[]<|channel|>commentary to="},
+    [TOOL_FORMAT_MISTRAL] =
+        {"See [1] [TOOL_CALLS][{\"name\": \"f\", \"arguments\": {\"s\": \"],[\"}, \"id\": "
+         "\"abcdefghi\"}, {\"name\": \"get_weather.v-2\", \"arguments\": {}}] end",
+         "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {\"i\": 1}}, {\"name\": \"g\"}]",
+         "[TOOL_CALLS]{\"name\": \"f\", \"arguments\": {\"i\": 1}}[TOOL_CALLS][7]"},
+    [TOOL_FORMAT_MISTRAL_ARGS] =
+        {"a [TOOL_CALLS]f[ARGS]{\"s\": \"[ARGS]\"}[TOOL_CALLS]get_weather.v-2[ARGS]{}",
+         "[TOOL_CALLS]g[ARGS]{} [TOOL_CALLS]f[ARGS]{\"i\": 1", "[TOOL_CALLS][TOOL_CALLS]f[ARGS]{}"},
+    [TOOL_FORMAT_LLAMA] =
+        {"{\"name\": \"f\", \"parameters\": {\"s\": \"{\\\"name\\\"\"}}",
+         " {\"name\": \"f\", \"parameters\": {\"i\": 1}}\n{\"name\": \"f\"} then {\"name\": \"f\"}",
+         "{\"name\": \"g\", \"parameters\": {}} {\"names\": 1}"},
+};
+
+static const char *const read_back[TOOL_FORMAT_N][3] = {
+    [TOOL_FORMAT_GLM] =
+        {"Well.\n[f {\"s\":\"two\\nlines \",\"i\":7}][get_weather.v-2 {}]",
+         "[f {\"s\":\"a</arg_value>b <arg_key>\",\"o\":{\"x\":\"</arg_value>\"}}] end",
+         "[f {\"s\":\"\xE2\x82\xAC\"}]"},
+    [TOOL_FORMAT_DEEPSEEK_V3] = {"So: [f {\"s\":\"```\"}][get_weather.v-2 {}]",
+                                 DS_BEGIN DS_CALL("function" DS("sep") "g\n```json\n{}\n```")
+                                     DS_END,
+                                 DS("call\xe2\x96\x81"
+                                    "begin") "function[f {\"i\":1}]" DS("call\xe2\x96\x81"
+                                                                        "end")},
+    [TOOL_FORMAT_DEEPSEEK_V31] = {"So: [f {\"s\":\"\xE6\x97\xA5\",\"i\":1}][get_weather.v-2 {}]",
+                                  "[f {\"s\":\"" DS_END "\"}] x",
+                                  DS_BEGIN DS_CALL("f" DS("sep") "{\"s\": 1,}")},
+    [TOOL_FORMAT_DSML] = {"Now\n\n[f {\"s\":\" a\\n<b>\",\"i\":12,\"y\":\"null\"}]"
+                          "[f {\"y\":null,\"new\":\"1\",\"newer\":1}]",
+                          "[f {\"s\":\"" DSML_CLOSE("parameter") "x\"}]",
+                          DSML("invoke name=\"f\">") DSML_P("s", "maybe", "1")},
+    [TOOL_FORMAT_KIMI] = {"I look.[f {\"s\":\"<|tool_call_end|>\"}][get_weather.v-2 {}]",
+                          "[f {\"i\":1}]" KIMI("functions.g:1", "{}") "<|tool_calls_section_end|>",
+                          "<|tool_calls_section_begin|>" KIMI("functions.f:0", "[]")},
+    [TOOL_FORMAT_INVOKE] = {"Look\n[f {\"s\":\"\\n a </parameter> b\\n\",\"i\":3}][f {}]",
+                            "[f {\"o\":{\"a\":1},\"b\":true}]x", "[f {\"s\":\"\xC3\xA9\"}]"},
+    [TOOL_FORMAT_HARMONY] = {"Hm [f {\"s\":\"<|call|>\"}]", "[f {\"i\":2}]rest",
+                             "<|channel|>commentary to=functions.f<|message|>[]"
+                             "<|channel|>commentary to="},
+    [TOOL_FORMAT_MISTRAL] = {"See [1] [f {\"s\":\"],[\"}][get_weather.v-2 {}] end",
+                             "[f {\"i\":1}] {\"name\": \"g\"}]", "[f {\"i\":1}][TOOL_CALLS][7]"},
+    [TOOL_FORMAT_MISTRAL_ARGS] = {"a [f {\"s\":\"[ARGS]\"}][get_weather.v-2 {}]",
+                                  "[TOOL_CALLS]g[ARGS]{} [TOOL_CALLS]f[ARGS]{\"i\": 1",
+                                  "[TOOL_CALLS][f {}]"},
+    [TOOL_FORMAT_LLAMA] = {"[f {\"s\":\"{\\\"name\\\"\"}]",
+                           "[f {\"i\":1}][f {}] then {\"name\": \"f\"}",
+                           "{\"name\": \"g\", \"parameters\": {}} {\"names\": 1}"},
+};
+
+static void test_each_format_is_read(void **state)
+{
+    (void)state;
+    for (int format = TOOL_FORMAT_GLM; format < TOOL_FORMAT_N; format++)
+        for (int i = 0; i < 3; i++)
+            check((enum tool_format)format, written[format][i], read_back[format][i]);
+}
+
 /* Outputs with bytes dropped, doubled, moved and cut: no division changes what is read. */
 static void test_no_division_changes_a_broken_output(void **state)
 {
     (void)state;
-    static const char *const outputs[] = {
-        "Text.\n\n" CALL(P("s", "a\n</parameter>\n b") P("i", "1")
-                             P("o", "{\"a\": \"<b>\"}")) "\n" CALL(P("a", "[1, 2]")) "\nmore",
-        "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"s\": \"a \\\"b\\\" \xC3\xA9\", \"o\": "
-        "{\"x\": [1.5, null]}}}\n</tool_call>\n<tool_call>{\"name\": \"get_weather.v-2\"}",
-        "<function=f><parameter=s>x<parameter=i>2</function></tool_call><tool_call>{\"arguments\":"
-        "\"{\\\"i\\\":1}\",\"name\":\"f\"}</tool_call>",
-    };
     uint32_t seed = 1;
-    for (int round = 0; round < 4000; round++) {
-        char text[800];
-        const char *output = outputs[round % 3];
+    for (int round = 0; round < 8000; round++) {
+        char text[1200];
+        const enum tool_format format =
+            (enum tool_format)(TOOL_FORMAT_AUTO + 1 + round % (TOOL_FORMAT_N - 1));
+        const char *output = written[format][next_random(&seed) % 3];
         size_t n = strlen(output);
         memcpy(text, output, n);
         for (uint32_t edits = next_random(&seed) % 4; edits; edits--) {
@@ -458,8 +596,7 @@ static void test_no_division_changes_a_broken_output(void **state)
                 n += span;
             }
         }
-        const struct reading reading = {.format = next_random(&seed) % 4 ? TOOL_FORMAT_QWEN_XML
-                                                                         : TOOL_FORMAT_HERMES,
+        const struct reading reading = {.format = format,
                                         .n_call_max = next_random(&seed) % 3,
                                         .cut = next_random(&seed) % 3 == 0,
                                         .trusted = next_random(&seed) % 2};
@@ -467,7 +604,8 @@ static void test_no_division_changes_a_broken_output(void **state)
         for (int division = BYTES; division <= RANDOM + 2; division++) {
             char *got = read_calls(reading, text, n, division < RANDOM ? division : RANDOM, &seed);
             if (strcmp(got, whole) != 0)
-                fail_msg("round %d: %.*s\nwhole: %s\npieces: %s", round, (int)n, text, whole, got);
+                fail_msg("%s, round %d: %.*s\nwhole: %s\npieces: %s", tool_format_name(format),
+                         round, (int)n, text, whole, got);
             free(got);
         }
         free(whole);
@@ -488,6 +626,7 @@ int main(void)
         cmocka_unit_test(test_a_trusted_call_that_breaks_stays_without_its_end),
         cmocka_unit_test(test_calls_beyond_the_bound_are_dropped),
         cmocka_unit_test(test_trusted_arguments_do_not_wait),
+        cmocka_unit_test(test_each_format_is_read),
         cmocka_unit_test(test_no_division_changes_a_broken_output),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
