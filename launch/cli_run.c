@@ -158,7 +158,8 @@ static double predicted_s(const struct generate_result *counts)
     return counts->n_generated ? counts->prefill_s + counts->decode_s - counts->first_token_s : 0;
 }
 
-static struct json_object *timings_json(const struct generate_result *counts)
+/* paged: experts are looked up. */
+static struct json_object *timings_json(const struct generate_result *counts, bool paged)
 {
     struct json_object *timings = json_object_new_object();
     const size_t n_computed = counts->n_prompt - counts->n_cached;
@@ -182,6 +183,8 @@ static struct json_object *timings_json(const struct generate_result *counts)
         json_object_object_add(timings, numbers[i].name,
                                json_object_new_double_s(numbers[i].value, text));
     }
+    if (paged)
+        json_object_object_add(timings, "experts", pager_report_usage_json(&counts->experts));
     return timings;
 }
 
@@ -189,13 +192,14 @@ static void print_json(const struct engine *engine, const struct chat_answer *an
 {
     static const char *const reasons[] = {"stop", "stop", "length", "abort"};
     struct json_object *object = json_object_new_object();
+    const bool paged = engine_stats(engine).pager.n_slot > 0;
     json_object_object_add(object, "content", json_object_new_string(answer->content));
     json_object_object_add(object, "reasoning_content",
                            *answer->reasoning ? json_object_new_string(answer->reasoning) : NULL);
     json_object_object_add(object, "finish_reason",
                            json_object_new_string(reasons[answer->finish]));
     json_object_object_add(object, "usage", usage_json(answer));
-    json_object_object_add(object, "timings", timings_json(&answer->counts));
+    json_object_object_add(object, "timings", timings_json(&answer->counts, paged));
     json_object_object_add(object, "experts", pager_report_json(engine_pager(engine)));
     puts(json_object_to_json_string_ext(object,
                                         JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
@@ -214,7 +218,7 @@ void run_print_timings(FILE *out, const struct engine *engine, const struct chat
             counts->n_generated, "", predicted_s(counts),
             per_second(counts->n_generated ? counts->n_generated - 1 : 0, predicted_s(counts)),
             counts->first_token_s, reasons[answer->finish]);
-    pager_report_print(out, engine_pager(engine));
+    pager_report_print(out, engine_pager(engine), &counts->experts);
 }
 
 bool run_shows_thinking(const struct run *run, bool by_default)

@@ -100,6 +100,13 @@ static enum lm_status start_picture(struct serve *serve, struct lm_error *err)
     return status;
 }
 
+static void tell_experts(const struct serve *serve)
+{
+    struct metrics_experts experts;
+    if (pager_report_metrics(&experts, engine_pager(serve->engine)))
+        server_set_experts(serve->server, &experts);
+}
+
 /* On the step thread. */
 static void on_step(void *context, const struct step_record *step)
 {
@@ -109,12 +116,7 @@ static void on_step(void *context, const struct step_record *step)
     const struct serve *serve = context;
     metrics_observe(serve->server->metrics, of_phase[step->phase], step->seconds);
     metrics_observe(serve->server->metrics, METRICS_STEP_TOKENS, step->n_token);
-    const struct expert_pager_stats pager = engine_stats(serve->engine).pager;
-    if (!pager.n_slot) return; /* all experts are mapped, none is looked up */
-    server_set_expert_counts(serve->server, pager.decode.n_hit + pager.prefill.n_hit,
-                             pager.decode.n_lookup - pager.decode.n_hit + pager.prefill.n_lookup -
-                                 pager.prefill.n_hit,
-                             pager_report_read_bytes(&pager));
+    tell_experts(serve);
 }
 
 static bool take_token(void *context, const struct sampled_token *token)
@@ -174,6 +176,7 @@ static enum lm_status load(struct serve *serve, struct lm_error *err)
     };
     if (status == LM_OK) status = start_picture(serve, err);
     if (status == LM_OK) warm_up(serve);
+    if (status == LM_OK) tell_experts(serve);
     if (status == LM_OK) status = dispatcher_create(&serve->dispatcher, &dispatcher, err);
     if (status == LM_OK)
         status = make_fingerprint(serve, server->system_fingerprint,

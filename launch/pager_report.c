@@ -1,11 +1,16 @@
 /* The expected hit rate, the plan in a line, and the counters. */
 #include "launch/pager_report.h"
 
+#include <assert.h>
+#include <inttypes.h>
 #include <json-c/json.h>
+#include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "coordinator/plan/hit_rate.h"
 #include "coordinator/plan/memory_plan.h"
+#include "coordinator/server/metrics.h"
 #include "proto/base/log.h"
 #include "proto/model/hparams.h"
 #include "worker/pager/expert_pager.h"
@@ -99,13 +104,25 @@ static void print_layers(FILE *out, const struct expert_pager *pager,
     fputc('\n', out);
 }
 
-void pager_report_print(FILE *out, const struct expert_pager *pager)
+static void print_usage(FILE *out, const struct expert_usage *usage)
+{
+    char bytes[24];
+    fprintf(out,
+            "lookups %5" PRIu64 " for this answer   hits %.1f%%, %" PRIu64 " on their way, %" PRIu64
+            " missed (%s)   waited %.2fs\n",
+            usage->n_lookup, percent(usage->n_hit, usage->n_lookup), usage->n_joined, usage->n_miss,
+            log_format_bytes(usage->miss_bytes, bytes), usage->wait_s);
+}
+
+void pager_report_print(FILE *out, const struct expert_pager *pager,
+                        const struct expert_usage *usage)
 {
     const struct expert_pager_stats stats = expert_pager_stats(pager);
     const struct expert_pager_counts *decode = &stats.decode, *prefill = &stats.prefill;
     const uint64_t n_bytes = pager_report_read_bytes(&stats);
     char bytes[24], rate[24];
     if (!stats.n_slot) return;
+    print_usage(out, usage);
     fprintf(out,
             "experts %5u of %u in memory   hits %.1f%% in decode, %.1f%% in prefill   "
             "waited %.2fs + %.2fs\n",
@@ -122,6 +139,54 @@ void pager_report_print(FILE *out, const struct expert_pager *pager)
                 percent(stats.n_recalled, stats.n_chosen), (unsigned long long)stats.n_useful,
                 (unsigned long long)stats.n_speculated);
     fputc('\n', out);
+}
+
+static struct metrics_lookups lookups_of(const struct expert_pager_counts *counts)
+{
+    return (struct metrics_lookups){.n_hit = counts->n_hit,
+                                    .n_joined = counts->n_joined,
+                                    .n_miss = counts->n_miss,
+                                    .miss_bytes = counts->miss_bytes,
+                                    .wait_s = counts->wait_s};
+}
+
+bool pager_report_metrics(struct metrics_experts *out, const struct expert_pager *pager)
+{
+    static_assert((int)METRICS_N_READ == (int)READ_PRIORITY_COUNT, "priorities have names");
+    const struct expert_pager_stats stats = expert_pager_stats(pager);
+    if (!stats.n_slot) return false;
+    out->n_layer = 0;
+    out->n_resident = stats.n_resident;
+    out->n_reading = stats.n_reading;
+    out->n_free = stats.n_free;
+    out->decode = lookups_of(&stats.decode);
+    out->prefill = lookups_of(&stats.prefill);
+    out->n_evicted = stats.n_evicted;
+    out->n_remiss = stats.n_remiss;
+    out->n_preloaded = stats.n_preloaded;
+    out->n_predicted = stats.n_predicted;
+    out->n_chosen = stats.n_chosen;
+    out->n_recalled = stats.n_recalled;
+    out->n_prefetched = stats.n_speculated;
+    out->n_prefetch_used = stats.n_useful;
+    out->n_prefetch_wasted = stats.n_wasted;
+    out->prefetched_bytes = stats.speculated_bytes;
+    out->prefetch_used_bytes = stats.useful_bytes;
+    memcpy(out->n_read, stats.disk.n_read, sizeof(out->n_read));
+    memcpy(out->read_bytes, stats.disk.read_bytes, sizeof(out->read_bytes));
+    out->busy_s = stats.disk.busy_s;
+    out->direct_rate = stats.disk.probe_direct_rate;
+    out->buffered_rate = stats.disk.probe_buffered_rate;
+    for (uint32_t il = stats.layer_begin; il < stats.layer_end; il++) {
+        const struct expert_pager_layer_stats layer = expert_pager_layer_stats(pager, il);
+        if (!layer.n_expert) continue;
+        out->layer[out->n_layer++] = (struct metrics_expert_layer){
+            .layer = il,
+            .n_hit = layer.decode.n_hit + layer.prefill.n_hit,
+            .n_joined = layer.decode.n_joined + layer.prefill.n_joined,
+            .n_miss = layer.decode.n_miss + layer.prefill.n_miss};
+    }
+    return true;
 }
 
 static void add(struct json_object *object, const char *key, struct json_object *value)
@@ -160,6 +225,19 @@ static struct json_object *layers_json(const struct expert_pager *pager,
     return list;
 }
 
+struct json_object *pager_report_usage_json(const struct expert_usage *usage)
+{
+    struct json_object *json = json_object_new_object();
+    add(json, "lookups", json_object_new_uint64(usage->n_lookup));
+    add(json, "hits", json_object_new_uint64(usage->n_hit));
+    add(json, "joined", json_object_new_uint64(usage->n_joined));
+    add(json, "misses", json_object_new_uint64(usage->n_miss));
+    add(json, "shared", json_object_new_uint64(usage->n_shared));
+    add(json, "miss_bytes", json_object_new_uint64(usage->miss_bytes));
+    add(json, "wait_ms", json_object_new_double(round(usage->wait_s * 1e6) / 1e3));
+    return json;
+}
+
 struct json_object *pager_report_json(const struct expert_pager *pager)
 {
     const struct expert_pager_stats stats = expert_pager_stats(pager);
@@ -180,6 +258,7 @@ struct json_object *pager_report_json(const struct expert_pager *pager)
     add(json, "useful", json_object_new_int64((int64_t)stats.n_useful));
     add(json, "preloaded", json_object_new_int64(stats.n_preloaded));
     add(json, "read_bytes", json_object_new_int64((int64_t)pager_report_read_bytes(&stats)));
+    add(json, "wasted", json_object_new_int64((int64_t)stats.n_wasted));
     add(json, "speculated_bytes", json_object_new_int64((int64_t)stats.speculated_bytes));
     add(json, "useful_bytes", json_object_new_int64((int64_t)stats.useful_bytes));
     add(json, "disk_busy_s", json_object_new_double(stats.disk.busy_s));

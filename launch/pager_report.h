@@ -2,14 +2,17 @@
 #ifndef LEAN_LAUNCH_PAGER_REPORT_H
 #define LEAN_LAUNCH_PAGER_REPORT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 
 struct expert_pager;
 struct expert_pager_stats;
+struct expert_usage;
 struct hparams;
 struct json_object;
 struct memory_plan;
+struct metrics_experts;
 
 /* What can be expected of a model with n_slot experts in memory, in words: hits, and what they
  * leave to the disk. Returns out. */
@@ -21,8 +24,14 @@ const char *pager_report_expectation(char out[PAGER_EXPECTATION_BYTES],
 void pager_report_plan(const struct memory_plan *plan, const struct hparams *hp, uint32_t n_slot);
 /* From disk, for whatever reason. */
 uint64_t pager_report_read_bytes(const struct expert_pager_stats *stats);
-/* A few lines under the timings of an answer; nothing if no expert is ever read. */
-void pager_report_print(FILE *out, const struct expert_pager *pager);
+/* A few lines under the timings of an answer: its own numbers, then those since the start; nothing
+ * if no expert is ever read. */
+void pager_report_print(FILE *out, const struct expert_pager *pager,
+                        const struct expert_usage *usage);
+/* Of one answer, with the keys of a server's timings. The caller owns it. */
+struct json_object *pager_report_usage_json(const struct expert_usage *usage);
+/* For /metrics. False: all experts are mapped, none is looked up. */
+bool pager_report_metrics(struct metrics_experts *out, const struct expert_pager *pager);
 /* The caller owns it. */
 struct json_object *pager_report_json(const struct expert_pager *pager);
 

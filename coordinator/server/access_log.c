@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +11,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "coordinator/server/expert_report.h"
+#include "coordinator/server/json_write.h"
 #include "proto/base/byte_buffer.h"
 #include "proto/base/log.h"
 
@@ -98,16 +101,29 @@ static void format_time(char text[40])
     snprintf(text + n, 40 - n, ".%03dZ", (int)((at - (double)seconds) * 1000));
 }
 
+static void format_experts(struct byte_buffer *line, const struct expert_usage *experts)
+{
+    byte_buffer_printf(line,
+                       " experts=%" PRIu64 " hits=%" PRIu64 " joined=%" PRIu64 " misses=%" PRIu64
+                       " shared=%" PRIu64 " read=%" PRIu64 "B waited=%.1fms",
+                       experts->n_lookup, experts->n_hit, experts->n_joined, experts->n_miss,
+                       experts->n_shared, experts->miss_bytes, experts->wait_s * 1e3);
+}
+
 static void format_text(struct byte_buffer *line, const struct http_record *record, const char *now)
 {
     const struct http_usage *usage = &record->usage;
     byte_buffer_printf(line, "%s %s %s %s %s %d", now, record->request_id, record->remote,
                        record->method, record->route, record->status);
-    if (usage->finish || usage->n_prompt)
+    const bool generated = usage->finish || usage->n_prompt;
+    if (generated)
         byte_buffer_printf(
-            line, " prompt=%zu cached=%zu generated=%zu queue=%.1fms first=%.1fms %.1ftok/s %s",
+            line, " prompt=%zu cached=%zu generated=%zu queue=%.1fms first=%.1fms %.1ftok/s",
             usage->n_prompt, usage->n_cached, usage->n_generated, usage->queue_s * 1e3,
-            usage->first_token_s * 1e3, usage->tokens_per_s, usage->finish ? usage->finish : "-");
+            usage->first_token_s * 1e3, usage->tokens_per_s);
+    if (expert_usage_any(&usage->experts)) format_experts(line, &usage->experts);
+    if (generated)
+        byte_buffer_printf(line, " %s", usage->finish ? usage->finish : "-");
     else if (record->code != API_OK)
         byte_buffer_printf(line, " %s", api_code_name(record->code));
     byte_buffer_put_text(line, "\n");
@@ -116,6 +132,7 @@ static void format_text(struct byte_buffer *line, const struct http_record *reco
 static void format_json(struct byte_buffer *line, const struct http_record *record, const char *now)
 {
     const struct http_usage *usage = &record->usage;
+    struct json_writer experts = {0};
     byte_buffer_printf(line,
                        "{\"time\":\"%s\",\"request_id\":\"%s\",\"remote\":\"%s\","
                        "\"method\":\"%s\",\"route\":\"%s\",\"status\":%d,\"seconds\":%.6f",
@@ -126,6 +143,11 @@ static void format_json(struct byte_buffer *line, const struct http_record *reco
                        "\"queue_ms\":%.3f,\"first_token_ms\":%.3f,\"tokens_per_second\":%.3f",
                        usage->n_prompt, usage->n_cached, usage->n_generated, usage->queue_s * 1e3,
                        usage->first_token_s * 1e3, usage->tokens_per_s);
+    byte_buffer_put_text(line, ",\"experts\":");
+    expert_usage_put(&experts, &usage->experts);
+    byte_buffer_put(line, experts.text.data, experts.text.n);
+    line->failed |= experts.text.failed;
+    byte_buffer_free(&experts.text);
     if (usage->finish)
         byte_buffer_printf(line, ",\"finish_reason\":\"%s\"", usage->finish);
     else

@@ -10,6 +10,7 @@
 
 #include "coordinator/grammar/grammar.h"
 #include "coordinator/sched/dispatcher.h"
+#include "coordinator/server/expert_report.h"
 #include "coordinator/server/http.h"
 #include "coordinator/server/json_parse.h"
 #include "coordinator/server/metrics.h"
@@ -238,6 +239,7 @@ static void observe_token(struct generation_choice *choice)
     choice->last_token_s = now_s;
     atomic_store(&choice->progress->n_decoded, choice->n_token);
     atomic_store(&choice->progress->n_past, choice->prompt->n + choice->n_token);
+    live_expert_usage_set(&choice->progress->experts, &choice->request.experts);
 }
 
 /* The prompt has been read. One of a single token has no log-probabilities to wait for. */
@@ -310,6 +312,7 @@ static void on_prefill(void *context, size_t n_done, size_t n_total)
     atomic_store(&choice->progress->state, SEQUENCE_PREFILL);
     atomic_store(&choice->progress->n_past, n_done);
     atomic_store(&choice->progress->n_cached, choice->request.n_cached);
+    live_expert_usage_set(&choice->progress->experts, &choice->request.experts);
     if (sink->on_prefill) sink->on_prefill(choice, n_done, n_total);
 }
 
@@ -400,8 +403,17 @@ static size_t n_prompt_token(const struct generation *generation)
 
 struct totals {
     size_t n_prompt, n_cached, n_generated, n_reasoning;
+    struct expert_usage experts;
     double queue_s, prefill_s, first_s, last_s; /* first_s 0: no token came */
 };
+
+/* Choices wait together: of the times the longest counts. */
+static void add_experts(struct expert_usage *sum, const struct expert_usage *usage)
+{
+    const double wait_s = fmax(sum->wait_s, usage->wait_s);
+    expert_usage_add(sum, usage);
+    sum->wait_s = wait_s;
+}
 
 static struct totals count_totals(const struct generation *generation)
 {
@@ -410,6 +422,7 @@ static struct totals count_totals(const struct generation *generation)
         const struct generation_choice *choice = &generation->choices[i];
         const struct request *request = &choice->request;
         totals.n_generated += choice->n_token;
+        add_experts(&totals.experts, &request->experts);
         totals.n_reasoning += answer_stream_n_reasoning(choice->stream);
         if (choice->first_token_s > 0) {
             if (!(totals.first_s > 0) || choice->first_token_s < totals.first_s)
@@ -483,10 +496,12 @@ static void end_all(struct generation *generation)
         .queue_s = totals.queue_s,
         .first_token_s = totals.first_s > 0 ? totals.first_s - generation->entry.accepted_s : 0,
         .tokens_per_s = tokens_per_s(&totals),
+        .experts = totals.experts,
         .finish = generation->choices[0].finish,
     };
     metrics_add(server->metrics, METRICS_PROMPT_TOKENS, totals.n_prompt);
     metrics_add(server->metrics, METRICS_PROMPT_TOKENS_CACHED, totals.n_cached);
+    metrics_add(server->metrics, METRICS_EXPERTS_SHARED, totals.experts.n_shared);
     inflight_remove(&server->inflight, &generation->entry);
     http_set_usage(generation->exchange, &usage);
     find_error(generation);
@@ -760,6 +775,10 @@ void generation_put_timings(const struct generation *generation, struct json_wri
     json_put_int(writer, 0);
     json_put_key(writer, "draft_n_accepted");
     json_put_int(writer, 0);
+    if (expert_usage_any(&totals.experts)) {
+        json_put_key(writer, "experts");
+        expert_usage_put(writer, &totals.experts);
+    }
     json_close(writer, '}');
 }
 

@@ -22,6 +22,7 @@
 
 #include "coordinator/server/api_error.h"
 #include "proto/base/error.h"
+#include "proto/step.h"
 
 struct http_server;
 struct http_exchange;
@@ -43,6 +44,7 @@ struct http_route {
 struct http_usage {
     size_t n_prompt, n_cached, n_generated;
     double queue_s, first_token_s, tokens_per_s;
+    struct expert_usage experts;
     const char *finish; /* static text; NULL: nothing was generated */
 };
 struct http_record {

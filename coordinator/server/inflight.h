@@ -14,6 +14,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "coordinator/server/expert_report.h"
+
 enum sequence_state { SEQUENCE_QUEUED, SEQUENCE_PREFILL, SEQUENCE_DECODE, SEQUENCE_DONE };
 
 struct inflight_sequence {
@@ -23,6 +25,7 @@ struct inflight_sequence {
     atomic_uint_fast32_t n_decoded;
     uint32_t n_prompt, n_max;     /* set before the entry is added */
     _Atomic double first_token_s; /* by log_now_s; 0: none yet */
+    struct live_expert_usage experts;
 };
 
 struct inflight_entry {

@@ -49,6 +49,8 @@ static const struct counter_info counter_infos[METRICS_N_COUNTER] = {
                                 "Prompt tokens looked up in the prefix cache."},
     [METRICS_PREFIX_HITS] = {"lean_prefix_cache_hits_total", NULL, NULL,
                              "Prompt tokens found in the prefix cache."},
+    [METRICS_EXPERTS_SHARED] = {"lean_expert_lookups_shared_total", "rank", "0",
+                                "Lookups that requests left to another one of the same step."},
 };
 
 struct histogram_info {
@@ -295,6 +297,155 @@ static void put_http(struct writer *writer, struct metrics *metrics)
     pthread_mutex_unlock(&metrics->lock);
 }
 
+/* ---- paged experts ---- */
+
+static uint64_t n_found(const struct metrics_lookups *a)
+{
+    return a->n_hit + a->n_joined + a->n_miss;
+}
+
+/* A number of rank 0 with one more label or two; a NULL value of a label leaves it out. */
+static void put_expert(struct writer *writer, const char *name, const char *label,
+                       const char *value, const char *label2, const char *value2, double number)
+{
+    put_series(writer, name, "", "rank", "0");
+    if (value) {
+        byte_buffer_put_text(writer->out, ",");
+        put_label(writer, label, value);
+    }
+    if (value2) {
+        byte_buffer_put_text(writer->out, ",");
+        put_label(writer, label2, value2);
+    }
+    byte_buffer_printf(writer->out, "} %.17g\n", number);
+}
+
+static void put_expert_count(struct writer *writer, const char *name, const char *help,
+                             uint64_t number)
+{
+    put_head(writer, name, "counter", help);
+    put_expert(writer, name, NULL, NULL, NULL, NULL, (double)number);
+}
+
+static void put_lookups(struct writer *writer, const struct metrics_experts *experts)
+{
+    static const char *const phases[] = {"decode", "prefill"};
+    static const char lookups[] = "lean_expert_lookups_total",
+                      bytes[] = "lean_expert_miss_bytes_total",
+                      wait[] = "lean_expert_wait_seconds_total";
+    const struct metrics_lookups *const of_phase[] = {&experts->decode, &experts->prefill};
+    put_head(
+        writer, lookups, "counter",
+        "Experts that a step and layer needed, by how they were found: resident, on their way, "
+        "or neither.");
+    for (size_t i = 0; i < 2; i++) {
+        put_expert(writer, lookups, "phase", phases[i], "result", "hit",
+                   (double)of_phase[i]->n_hit);
+        put_expert(writer, lookups, "phase", phases[i], "result", "joined",
+                   (double)of_phase[i]->n_joined);
+        put_expert(writer, lookups, "phase", phases[i], "result", "miss",
+                   (double)of_phase[i]->n_miss);
+    }
+    put_head(writer, bytes, "counter", "Size of the experts that were missed.");
+    for (size_t i = 0; i < 2; i++)
+        put_expert(writer, bytes, "phase", phases[i], NULL, NULL, (double)of_phase[i]->miss_bytes);
+    put_head(writer, wait, "counter", "Time that steps waited for experts to be read.");
+    for (size_t i = 0; i < 2; i++)
+        put_expert(writer, wait, "phase", phases[i], NULL, NULL, of_phase[i]->wait_s);
+}
+
+static void put_layers(struct writer *writer, const struct metrics_experts *experts)
+{
+    static const char name[] = "lean_expert_layer_lookups_total";
+    if (!experts->n_layer) return; /* a family without series is none */
+    put_head(writer, name, "counter", "The same by layer.");
+    for (uint32_t i = 0; i < experts->n_layer; i++) {
+        const struct metrics_expert_layer *layer = &experts->layer[i];
+        char number[16];
+        snprintf(number, sizeof(number), "%u", layer->layer);
+        put_expert(writer, name, "layer", number, "result", "hit", (double)layer->n_hit);
+        put_expert(writer, name, "layer", number, "result", "joined", (double)layer->n_joined);
+        put_expert(writer, name, "layer", number, "result", "miss", (double)layer->n_miss);
+    }
+}
+
+static void put_reads(struct writer *writer, const struct metrics_experts *experts)
+{
+    static const char *const priorities[METRICS_N_READ] = {"demand", "speculative", "background"};
+    static const char reads[] = "lean_expert_reads_total", bytes[] = "lean_expert_read_bytes_total",
+                      busy[] = "lean_expert_read_busy_seconds_total",
+                      rate[] = "lean_expert_disk_bytes_per_second",
+                      loaded[] = "lean_expert_bytes_loaded_total";
+    uint64_t n_byte = 0;
+    put_head(writer, reads, "counter", "Experts that were read, by what for.");
+    for (int i = 0; i < METRICS_N_READ; i++)
+        put_expert(writer, reads, "priority", priorities[i], NULL, NULL,
+                   (double)experts->n_read[i]);
+    put_head(writer, bytes, "counter", "Bytes that were read, by what for.");
+    for (int i = 0; i < METRICS_N_READ; i++) {
+        put_expert(writer, bytes, "priority", priorities[i], NULL, NULL,
+                   (double)experts->read_bytes[i]);
+        n_byte += experts->read_bytes[i];
+    }
+    put_head(writer, loaded, "counter", "Bytes of experts that were read.");
+    put_expert(writer, loaded, "source", "ram", NULL, NULL, 0);
+    put_expert(writer, loaded, "source", "disk", NULL, NULL, (double)n_byte);
+    put_expert(writer, loaded, "source", "peer", NULL, NULL, 0);
+    put_head(writer, busy, "counter",
+             "Time with at least one read running; bytes read over it are the disk's rate.");
+    put_expert(writer, busy, NULL, NULL, NULL, NULL, experts->busy_s);
+    put_head(writer, rate, "gauge", "What a probe at the start found; 0: there was none.");
+    put_expert(writer, rate, "access", "direct", NULL, NULL, experts->direct_rate);
+    put_expert(writer, rate, "access", "buffered", NULL, NULL, experts->buffered_rate);
+}
+
+static void put_prefetch(struct writer *writer, const struct metrics_experts *experts)
+{
+    static const char prefetches[] = "lean_expert_prefetches_total",
+                      bytes[] = "lean_expert_prefetch_bytes_total";
+    put_expert_count(writer, "lean_expert_predicted_total",
+                     "Experts named before their router ran.", experts->n_predicted);
+    put_expert_count(writer, "lean_expert_predicted_chosen_total",
+                     "Experts chosen where some had been named.", experts->n_chosen);
+    put_expert_count(writer, "lean_expert_predicted_recalled_total",
+                     "Experts chosen that had been named.", experts->n_recalled);
+    put_head(writer, prefetches, "counter",
+             "Experts read on a prediction, and of them used, or evicted before.");
+    put_expert(writer, prefetches, "result", "read", NULL, NULL, (double)experts->n_prefetched);
+    put_expert(writer, prefetches, "result", "used", NULL, NULL, (double)experts->n_prefetch_used);
+    put_expert(writer, prefetches, "result", "wasted", NULL, NULL,
+               (double)experts->n_prefetch_wasted);
+    put_head(writer, bytes, "counter", "Their bytes.");
+    put_expert(writer, bytes, "result", "read", NULL, NULL, (double)experts->prefetched_bytes);
+    put_expert(writer, bytes, "result", "used", NULL, NULL, (double)experts->prefetch_used_bytes);
+}
+
+static void put_experts(struct writer *writer, const struct metrics_experts *experts)
+{
+    static const char slots[] = "lean_expert_slots";
+    const uint64_t n_hit = experts->decode.n_hit + experts->prefill.n_hit;
+    put_expert_count(writer, "lean_expert_cache_hits_total", "Experts found in memory.", n_hit);
+    put_expert_count(writer, "lean_expert_cache_misses_total",
+                     "Experts that were not, also those on their way.",
+                     n_found(&experts->decode) + n_found(&experts->prefill) - n_hit);
+    put_lookups(writer, experts);
+    put_layers(writer, experts);
+    put_reads(writer, experts);
+    put_prefetch(writer, experts);
+    put_expert_count(writer, "lean_expert_evictions_total", "Experts that made room.",
+                     experts->n_evicted);
+    put_expert_count(writer, "lean_expert_remisses_total",
+                     "Experts missed soon after they made room.", experts->n_remiss);
+    put_expert_count(writer, "lean_expert_preloads_total",
+                     "Experts read on account of a routing profile.", experts->n_preloaded);
+    put_head(writer, slots, "gauge", "Places for experts, by state.");
+    put_expert(writer, slots, "state", "resident", NULL, NULL, experts->n_resident);
+    put_expert(writer, slots, "state", "reading", NULL, NULL, experts->n_reading);
+    put_expert(writer, slots, "state", "free", NULL, NULL, experts->n_free);
+}
+
+/* ---- the rest ---- */
+
 static void put_state(struct writer *writer, const struct metrics_state *state)
 {
     put_head(writer, "lean_build_info", "gauge", "What runs; always 1.");
@@ -319,22 +470,7 @@ static void put_state(struct writer *writer, const struct metrics_state *state)
     put_count(writer, evictions, "", "kind", "checkpoint", (double)state->checkpoint_evictions);
     put_count(writer, "lean_preemptions_total", "Sequences that were set aside.", NULL, NULL,
               (double)state->preemptions);
-    put_count(writer, "lean_expert_cache_hits_total", "Experts found in memory.", "rank", "0",
-              (double)state->expert_hits);
-    put_count(writer, "lean_expert_cache_misses_total", "Experts that had to be read.", "rank", "0",
-              (double)state->expert_misses);
-    static const char loaded[] = "lean_expert_bytes_loaded_total";
-    const struct {
-        const char *source;
-        uint64_t n;
-    } sources[] = {
-        {"ram", state->expert_ram_bytes}, {"disk", state->expert_disk_bytes}, {"peer", 0}};
-    put_head(writer, loaded, "counter", "Bytes of experts that were read.");
-    for (size_t i = 0; i < 3; i++) {
-        put_series(writer, loaded, "", "rank", "0");
-        byte_buffer_printf(writer->out, ",source=\"%s\"} %llu\n", sources[i].source,
-                           (unsigned long long)sources[i].n);
-    }
+    put_experts(writer, &state->experts);
     put_gauge(writer, "lean_expert_load_imbalance_ratio",
               "Largest over mean tokens per rank; one rank has all.", 1);
     put_head(writer, "lean_rank_up", "gauge", "Whether a rank lives.");

@@ -14,6 +14,7 @@
 
 #include "proto/base/byte_buffer.h"
 #include "proto/base/error.h"
+#include "proto/model/hparams.h"
 
 struct metrics;
 
@@ -38,6 +39,7 @@ enum metrics_counter {
     METRICS_REASONING_TOKENS,
     METRICS_PREFIX_QUERIES, /* lean_prefix_cache_queries_total, in tokens */
     METRICS_PREFIX_HITS,
+    METRICS_EXPERTS_SHARED, /* lookups that another sequence of the step had */
     METRICS_N_COUNTER
 };
 
@@ -70,6 +72,37 @@ void metrics_observe(struct metrics *metrics, enum metrics_histogram histogram, 
 /* A request of a route, answered with status; 0: the series exists from now on. route: static. */
 void metrics_count_http(struct metrics *metrics, const char *route, int status);
 
+struct metrics_lookups {
+    uint64_t n_hit, n_joined, n_miss, miss_bytes;
+    double wait_s;
+};
+
+enum { METRICS_MAX_LAYER = HPARAMS_MAX_LAYER };
+enum metrics_read {
+    METRICS_READ_DEMAND,
+    METRICS_READ_SPECULATIVE,
+    METRICS_READ_BACKGROUND,
+    METRICS_N_READ
+};
+
+/* What the pager of experts counts, since the start; zeros where all experts are mapped. */
+struct metrics_experts {
+    uint32_t n_resident, n_reading, n_free; /* slots */
+    struct metrics_lookups decode, prefill;
+    uint64_t n_evicted, n_remiss, n_preloaded;
+    uint64_t n_predicted, n_chosen, n_recalled; /* named; chosen where some were; both */
+    uint64_t n_prefetched, n_prefetch_used, n_prefetch_wasted;
+    uint64_t prefetched_bytes, prefetch_used_bytes;
+    uint64_t n_read[METRICS_N_READ], read_bytes[METRICS_N_READ];
+    double busy_s;                     /* with at least one read running */
+    double direct_rate, buffered_rate; /* bytes/s that a probe at the start found; 0: none did */
+    uint32_t n_layer;                  /* that have experts */
+    struct metrics_expert_layer {
+        uint32_t layer;
+        uint64_t n_hit, n_joined, n_miss;
+    } layer[METRICS_MAX_LAYER];
+};
+
 /* What is not counted but looked at: the state of the server when it is asked. */
 struct metrics_state {
     const char *model, *quantization;
@@ -81,7 +114,7 @@ struct metrics_state {
     uint64_t kv_tokens;            /* that the cache holds */
     uint64_t n_checkpoint, checkpoint_bytes;
     uint64_t kv_evictions, checkpoint_evictions, preemptions;
-    uint64_t expert_hits, expert_misses, expert_disk_bytes, expert_ram_bytes;
+    struct metrics_experts experts;
     uint64_t weight_bytes, kv_bytes, scratch_bytes, cache_bytes;
     uint64_t spec_drafted, spec_accepted, spec_drafts;
 };

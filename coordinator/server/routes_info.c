@@ -258,6 +258,7 @@ static void put_idle_slot(struct json_writer *out, const struct server *server, 
     put_key_int(out, "n_ctx", server->n_ctx);
     for (size_t i = 0; i < sizeof(zeros) / sizeof(zeros[0]); i++)
         put_key_int(out, zeros[i], 0);
+    put_key_text(out, "experts", NULL);
     json_close(out, '}');
 }
 
@@ -267,6 +268,7 @@ static void put_sequence(struct json_writer *out, const struct server *server,
                          int64_t id, int64_t position)
 {
     const double now_s = log_now_s();
+    const struct expert_usage experts = live_expert_usage_get(&seq->experts);
     json_open(out, '{');
     json_put_key(out, "id");
     if (position < 0)
@@ -284,6 +286,8 @@ static void put_sequence(struct json_writer *out, const struct server *server,
     put_key_int(out, "max_tokens", seq->n_max);
     put_key_real(out, "tokens_per_second", inflight_tokens_per_s(seq, now_s));
     put_key_int(out, "age_ms", (int64_t)((now_s - entry->accepted_s) * 1e3));
+    json_put_key(out, "experts");
+    expert_usage_put(out, &experts);
     json_close(out, '}');
 }
 

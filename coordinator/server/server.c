@@ -349,6 +349,13 @@ void server_log_state(struct server *server)
     pthread_mutex_unlock(&server->inflight.lock);
 }
 
+/* No more layers than there are. */
+static void copy_experts(struct metrics_experts *to, const struct metrics_experts *from)
+{
+    memcpy(to, from,
+           offsetof(struct metrics_experts, layer) + from->n_layer * sizeof(*from->layer));
+}
+
 struct metrics_state server_metrics_state(struct server *server)
 {
     struct metrics_state state = {.model = server->settings.id, .quantization = ""};
@@ -369,20 +376,19 @@ struct metrics_state server_metrics_state(struct server *server)
     state.checkpoint_bytes = stats.scheduler.state_bytes;
     state.kv_evictions = stats.scheduler.n_evicted_kv;
     state.checkpoint_evictions = stats.scheduler.n_evicted_state;
-    state.expert_hits = atomic_load(&server->state->expert_hits);
-    state.expert_misses = atomic_load(&server->state->expert_misses);
-    state.expert_disk_bytes = atomic_load(&server->state->expert_bytes);
+    pthread_mutex_lock(&server->state->lock);
+    copy_experts(&state.experts, &server->state->experts);
+    pthread_mutex_unlock(&server->state->lock);
     state.cache_bytes = stats.scheduler.state_bytes;
     state.weight_bytes = server->state->census.n_bytes;
     return state;
 }
 
-void server_set_expert_counts(struct server *server, uint64_t n_hit, uint64_t n_miss,
-                              uint64_t n_bytes)
+void server_set_experts(struct server *server, const struct metrics_experts *experts)
 {
-    atomic_store(&server->state->expert_hits, n_hit);
-    atomic_store(&server->state->expert_misses, n_miss);
-    atomic_store(&server->state->expert_bytes, n_bytes);
+    pthread_mutex_lock(&server->state->lock);
+    copy_experts(&server->state->experts, experts);
+    pthread_mutex_unlock(&server->state->lock);
 }
 
 struct server_status server_status(struct server *server)

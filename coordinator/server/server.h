@@ -29,6 +29,7 @@ struct grammar_cache;
 struct hparams;
 struct json_object; /* json-c */
 struct metrics;
+struct metrics_experts;
 struct token_trie;
 struct tokenizer;
 
@@ -122,10 +123,9 @@ void server_set_progress(struct server *server, const char *stage, double fracti
  * model's own, or NULL. LM_E_FORMAT: a template that does not compile. */
 enum lm_status server_begin(struct server *server, const char *template_source,
                             struct lm_error *err);
-/* Experts found and not found in memory and bytes read for them, so far: for /metrics. From any
- * one thread. */
-void server_set_expert_counts(struct server *server, uint64_t n_hit, uint64_t n_miss,
-                              uint64_t n_bytes);
+/* What /metrics says of paged experts from now on. From any one thread, which never waits for more
+ * than a copy. */
+void server_set_experts(struct server *server, const struct metrics_experts *experts);
 
 struct server_status {
     const char *state; /* "loading", "ready", "draining" */

@@ -18,11 +18,10 @@ struct server_state {
     struct keys *keys;
     struct access_log *log;
 
-    atomic_uint_fast64_t expert_hits, expert_misses, expert_bytes;
-
     pthread_mutex_t lock;
     const char *stage; /* of loading, guarded by lock like the next */
     double fraction;
+    struct metrics_experts experts; /* likewise */
 
     /* set by server_begin, loaded last */
     atomic_bool loaded;

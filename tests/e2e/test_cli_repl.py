@@ -1,6 +1,7 @@
 """lean run on a terminal: keys, screen, conversation, commands. pyte plays the terminal."""
 import json
 import os
+import re
 import signal
 import stat
 import sys
@@ -232,6 +233,20 @@ class Conversation(Repl):
         self.ask(terminal, "hello\r")
         self.assertEqual(self.messages(terminal)[:2],
                          [("system", "answer briefly"), ("user", "hello")])
+
+    def test_stats_are_of_the_last_answer(self):
+        """Experts that are paged: its lookups, beside what was found since the start."""
+        terminal = self.start("--expert-slots", "40%", "--profile", "none", lines=40, columns=140)
+        lookups = []
+        for message in ("a message of some length, to be read at once\r", "one more\r"):
+            self.ask(terminal, message)
+            self.ask(terminal, "/show stats\r")
+            told = [re.match(r"lookups +(\d+) for this answer   hits [\d.]+%, \d+ on their way, \d+ missed "
+                             r"\(.*\)   waited [\d.]+s$", row) for row in terminal.rows()]
+            lookups += [int(match[1]) for match in told if match][-1:]
+        self.assertEqual(len(lookups), 2)
+        self.assertLess(lookups[1], 2 * lookups[0])  # it does not go on from the first
+        self.assertRegex("\n".join(terminal.rows()), r"experts +\d+ of 64 in memory   hits ")
 
     def test_save_load_and_session(self):
         path = os.path.join(self.folder.name, "session.json")

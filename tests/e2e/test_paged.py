@@ -138,9 +138,28 @@ def check_report(path):
                        r"least layer \d+ ([\d.]+)%, layer \d+ ([\d.]+)%", done.stderr, re.M)
     if done.returncode or not layers or "experts " not in done.stderr or "read " not in done.stderr:
         sys.exit(f"--verbose: exit {done.returncode}: {done.stderr}")
+    if not re.search(r"^lookups +\d+ for this answer   hits [\d.]+%, \d+ on their way, \d+ missed "
+                     r"\([\d.]+ [KM]iB\)   waited [\d.]+s$", done.stderr, re.M):
+        sys.exit(f"--verbose: {done.stderr}")
     least, most, median, first, second = map(float, layers.groups())
     if not least == first <= second <= most or not least <= median <= most:
         sys.exit(f"--verbose: {layers[0]}")
+
+
+def check_usage(path):
+    """An answer has to itself all that a run looks up."""
+    done = cli.lean("run", path, "--raw", "--max-tokens", 4, "--expert-slots", "50%", "--profile", "none",
+                    "--json", "abc def ghi")
+    result = json.loads(done.stdout)
+    answer, pager = result["timings"]["experts"], result["experts"]
+    for key in ("lookups", "hits", "joined", "misses", "miss_bytes"):
+        if answer[key] != pager["decode"][key] + pager["prefill"][key]:
+            sys.exit(f"--json: {key} of the answer {answer}, of the pager {pager}")
+    if not answer["misses"] or answer["shared"]:
+        sys.exit(f"--json: {answer}")
+    whole = json.loads(cli.lean("run", path, "--raw", "--max-tokens", 4, "--json", "abc").stdout)
+    if "experts" in whole["timings"]:
+        sys.exit(f"--json: with all experts mapped {whole['timings']}")
 
 
 def check_plan(path):
@@ -189,6 +208,7 @@ def main():
     check_profile(golden_model("qwen35moe-k-q4km"))
     check_policies(golden_model("qwen35moe-k-q4km"))
     check_report(golden_model("qwen35moe-k-q4km"))
+    check_usage(golden_model("qwen35moe-k-q4km"))
     check_plan(golden_model("qwen35moe-k-q4km"))
     print(f"{n} settings, one result for each model")
 

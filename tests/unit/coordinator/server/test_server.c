@@ -197,7 +197,11 @@ static const struct http_record record = {
     .route = "/v1/completions",
     .status = 200,
     .end_s = 1,
-    .usage = {.n_prompt = 5, .n_cached = 3, .n_generated = 7, .finish = "stop"},
+    .usage = {.n_prompt = 5,
+              .n_cached = 3,
+              .n_generated = 7,
+              .experts = {.n_lookup = 9, .n_hit = 4, .n_joined = 2, .n_miss = 3, .n_shared = 1},
+              .finish = "stop"},
 };
 
 static void log_lines_that_do_not_fit_are_counted(void **state)
@@ -225,6 +229,10 @@ static void log_lines_that_do_not_fit_are_counted(void **state)
     struct json_object *parsed = json_tokener_parse(line), *value;
     assert_true(json_object_object_get_ex(parsed, "generated_tokens", &value));
     assert_int_equal(json_object_get_int(value), 7);
+    assert_true(json_object_object_get_ex(parsed, "experts", &value));
+    assert_string_equal(json_object_to_json_string_ext(value, JSON_C_TO_STRING_PLAIN),
+                        "{\"lookups\":9,\"hits\":4,\"joined\":2,\"misses\":3,\"shared\":1,"
+                        "\"miss_bytes\":0,\"wait_ms\":0.0}");
     json_object_put(parsed);
     access_log_close(log);
     assert_int_equal(access_log_open(&log, "/dev/full", false, NULL), LM_OK);
