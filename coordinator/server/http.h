@@ -10,6 +10,12 @@
  * A client that goes away is noticed within 250 ms even when no bytes flow, by a thread that polls
  * the sockets of the exchanges under way; on_closed then runs there, once.
  *
+ * What is no HTTP never becomes an exchange: a head or a chunk that cannot be parsed, a length that
+ * is no number, an unknown version, a head of more than some 80 KiB. libmicrohttpd answers that
+ * itself with 400, 413, 414, 431 or 505 and a page of HTML, not with the contract's JSON, and
+ * closes. There is no way to replace the page: no option sets it, and the only callback before it
+ * is sent, the logger, is not told for which connection.
+ *
  * Ownership: an exchange belongs to the server; it is valid until it is answered and, if
  *            http_on_closed was called, until http_release.
  * Threads:   replies and stream writes from any thread, one at a time per exchange. */

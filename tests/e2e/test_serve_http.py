@@ -270,6 +270,21 @@ class Sizes(serve_class("--max-body", "1M", model=serve.TINY)):
         answer = self.server.get("/health", headers={"X-Long": "a" * (66 << 10)})
         self.assertEqual((answer.status, answer.error["code"]), (431, "headers_too_large"))
 
+    def test_what_is_no_http_is_refused_and_the_connection_closed(self):
+        """By libmicrohttpd, in HTML: http.h says why."""
+        host = b"Host: localhost\r\n"
+        for status, data in ((400, b"GET /ping\r\n\r\n"), (505, b"GET /ping HTTP/9.9\r\n\r\n"),
+                             (400, b"GET /ping HTTP/1.1\r\n" + host + b"no colon\r\n\r\n"),
+                             (400, b"POST /tokenize HTTP/1.1\r\n" + host + b"Content-Length: -1\r\n\r\n"),
+                             (413, b"POST /tokenize HTTP/1.1\r\n" + host + b"Content-Length: %d\r\n\r\n" % 10**30),
+                             (400, b"POST /tokenize HTTP/1.1\r\n" + host + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n"),
+                             (414, b"GET /%s HTTP/1.1\r\n" % (b"a" * 90000) + host + b"\r\n"),
+                             (431, b"GET / HTTP/1.1\r\n" + host + b"X: %s\r\n\r\n" % (b"a" * 90000))):
+            back = self.raw(data)  # to the end of the connection
+            self.assertEqual(back.split(b"\r\n")[0][:12], b"HTTP/1.1 %d" % status, data[:80])
+            self.assertIn(b"\r\nConnection: close\r\n", back)
+        self.assertEqual(self.server.get("/health").status, 200)
+
     def test_a_refused_body_does_not_break_the_connection(self):
         with contextlib.closing(self.server.connect()) as connection:
             connection.request("POST", "/nothing", b"a" * 500000)
