@@ -21,6 +21,8 @@
 #include "coordinator/text/tool_parser.h"
 #include "proto/base/log.h"
 
+enum { HELD_TOKENS_MAX = 64 };
+
 /* ---- life ---- */
 
 static void destroy_generation(struct generation *generation)
@@ -278,6 +280,20 @@ static void steer(struct generation_choice *choice, int32_t id)
     allow_next(choice);
 }
 
+/* What the token brought, or later, with that of others, if the client has enough to read. */
+static void tell(struct generation_choice *choice)
+{
+    const struct generation *generation = choice->generation;
+    if (generation->streaming && choice->n_held + 1 < HELD_TOKENS_MAX &&
+        http_stream_is_behind(generation->exchange)) {
+        choice->n_held++;
+        return;
+    }
+    choice->n_held = 0;
+    flush_text(choice);
+    flush_arguments(choice);
+}
+
 static bool on_token(void *context, const struct sampled_token *token)
 {
     struct generation_choice *choice = context;
@@ -290,8 +306,7 @@ static bool on_token(void *context, const struct sampled_token *token)
         call_record_token(&choice->record, token->id);
     if (goes_on) {
         steer(choice, token->id);
-        flush_text(choice);
-        flush_arguments(choice);
+        tell(choice);
     }
     choice->no_memory |= choice->text.failed || choice->arguments.failed;
     return goes_on && !choice->no_memory && !choice->finished;

@@ -9,7 +9,7 @@
  *
  * Text is told in whole characters, in the order in which it was generated, as one piece for each
  * token where a token brings text of one kind; the tokens settled by it (answer_stream.h) are told
- * before it.
+ * before it. To a client that does not keep up, the text of up to 64 tokens is told as one.
  *
  * Ownership: a generation owns its parts and itself.
  * Threads:   generation_serve and read on an HTTP thread; the sink's functions on the step thread.
@@ -60,6 +60,7 @@ struct generation_choice {
     struct byte_buffer text;      /* that the sink has not been told yet */
     enum answer_part part;        /* of it */
     struct byte_buffer arguments; /* likewise, of the call that is open */
+    uint32_t n_held;              /* tokens whose text that is: their client is behind */
     bool no_memory;
     struct call_record record;   /* where calls are remembered */
     size_t n_call_begun, n_call; /* tool calls; those that are complete */

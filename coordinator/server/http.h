@@ -144,6 +144,8 @@ void http_stream_begin(struct http_exchange *exchange);
 /* Appends to the output; never blocks. False: the client is gone or so slow that more than 4 MiB
  * wait; on_closed has run or will. */
 bool http_stream_write(struct http_exchange *exchange, const char *bytes, size_t n);
+/* Whether so much waits for the client that text of several tokens should become one event. */
+bool http_stream_is_behind(struct http_exchange *exchange);
 void http_stream_end(struct http_exchange *exchange);
 
 enum http_close { HTTP_CLIENT_LEFT, HTTP_SLOW_CLIENT, HTTP_TIMEOUT, HTTP_SHUTDOWN };

@@ -27,6 +27,7 @@
 enum {
     HTTP_MAX_HEADER_BYTES = 64 << 10,
     HTTP_MAX_WAITING_BYTES = 4 << 20, /* output that a client has not taken */
+    HTTP_BEHIND_BYTES = 64 << 10,     /* from here on it is spared */
     HTTP_MAX_DISCARD_BYTES =
         1 << 20, /* a refused body is read this far, so that the answer arrives */
     HTTP_N_HANDLER_THREAD = 4,

@@ -320,6 +320,14 @@ bool http_stream_write(struct http_exchange *exchange, const char *bytes, size_t
     return alive;
 }
 
+bool http_stream_is_behind(struct http_exchange *exchange)
+{
+    pthread_mutex_lock(&exchange->lock);
+    const bool behind = exchange->waiting.n - exchange->n_taken > HTTP_BEHIND_BYTES;
+    pthread_mutex_unlock(&exchange->lock);
+    return behind;
+}
+
 void http_stream_end(struct http_exchange *exchange)
 {
     pthread_mutex_lock(&exchange->lock);

@@ -427,6 +427,30 @@ class Sockets(unittest.TestCase):
                          "its end", 60)
             wait_for(lambda: " 499 " in server.log(), "the log")
 
+    def test_a_client_that_falls_behind_loses_nothing(self):
+        """As one event (with a long name) for each token, it would be more than the server keeps."""
+        body = {"prompt": [7, 8], "n": 4, "max_tokens": 1200, "temperature": 1, "seed": 3, "ignore_eos": True}
+        with serve.Server("--parallel", 4, "--ctx", 2048, "--name", "x" * 1500, model=serve.TINY) as server:
+            alone = server.post("/v1/completions", body, timeout=100).json["choices"]
+            with socket.socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.connect(("127.0.0.1", server.port))
+                connection.settimeout(60)
+                data = json.dumps({**body, "stream": True}).encode()
+                connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                                   b"Content-Length: %d\r\n\r\n%s" % (len(data), data))
+                wait_for(lambda: server.metric("lean_requests_finished_total", reason="length") == 8,
+                         "all choices to end", 60)
+                response = http.client.HTTPResponse(connection)
+                response.begin()
+                texts, n_event = [""] * 4, 0
+                for event in serve.read_events(response):
+                    n_event += 1
+                    for choice in event["choices"]:
+                        texts[choice["index"]] += choice["text"]
+            self.assertEqual(texts, [choice["text"] for choice in alone])
+            self.assertLess(n_event, 4 * 1200 * 3 / 4)
+
     def test_tls(self):
         with tempfile.TemporaryDirectory() as folder:
             cert, key = os.path.join(folder, "cert.pem"), os.path.join(folder, "key.pem")
