@@ -32,7 +32,6 @@ struct engine {
     struct worker *worker;
     struct scheduler *scheduler;
     struct step_runner runner;
-    struct lm_error step_error; /* of the step that began last */
     uint32_t n_ctx, n_slot, n_snapshot, prefill_chunk;
     uint64_t cache_bytes, n_cache_position, state_bytes;
     uint32_t n_expert_slot; /* experts in memory; 0: all, mapped */
@@ -65,35 +64,6 @@ enum lm_status engine_config_from_options(struct engine_config *config,
 }
 
 /* ---- opening ------------------------------------------------------------------------------ */
-
-/* One rank: a step is over when it has begun. */
-static enum lm_status begin_step(void *context, const struct step_plan *plan,
-                                 struct sampled_token *sampled, struct lm_error *err)
-{
-    struct engine *engine = context;
-    struct lm_error *const failed = &engine->step_error;
-    failed->status = worker_step(engine->worker, plan, sampled, failed);
-    if (failed->status != LM_E_LIMIT) return LM_OK;
-    if (err) *err = *failed;
-    return LM_E_LIMIT;
-}
-
-static enum lm_status end_step(void *context, struct lm_error *err)
-{
-    const struct engine *engine = context;
-    if (engine->step_error.status != LM_OK && err) *err = engine->step_error;
-    return engine->step_error.status;
-}
-
-static enum lm_status run_seq(void *context, const struct seq_op *op, struct lm_error *err)
-{
-    return worker_seq(((struct engine *)context)->worker, op, err);
-}
-
-static struct seq_usage read_usage(void *context)
-{
-    return worker_usage(((struct engine *)context)->worker);
-}
 
 enum lm_status engine_memory_request(struct memory_request *out, const struct engine_config *config,
                                      struct lm_error *err)
@@ -246,12 +216,7 @@ static enum lm_status create_worker(struct engine *engine, const struct engine_c
 static enum lm_status create_scheduler(struct engine *engine, uint32_t checkpoint_every,
                                        struct lm_error *err)
 {
-    engine->runner = (struct step_runner){.context = engine,
-                                          .depth = 1,
-                                          .begin = begin_step,
-                                          .end = end_step,
-                                          .seq = run_seq,
-                                          .usage = read_usage};
+    engine->runner = worker_runner(engine->worker);
     const struct scheduler_config config = {.runner = &engine->runner,
                                             .n_slot = engine->n_slot,
                                             .n_parked = engine->n_snapshot,

@@ -5,11 +5,12 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "proto/base/map_guard.h"
 #include "proto/gguf/gguf.h"
-#include "proto/transport/transport.h"
+#include "worker/edges.h"
 #include "worker/graph/graph.h"
 #include "worker/pager/trace.h"
 #include "worker/sampling/sampler.h"
@@ -37,6 +38,8 @@ struct worker {
     uint32_t *out_seq;           /* [n_batch] which entry of the plan a wanted row belongs to */
     struct expert_usage **usage; /* [n_batch] */
     uint32_t n_token, n_out;
+    struct edges *edges;        /* NULL: one rank */
+    struct lm_error step_error; /* worker_runner: of the step that began last */
 };
 
 static bool is_first(const struct worker *worker)
@@ -75,6 +78,20 @@ static enum lm_status create_batch(struct worker *worker, struct lm_error *err)
     return lm_fail(err, LM_E_NO_MEM, "worker: no memory for steps of %zu tokens", n);
 }
 
+static enum lm_status create_edges(struct worker *worker, struct lm_error *err)
+{
+    const struct worker_config *config = &worker->config;
+    const struct edges_config edges = {.backend = config->backend,
+                                       .in = config->in,
+                                       .out = config->out,
+                                       .n_embd = config->hp->n_embd,
+                                       .n_batch = config->n_batch,
+                                       .n_slot = config->n_slot};
+    if (is_first(worker) && is_last(worker)) return LM_OK;
+    assert(is_first(worker) == !config->in && is_last(worker) == !config->out);
+    return edges_create(&worker->edges, &edges, worker->graph.x, err);
+}
+
 static enum lm_status create_pager(struct worker *worker, struct lm_error *err)
 {
     const struct worker_config *config = &worker->config;
@@ -105,6 +122,7 @@ static enum lm_status create_parts(struct worker *worker, struct lm_error *err)
     const struct graph_config graph = {.n_batch = config->n_batch,
                                        .n_ctx = config->n_ctx,
                                        .kv_type = config->kv_type,
+                                       .trailer_bytes = edges_trailer_bytes(config->n_slot),
                                        .paged = config->pager.n_slot > 0};
     enum lm_status status =
         model_create(&worker->model, config->file, config->hp, config->backend, config->layer_begin,
@@ -118,6 +136,7 @@ static enum lm_status create_parts(struct worker *worker, struct lm_error *err)
     if (status == LM_OK)
         status = graph_init(&worker->graph, &graph, worker->model, worker->state, worker->pager,
                             worker->trace, err);
+    if (status == LM_OK) status = create_edges(worker, err);
     if (status == LM_OK) status = create_batch(worker, err);
     if (status == LM_OK) status = create_head(worker, err);
     return status;
@@ -193,6 +212,7 @@ enum lm_status worker_close(struct worker *worker, struct lm_error *err)
     free(worker->out_rows);
     free(worker->ids);
     free(worker->token);
+    edges_destroy(worker->edges);
     if (worker->graph.memory) graph_fini(&worker->graph);
     const enum lm_status status = route_trace_close(worker->trace, err);
     expert_pager_destroy(worker->pager);
@@ -232,14 +252,18 @@ static void count_wait(const struct worker *worker, const struct step_plan *plan
         if (plan->seq[i].experts) plan->seq[i].experts->wait_s += wait_s;
 }
 
-/* Runs the layers of this stage between its edges. */
-static enum lm_status run_stage(struct worker *worker, const struct step_plan *plan,
-                                struct lm_error *err)
+/* A failure of this rank, by name. */
+static void name_failure(const struct worker *worker, struct lm_error *failed)
+{
+    if (failed->status == LM_OK || !worker->config.name) return;
+    const struct lm_error unnamed = *failed;
+    lm_fail(failed, unnamed.status, "%s: %s", worker->config.name, unnamed.message);
+    memcpy(failed->hint, unnamed.hint, sizeof(failed->hint));
+}
+
+static void run_layers(struct worker *worker, const struct step_plan *plan, struct lm_error *failed)
 {
     struct graph *graph = &worker->graph;
-    const struct worker_config *config = &worker->config;
-    const size_t n_bytes = (size_t)worker->n_token * config->hp->n_embd * sizeof(float);
-    enum lm_status status = LM_OK;
     graph->n_token = worker->n_token;
     graph->token = worker->token;
     graph->ids = worker->ids;
@@ -247,16 +271,24 @@ static enum lm_status run_stage(struct worker *worker, const struct step_plan *p
     graph->n_out = worker->n_out;
     graph->usage = worker->usage;
     if (worker->trace) route_trace_step(worker->trace, worker->token, worker->ids, worker->n_token);
-    if (!is_first(worker)) status = config->in->ops->recv_begin(config->in, graph->x, n_bytes, err);
-    if (!is_first(worker) && status == LM_OK) status = config->in->ops->recv_end(config->in, err);
-    if (status == LM_OK) {
-        status = graph_forward(graph, err);
-        count_wait(worker, plan);
-    }
-    status = check_files(worker, status, err);
-    if (status != LM_OK || is_last(worker)) return status;
-    status = config->out->ops->send_begin(config->out, graph->x, n_bytes, err);
-    return status == LM_OK ? config->out->ops->send_end(config->out, err) : status;
+    failed->status = graph_forward(graph, failed);
+    count_wait(worker, plan);
+    failed->status = check_files(worker, failed->status, failed);
+    name_failure(worker, failed);
+}
+
+/* Runs the layers of this stage between its edges. failed: of this step, here or before. */
+static enum lm_status run_stage(struct worker *worker, const struct step_plan *plan,
+                                struct lm_error *failed, struct lm_error *err)
+{
+    struct edges *edges = worker->edges;
+    struct graph *graph = &worker->graph;
+    const uint32_t n_token = worker->n_token;
+    enum lm_status status = LM_OK;
+    if (edges) status = edges_receive(edges, plan, n_token, &graph->x, failed, err);
+    if (status == LM_OK && failed->status == LM_OK) run_layers(worker, plan, failed);
+    if (status == LM_OK && edges) status = edges_send(edges, plan, n_token, graph->x, failed, err);
+    return status;
 }
 
 /* What a sequence wants of one row of logits, that behind its token i: the logits themselves, the
@@ -322,11 +354,17 @@ enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
         const enum lm_status status = add_rows(worker, &plan->seq[i], i, err);
         if (status != LM_OK) return status;
     }
-    enum lm_status status = run_stage(worker, plan, err);
-    for (uint32_t i = 0; i < plan->n_seq && status == LM_OK; i++)
+    struct lm_error failed = {.status = LM_OK};
+    const enum lm_status status = run_stage(worker, plan, &failed, err);
+    if (status != LM_OK) return status;
+    for (uint32_t i = 0; i < plan->n_seq; i++)
         seq_state_advance(worker->state, plan->seq[i].slot, plan->seq[i].n_token);
-    if (status == LM_OK && is_last(worker)) status = run_head(worker, plan, sampled, err);
-    return status;
+    if (failed.status == LM_OK && is_last(worker)) {
+        failed.status = run_head(worker, plan, sampled, &failed);
+        name_failure(worker, &failed);
+    }
+    if (failed.status != LM_OK && err) *err = failed;
+    return failed.status;
 }
 
 enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct lm_error *err)
@@ -341,9 +379,74 @@ enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct
     return lm_fail(err, LM_E_FAIL, "unknown operation on a sequence");
 }
 
+enum lm_status worker_expect(struct worker *worker, const struct step_plan *plan,
+                             struct lm_error *err)
+{
+    uint32_t n_token = 0;
+    for (uint32_t i = 0; i < plan->n_seq; i++)
+        n_token += plan->seq[i].n_token;
+    return edges_expect(worker->edges, n_token, plan->n_seq, err);
+}
+
+enum lm_status worker_reserve(struct worker *worker, uint32_t slot, uint32_t n_token,
+                              struct lm_error *err)
+{
+    return seq_state_reserve(worker->state, slot, n_token, err);
+}
+
+uint32_t worker_length(const struct worker *worker, uint32_t slot)
+{
+    return seq_state_length(worker->state, slot);
+}
+
+const struct worker_config *worker_settings(const struct worker *worker)
+{
+    return &worker->config;
+}
+
 struct seq_usage worker_usage(const struct worker *worker)
 {
     return seq_state_usage(worker->state);
+}
+
+/* ---- one rank ----------------------------------------------------------------------------- */
+
+static enum lm_status runner_begin(void *context, const struct step_plan *plan,
+                                   struct sampled_token *sampled, struct lm_error *err)
+{
+    struct worker *worker = context;
+    struct lm_error *const failed = &worker->step_error;
+    failed->status = worker_step(worker, plan, sampled, failed);
+    if (failed->status != LM_E_LIMIT) return LM_OK;
+    if (err) *err = *failed;
+    return LM_E_LIMIT;
+}
+
+static enum lm_status runner_end(void *context, struct lm_error *err)
+{
+    const struct worker *worker = context;
+    if (worker->step_error.status != LM_OK && err) *err = worker->step_error;
+    return worker->step_error.status;
+}
+
+static enum lm_status runner_seq(void *context, const struct seq_op *op, struct lm_error *err)
+{
+    return worker_seq(context, op, err);
+}
+
+static struct seq_usage runner_usage(void *context)
+{
+    return worker_usage(context);
+}
+
+struct step_runner worker_runner(struct worker *worker)
+{
+    return (struct step_runner){.context = worker,
+                                .depth = 1,
+                                .begin = runner_begin,
+                                .end = runner_end,
+                                .seq = runner_seq,
+                                .usage = runner_usage};
 }
 
 struct expert_pager *worker_pager(const struct worker *worker)

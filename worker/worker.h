@@ -44,6 +44,7 @@ struct worker_config {
     enum tensor_type kv_type;
     const char *trace_path; /* routing trace, or NULL */
     struct pager_options pager;
+    const char *name; /* "rank 1 (HOST)", with which errors of its steps begin; NULL: one rank */
 };
 
 enum lm_status worker_create(struct worker **out, const struct worker_config *config,
@@ -51,11 +52,28 @@ enum lm_status worker_create(struct worker **out, const struct worker_config *co
 /* Destroys; the status of closing the trace. NULL is legal. */
 enum lm_status worker_close(struct worker *worker, struct lm_error *err);
 
-/* The functions of struct step_runner. */
+/* Runs steps on this worker alone, one rank: a step is over when it has begun. */
+struct step_runner worker_runner(struct worker *worker);
+
+/* The parts of that, for a stage. LM_E_LIMIT: as there. LM_E_RANK_LOST: an edge failed, and
+ * nothing more can be done. All else fails the step alone: its slots have grown, by what is nothing
+ * to go on from. */
 enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
                            struct sampled_token *sampled, struct lm_error *err);
 enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct lm_error *err);
 struct seq_usage worker_usage(const struct worker *worker);
+
+/* Not on the first stage: begins to receive what the next step needs, or the one behind that if it
+ * was called before. worker_step does it where it was not done. */
+enum lm_status worker_expect(struct worker *worker, const struct step_plan *plan,
+                             struct lm_error *err);
+/* What a step does first for a sequence, and no more. */
+enum lm_status worker_reserve(struct worker *worker, uint32_t slot, uint32_t n_token,
+                              struct lm_error *err);
+/* Tokens that a slot holds. */
+uint32_t worker_length(const struct worker *worker, uint32_t slot);
+
+const struct worker_config *worker_settings(const struct worker *worker);
 
 /* Belongs to the worker; between steps only. */
 struct expert_pager *worker_pager(const struct worker *worker);

@@ -35,28 +35,31 @@ static size_t mixer_floats(const struct hparams *hp)
 
 enum { N_MIXER_BUFFER = 6 };
 
-static size_t workspace_floats(const struct hparams *hp, size_t n_batch, bool paged)
+/* x, and normed: they change places. */
+static size_t stream_floats(const struct hparams *hp, const struct graph_config *config)
 {
-    const size_t n_pair = n_batch * hp->n_expert_used;
-    return 2 * buffer_floats(n_batch * hp->n_embd) + n_batch * mixer_floats(hp) +
+    return (size_t)config->n_batch * hp->n_embd +
+           (config->trailer_bytes + sizeof(float) - 1) / sizeof(float);
+}
+
+static size_t workspace_floats(const struct hparams *hp, const struct graph_config *config)
+{
+    const size_t n_batch = config->n_batch, n_pair = n_batch * hp->n_expert_used;
+    return 2 * buffer_floats(stream_floats(hp, config)) + n_batch * mixer_floats(hp) +
            N_MIXER_BUFFER * buffer_floats(1) + 2 * buffer_floats(n_pair) +
-           (paged ? 2 * buffer_floats(n_pair) + buffer_floats(n_pair * hp->n_embd) : 0);
+           (config->paged ? 2 * buffer_floats(n_pair) + buffer_floats(n_pair * hp->n_embd) : 0);
 }
 
-uint64_t graph_workspace_bytes(const struct hparams *hp, uint32_t n_batch, bool paged)
-{
-    return workspace_floats(hp, n_batch, paged) * sizeof(float);
-}
-
-static void divide_workspace(struct graph *graph, size_t n_batch, bool paged)
+static void divide_workspace(struct graph *graph, const struct graph_config *config)
 {
     const struct hparams *hp = graph->hp;
+    const size_t n_batch = config->n_batch;
     float *at = graph->memory;
-    graph->x = take_buffer(&at, n_batch * hp->n_embd);
-    graph->normed = take_buffer(&at, n_batch * hp->n_embd);
+    graph->x = take_buffer(&at, stream_floats(hp, config));
+    graph->normed = take_buffer(&at, stream_floats(hp, config));
     graph->expert_weights = take_buffer(&at, n_batch * hp->n_expert_used);
     graph->expert_ids = (int32_t *)take_buffer(&at, n_batch * hp->n_expert_used);
-    if (paged) {
+    if (config->paged) {
         graph->next_weights = take_buffer(&at, n_batch * hp->n_expert_used);
         graph->next_ids = (int32_t *)take_buffer(&at, n_batch * hp->n_expert_used);
         graph->expert_out = take_buffer(&at, n_batch * hp->n_expert_used * hp->n_embd);
@@ -95,10 +98,9 @@ enum lm_status graph_init(struct graph *graph, const struct graph_config *config
                             .kv_type = config->kv_type};
     enum lm_status status = LM_OK;
     const size_t n_expert = hp->n_expert;
-    graph->memory = backend->ops->alloc(
-        backend, workspace_floats(hp, config->n_batch, config->paged) * sizeof(float), err);
+    graph->memory = backend->ops->alloc(backend, workspace_floats(hp, config) * sizeof(float), err);
     if (!graph->memory) return LM_E_NO_MEM;
-    divide_workspace(graph, config->n_batch, config->paged);
+    divide_workspace(graph, config);
     const size_t n_pair = (size_t)config->n_batch * hp->n_expert_used;
     graph->views = calloc(n_expert + 1, sizeof(*graph->views));
     graph->demand = calloc(n_expert + 1, sizeof(*graph->demand));

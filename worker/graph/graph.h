@@ -33,7 +33,7 @@ struct graph {
 
     /* Workspace for n_batch rows; up to expert_out in backend memory. */
     float *memory;
-    float *x;
+    float *x;              /* may be replaced between steps by a buffer of the same size */
     float *normed;         /* [n_batch][n_embd] input of router and experts */
     float *mixer;          /* parts of it as the mixer of the layer needs them */
     int32_t *expert_ids;   /* [n_batch][n_expert_used] */
@@ -63,7 +63,8 @@ struct graph {
 struct graph_config {
     uint32_t n_batch, n_ctx;
     enum tensor_type kv_type;
-    bool paged; /* experts may come in groups */
+    bool paged;           /* experts may come in groups */
+    size_t trailer_bytes; /* room behind x, and behind normed that changes places with it */
 };
 
 /* model, state, pager and trace are borrowed until fini. */
@@ -72,8 +73,6 @@ enum lm_status graph_init(struct graph *graph, const struct graph_config *config
                           struct expert_pager *pager, struct route_trace *trace,
                           struct lm_error *err);
 void graph_fini(struct graph *graph);
-/* Bytes that graph_init takes from the backend. */
-uint64_t graph_workspace_bytes(const struct hparams *hp, uint32_t n_batch, bool paged);
 
 /* Runs the stage's layers over the batch; x holds the result: the wanted rows if this stage is the
  * last, all rows otherwise. Positions must be reserved. Errors: those of the backend (a NaN) and of

@@ -20,12 +20,9 @@ struct pipeline;
 struct world;
 
 struct pipeline_config {
-    struct world *world;   /* at least two ranks */
-    struct worker *worker; /* stage 0 */
-    const struct hparams *hp;
-    uint32_t n_slot, n_ctx, n_batch; /* as every stage's worker has them */
-    uint64_t n_position;
-    enum tensor_type kv_type;
+    struct world *world; /* at least two ranks */
+    struct worker
+        *worker;    /* stage 0; slots, context, batch and so on are as all others have them */
     uint32_t slack; /* steps under way beyond the number of stages */
     /* Called once when a rank is lost, also while no step is under way, on the thread that
      * receives; may be NULL. */

@@ -1,0 +1,164 @@
+/* Transfers begun ahead, and ended when their buffer is needed. */
+#include "worker/edges.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "proto/transport/transport.h"
+
+enum { N_X = 3, AHEAD_MAX = 2 };
+
+/* Behind x in every message; then the usage of each sequence, struct expert_usage. */
+struct trailer {
+    uint64_t step;
+    uint32_t status; /* enum lm_status: of the stages before */
+    uint32_t n_token;
+    char message[496];
+};
+
+struct edges {
+    struct edges_config config;
+    float *x[N_X], *own[N_X]; /* own: made here. Who computes may change buffers. */
+    size_t n_expected_byte[N_X];
+    uint64_t n_step, n_expected, n_sent; /* steps ended, receives begun, sends ended */
+    struct {
+        struct trailer trailer;
+        struct expert_usage usage[]; /* [n_slot] */
+    } * tail;                        /* of one message, on the host */
+};
+
+static size_t tail_bytes(uint32_t n_seq)
+{
+    return sizeof(struct trailer) + n_seq * sizeof(struct expert_usage);
+}
+
+size_t edges_trailer_bytes(uint32_t n_slot)
+{
+    return tail_bytes(n_slot);
+}
+
+static size_t row_bytes(const struct edges *edges, uint32_t n_token)
+{
+    return (size_t)n_token * edges->config.n_embd * sizeof(float);
+}
+
+enum lm_status edges_create(struct edges **out, const struct edges_config *config, float *x,
+                            struct lm_error *err)
+{
+    struct edges *edges = calloc(1, sizeof(*edges));
+    if (!edges) return lm_fail(err, LM_E_NO_MEM, "edges: no memory");
+    edges->config = *config;
+    const size_t n_tail = tail_bytes(config->n_slot);
+    edges->tail = calloc(1, n_tail);
+    enum lm_status status = LM_OK;
+    if (!edges->tail) status = lm_fail(err, LM_E_NO_MEM, "edges: no memory");
+    edges->x[0] = x;
+    for (int i = 1; i < N_X && status == LM_OK; i++) {
+        edges->own[i] = config->backend->ops->alloc(
+            config->backend, row_bytes(edges, config->n_batch) + n_tail, err);
+        if (!edges->own[i]) status = LM_E_NO_MEM;
+        edges->x[i] = edges->own[i];
+    }
+    if (status != LM_OK) {
+        edges_destroy(edges);
+        return status;
+    }
+    *out = edges;
+    return LM_OK;
+}
+
+void edges_destroy(struct edges *edges)
+{
+    if (!edges) return;
+    for (int i = 1; i < N_X; i++)
+        if (edges->own[i]) edges->config.backend->ops->free(edges->config.backend, edges->own[i]);
+    free(edges->tail);
+    free(edges);
+}
+
+static enum lm_status lost(enum lm_status status, struct lm_error *err)
+{
+    if (status == LM_OK) return LM_OK;
+    if (err) err->status = LM_E_RANK_LOST;
+    return LM_E_RANK_LOST;
+}
+
+/* Waits until the buffer of a step is no longer being sent. */
+static enum lm_status free_buffer(struct edges *edges, uint64_t step, struct lm_error *err)
+{
+    struct transport_edge *out = edges->config.out;
+    while (out && edges->n_sent + N_X <= step) {
+        const enum lm_status status = out->ops->send_end(out, err);
+        if (status != LM_OK) return lost(status, err);
+        edges->n_sent++;
+    }
+    return LM_OK;
+}
+
+enum lm_status edges_expect(struct edges *edges, uint32_t n_token, uint32_t n_seq,
+                            struct lm_error *err)
+{
+    struct transport_edge *in = edges->config.in;
+    const uint64_t step = edges->n_expected;
+    const size_t n_bytes = row_bytes(edges, n_token) + tail_bytes(n_seq);
+    assert(in && step < edges->n_step + AHEAD_MAX);
+    const enum lm_status status = free_buffer(edges, step, err);
+    if (status != LM_OK) return status;
+    edges->n_expected++;
+    edges->n_expected_byte[step % N_X] = n_bytes;
+    return lost(in->ops->recv_begin(in, edges->x[step % N_X], n_bytes, err), err);
+}
+
+enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, uint32_t n_token,
+                             float **x, struct lm_error *failed, struct lm_error *err)
+{
+    struct backend *backend = edges->config.backend;
+    struct transport_edge *in = edges->config.in;
+    const struct trailer *trailer = &edges->tail->trailer;
+    const size_t i = edges->n_step % N_X, n_row = row_bytes(edges, n_token);
+    const size_t n_tail = tail_bytes(plan->n_seq);
+    enum lm_status status = LM_OK;
+    *x = edges->x[i];
+    failed->status = LM_OK;
+    if (!in) return free_buffer(edges, edges->n_step, err);
+    if (edges->n_expected == edges->n_step) status = edges_expect(edges, n_token, plan->n_seq, err);
+    if (status == LM_OK) status = lost(in->ops->recv_end(in, err), err);
+    if (status != LM_OK) return status;
+    assert(edges->n_expected_byte[i] == n_row + n_tail);
+    backend->ops->download(backend, edges->tail, (char *)*x + n_row, n_tail);
+    if (trailer->step != edges->n_step || trailer->n_token != n_token ||
+        trailer->status >= LM_STATUS_COUNT)
+        return lm_fail(err, LM_E_RANK_LOST,
+                       "step %llu of %u tokens came from the stage before, not %llu of %u",
+                       (unsigned long long)trailer->step, trailer->n_token,
+                       (unsigned long long)edges->n_step, n_token);
+    if (trailer->status != LM_OK)
+        lm_fail(failed, (enum lm_status)trailer->status, "%.*s", (int)sizeof(trailer->message),
+                trailer->message);
+    for (uint32_t j = 0; j < plan->n_seq; j++)
+        if (plan->seq[j].experts) expert_usage_add(plan->seq[j].experts, &edges->tail->usage[j]);
+    return LM_OK;
+}
+
+enum lm_status edges_send(struct edges *edges, const struct step_plan *plan, uint32_t n_token,
+                          float *x, const struct lm_error *failed, struct lm_error *err)
+{
+    struct backend *backend = edges->config.backend;
+    struct transport_edge *out = edges->config.out;
+    struct trailer *trailer = &edges->tail->trailer;
+    const size_t n_row = row_bytes(edges, n_token), n_tail = tail_bytes(plan->n_seq);
+    const uint64_t step = edges->n_step++;
+    edges->x[step % N_X] = x;
+    if (!out) return LM_OK;
+    *trailer =
+        (struct trailer){.step = step, .n_token = n_token, .status = (uint32_t)failed->status};
+    if (failed->status != LM_OK)
+        snprintf(trailer->message, sizeof(trailer->message), "%.*s",
+                 (int)sizeof(trailer->message) - 1, failed->message);
+    for (uint32_t j = 0; j < plan->n_seq; j++)
+        edges->tail->usage[j] =
+            plan->seq[j].experts ? *plan->seq[j].experts : (struct expert_usage){0};
+    backend->ops->upload(backend, (char *)x + n_row, edges->tail, n_tail);
+    return lost(out->ops->send_begin(out, x, n_row + n_tail, err), err);
+}

@@ -1,0 +1,45 @@
+/* The edges of a stage: the buffers of x that take turns, and what a message ends with.
+ *
+ *   message   x, rows of F32 | how the step went so far | what each sequence took of experts
+ *
+ * A stage that fails passes that on instead of a result, so that all stages take the same steps.
+ * Step i uses buffer i % 3: one is being received, one computed, one sent.
+ *
+ * Errors: LM_E_RANK_LOST, whatever a transfer failed of: it is the end of the job.
+ * Threads: the step thread. */
+#ifndef LEAN_WORKER_EDGES_H
+#define LEAN_WORKER_EDGES_H
+
+#include "kernels/backend.h"
+#include "proto/step.h"
+
+struct edges;
+struct transport_edge;
+
+struct edges_config {
+    struct backend *backend;
+    struct transport_edge *in, *out; /* NULL on the first, on the last stage; not both */
+    uint32_t n_embd, n_batch, n_slot;
+};
+
+/* Bytes behind x that a buffer has room for. */
+size_t edges_trailer_bytes(uint32_t n_slot);
+/* x: a buffer of n_batch rows and edges_trailer_bytes, borrowed; the others are made here. */
+enum lm_status edges_create(struct edges **out, const struct edges_config *config, float *x,
+                            struct lm_error *err);
+void edges_destroy(struct edges *edges); /* NULL is legal */
+
+/* Begins to receive the input of the next step, or the one behind if that was done. Not on the
+ * first stage. */
+enum lm_status edges_expect(struct edges *edges, uint32_t n_token, uint32_t n_seq,
+                            struct lm_error *err);
+/* The buffer of the next step, on all stages but the first with its input. failed: how the step
+ * went before; the experts of plan's sequences are added to. */
+enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, uint32_t n_token,
+                             float **x, struct lm_error *failed, struct lm_error *err);
+/* Ends the step: begins to send its result, if this is not the last stage. x: where it is, the
+ * buffer from now on. */
+enum lm_status edges_send(struct edges *edges, const struct step_plan *plan, uint32_t n_token,
+                          float *x, const struct lm_error *failed, struct lm_error *err);
+
+#endif

@@ -1,0 +1,327 @@
+/* Frames one after the other, with a look at the one behind. */
+#include "worker/pipeline/stage_loop.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/model/hparams.h"
+#include "proto/transport/world.h"
+#include "worker/pipeline/wire.h"
+#include "worker/worker.h"
+
+/* A frame read: its type, and the plan if it is one. */
+struct item {
+    bool present;
+    uint16_t type;
+    struct wire_plan *plan;
+    bool expected; /* its input is being received */
+};
+
+struct stage_loop {
+    struct stage_loop_config config;
+    const struct worker_config *worker;
+    bool first, last;
+    struct wire_limits limits;
+    struct item ahead; /* the next frame, if it was looked at */
+    uint64_t n_step;
+    struct lm_error *error; /* [n_slot] of the step's sequences */
+    struct expert_usage *experts;
+    /* of the last stage */
+    int32_t *ids;             /* [n_slot][n_ctx] */
+    struct lm_error *spoiled; /* [n_slot] */
+    struct sampled_token *sampled;
+    struct wire_target *target; /* [target_size] */
+    size_t n_target, target_size;
+    struct lm_error failed; /* of a callback: the job cannot go on */
+};
+
+/* What the callbacks of a sequence need. */
+struct seq_context {
+    struct stage_loop *loop;
+    uint32_t seq;
+};
+
+/* ---- frames ------------------------------------------------------------------------------- */
+
+static void drop_item(struct item *item)
+{
+    wire_plan_destroy(item->plan);
+    *item = (struct item){.present = false};
+}
+
+static enum lm_status read_frame(struct stage_loop *loop, const struct frame *frame,
+                                 struct lm_error *err)
+{
+    loop->ahead = (struct item){.type = frame->type};
+    if (frame->type == LEAN__FRAME_TYPE__PLAN) {
+        const enum lm_status status =
+            wire_unpack_plan(&loop->ahead.plan, frame, &loop->limits, err);
+        if (status != LM_OK) return status;
+    }
+    loop->ahead.present = true;
+    return LM_OK;
+}
+
+/* Looks at the next frame. timeout_s 0: if it is there. */
+static enum lm_status look_ahead(struct stage_loop *loop, double timeout_s, struct lm_error *err)
+{
+    struct frame *frame;
+    if (loop->ahead.present) return LM_OK;
+    enum lm_status status = loop->config.next(loop->config.context, timeout_s, &frame, err);
+    if (status == LM_E_BUSY && timeout_s >= 0) return LM_OK;
+    if (status != LM_OK) return status;
+    status = read_frame(loop, frame, err);
+    free(frame);
+    return status;
+}
+
+static enum lm_status send_frame(struct stage_loop *loop, struct frame *frame, struct lm_error *err)
+{
+    struct world *world = loop->config.world;
+    const enum lm_status status =
+        world->ops->send(world, 0, frame->type, frame->payload, frame->n_bytes, err);
+    free(frame);
+    return status;
+}
+
+/* ---- slots -------------------------------------------------------------------------------- */
+
+static enum lm_status apply(struct stage_loop *loop, const Lean__SlotOp *message,
+                            struct lm_error *err)
+{
+    struct worker *worker = loop->config.worker;
+    struct seq_op op = {.slot = message->slot, .to = message->to, .n = message->n};
+    if (message->kind == LEAN__SLOT_OP__KIND__RESERVE) {
+        worker_reserve(worker, op.slot, op.n, NULL);
+        return LM_OK;
+    }
+    op.kind = message->kind == LEAN__SLOT_OP__KIND__FORK ? SEQ_FORK : SEQ_CLEAR;
+    if (op.kind == SEQ_FORK && op.n > worker_length(worker, op.slot))
+        return lm_fail(err, LM_E_FAIL, "rank %u: slot %u holds %u tokens, not %u",
+                       loop->config.world->rank, op.slot, worker_length(worker, op.slot), op.n);
+    const enum lm_status status = worker_seq(worker, &op, err);
+    if (status != LM_OK || !loop->last) return status;
+    if (op.kind == SEQ_CLEAR) {
+        loop->spoiled[op.slot].status = LM_OK;
+    } else {
+        loop->spoiled[op.to] = loop->spoiled[op.slot];
+        memcpy(loop->ids + (size_t)op.to * loop->limits.n_ctx,
+               loop->ids + (size_t)op.slot * loop->limits.n_ctx, op.n * sizeof(*loop->ids));
+    }
+    return LM_OK;
+}
+
+/* That the slots hold what rank 0 thinks they do: nothing is computed from anything else. */
+static enum lm_status check_positions(struct stage_loop *loop, const struct wire_plan *plan,
+                                      struct lm_error *err)
+{
+    for (uint32_t i = 0; i < plan->plan.n_seq; i++) {
+        const Lean__PlanSeq *seq = plan->message->seq[i];
+        const uint32_t length = worker_length(loop->config.worker, seq->slot);
+        if (length != seq->position)
+            return lm_fail(err, LM_E_FAIL, "rank %u: slot %u holds %u tokens, the plan says %u",
+                           loop->config.world->rank, seq->slot, length, seq->position);
+    }
+    return LM_OK;
+}
+
+/* ---- results of the last stage ------------------------------------------------------------ */
+
+static void send_logits(void *context, uint32_t pos, const float *logits, uint32_t n_vocab)
+{
+    const struct seq_context *seq = context;
+    struct stage_loop *loop = seq->loop;
+    struct frame *frame;
+    Lean__Logits message = LEAN__LOGITS__INIT;
+    if (loop->failed.status != LM_OK) return;
+    message.step = loop->n_step;
+    message.seq = seq->seq;
+    message.position = pos;
+    message.row = (ProtobufCBinaryData){n_vocab * sizeof(float), (uint8_t *)logits};
+    loop->failed.status = wire_pack(&frame, LEAN__FRAME_TYPE__LOGITS, &message.base, &loop->failed);
+    if (loop->failed.status == LM_OK) loop->failed.status = send_frame(loop, frame, &loop->failed);
+}
+
+static void keep_target(void *context, uint32_t pos, const struct sampled_token *token)
+{
+    const struct seq_context *seq = context;
+    struct stage_loop *loop = seq->loop;
+    assert(loop->n_target < loop->target_size);
+    loop->target[loop->n_target++] =
+        (struct wire_target){.seq = seq->seq, .position = pos, .token = *token};
+}
+
+/* Room for the targets of a step. */
+static enum lm_status grow_targets(struct stage_loop *loop, const struct step_plan *plan,
+                                   struct lm_error *err)
+{
+    size_t n = 0;
+    for (uint32_t i = 0; i < plan->n_seq; i++)
+        n += plan->seq[i].n_target;
+    loop->n_target = 0;
+    if (n <= loop->target_size) return LM_OK;
+    struct wire_target *target = realloc(loop->target, n * sizeof(*target));
+    if (!target) return lm_fail(err, LM_E_NO_MEM, "pipeline: no memory for %zu targets", n);
+    loop->target = target;
+    loop->target_size = n;
+    return LM_OK;
+}
+
+/* Adds what a received plan leaves out. contexts: [n_seq]. */
+static void complete_plan(struct stage_loop *loop, struct wire_plan *plan,
+                          struct seq_context *contexts)
+{
+    for (uint32_t i = 0; i < plan->plan.n_seq; i++) {
+        struct step_seq *const seq = &plan->seq[i];
+        loop->error[i].status = LM_OK;
+        loop->experts[i] = (struct expert_usage){0};
+        seq->error = &loop->error[i];
+        seq->experts = &loop->experts[i];
+        if (!loop->last) continue;
+        int32_t *const ids = loop->ids + (size_t)seq->slot * loop->limits.n_ctx;
+        memcpy(ids + seq->n_history - seq->n_token, seq->ids, seq->n_token * sizeof(*ids));
+        seq->history = ids;
+        contexts[i] = (struct seq_context){loop, i};
+        seq->context = &contexts[i];
+        seq->on_logits = send_logits;
+        seq->on_target = keep_target;
+        if (loop->spoiled[seq->slot].status != LM_OK) loop->error[i] = loop->spoiled[seq->slot];
+    }
+}
+
+static enum lm_status send_result(struct stage_loop *loop, const struct wire_plan *plan,
+                                  const struct lm_error *failed, struct lm_error *err)
+{
+    struct frame *frame;
+    const struct wire_result result = {.number = loop->n_step,
+                                       .failed = failed,
+                                       .n_seq = plan->plan.n_seq,
+                                       .seq = plan->seq,
+                                       .sampled = loop->sampled,
+                                       .target = loop->target,
+                                       .n_target = loop->n_target};
+    for (uint32_t i = 0; failed->status != LM_OK && i < plan->plan.n_seq; i++)
+        loop->spoiled[plan->seq[i].slot] = *failed;
+    const enum lm_status status = wire_pack_result(&frame, &result, err);
+    return status == LM_OK ? send_frame(loop, frame, err) : status;
+}
+
+/* ---- steps -------------------------------------------------------------------------------- */
+
+static enum lm_status expect(struct stage_loop *loop, struct item *item, struct lm_error *err)
+{
+    if (loop->first || item->expected || !item->plan) return LM_OK;
+    item->expected = true;
+    return worker_expect(loop->config.worker, &item->plan->plan, err);
+}
+
+static enum lm_status prepare(struct stage_loop *loop, struct item *item, struct lm_error *err)
+{
+    const Lean__Plan *message = item->plan->message;
+    enum lm_status status = LM_OK;
+    if (message->step != loop->n_step)
+        return lm_fail(err, LM_E_FAIL, "rank %u: the plan of step %llu came, not of %llu",
+                       loop->config.world->rank, (unsigned long long)message->step,
+                       (unsigned long long)loop->n_step);
+    for (size_t i = 0; i < message->n_op && status == LM_OK; i++)
+        status = apply(loop, message->op[i], err);
+    if (status == LM_OK) status = check_positions(loop, item->plan, err);
+    if (status == LM_OK) status = expect(loop, item, err);
+    if (status == LM_OK) status = look_ahead(loop, 0, err);
+    if (status == LM_OK && loop->ahead.present) status = expect(loop, &loop->ahead, err);
+    if (status == LM_OK && loop->last) status = grow_targets(loop, &item->plan->plan, err);
+    return status;
+}
+
+static enum lm_status run_step(struct stage_loop *loop, struct item *item, struct lm_error *err)
+{
+    struct lm_error failed = {.status = LM_OK};
+    enum lm_status status = prepare(loop, item, err);
+    if (status != LM_OK) return status;
+    struct seq_context *contexts = calloc(item->plan->plan.n_seq, sizeof(*contexts));
+    if (!contexts) return lm_fail(err, LM_E_NO_MEM, "pipeline: no memory for a step");
+    complete_plan(loop, item->plan, contexts);
+    failed.status = worker_step(loop->config.worker, &item->plan->plan, loop->sampled, &failed);
+    free(contexts);
+    if (loop->failed.status != LM_OK) failed = loop->failed;
+    if (failed.status == LM_E_RANK_LOST || failed.status == LM_E_LIMIT ||
+        loop->failed.status != LM_OK) {
+        *err = failed;
+        return failed.status;
+    }
+    if (loop->last) status = send_result(loop, item->plan, &failed, err);
+    loop->n_step++;
+    return status;
+}
+
+static enum lm_status run_item(struct stage_loop *loop, struct item *item, bool *done,
+                               struct lm_error *err)
+{
+    switch (item->type) {
+    case LEAN__FRAME_TYPE__PLAN:
+        return run_step(loop, item, err);
+    case LEAN__FRAME_TYPE__DRAIN:
+        *done = true;
+        return LM_OK;
+    }
+    return lm_fail(err, LM_E_FORMAT, "rank %u: rank 0 sent a message of type %u",
+                   loop->config.world->rank, item->type);
+}
+
+/* ---- life --------------------------------------------------------------------------------- */
+
+static enum lm_status create_arrays(struct stage_loop *loop, struct lm_error *err)
+{
+    const size_t n = loop->limits.n_slot;
+    loop->error = calloc(n, sizeof(*loop->error));
+    loop->sampled = calloc(n, sizeof(*loop->sampled));
+    loop->experts = calloc(n, sizeof(*loop->experts));
+    bool complete = loop->error && loop->sampled && loop->experts;
+    if (loop->last) {
+        loop->ids = calloc(n * loop->limits.n_ctx, sizeof(*loop->ids));
+        loop->spoiled = calloc(n, sizeof(*loop->spoiled));
+        complete = complete && loop->ids && loop->spoiled;
+    }
+    if (complete) return LM_OK;
+    return lm_fail(err, LM_E_NO_MEM, "pipeline: no memory for %zu slots of %u tokens", n,
+                   loop->limits.n_ctx);
+}
+
+static void destroy_arrays(struct stage_loop *loop)
+{
+    drop_item(&loop->ahead);
+    free(loop->target);
+    free(loop->spoiled);
+    free(loop->ids);
+    free(loop->sampled);
+    free(loop->experts);
+    free(loop->error);
+}
+
+enum lm_status stage_loop_run(const struct stage_loop_config *config, struct lm_error *err)
+{
+    const struct worker_config *worker = worker_settings(config->worker);
+    struct lm_error own;
+    struct stage_loop loop = {.config = *config,
+                              .worker = worker,
+                              .first = worker->layer_begin == 0,
+                              .last = worker->layer_end == worker->hp->n_layer,
+                              .limits = {.n_slot = worker->n_slot,
+                                         .n_ctx = worker->n_ctx,
+                                         .n_batch = worker->n_batch,
+                                         .n_vocab = worker->hp->n_vocab}};
+    bool done = false;
+    if (!err) err = &own;
+    enum lm_status status = create_arrays(&loop, err);
+    while (status == LM_OK && !done) {
+        status = look_ahead(&loop, -1, err);
+        if (status != LM_OK) break;
+        struct item item = loop.ahead;
+        loop.ahead = (struct item){.present = false};
+        status = run_item(&loop, &item, &done, err);
+        drop_item(&item);
+    }
+    destroy_arrays(&loop);
+    return status;
+}
