@@ -61,12 +61,17 @@ static inline bool exercise_holds(const uint8_t *bytes, size_t n, uint64_t hash)
     return true;
 }
 
-static inline void exercise_take_frame(const struct exercise *exercise, uint32_t *n_taken)
+/* Whether one came. All ranks may want to take now, so none waits while it has something to send.
+ */
+static inline bool exercise_take_frame(const struct exercise *exercise, bool wait,
+                                       uint32_t *n_taken)
 {
     struct world *world = exercise->world;
     struct lm_error err;
     struct frame *frame;
-    CHECK_OK(world->ops->recv(world, 60, &frame, &err), err);
+    const enum lm_status status = world->ops->recv(world, wait ? 60 : 0, &frame, &err);
+    if (!wait && status == LM_E_BUSY) return false;
+    CHECK_OK(status, err);
     CHECK(frame->from < world->n_rank, "from %u", frame->from);
     const uint64_t hash =
         exercise_hash(exercise->seed, frame->from, world->rank, n_taken[frame->from]);
@@ -77,6 +82,7 @@ static inline void exercise_take_frame(const struct exercise *exercise, uint32_t
           n_taken[frame->from], frame->from);
     n_taken[frame->from]++;
     free(frame);
+    return true;
 }
 
 static inline void *exercise_frames(void *context)
@@ -99,8 +105,7 @@ static inline void *exercise_frames(void *context)
             CHECK_OK(world->ops->send(world, to, (uint16_t)hash, payload, n_bytes, &err), err);
             sent++;
         } else if (taken < n_all) {
-            exercise_take_frame(exercise, n_taken);
-            taken++;
+            taken += exercise_take_frame(exercise, sent == n_all, n_taken);
         }
     }
     free(payload);

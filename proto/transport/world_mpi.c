@@ -1,0 +1,818 @@
+/* A job under MPI: what goes between ranks is MPI's, who is alive is the guard's (liveness.h).
+ *
+ * MPI moves messages only while somebody calls it, and its own waiting turns a core. So there is a
+ * thread, comm, that sleeps in poll() on the bells (rank_sockets.h) and calls MPI while something
+ * is under way:
+ *
+ *   sender     rings F (a frame) or E (a message of the edge), posts, and goes on testing until it
+ * is gone receiver   woken by the bell, tests until as much has arrived as was rung for receiver
+ * rings R when it has posted the receive of a message that MPI sends only then; until that bell the
+ * sender need not test
+ *
+ * The bell goes first: a sender that posted first and rang when that was done would wait for a
+ * receiver that sleeps, since a large message is done when the receiver enters MPI. Whoever waits
+ * for an edge tests, too, for as long as the message may take, and then leaves it to comm. Every
+ * call of MPI is made under one lock.
+ *
+ *   frames    on the wire struct wire_frame, which lies where struct frame does once it has arrived
+ *   edges     the bytes, from and to where the caller has them */
+#include <assert.h>
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "proto/base/log.h"
+#include "proto/transport/frame_queue.h"
+#include "proto/transport/liveness.h"
+#include "proto/transport/mpi/mpi_plugin.h"
+#include "proto/transport/rank_sockets.h"
+#include "proto/transport/world.h"
+
+enum {
+    STARTUP_S = 60,            /* for all ranks to have started and connected */
+    EAGER_BYTES = 32 * 1024,   /* MPI sends more than this only to a posted receive */
+    BYTES_PER_US = 1000,       /* slower than any memory: while this lasts a waiting thread tests */
+    STEP_NS = 50 * 1000,       /* between tests behind that */
+    STEP_IDLE_NS = 1000 * 1000 /* and where the other end must act first */
+};
+
+static const char BELL_FRAME = 'F', BELL_EDGE = 'E', BELL_READY = 'R';
+
+struct wire_frame {
+    uint32_t seq; /* of this pair of ranks */
+    uint16_t type, magic;
+    uint64_t n_bytes;
+    uint8_t payload[];
+};
+enum { WIRE_MAGIC = 0x4C4E };
+static_assert(sizeof(struct wire_frame) == sizeof(struct frame), "a frame is received in place");
+static_assert(offsetof(struct wire_frame, payload) == offsetof(struct frame, payload), "the same");
+
+/* A frame between post and done. */
+struct flight {
+    struct flight *next;
+    struct mpi_handle request;
+    uint32_t peer;
+    size_t n_bytes; /* of wire, as a whole */
+    struct wire_frame *wire;
+};
+struct flights {
+    struct flight *first, **last;
+};
+
+/* One edge at one of its ends. */
+struct side {
+    struct transport_edge edge;
+    struct mpi_world *world;
+    uint32_t peer;
+    bool sending;
+    atomic_bool aborted;
+    /* guarded by the world's lock */
+    struct {
+        struct mpi_handle request;
+        size_t n_bytes;
+    } begun[TRANSPORT_DEPTH]; /* ring */
+    uint64_t n_begun, n_done, n_ended;
+    uint64_t n_large_done; /* of n_done, above EAGER_BYTES */
+    uint64_t n_rung;       /* receiving: E of the sender; sending: R of the receiver */
+};
+
+struct mpi_world {
+    struct world world;
+    const struct mpi_plugin *mpi;
+    struct rank_card *card; /* [n_rank] */
+    int *live, *bell;       /* [n_rank] sockets */
+    struct liveness *liveness;
+    struct frame_queue arrived;
+    struct lm_error lost; /* written once, before is_lost */
+    atomic_bool is_lost;  /* no more calls of MPI */
+    double spin_s;
+    int wake; /* eventfd: comm has something to do */
+    pthread_t comm;
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* a transfer of an edge is done, or the job lost */
+    /* guarded by lock, as all calls of MPI are */
+    bool stopping, comm_asleep;
+    uint32_t n_spinning; /* threads that test while they wait: comm keeps out of their way */
+    struct flights sending, receiving;
+    uint32_t *n_sent, *n_received;  /* [n_rank] frames */
+    uint64_t n_frame_rung, n_frame; /* that have come */
+    struct side in, out;
+    struct pollfd *polled; /* [n_rank], comm's own */
+    uint32_t (*n_owed)[3]; /* [n_rank], bells that did not fit into the socket: F, E, R */
+};
+
+/* -- what is under way ---------------------------------------------------------------------- */
+
+static void flights_append(struct flights *flights, struct flight *flight)
+{
+    flight->next = NULL;
+    *flights->last = flight;
+    flights->last = &flight->next;
+}
+
+static struct flight *flights_take(struct flights *flights)
+{
+    struct flight *flight = flights->first;
+    flights->first = flight->next;
+    if (!flights->first) flights->last = &flights->first;
+    return flight;
+}
+
+static void free_flights(struct flights *flights)
+{
+    while (flights->first) {
+        struct flight *flight = flights_take(flights);
+        free(flight->wire);
+        free(flight);
+    }
+}
+
+/* MPI or memory has failed: so has the job. The guard tells everyone. */
+static void break_locked(struct mpi_world *w, const struct lm_error *why)
+{
+    liveness_abort(w->liveness, why);
+}
+
+static void test_side_locked(struct side *side)
+{
+    struct mpi_world *w = side->world;
+    while (side->n_done < side->n_begun) {
+        const size_t i = side->n_done % TRANSPORT_DEPTH;
+        const size_t n_bytes = side->begun[i].n_bytes;
+        size_t n_came = n_bytes;
+        bool done;
+        struct lm_error err;
+        enum lm_status status =
+            w->mpi->test(&side->begun[i].request, &done, side->sending ? NULL : &n_came, &err);
+        if (status == LM_OK && done && n_came != n_bytes)
+            status = lm_fail(&err, LM_E_FAIL, "edge from rank %u: %zu bytes came, %zu expected",
+                             side->peer, n_came, n_bytes);
+        if (status != LM_OK) break_locked(w, &err);
+        if (status != LM_OK || !done) return;
+        side->n_done++;
+        side->n_large_done += n_bytes > EAGER_BYTES;
+        pthread_cond_broadcast(&w->changed);
+    }
+}
+
+static enum lm_status take_frame_locked(struct mpi_world *w, uint32_t from, size_t n_bytes,
+                                        struct mpi_handle *message, struct lm_error *err)
+{
+    if (n_bytes < sizeof(struct wire_frame))
+        return lm_fail(err, LM_E_FORMAT, "frame from rank %u: has %zu bytes", from, n_bytes);
+    struct flight *flight = malloc(sizeof(*flight));
+    struct wire_frame *wire = malloc(n_bytes);
+    enum lm_status status = LM_OK;
+    if (!flight || !wire)
+        status = lm_fail(err, LM_E_NO_MEM, "frame: no memory for %zu bytes", n_bytes);
+    if (status == LM_OK) status = w->mpi->take(message, wire, n_bytes, &flight->request, err);
+    if (status != LM_OK) {
+        free(wire);
+        free(flight);
+        return status;
+    }
+    flight->peer = from;
+    flight->wire = wire;
+    flight->n_bytes = n_bytes;
+    flights_append(&w->receiving, flight);
+    return LM_OK;
+}
+
+/* Posts receives for the frames that are announced. */
+static enum lm_status match_frames_locked(struct mpi_world *w, struct lm_error *err)
+{
+    for (;;) {
+        bool found;
+        uint32_t from;
+        size_t n_bytes;
+        struct mpi_handle message;
+        enum lm_status status =
+            w->mpi->probe(MPI_CHANNEL_FRAMES, &found, &from, &n_bytes, &message, err);
+        if (status != LM_OK || !found) return status;
+        status = take_frame_locked(w, from, n_bytes, &message, err);
+        if (status != LM_OK) return status;
+    }
+}
+
+/* Hands on what has arrived whole, in the order in which it was matched. */
+static enum lm_status deliver_frames_locked(struct mpi_world *w, struct lm_error *err)
+{
+    while (w->receiving.first) {
+        struct flight *flight = w->receiving.first;
+        bool done;
+        size_t n_came;
+        enum lm_status status = w->mpi->test(&flight->request, &done, &n_came, err);
+        if (status != LM_OK || !done) return status;
+        flights_take(&w->receiving);
+        struct wire_frame *wire = flight->wire;
+        const uint32_t from = flight->peer;
+        free(flight);
+        w->n_frame++;
+        if (wire->magic != WIRE_MAGIC || wire->seq != w->n_received[from]++ ||
+            wire->n_bytes != n_came - sizeof(*wire)) {
+            free(wire);
+            return lm_fail(err, LM_E_FORMAT, "frame from rank %u: its header is wrong", from);
+        }
+        const uint16_t type = wire->type;
+        struct frame *frame = (struct frame *)wire;
+        *frame = (struct frame){.from = from, .type = type, .n_bytes = n_came - sizeof(*wire)};
+        status = frame_queue_push(&w->arrived, frame, err);
+        if (status != LM_OK) return status;
+    }
+    return LM_OK;
+}
+
+static enum lm_status finish_frames_locked(struct mpi_world *w, struct lm_error *err)
+{
+    while (w->sending.first) {
+        bool done;
+        const enum lm_status status = w->mpi->test(&w->sending.first->request, &done, NULL, err);
+        if (status != LM_OK || !done) return status;
+        struct flight *flight = flights_take(&w->sending);
+        free(flight->wire);
+        free(flight);
+        if (!w->sending.first) pthread_cond_broadcast(&w->changed); /* close waits for it */
+    }
+    return LM_OK;
+}
+
+/* Moves everything as far as it goes now. */
+static void progress_locked(struct mpi_world *w)
+{
+    struct lm_error err;
+    if (atomic_load(&w->is_lost)) return;
+    enum lm_status status = match_frames_locked(w, &err);
+    if (status == LM_OK) status = deliver_frames_locked(w, &err);
+    if (status == LM_OK) status = finish_frames_locked(w, &err);
+    if (status != LM_OK) break_locked(w, &err);
+    test_side_locked(&w->in);
+    test_side_locked(&w->out);
+}
+
+/* What comm has to do. */
+enum need { NEED_BELL, NEED_LOOK, NEED_TEST }; /* sleep; look now and then; test */
+
+static enum need need_locked(const struct mpi_world *w)
+{
+    const struct side *in = &w->in, *out = &w->out;
+    if (atomic_load(&w->is_lost)) return NEED_BELL;
+    if (w->sending.first || w->receiving.first || w->n_frame_rung > w->n_frame) return NEED_TEST;
+    if (in->n_begun > in->n_done && in->n_rung > in->n_done) return NEED_TEST;
+    if (out->n_begun == out->n_done) return NEED_BELL;
+    const bool large = out->begun[out->n_done % TRANSPORT_DEPTH].n_bytes > EAGER_BYTES;
+    return large && out->n_rung > out->n_large_done ? NEED_TEST : NEED_LOOK;
+}
+
+/* Bytes that are moving, or may be. */
+static size_t moving_locked(const struct mpi_world *w)
+{
+    size_t n_bytes = 0;
+    if (w->sending.first) n_bytes += w->sending.first->n_bytes;
+    if (w->receiving.first) n_bytes += w->receiving.first->n_bytes;
+    if (w->in.n_begun > w->in.n_done)
+        n_bytes += w->in.begun[w->in.n_done % TRANSPORT_DEPTH].n_bytes;
+    if (w->out.n_begun > w->out.n_done)
+        n_bytes += w->out.begun[w->out.n_done % TRANSPORT_DEPTH].n_bytes;
+    return n_bytes;
+}
+
+static void wake_comm_locked(struct mpi_world *w)
+{
+    if (!w->comm_asleep) return;
+    w->comm_asleep = false;
+    const uint64_t one = 1;
+    if (write(w->wake, &one, sizeof(one)) < 0) return; /* it is awake */
+}
+
+/* -- bells ---------------------------------------------------------------------------------- */
+
+static void ring_locked(struct mpi_world *w, uint32_t to, char bell)
+{
+    if (send(w->bell[to], &bell, 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1) return;
+    if (errno != EAGAIN) return; /* gone: the guard will see it */
+    w->n_owed[to][bell == BELL_FRAME ? 0 : bell == BELL_EDGE ? 1 : 2]++;
+    wake_comm_locked(w);
+}
+
+/* Rings again where the socket was full. Whether bells are still owed. */
+static bool ring_owed_locked(struct mpi_world *w)
+{
+    const char bells[3] = {BELL_FRAME, BELL_EDGE, BELL_READY};
+    bool owed = false;
+    for (uint32_t i = 0; i < w->world.n_rank; i++)
+        for (int kind = 0; kind < 3; kind++) {
+            uint32_t n = w->n_owed[i][kind];
+            w->n_owed[i][kind] = 0;
+            for (; n > 0; n--)
+                ring_locked(w, i, bells[kind]);
+            owed |= w->n_owed[i][kind] > 0;
+        }
+    return owed;
+}
+
+static void hear_bells_locked(struct mpi_world *w, uint32_t from)
+{
+    char bells[256];
+    ssize_t n;
+    while ((n = recv(w->bell[from], bells, sizeof(bells), MSG_DONTWAIT)) > 0)
+        for (ssize_t i = 0; i < n; i++) {
+            w->n_frame_rung += bells[i] == BELL_FRAME;
+            w->in.n_rung += bells[i] == BELL_EDGE;
+            w->out.n_rung += bells[i] == BELL_READY;
+        }
+    if (n == 0 || (errno != EAGAIN && errno != EINTR))
+        w->polled[from].fd = -1; /* gone: the guard judges that */
+}
+
+/* -- comm ----------------------------------------------------------------------------------- */
+
+/* Sleeps until a bell or wake, at most ns; ns < 0: for ever. */
+static void sleep_until_bell(struct mpi_world *w, long ns, bool only_wake)
+{
+    const struct timespec limit = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+    struct pollfd *wake = &w->polled[w->world.rank];
+    if (only_wake)
+        ppoll(wake, 1, &limit, NULL);
+    else
+        ppoll(w->polled, w->world.n_rank, ns < 0 ? NULL : &limit, NULL);
+}
+
+static void *run_comm(void *context)
+{
+    struct mpi_world *w = context;
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL);
+    double spin_until_s = 0;
+    size_t n_moving = 0;
+    pthread_mutex_lock(&w->lock);
+    while (!w->stopping) {
+        const bool parked = w->n_spinning > 0;
+        const bool owed = ring_owed_locked(w);
+        if (!parked) progress_locked(w);
+        const enum need need = need_locked(w);
+        const size_t n_bytes = moving_locked(w);
+        const double now_s = log_now_s();
+        if (need != NEED_TEST)
+            spin_until_s = 0;
+        else if (spin_until_s == 0 || n_bytes != n_moving)
+            spin_until_s = now_s + w->spin_s + 1e-6 * (double)(n_bytes / BYTES_PER_US);
+        n_moving = n_bytes;
+        const bool spin = need == NEED_TEST && !parked && now_s < spin_until_s;
+        if (spin) {
+            pthread_mutex_unlock(&w->lock);
+            sched_yield();
+            pthread_mutex_lock(&w->lock);
+            continue;
+        }
+        w->comm_asleep = true;
+        pthread_mutex_unlock(&w->lock);
+        if (parked)
+            sleep_until_bell(w, 2 * STEP_NS, true);
+        else
+            sleep_until_bell(w,
+                             need == NEED_TEST           ? STEP_NS
+                             : need == NEED_LOOK || owed ? STEP_IDLE_NS
+                                                         : -1,
+                             false);
+        pthread_mutex_lock(&w->lock);
+        w->comm_asleep = false;
+        for (uint32_t i = 0; i < w->world.n_rank; i++)
+            if (i != w->world.rank && w->polled[i].fd >= 0) hear_bells_locked(w, i);
+        uint64_t drained;
+        if (read(w->wake, &drained, sizeof(drained)) < 0) drained = 0;
+    }
+    pthread_mutex_unlock(&w->lock);
+    return NULL;
+}
+
+/* -- edges ---------------------------------------------------------------------------------- */
+
+/* LM_OK, or why this edge cannot be used any more. */
+static enum lm_status side_status(struct side *side, struct lm_error *err)
+{
+    struct mpi_world *w = side->world;
+    if (atomic_load(&w->is_lost)) {
+        if (err) *err = w->lost;
+        return w->lost.status;
+    }
+    if (atomic_load(&side->aborted)) return lm_fail(err, LM_E_RANK_LOST, "edge was aborted");
+    return LM_OK;
+}
+
+static enum lm_status side_begin(struct side *side, void *buffer, size_t n_bytes,
+                                 struct lm_error *err)
+{
+    struct mpi_world *w = side->world;
+    if (n_bytes > INT_MAX)
+        return lm_fail(err, LM_E_LIMIT, "edge: %zu bytes, at most %d", n_bytes, INT_MAX);
+    pthread_mutex_lock(&w->lock);
+    enum lm_status status = side_status(side, err);
+    if (status == LM_OK) {
+        assert(side->n_begun - side->n_ended < TRANSPORT_DEPTH);
+        const size_t i = side->n_begun % TRANSPORT_DEPTH;
+        side->begun[i].n_bytes = n_bytes;
+        if (side->sending) {
+            ring_locked(w, side->peer, BELL_EDGE);
+            status = w->mpi->send(MPI_CHANNEL_EDGES, side->peer, buffer, n_bytes,
+                                  &side->begun[i].request, err);
+        } else {
+            status = w->mpi->recv(MPI_CHANNEL_EDGES, side->peer, buffer, n_bytes,
+                                  &side->begun[i].request, err);
+            if (n_bytes > EAGER_BYTES) ring_locked(w, side->peer, BELL_READY);
+        }
+    }
+    if (status == LM_OK) {
+        side->n_begun++;
+        if (side->n_begun == side->n_done + 1) test_side_locked(side);
+        if (need_locked(w) != NEED_BELL) wake_comm_locked(w);
+    }
+    pthread_mutex_unlock(&w->lock);
+    return status;
+}
+
+/* Tests until the oldest transfer of side is done, for as long as that may take. */
+static void spin_locked(struct side *side)
+{
+    struct mpi_world *w = side->world;
+    const size_t n_bytes = side->begun[side->n_ended % TRANSPORT_DEPTH].n_bytes;
+    const double limit_s = w->spin_s + 1e-6 * (double)(n_bytes / BYTES_PER_US);
+    const double until_s = log_now_s() + limit_s;
+    w->n_spinning++;
+    do {
+        progress_locked(w);
+        if (side->n_done > side->n_ended || side_status(side, NULL) != LM_OK) break;
+        pthread_mutex_unlock(&w->lock);
+        sched_yield();
+        pthread_mutex_lock(&w->lock);
+    } while (log_now_s() < until_s);
+    w->n_spinning--;
+}
+
+static enum lm_status side_end(struct side *side, struct lm_error *err)
+{
+    struct mpi_world *w = side->world;
+    pthread_mutex_lock(&w->lock);
+    assert(side->n_ended < side->n_begun);
+    if (side->n_done == side->n_ended) {
+        spin_locked(side);
+        wake_comm_locked(w); /* it may have kept out of the way */
+    }
+    while (side->n_done == side->n_ended && side_status(side, NULL) == LM_OK)
+        pthread_cond_wait(&w->changed, &w->lock);
+    const enum lm_status status = side->n_done > side->n_ended ? LM_OK : side_status(side, err);
+    side->n_ended++;
+    pthread_mutex_unlock(&w->lock);
+    return status;
+}
+
+static enum lm_status mpi_send_begin(struct transport_edge *edge, const void *buffer,
+                                     size_t n_bytes, struct lm_error *err)
+{
+    return side_begin((struct side *)edge, (void *)buffer, n_bytes, err);
+}
+
+static enum lm_status mpi_recv_begin(struct transport_edge *edge, void *buffer, size_t n_bytes,
+                                     struct lm_error *err)
+{
+    return side_begin((struct side *)edge, buffer, n_bytes, err);
+}
+
+static enum lm_status mpi_edge_end(struct transport_edge *edge, struct lm_error *err)
+{
+    return side_end((struct side *)edge, err);
+}
+
+static void mpi_edge_abort(struct transport_edge *edge)
+{
+    struct side *side = (struct side *)edge;
+    pthread_mutex_lock(&side->world->lock);
+    atomic_store(&side->aborted, true);
+    pthread_cond_broadcast(&side->world->changed);
+    pthread_mutex_unlock(&side->world->lock);
+}
+
+/* The side is the world's; receives that were never ended must not write into freed memory. */
+static void mpi_edge_close(struct transport_edge *edge)
+{
+    if (!edge) return;
+    struct side *side = (struct side *)edge;
+    struct mpi_world *w = side->world;
+    pthread_mutex_lock(&w->lock);
+    if (!side->sending && !atomic_load(&w->is_lost))
+        for (; side->n_done < side->n_begun; side->n_done++)
+            w->mpi->cancel(&side->begun[side->n_done % TRANSPORT_DEPTH].request);
+    pthread_mutex_unlock(&w->lock);
+}
+
+static const struct transport_ops edge_ops = {
+    .name = "mpi",
+    .send_begin = mpi_send_begin,
+    .send_end = mpi_edge_end,
+    .recv_begin = mpi_recv_begin,
+    .recv_end = mpi_edge_end,
+    .abort = mpi_edge_abort,
+    .close = mpi_edge_close,
+};
+
+/* -- world ---------------------------------------------------------------------------------- */
+
+static enum lm_status mpi_send(struct world *world, uint32_t to, uint16_t type, const void *payload,
+                               size_t n_bytes, struct lm_error *err)
+{
+    struct mpi_world *w = (struct mpi_world *)world;
+    assert(to < world->n_rank && to != world->rank);
+    if (n_bytes > INT_MAX - sizeof(struct wire_frame))
+        return lm_fail(err, LM_E_LIMIT, "frame: %zu bytes, at most 2 GiB", n_bytes);
+    struct flight *flight = malloc(sizeof(*flight));
+    struct wire_frame *wire = malloc(sizeof(*wire) + n_bytes);
+    enum lm_status status = LM_OK;
+    if (!flight || !wire) {
+        status = lm_fail(err, LM_E_NO_MEM, "frame: no memory for %zu bytes", n_bytes);
+        goto free_frame;
+    }
+    *wire = (struct wire_frame){.type = type, .magic = WIRE_MAGIC, .n_bytes = n_bytes};
+    if (n_bytes) memcpy(wire->payload, payload, n_bytes);
+    flight->wire = wire;
+    flight->n_bytes = sizeof(*wire) + n_bytes;
+
+    pthread_mutex_lock(&w->lock);
+    if (atomic_load(&w->is_lost)) {
+        *(err ? err : &(struct lm_error){0}) = w->lost;
+        status = w->lost.status;
+        goto unlock;
+    }
+    wire->seq = w->n_sent[to];
+    ring_locked(w, to, BELL_FRAME);
+    status =
+        w->mpi->send(MPI_CHANNEL_FRAMES, to, wire, sizeof(*wire) + n_bytes, &flight->request, err);
+    if (status != LM_OK) goto unlock;
+    w->n_sent[to]++;
+    flights_append(&w->sending, flight);
+    if (finish_frames_locked(w, err) != LM_OK || w->sending.first) wake_comm_locked(w);
+    pthread_mutex_unlock(&w->lock);
+    return LM_OK;
+
+unlock:
+    pthread_mutex_unlock(&w->lock);
+free_frame:
+    free(wire);
+    free(flight);
+    return status;
+}
+
+static enum lm_status mpi_recv(struct world *world, double timeout_s, struct frame **out,
+                               struct lm_error *err)
+{
+    return frame_queue_pop(&((struct mpi_world *)world)->arrived, timeout_s, out, err);
+}
+
+static enum lm_status mpi_edge_open(struct world *world, bool sending, struct transport_edge **out,
+                                    struct lm_error *err)
+{
+    (void)err;
+    struct mpi_world *w = (struct mpi_world *)world;
+    assert(sending ? world->rank + 1 < world->n_rank : world->rank > 0);
+    *out = sending ? &w->out.edge : &w->in.edge;
+    return LM_OK;
+}
+
+static bool lock_within_1s(struct mpi_world *w)
+{
+    struct timespec deadline;
+    clock_gettime(CLOCK_REALTIME, &deadline);
+    deadline.tv_sec++;
+    return !pthread_mutex_timedlock(&w->lock, &deadline);
+}
+
+/* Called by the guard. A thread may be inside MPI, with the lock, and never come back. */
+static void world_lost(void *context, const struct lm_error *why)
+{
+    struct mpi_world *w = context;
+    w->lost = *why;
+    atomic_store(&w->is_lost, true);
+    frame_queue_fail(&w->arrived, why);
+    const bool locked = lock_within_1s(w);
+    pthread_cond_broadcast(&w->changed);
+    if (locked) pthread_mutex_unlock(&w->lock);
+}
+
+static void mpi_abort(struct world *world, const struct lm_error *why)
+{
+    liveness_abort(((struct mpi_world *)world)->liveness, why);
+}
+
+static void stop_comm(struct mpi_world *w)
+{
+    pthread_mutex_lock(&w->lock);
+    w->stopping = true;
+    w->comm_asleep = true;
+    wake_comm_locked(w);
+    pthread_mutex_unlock(&w->lock);
+    pthread_join(w->comm, NULL);
+}
+
+static void free_world(struct mpi_world *w)
+{
+    for (uint32_t i = 0; i < w->world.n_rank; i++) {
+        if (w->live && w->live[i] >= 0) close(w->live[i]);
+        if (w->bell && w->bell[i] >= 0) close(w->bell[i]);
+    }
+    if (w->wake >= 0) close(w->wake);
+    free_flights(&w->sending);
+    free_flights(&w->receiving);
+    frame_queue_fini(&w->arrived);
+    pthread_cond_destroy(&w->changed);
+    pthread_mutex_destroy(&w->lock);
+    free(w->n_owed);
+    free(w->polled);
+    free(w->n_received);
+    free(w->n_sent);
+    free(w->bell);
+    free(w->live);
+    free(w->card);
+    free(w);
+}
+
+/* Waits until what was sent has left. */
+static void flush(struct mpi_world *w)
+{
+    pthread_mutex_lock(&w->lock);
+    while ((w->sending.first || w->out.n_done < w->out.n_begun) && !atomic_load(&w->is_lost))
+        pthread_cond_wait(&w->changed, &w->lock);
+    pthread_mutex_unlock(&w->lock);
+}
+
+static void mpi_close(struct world *world)
+{
+    if (!world) return;
+    struct mpi_world *w = (struct mpi_world *)world;
+    flush(w);
+    const bool lost = liveness_goodbye(w->liveness, NULL) != LM_OK;
+    if (lost && !lock_within_1s(w)) return; /* comm is inside MPI, with what it uses */
+    if (lost) pthread_mutex_unlock(&w->lock);
+    stop_comm(w);
+    liveness_stop(w->liveness);
+    if (!lost) w->mpi->close(); /* of a lost job it would wait for the dead */
+    free_world(w);
+}
+
+static const struct world_ops mpi_ops = {
+    .name = "mpi",
+    .send = mpi_send,
+    .recv = mpi_recv,
+    .edge_open = mpi_edge_open,
+    .abort = mpi_abort,
+    .close = mpi_close,
+};
+
+/* -- start ---------------------------------------------------------------------------------- */
+
+static bool number_of(const char *variable, uint32_t *out)
+{
+    const char *text = getenv(variable);
+    if (!text || *text < '0' || *text > '9') return false;
+    *out = (uint32_t)strtoul(text, NULL, 10);
+    return true;
+}
+
+bool world_mpi_launched(uint32_t *rank, uint32_t *n_rank)
+{
+    *rank = 0;
+    *n_rank = 1;
+    if (number_of("OMPI_COMM_WORLD_SIZE", n_rank)) {
+        number_of("OMPI_COMM_WORLD_RANK", rank);
+        return true;
+    }
+    /* A job script and a shell of Slurm's are steps, too, with numbers of their own. */
+    enum { SLURM_STEP_MAX = 0x7FFFFFFF };
+    uint32_t step;
+    const bool slurm = number_of("SLURM_STEP_ID", &step) && step <= SLURM_STEP_MAX;
+    if (slurm && !number_of("SLURM_STEP_NUM_TASKS", n_rank)) number_of("SLURM_NTASKS", n_rank);
+    if (number_of("PMIX_RANK", rank)) return true;
+    if (!slurm || *n_rank < 2) return false;
+    number_of("SLURM_PROCID", rank);
+    return true;
+}
+
+static enum lm_status start_mpi(struct mpi_world *w, const struct world_mpi_config *config,
+                                struct lm_error *err)
+{
+    const struct plugin_head *head;
+    enum lm_status status = plugin_open(&head, MPI_PLUGIN_FILE, sizeof(*w->mpi), err);
+    if (status != LM_OK) return status;
+    w->mpi = (const struct mpi_plugin *)head;
+    status = w->mpi->open(config->interface, &w->world.rank, &w->world.n_rank, err);
+    if (status != LM_OK) return status;
+    uint32_t rank, n_launched;
+    if (world_mpi_launched(&rank, &n_launched) && n_launched > 1 && w->world.n_rank == 1) {
+        lm_fail(err, LM_E_USAGE, "started as %u separate single ranks; use srun --mpi=pmix",
+                n_launched);
+        return lm_hint(err, "or mpirun of the same MPI as this program's, which is Open MPI");
+    }
+    return LM_OK;
+}
+
+/* Finds out who the others are, and connects to them. */
+static enum lm_status meet_others(struct mpi_world *w, const struct world_mpi_config *config,
+                                  struct lm_error *err)
+{
+    const uint32_t n = w->world.n_rank;
+    struct rank_card card;
+    int listener;
+    enum lm_status status = rank_listener_open(&listener, &card, config->interface, err);
+    if (status != LM_OK) return status;
+    status = w->mpi->exchange(&card, sizeof(card), w->card, STARTUP_S, err);
+    if (status == LM_OK)
+        status = rank_sockets_connect(listener, w->card, w->world.rank, n, STARTUP_S, w->live,
+                                      w->bell, err);
+    close(listener);
+    if (status != LM_OK) return status;
+
+    uint32_t n_here = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        n_here += w->card[i].machine == w->card[w->world.rank].machine;
+        w->polled[i] = (struct pollfd){.fd = w->bell[i], .events = POLLIN};
+    }
+    w->polled[w->world.rank].fd = w->wake;
+    w->spin_s = n_here > (uint32_t)sysconf(_SC_NPROCESSORS_ONLN) ? 0 : 1e-6 * config->spin_us;
+    return LM_OK;
+}
+
+static enum lm_status allocate(struct mpi_world *w, struct lm_error *err)
+{
+    const uint32_t n = w->world.n_rank;
+    w->card = calloc(n, sizeof(*w->card));
+    w->live = malloc(n * sizeof(*w->live));
+    w->bell = malloc(n * sizeof(*w->bell));
+    w->n_sent = calloc(n, sizeof(*w->n_sent));
+    w->n_received = calloc(n, sizeof(*w->n_received));
+    w->polled = calloc(n, sizeof(*w->polled));
+    w->n_owed = calloc(n, sizeof(*w->n_owed));
+    if (w->live) memset(w->live, 0xFF, n * sizeof(*w->live));
+    if (w->bell) memset(w->bell, 0xFF, n * sizeof(*w->bell));
+    w->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (!w->card || !w->live || !w->bell || !w->n_sent || !w->n_received || !w->polled ||
+        !w->n_owed || w->wake < 0)
+        return lm_fail(err, LM_E_NO_MEM, "world of %u ranks: no memory", n);
+    w->in = (struct side){.edge = {&edge_ops}, .world = w, .peer = w->world.rank - 1};
+    w->out =
+        (struct side){.edge = {&edge_ops}, .world = w, .peer = w->world.rank + 1, .sending = true};
+    return LM_OK;
+}
+
+static enum lm_status start_threads(struct mpi_world *w, const struct world_mpi_config *config,
+                                    struct lm_error *err)
+{
+    const struct liveness_config liveness = {
+        .rank = w->world.rank,
+        .n_rank = w->world.n_rank,
+        .fd = w->live,
+        .card = w->card,
+        .timeout_s = config->liveness_timeout_s,
+        .heartbeat_s = 0.5,
+        .lost = world_lost,
+        .context = w,
+    };
+    const enum lm_status status = liveness_start(&w->liveness, &liveness, err);
+    if (status != LM_OK) return status;
+    if (!pthread_create(&w->comm, NULL, run_comm, w)) return LM_OK;
+    liveness_stop(w->liveness);
+    return lm_fail(err, LM_E_NO_MEM, "world: cannot start a thread");
+}
+
+enum lm_status world_mpi_open(struct world **out, const struct world_mpi_config *config,
+                              struct lm_error *err)
+{
+    struct mpi_world *w = calloc(1, sizeof(*w));
+    if (!w) return lm_fail(err, LM_E_NO_MEM, "world: no memory");
+    w->world.ops = &mpi_ops;
+    w->wake = -1;
+    w->sending.last = &w->sending.first;
+    w->receiving.last = &w->receiving.first;
+    pthread_mutex_init(&w->lock, NULL);
+    pthread_cond_init(&w->changed, NULL);
+    frame_queue_init(&w->arrived);
+    enum lm_status status = start_mpi(w, config, err);
+    if (status == LM_OK) status = allocate(w, err);
+    if (status == LM_OK) status = meet_others(w, config, err);
+    if (status == LM_OK) status = start_threads(w, config, err);
+    if (status != LM_OK) { /* MPI stays as it is: ending it waits for the others */
+        free_world(w);
+        return status;
+    }
+    *out = &w->world;
+    return LM_OK;
+}

@@ -1,0 +1,116 @@
+/* One rank of a job that test_world_mpi.py starts under mpirun. What it has to say goes behind the
+ * file $SAID: mpirun passes on no output for a second while it ends a job.
+ *
+ *   world_driver exercise SEED N_FRAME N_MESSAGE   world_exercise.h on every rank
+ *   world_driver wait [RANK TEXT]     one thread waits for a frame and, where there is a rank
+ * before, another for a message; both print why they were told not to. After 300 ms RANK aborts
+ * with TEXT world_driver idle SECONDS         sleeps in recv, then prints the CPU time of those
+ * seconds */
+#include <stdarg.h>
+#include <stdio.h>
+#include <sys/resource.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "proto/base/log.h"
+#include "tests/unit/proto/transport/world_exercise.h"
+
+static int exercise(struct world *world, char **argv)
+{
+    struct exercise all = {.world = world,
+                           .seed = (uint32_t)atoi(argv[2]),
+                           .n_frame = (uint32_t)atoi(argv[3]),
+                           .n_message = (uint32_t)atoi(argv[4])};
+    exercise_run(&all);
+    world->ops->close(world);
+    return 0;
+}
+
+__attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
+{
+    FILE *file = fopen(getenv("SAID"), "a");
+    CHECK(file, "SAID");
+    va_list args;
+    va_start(args, format);
+    vfprintf(file, format, args);
+    va_end(args);
+    fclose(file); /* one write */
+}
+
+static void say_loss(const struct world *world, const char *who, const struct lm_error *err)
+{
+    say("rank %u %s: %s: %s\n", world->rank, who, lm_status_name(err->status), err->message);
+}
+
+static void *wait_for_message(void *context)
+{
+    struct world *world = context;
+    struct lm_error err;
+    struct transport_edge *edge;
+    char byte;
+    CHECK_OK(world->ops->edge_open(world, false, &edge, &err), err);
+    enum lm_status status = edge->ops->recv_begin(edge, &byte, 1, &err);
+    if (status == LM_OK) status = edge->ops->recv_end(edge, &err);
+    CHECK(status != LM_OK, "a message");
+    say_loss(world, "edge", &err);
+    edge->ops->close(edge);
+    return NULL;
+}
+
+static int wait_for_loss(struct world *world, int argc, char **argv)
+{
+    struct lm_error err;
+    struct frame *frame;
+    pthread_t thread;
+    say("rank %u ready %d\n", world->rank, getpid());
+    if (world->rank > 0) pthread_create(&thread, NULL, wait_for_message, world);
+    if (argc > 3 && world->rank == (uint32_t)atoi(argv[2])) {
+        usleep(300000);
+        struct lm_error why;
+        lm_fail(&why, LM_E_IO, "%s", argv[3]);
+        world->ops->abort(world, &why);
+    }
+    CHECK(world->ops->recv(world, -1, &frame, &err) != LM_OK, "a frame");
+    say_loss(world, "frames", &err);
+    if (world->rank > 0) pthread_join(thread, NULL);
+    world->ops->close(world);
+    return 11;
+}
+
+static double cpu_s(void)
+{
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+           1e-6 * (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+}
+
+static int idle(struct world *world, double seconds)
+{
+    struct lm_error err;
+    struct frame *frame;
+    /* Something has gone everywhere before. */
+    struct exercise all = {.world = world, .seed = 1, .n_frame = 20, .n_message = 20};
+    exercise_run(&all);
+    const double before_s = cpu_s();
+    CHECK(world->ops->recv(world, seconds, &frame, &err) == LM_E_BUSY, "a frame");
+    say("rank %u idle %.6f\n", world->rank, cpu_s() - before_s);
+    world->ops->close(world);
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    struct lm_error err;
+    struct world *world;
+    const struct world_mpi_config config = {.liveness_timeout_s = 5, .spin_us = 200};
+    if (world_mpi_open(&world, &config, &err) != LM_OK) {
+        fprintf(stderr, "world_driver: %s: %s (%s)\n", lm_status_name(err.status), err.message,
+                err.hint);
+        return lm_exit_code(err.status);
+    }
+    if (argc == 5 && !strcmp(argv[1], "exercise")) return exercise(world, argv);
+    if (argc >= 2 && !strcmp(argv[1], "wait")) return wait_for_loss(world, argc, argv);
+    if (argc == 3 && !strcmp(argv[1], "idle")) return idle(world, atof(argv[2]));
+    return 2;
+}
