@@ -477,6 +477,14 @@ static void find_error(struct generation *generation)
     }
 }
 
+/* Begins the stream if need be. */
+static void send_bytes(struct generation *generation, const char *bytes, size_t n)
+{
+    if (!generation->streaming) http_stream_begin(generation->exchange);
+    generation->streaming = true;
+    http_stream_write(generation->exchange, bytes, n); /* on_closed sees to a failure */
+}
+
 static void send_error(struct generation *generation)
 {
     const struct api_error *error = &generation->error;
@@ -488,7 +496,7 @@ static void send_error(struct generation *generation)
         byte_buffer_put_text(&event, "data: ");
         api_error_write(&event, error, false, NULL);
         byte_buffer_put_text(&event, "\n\n");
-        generation_send(generation, event.data, event.n);
+        send_bytes(generation, event.data, event.n);
         byte_buffer_free(&event);
     }
     http_stream_end(generation->exchange);
@@ -521,10 +529,8 @@ static void end_all(struct generation *generation)
     http_set_usage(generation->exchange, &usage);
     find_error(generation);
     if (!client_is_gone(generation)) {
-        if (generation->error.code != API_OK)
-            send_error(generation);
-        else
-            generation->sink->on_end(generation);
+        if (generation->error.code == API_OK) generation->sink->on_end(generation);
+        if (generation->error.code != API_OK) send_error(generation);
     }
     http_release(generation->exchange);
     destroy_generation(generation);
@@ -716,22 +722,36 @@ void generation_serve(struct server *server, struct http_exchange *exchange, con
 
 /* ---- for sinks ---- */
 
-void generation_reply(struct generation *generation, const struct json_writer *json)
+/* What is missing cannot be sent later: the answer ends with an error. */
+static void fail_for_memory(struct generation *generation)
 {
-    struct api_error error;
-    if (!json->text.failed) {
-        http_reply_json(generation->exchange, 200, json->text.data, json->text.n);
-        return;
-    }
-    api_fail(&error, API_OUT_OF_MEMORY, NULL, "no memory for the answer");
-    http_reply_error(generation->exchange, &error);
+    if (generation->error.code != API_OK) return;
+    api_fail(&generation->error, API_OUT_OF_MEMORY, NULL,
+             "The server has no memory for the answer.");
+    cancel_all(generation);
 }
 
-void generation_send(struct generation *generation, const char *bytes, size_t n)
+void generation_reply(struct generation *generation, const struct json_writer *json)
 {
-    if (!generation->streaming) http_stream_begin(generation->exchange);
-    generation->streaming = true;
-    http_stream_write(generation->exchange, bytes, n); /* on_closed sees to a failure */
+    if (json->text.failed)
+        fail_for_memory(generation);
+    else
+        http_reply_json(generation->exchange, 200, json->text.data, json->text.n);
+}
+
+void generation_send(struct generation *generation, const struct byte_buffer *events)
+{
+    if (events->failed)
+        fail_for_memory(generation);
+    else
+        send_bytes(generation, events->data, events->n);
+}
+
+void generation_end_stream(struct generation *generation, const char *last)
+{
+    if (generation->error.code != API_OK) return;
+    send_bytes(generation, last, strlen(last));
+    http_stream_end(generation->exchange);
 }
 
 void generation_put_usage(const struct generation *generation, struct json_writer *writer)

@@ -94,7 +94,7 @@ struct generation_sink {
     void (*on_arguments)(struct generation_choice *choice, const char *text, size_t n);
     void (*on_call_end)(struct generation_choice *choice);
     void (*on_choice_end)(struct generation_choice *choice);
-    /* All choices have ended, none with an error: the rest of the answer. */
+    /* All choices have ended, none with an error: generation_reply, or generation_end_stream. */
     void (*on_end)(struct generation *generation);
     /* The stream has begun and has to end with this. NULL: the event of the OpenAI dialects. */
     void (*on_stream_error)(struct generation *generation, const struct api_error *error);
@@ -159,10 +159,15 @@ bool generation_fit_prompts(struct generation *generation, const char *param,
 
 /* ---- for sinks ---- */
 
+/* Where there was no memory for what is to be sent, the answer ends with that error. */
+
 /* The whole answer. */
 void generation_reply(struct generation *generation, const struct json_writer *json);
 /* Appends to the event stream, beginning it if need be. */
-void generation_send(struct generation *generation, const char *bytes, size_t n);
+void generation_send(struct generation *generation, const struct byte_buffer *events);
+/* last: text behind the events, "". Nothing, if the stream has to end with an error. */
+void generation_end_stream(struct generation *generation, const char *last);
+
 /* The "usage" object, of what has been generated so far. */
 void generation_put_usage(const struct generation *generation, struct json_writer *writer);
 /* The "timings" object. */

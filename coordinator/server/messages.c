@@ -6,7 +6,6 @@
 
 #include "coordinator/server/chat_request.h"
 #include "coordinator/server/generation.h"
-#include "coordinator/server/http.h"
 #include "coordinator/server/json_parse.h"
 #include "coordinator/server/messages_request.h"
 #include "coordinator/server/server.h"
@@ -117,7 +116,7 @@ static void send_event(struct generation_choice *choice)
     struct json_writer *out = &messages_of(choice)->out;
     json_close(out, '}');
     byte_buffer_put(&out->text, "\n\n", 2);
-    if (!out->text.failed) generation_send(choice->generation, out->text.data, out->text.n);
+    generation_send(choice->generation, &out->text);
 }
 
 static struct json_writer *begin_block_event(struct messages *messages, const char *type)
@@ -276,7 +275,7 @@ static void on_end(struct generation *generation)
 {
     struct messages *messages = generation->sink_context;
     if (generation->fields.stream) {
-        http_stream_end(generation->exchange);
+        generation_end_stream(generation, "");
         return;
     }
     put_message(&messages->out, &generation->choices[0], &messages->content);
@@ -289,7 +288,7 @@ static void on_stream_error(struct generation *generation, const struct api_erro
     byte_buffer_put_text(&event, "event: error\ndata: ");
     api_error_write(&event, error, true, NULL);
     byte_buffer_put_text(&event, "\n\n");
-    if (!event.failed) generation_send(generation, event.data, event.n);
+    generation_send(generation, &event);
     byte_buffer_free(&event);
 }
 

@@ -1,6 +1,5 @@
 #include "coordinator/server/openai_writer.h"
 
-#include "coordinator/server/http.h"
 #include "coordinator/server/server.h"
 #include "proto/base/log.h"
 
@@ -57,7 +56,7 @@ static void send(struct json_writer *out, struct generation *generation)
 {
     json_close(out, '}');
     byte_buffer_put(&out->text, "\n\n", 2);
-    if (!out->text.failed) generation_send(generation, out->text.data, out->text.n);
+    generation_send(generation, &out->text);
 }
 
 /* The last event of a stream has the usage, where the request wants it; the others have null, or
@@ -118,8 +117,7 @@ void openai_end_stream(struct json_writer *out, struct generation *generation, c
         put_timings(out, generation);
         send(out, generation);
     }
-    generation_send(generation, "data: [DONE]\n\n", 14);
-    http_stream_end(generation->exchange);
+    generation_end_stream(generation, "data: [DONE]\n\n");
 }
 
 void openai_put_token_ids(struct json_writer *out, const struct generation_choice *choice,

@@ -8,7 +8,6 @@
 
 #include "coordinator/server/chat_request.h"
 #include "coordinator/server/generation.h"
-#include "coordinator/server/http.h"
 #include "coordinator/server/json_parse.h"
 #include "coordinator/server/logprobs.h"
 #include "coordinator/server/responses_request.h"
@@ -230,7 +229,7 @@ static void send_event(struct generation_choice *choice)
     struct json_writer *out = &responses_of(choice)->out;
     json_close(out, '}');
     byte_buffer_put(&out->text, "\n\n", 2);
-    if (!out->text.failed) generation_send(choice->generation, out->text.data, out->text.n);
+    generation_send(choice->generation, &out->text);
 }
 
 /* An event about the item, or with has_part about its only part. */
@@ -467,7 +466,7 @@ static void on_end(struct generation *generation)
 {
     struct responses *responses = generation->sink_context;
     if (generation->fields.stream) {
-        http_stream_end(generation->exchange);
+        generation_end_stream(generation, "");
         return;
     }
     put_response(&responses->out, &generation->choices[0], NULL);
@@ -477,6 +476,7 @@ static void on_end(struct generation *generation)
 static void on_stream_error(struct generation *generation, const struct api_error *error)
 {
     struct responses *responses = generation->sink_context;
+    byte_buffer_free(&responses->out.text); /* there may be memory again */
     if (!responses->begun) on_begin(&generation->choices[0]);
     send_response(&generation->choices[0], "response.failed", error);
 }
