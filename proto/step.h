@@ -96,8 +96,9 @@ struct seq_usage {
  * and those begun after. */
 struct step_runner {
     void *context;
-    /* Steps that can be under way at once; as many keep every stage busy. A sequence may be part
-     * of several, if what it reads does not depend on what an earlier one samples. */
+    uint32_t n_stage; /* steps that are worked on at once, when all stages are busy */
+    /* Steps that can be under way at once, n_stage or a few more, which wait their turn. A sequence
+     * may be part of several, if what it reads does not depend on what an earlier one samples. */
     uint32_t depth;
     /* What plan points to is borrowed for the call, but for sampled: [n_seq], set at the end for
      * those that sample, and for the callbacks, contexts, usages and errors of its

@@ -442,6 +442,7 @@ static struct seq_usage runner_usage(void *context)
 struct step_runner worker_runner(struct worker *worker)
 {
     return (struct step_runner){.context = worker,
+                                .n_stage = 1,
                                 .depth = 1,
                                 .begin = runner_begin,
                                 .end = runner_end,

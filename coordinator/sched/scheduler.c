@@ -658,8 +658,8 @@ static void add_prompts(struct scheduler *scheduler, struct under_way *step, uin
     }
 }
 
-/* Tokens of prompts in the next step. Where several can be under way and nobody generates, what
- * there is to read is cut into as many pieces. */
+/* Tokens of prompts in the next step. Where there are several stages and nobody generates, what
+ * there is to read is cut into as many pieces, and a few more. */
 static uint32_t chunk_size(const struct scheduler *scheduler, uint32_t n_generating)
 {
     const uint32_t depth = scheduler->config.runner->depth, shortest = scheduler->config.chunk_min;
@@ -675,17 +675,18 @@ static uint32_t chunk_size(const struct scheduler *scheduler, uint32_t n_generat
     return chunk;
 }
 
-/* Of those who generate as many as make up one of the parts that are under way at once, or all;
- * then prompts as far as the chunk goes. Beside those who generate one chunk is under way at a
- * time, so that it does not hold up every part of them. */
+/* Of those who generate as many as make up one of n_stage parts, or all: more parts would have each
+ * stage read its weights more often for nothing. Then prompts as far as the chunk goes. Beside
+ * those who generate one chunk is under way at a time, so that it does not hold up every part of
+ * them. */
 static void compose(struct scheduler *scheduler, struct under_way *step)
 {
-    const uint32_t depth = scheduler->config.runner->depth;
+    const uint32_t n_stage = scheduler->config.runner->n_stage;
     uint32_t n_generating = 0;
     step->n_seq = step->n_token = step->n_prompt_token = 0;
     for (uint32_t i = 0; i < scheduler->config.n_slot; i++)
         n_generating += is_generating(&scheduler->place[i]);
-    const uint32_t n_part = (n_generating + depth - 1) / depth;
+    const uint32_t n_part = (n_generating + n_stage - 1) / n_stage;
     for (uint32_t i = 0; i < scheduler->config.n_slot && step->n_seq < n_part; i++)
         if (is_generating(&scheduler->place[i]) && !scheduler->place[i].n_step)
             add_to_step(step, &scheduler->place[i], 1);

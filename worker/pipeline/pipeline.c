@@ -402,6 +402,7 @@ static struct seq_usage usage(void *context)
 struct step_runner pipeline_runner(struct pipeline *pipeline)
 {
     return (struct step_runner){.context = pipeline,
+                                .n_stage = pipeline->config.world->n_rank,
                                 .depth = pipeline->depth,
                                 .begin = begin,
                                 .end = end,

@@ -112,7 +112,8 @@ static void open_fixture(struct fixture *fixture, uint32_t max_queue, double que
 {
     struct lm_error err;
     memset(fixture, 0, sizeof(*fixture));
-    fixture->runner = (struct step_runner){NULL, 1, slow_step, nothing_failed, any_seq, no_usage};
+    fixture->runner =
+        (struct step_runner){NULL, 1, 1, slow_step, nothing_failed, any_seq, no_usage};
     const struct scheduler_config config = {
         .runner = &fixture->runner, .n_slot = N_SLOT, .n_ctx = N_CTX, .prefill_chunk = 64};
     assert_int_equal(scheduler_create(&fixture->scheduler, &config, &err), LM_OK);
