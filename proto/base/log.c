@@ -10,8 +10,11 @@
 
 #include "proto/base/utf8.h"
 
+enum { LINE_BYTES_MAX = 8192 }; /* the rest is cut off */
+
 /* Written once by log_configure before other threads start. */
 static struct log_config config = {.level = LOG_INFO};
+static char line_prefix[16]; /* the same */
 /* Held while anything is written; n_drawn is guarded by it. */
 static pthread_mutex_t write_lock = PTHREAD_MUTEX_INITIALIZER;
 static unsigned n_drawn; /* lines that the next redraw replaces; the cursor is in the last */
@@ -21,6 +24,11 @@ void log_configure(const struct log_config *new_config)
     config = *new_config;
     if (config.progress == LOG_PROGRESS_AUTO)
         config.progress = isatty(STDERR_FILENO) ? LOG_PROGRESS_TTY : LOG_PROGRESS_PLAIN;
+}
+
+void log_set_prefix(const char *prefix)
+{
+    snprintf(line_prefix, sizeof(line_prefix), "%s", prefix);
 }
 
 enum log_progress log_progress(void)
@@ -62,15 +70,16 @@ void log_line(enum log_level level, const char *format, ...)
         [LOG_VERBOSE] = "",      [LOG_DEBUG] = "debug: ",
     };
     if (level > config.level) return;
+    /* In one write: lines of other processes may go to the same pipe. */
+    char text[LINE_BYTES_MAX];
     va_list args;
     va_start(args, format);
+    vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
     pthread_mutex_lock(&write_lock);
     redraw_locked("");
-    fprintf(stderr, "lean: %s", prefixes[level]);
-    vfprintf(stderr, format, args);
-    fputc('\n', stderr);
+    fprintf(stderr, "%slean: %s%s\n", line_prefix, prefixes[level], text);
     pthread_mutex_unlock(&write_lock);
-    va_end(args);
 }
 
 double log_now_s(void)

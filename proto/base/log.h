@@ -23,6 +23,8 @@ struct log_config {
 };
 
 void log_configure(const struct log_config *config);
+/* Before every line from now on: "[2] " of rank 2. Copied, and cut at 15 bytes. */
+void log_set_prefix(const char *prefix);
 enum log_progress log_progress(void); /* never AUTO */
 
 /* Whether colours and other attributes are wanted. */
