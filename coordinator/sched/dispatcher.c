@@ -21,6 +21,7 @@ struct dispatcher {
     uint32_t n_inbox;
     uint32_t n_reserved; /* places taken by requests that are still to be submitted */
     bool woken, draining, cut, stopping;
+    struct lm_error failure;      /* what everything ends with; LM_OK: it does not */
     struct scheduler_stats stats; /* as of the last step */
     double release_interval_s;    /* moving average between two ends of requests; 0: none known */
     /* of the step thread */
@@ -54,14 +55,17 @@ static uint32_t submit_all(struct dispatcher *dispatcher, struct request *reques
     return n;
 }
 
-/* What is not wanted any more: everything that waits when draining, all when cut, and those that
- * have waited too long. */
-static void fail_some(struct dispatcher *dispatcher, bool draining, bool cut)
+/* What is not wanted any more: all after a failure, everything that waits when draining, all when
+ * cut, and those that have waited too long. */
+static void fail_some(struct dispatcher *dispatcher, const struct lm_error *failure, bool draining,
+                      bool cut)
 {
     struct lm_error err;
     struct scheduler *const scheduler = dispatcher->config.scheduler;
     const double timeout_s = dispatcher->config.queue_timeout_s;
-    if (draining || cut) {
+    if (failure->status != LM_OK) {
+        scheduler_fail(scheduler, INFINITY, true, failure);
+    } else if (draining || cut) {
         lm_fail(&err, LM_E_INTERRUPTED, "the server is shutting down");
         scheduler_fail(scheduler, INFINITY, cut, &err);
     } else if (timeout_s > 0) {
@@ -106,13 +110,14 @@ static void *run_steps(void *context)
         struct request *const inbox = dispatcher->inbox;
         const bool draining = dispatcher->draining, stopping = dispatcher->stopping;
         const bool cut = dispatcher->cut || stopping;
+        const struct lm_error failure = dispatcher->failure;
         dispatcher->inbox = NULL;
         dispatcher->inbox_end = &dispatcher->inbox;
         dispatcher->woken = false;
         pthread_mutex_unlock(&dispatcher->lock);
 
         const uint32_t n_taken = submit_all(dispatcher, inbox);
-        fail_some(dispatcher, draining, cut);
+        fail_some(dispatcher, &failure, draining, cut);
         busy = scheduler_step(dispatcher->config.scheduler);
         const struct scheduler_stats stats = scheduler_stats(dispatcher->config.scheduler);
         if (stats.n_step > n_step && dispatcher->config.on_step)
@@ -260,6 +265,17 @@ bool dispatcher_drain(struct dispatcher *dispatcher, double timeout_s)
     pthread_cond_signal(&dispatcher->wake);
     while (!is_idle_locked(dispatcher))
         pthread_cond_wait(&dispatcher->idle, &dispatcher->lock);
+    pthread_mutex_unlock(&dispatcher->lock);
+    return all_ended;
+}
+
+bool dispatcher_fail(struct dispatcher *dispatcher, const struct lm_error *err, double timeout_s)
+{
+    pthread_mutex_lock(&dispatcher->lock);
+    dispatcher->failure = *err;
+    dispatcher->woken = true;
+    pthread_cond_signal(&dispatcher->wake);
+    const bool all_ended = wait_idle_locked(dispatcher, timeout_s);
     pthread_mutex_unlock(&dispatcher->lock);
     return all_ended;
 }

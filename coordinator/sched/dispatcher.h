@@ -54,6 +54,11 @@ void dispatcher_cancel(struct dispatcher *dispatcher, struct request *request);
  * may go on submitting, to no avail. */
 bool dispatcher_drain(struct dispatcher *dispatcher, double timeout_s);
 
+/* The steps cannot go on: everything under way, and all that is submitted from now on, ends with
+ * err, which is of a failure. Returns when that is so, or after timeout_s: false, some step does
+ * not end. */
+bool dispatcher_fail(struct dispatcher *dispatcher, const struct lm_error *err, double timeout_s);
+
 struct dispatcher_stats {
     uint32_t n_running, n_waiting; /* sequences; reserved places wait */
     struct scheduler_stats scheduler;

@@ -21,7 +21,8 @@ static void add_common_headers(const struct http_exchange *exchange, struct MHD_
     }
     for (size_t i = 0; i < exchange->n_extra; i++)
         MHD_add_response_header(response, exchange->extra[i][0], exchange->extra[i][1]);
-    if (atomic_load(&exchange->http->state) == API_SHUTTING_DOWN)
+    const int state = atomic_load(&exchange->http->state);
+    if (state == API_SHUTTING_DOWN || state == API_RANK_LOST)
         MHD_add_response_header(response, "Connection", "close");
 }
 

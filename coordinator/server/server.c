@@ -442,6 +442,13 @@ void server_drain(struct server *server, double timeout_s)
         log_warning("requests that ran for longer than %g s more were cut", timeout_s);
 }
 
+void server_lose(struct server *server, const struct lm_error *err, double timeout_s)
+{
+    http_set_state(server->http, API_RANK_LOST);
+    if (atomic_load(&server->state->loaded) && !dispatcher_fail(server->dispatcher, err, timeout_s))
+        log_warning("requests that did not end within %g s were cut", timeout_s);
+}
+
 void server_destroy(struct server *server)
 {
     if (!server) return;

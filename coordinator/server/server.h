@@ -139,7 +139,10 @@ void server_reload(struct server *server);
 void server_log_state(struct server *server);
 /* No new requests; those that run may go on for timeout_s, then they are cut. */
 void server_drain(struct server *server, double timeout_s);
-/* After server_drain, or without server_begin. NULL is legal. */
+/* A rank was lost, as err says: that is what every request is told from now on, those under way
+ * too. They may take timeout_s to end. */
+void server_lose(struct server *server, const struct lm_error *err, double timeout_s);
+/* After server_drain or server_lose, or without server_begin. NULL is legal. */
 void server_destroy(struct server *server);
 
 /* Checks the name of the model in a request, NULL: none was given. Fills error for an unknown one

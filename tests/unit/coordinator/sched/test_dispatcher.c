@@ -269,6 +269,31 @@ static void test_draining(void **state)
     close_fixture(&fixture);
 }
 
+/* After a failure all ends with its error, what comes later too. */
+static void test_a_failure_ends_all(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct lm_error err;
+    struct call calls[4];
+    open_fixture(&fixture, MAX_QUEUE, 0);
+    assert_true(dispatcher_reserve(fixture.dispatcher, 4));
+    for (int i = 0; i < 4; i++)
+        init_call(&calls[i], fixture.prompt, 10, 100000);
+    for (int i = 0; i < 3; i++)
+        submit(&fixture, &calls[i]);
+    wait_tokens(&calls[0], 1);
+    err.status = lm_fail(&err, LM_E_RANK_LOST, "rank 2 is gone");
+    assert_true(dispatcher_fail(fixture.dispatcher, &err, 10));
+    submit(&fixture, &calls[3]);
+    for (int i = 0; i < 4; i++) {
+        wait_end(&calls[i]);
+        assert_int_equal(calls[i].request.status, LM_E_RANK_LOST);
+        assert_string_equal(calls[i].request.error.message, "rank 2 is gone");
+    }
+    close_fixture(&fixture);
+}
+
 /* The exception for large requests is not for a single sequence. */
 static void test_a_queue_of_one_holds_one(void **state)
 {
@@ -301,6 +326,7 @@ int main(void)
         cmocka_unit_test(test_a_queue_of_one_holds_one),
         cmocka_unit_test(test_what_cannot_run_ends),
         cmocka_unit_test(test_draining),
+        cmocka_unit_test(test_a_failure_ends_all),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
