@@ -473,5 +473,6 @@ const struct command command_eval = {
     .options =
         (const struct option_spec *const[]){eval_options, options_engine, options_cluster, NULL},
     .reads_config = true,
+    .takes_ranks = true,
     .run = run_eval,
 };

@@ -9,6 +9,7 @@
 #include <json-c/json.h>
 
 #include "launch/command.h"
+#include "launch/job.h"
 #include "launch/loading_view.h"
 #include "launch/model_ref.h"
 #include "launch/pager_report.h"
@@ -282,6 +283,16 @@ static void cancel(void *engine)
     engine_cancel(engine);
 }
 
+/* On any thread. An answer under way fails by itself; who waits for the user is told by a signal.
+ */
+static void on_lost(void *context, const struct lm_error *err)
+{
+    struct run *run = context;
+    run->lost = *err;
+    atomic_store(&run->is_lost, true);
+    if (run->interactive) kill(getpid(), SIGTERM);
+}
+
 static enum lm_status open_engine(struct run *run, struct lm_error *err)
 {
     struct engine_config config;
@@ -297,6 +308,8 @@ static enum lm_status open_engine(struct run *run, struct lm_error *err)
                      "lean run /path/to/model.gguf",
                      path);
         config.model_path = path;
+        config.on_lost = on_lost;
+        config.lost_context = run;
         status = engine_open(&run->engine, &config, err);
     }
     free(path);
@@ -305,13 +318,11 @@ static enum lm_status open_engine(struct run *run, struct lm_error *err)
 
 static enum lm_status run_chat(struct run *run, struct lm_error *err)
 {
-    const bool interactive = options_n_arg(run->options) < 2 && isatty(STDIN_FILENO) &&
-                             !options_flag(run->options, "json");
     enum lm_status status = chat_create(&run->chat, run->engine, run->options, err);
     if (status != LM_OK) return status;
     status = interrupt_begin(cancel, run->engine, err);
     if (status == LM_OK) {
-        status = interactive ? repl_run(run, err) : run_once(run, err);
+        status = run->interactive ? repl_run(run, err) : run_once(run, err);
         interrupt_end();
     }
     chat_destroy(run->chat);
@@ -324,15 +335,22 @@ static enum lm_status run_run(struct options *options, struct lm_error *err)
         .options = options,
         .raw = options_flag(options, "raw"),
         .verbose = options_flag(options, "verbose"),
+        .interactive =
+            options_n_arg(options) < 2 && isatty(STDIN_FILENO) && !options_flag(options, "json"),
     };
     enum lm_status status = open_engine(&run, err);
     if (status != LM_OK) return status;
     status = run_chat(&run, err);
     const enum lm_status closed = engine_close(run.engine, status == LM_OK ? err : NULL);
     if (status == LM_OK) status = closed;
+    if (atomic_load(&run.is_lost)) {
+        *err = run.lost;
+        return LM_E_RANK_LOST;
+    }
     /* Ended by SIGTERM or SIGHUP: as that signal ends a process, now that all is put away. */
     if (interrupt_end_signal()) {
         fflush(stdout);
+        job_leave(-interrupt_end_signal());
         raise(interrupt_end_signal());
     }
     return status;
@@ -353,5 +371,6 @@ const struct command command_run = {
         "to, --json with every layer.",
     .options = run_tables,
     .reads_config = true,
+    .takes_ranks = true,
     .run = run_run,
 };

@@ -3,6 +3,7 @@
  * The socket opens first; the model is loaded on a thread of its own, so that health and progress
  * can be asked for meanwhile. The main thread waits for signals. */
 #include <errno.h>
+#include <math.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -24,6 +25,7 @@
 #include "launch/command.h"
 #include "launch/engine.h"
 #include "launch/expert_picture.h"
+#include "launch/job.h"
 #include "launch/model_ref.h"
 #include "launch/pager_report.h"
 #include "launch/registry.h"
@@ -53,7 +55,14 @@ struct serve {
     int loaded_fd; /* readable once loading has ended */
     enum lm_status load_status;
     struct lm_error load_error;
+
+    int lost_fd; /* readable once a rank was lost; then why */
+    struct lm_error lost;
 };
+
+/* What a server may take to tell its clients that a rank was lost; mpirun ends this one 2 s after.
+ */
+static const double telling_s = 1, lost_s_max = 2.5;
 
 static const struct option_spec *const serve_tables[] = {options_serve, options_sampling,
                                                          options_engine, options_cluster, NULL};
@@ -146,6 +155,15 @@ static void warm_up(struct serve *serve)
     if (request.status != LM_OK) log_warning("warming up: %s", request.error.message);
 }
 
+/* On any thread. */
+static void on_lost(void *context, const struct lm_error *err)
+{
+    struct serve *serve = context;
+    const uint64_t one = 1;
+    serve->lost = *err;
+    if (write(serve->lost_fd, &one, sizeof(one)) < 0) abort(); /* it has room for one */
+}
+
 static enum lm_status load(struct serve *serve, struct lm_error *err)
 {
     struct server *server = serve->server;
@@ -156,6 +174,8 @@ static enum lm_status load(struct serve *serve, struct lm_error *err)
     if (status != LM_OK) return status;
     config.model_path = serve->path;
     config.serving = true;
+    config.on_lost = on_lost;
+    config.lost_context = serve;
     config.cache_bytes = options_given(serve->options, "cache-ram")
                              ? options_size(serve->options, "cache-ram")
                              : UINT64_MAX;
@@ -327,6 +347,7 @@ static _Noreturn void end_at_once(struct serve *serve, int status)
 {
     leave(serve);
     fflush(stdout);
+    job_leave(status);
     _exit(status);
 }
 
@@ -350,34 +371,87 @@ static bool take_signal(struct serve *serve, int fd, int *number)
     return *number == SIGTERM || *number == SIGINT || *number == SIGUSR1;
 }
 
-/* Until the event descriptor is written; true: a signal asked for the end before. */
-static bool wait_for(struct serve *serve, int signal_fd, bool draining)
+enum event { EVENT_DONE, EVENT_SIGNAL, EVENT_LOST };
+
+/* Until a thread says that it is done, a rank was lost, or, unless draining, a signal asks for the
+ * end.
+ */
+static enum event wait_for(struct serve *serve, int signal_fd, bool draining)
 {
     struct pollfd fds[] = {
         {.fd = signal_fd, .events = POLLIN},
         {.fd = serve->loaded_fd, .events = POLLIN},
         {.fd = serve->registry ? registry_fd(serve->registry) : -1, .events = POLLIN},
+        {.fd = serve->lost_fd, .events = POLLIN},
     };
     uint64_t count;
     int number;
     for (;;) {
-        if (poll(fds, 3, -1) < 0) continue;
+        if (poll(fds, 4, -1) < 0) continue;
         if (fds[2].revents) answer_registry(serve);
+        if (fds[3].revents) return EVENT_LOST;
         if (fds[0].revents && take_signal(serve, signal_fd, &number)) {
-            if (!draining) return true;
+            if (!draining) return EVENT_SIGNAL;
             if (number != SIGUSR1) end_at_once(serve, 128 + number);
         }
-        if (fds[1].revents && read(serve->loaded_fd, &count, sizeof(count)) > 0) return false;
+        if (fds[1].revents && read(serve->loaded_fd, &count, sizeof(count)) > 0) return EVENT_DONE;
     }
+}
+
+/* Nothing that a lost rank leaves waiting may keep this process. */
+static void *end_in_any_case(void *context)
+{
+    struct serve *serve = context;
+    const struct timespec time = {.tv_sec = (time_t)lost_s_max,
+                                  .tv_nsec = (long)(1e9 * fmod(lost_s_max, 1))};
+    nanosleep(&time, NULL);
+    log_line(LOG_ERROR, "%s", serve->lost.message);
+    end_at_once(serve, lm_exit_code(LM_E_RANK_LOST));
+}
+
+/* Tells the clients; the caller ends. */
+static enum lm_status lose(struct serve *serve, struct lm_error *err)
+{
+    pthread_t guard;
+    if (pthread_create(&guard, NULL, end_in_any_case, serve))
+        end_at_once(serve, lm_exit_code(LM_E_RANK_LOST));
+    pthread_detach(guard);
+    server_lose(serve->server, &serve->lost, telling_s);
+    *err = serve->lost;
+    return LM_E_RANK_LOST;
+}
+
+static enum lm_status drain(struct serve *serve, int signal_fd, struct lm_error *err)
+{
+    pthread_t thread;
+    log_info("ending: running requests have %s", options_string(serve->options, "drain-timeout"));
+    if (pthread_create(&thread, NULL, run_drain, serve)) {
+        server_drain(serve->server, 0);
+        return LM_OK;
+    }
+    if (wait_for(serve, signal_fd, true) == EVENT_DONE) {
+        pthread_join(thread, NULL);
+        return LM_OK;
+    }
+    const enum lm_status status = lose(serve, err); /* which ends what is drained */
+    pthread_join(thread, NULL);
+    return status;
 }
 
 /* Loads, serves, drains. */
 static enum lm_status run_until_signal(struct serve *serve, int signal_fd, struct lm_error *err)
 {
-    pthread_t drain;
     if (pthread_create(&serve->loader, NULL, run_loader, serve))
         return lm_fail(err, LM_E_NO_MEM, "no thread for loading");
-    if (wait_for(serve, signal_fd, false)) end_at_once(serve, 0); /* loading cannot be stopped */
+    switch (wait_for(serve, signal_fd, false)) { /* loading cannot be stopped */
+    case EVENT_SIGNAL:
+        end_at_once(serve, 0);
+    case EVENT_LOST:
+        log_line(LOG_ERROR, "%s", serve->lost.message);
+        end_at_once(serve, lm_exit_code(LM_E_RANK_LOST));
+    case EVENT_DONE:
+        break;
+    }
     pthread_join(serve->loader, NULL);
     if (serve->load_status != LM_OK) {
         *err = serve->load_error;
@@ -385,15 +459,8 @@ static enum lm_status run_until_signal(struct serve *serve, int signal_fd, struc
     }
     tell_registry(serve);
     tell_ready(serve);
-    wait_for(serve, signal_fd, false);
-    log_info("ending: running requests have %s", options_string(serve->options, "drain-timeout"));
-    if (pthread_create(&drain, NULL, run_drain, serve)) {
-        server_drain(serve->server, 0);
-        return LM_OK;
-    }
-    wait_for(serve, signal_fd, true);
-    pthread_join(drain, NULL);
-    return LM_OK;
+    return wait_for(serve, signal_fd, false) == EVENT_LOST ? lose(serve, err)
+                                                           : drain(serve, signal_fd, err);
 }
 
 /* ---- the command ---- */
@@ -417,13 +484,15 @@ static void warn_of_exposure(const struct serve *serve, const struct server_conf
 
 static enum lm_status run_serve(struct options *options, struct lm_error *err)
 {
-    struct serve serve = {.options = options, .loaded_fd = -1, .started = time(NULL)};
+    struct serve serve = {
+        .options = options, .loaded_fd = -1, .lost_fd = -1, .started = time(NULL)};
     struct server_config config = {0};
     int signal_fd = -1;
     enum lm_status status = resolve_model(&serve, err);
     if (status == LM_OK) status = serve_config_init(&config, options, serve.path, err);
     if (status == LM_OK) status = open_signals(&signal_fd, err);
-    if (status == LM_OK && (serve.loaded_fd = eventfd(0, EFD_CLOEXEC)) < 0)
+    if (status == LM_OK && ((serve.loaded_fd = eventfd(0, EFD_CLOEXEC)) < 0 ||
+                            (serve.lost_fd = eventfd(0, EFD_CLOEXEC)) < 0))
         status = lm_fail_errno(err, "eventfd");
     if (status == LM_OK) status = server_create(&serve.server, &config, err);
     if (status == LM_OK) {
@@ -441,6 +510,7 @@ static enum lm_status run_serve(struct options *options, struct lm_error *err)
     serve_config_fini(&config);
     if (signal_fd >= 0) close(signal_fd);
     if (serve.loaded_fd >= 0) close(serve.loaded_fd);
+    if (serve.lost_fd >= 0) close(serve.lost_fd);
     free(serve.path);
     return status == LM_OK ? closed : status;
 }
@@ -458,5 +528,7 @@ const struct command command_serve = {
         "TLS files again, SIGUSR2 logs what is going on.",
     .options = serve_tables,
     .reads_config = true,
+    .takes_ranks = true,
+    .drains = true,
     .run = run_serve,
 };

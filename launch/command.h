@@ -18,6 +18,8 @@ struct command {
     const struct option_spec *const *options; /* NULL-terminated list of the command's own tables;
                                                  NULL: none. options_common is always added */
     bool reads_config; /* files and environment fill in what the command line leaves out */
+    bool takes_ranks;  /* has options_cluster, and becomes a job of several ranks by them */
+    bool drains;       /* a server: signals end it in order */
     enum lm_status (*run)(struct options *options, struct lm_error *err);
 };
 

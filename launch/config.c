@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "launch/job.h"
 #include "launch/options.h"
 #include "proto/base/log.h"
 #include "proto/base/nearest.h"
@@ -26,9 +27,9 @@ enum { MAX_SETTINGS = 128, MAX_FILE_BYTES = 1 << 20 };
 static const char system_path[] = LEAN_CONFIG_DIR "/config.textproto";
 
 /* Variables of ours that are no settings; the last three belong to the test suite. */
-static const char *const other_variables[] = {"LEAN_CONFIG",     "LEAN_NOHISTORY",
-                                              "LEAN_API_KEY",    "LEAN_GOLDEN_DIR",
-                                              "LEAN_SOURCE_DIR", "LEAN_BUILD_DIR"};
+static const char *const other_variables[] = {
+    "LEAN_CONFIG",     "LEAN_NOHISTORY",  "LEAN_API_KEY",    JOB_SOCKET_VARIABLE,
+    "LEAN_PLUGIN_DIR", "LEAN_GOLDEN_DIR", "LEAN_SOURCE_DIR", "LEAN_BUILD_DIR"};
 
 /* Settings that no command-line option sets. */
 static const struct option_spec config_only[] = {

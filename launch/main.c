@@ -15,8 +15,12 @@
 
 #include "launch/command.h"
 #include "launch/config.h"
+#include "launch/host_plan.h"
+#include "launch/job.h"
+#include "launch/supervisor.h"
 #include "launch/terminal/interrupt.h"
 #include "proto/base/log.h"
+#include "proto/transport/world.h"
 
 /* A standard descriptor that is closed would be given to the next file opened, and what is meant
  * for the terminal would end there. Reading and writing /dev/null's wrong end fails instead. */
@@ -99,15 +103,55 @@ static bool wants_json(int argc, char *const *argv)
     return false;
 }
 
+enum { ENDING_BY_STATUS = INT32_MIN };
+
+/* What the program was called with, and how the job ended that it supervised, if it did. */
+struct call {
+    int argc;
+    char **argv;
+    int32_t ending; /* an exit status, or minus a signal */
+};
+
+/* In a job, or if one rank is asked for, the command itself; else this process becomes the
+ * supervisor of a job that runs it. */
+static enum lm_status run_on_ranks(const struct command *command, struct options *options,
+                                   struct call *call, struct lm_error *err)
+{
+    uint32_t rank, n_rank;
+    struct host_plan plan;
+    if (world_mpi_launched(&rank, &n_rank)) return command->run(options, err);
+    enum lm_status status =
+        host_plan_init(&plan, (uint32_t)options_int(options, "ranks"),
+                       options_string(options, "hosts"), options_string(options, "hostfile"), err);
+    if (status != LM_OK) return status;
+    const struct supervisor_config config = {
+        .plan = &plan,
+        .argc = call->argc,
+        .argv = call->argv,
+        .interface = options_string(options, "interface"),
+        .startup_timeout_s = options_float(options, "startup-timeout"),
+        .allow_root = options_flag(options, "allow-root"),
+        .restart = options_flag(options, "restart"),
+        .verbose = options_flag(options, "verbose"),
+        .drains = command->drains,
+    };
+    status = plan.n_rank == 1 && plan.rank0_is_here ? command->run(options, err)
+                                                    : supervisor_run(&config, &call->ending, err);
+    host_plan_fini(&plan);
+    return status;
+}
+
 /* Runs the command with what the command line left out filled in from files and environment. */
 static enum lm_status run_configured(const struct command *command, struct options *options,
-                                     struct lm_error *err)
+                                     struct call *call, struct lm_error *err)
 {
     struct config *config;
     enum lm_status status = config_load(&config, options_string(options, "config"), err);
     if (status != LM_OK) return status;
     status = options_fill(options, config, err);
-    if (status == LM_OK) status = command->run(options, err);
+    if (status == LM_OK)
+        status = command->takes_ranks ? run_on_ranks(command, options, call, err)
+                                      : command->run(options, err);
     config_destroy(config);
     return status;
 }
@@ -121,11 +165,12 @@ static enum lm_status check_arguments(const struct command *command, const struc
                    *command->usage ? command->usage : "no arguments", n, n == 1 ? "" : "s");
 }
 
-static enum lm_status run_command(const struct command *command, int argc, char **argv,
+static enum lm_status run_command(const struct command *command, struct call *call,
                                   struct lm_error *err)
 {
     struct options *options = NULL;
-    enum lm_status status = options_parse(&options, command->options, argc, argv, err);
+    enum lm_status status =
+        options_parse(&options, command->options, call->argc - 2, call->argv + 2, err);
     const bool wants_help = status == LM_OK && options_flag(options, "help");
     if (status == LM_OK && !wants_help) status = check_arguments(command, options, err);
     if (status == LM_E_USAGE) lm_hint(err, "lean help %s explains it", command->name);
@@ -134,25 +179,33 @@ static enum lm_status run_command(const struct command *command, int argc, char 
         if (wants_help)
             help_print_command(command);
         else
-            status = command->reads_config ? run_configured(command, options, err)
+            status = command->reads_config ? run_configured(command, options, call, err)
                                            : command->run(options, err);
     }
     options_destroy(options);
     return status;
 }
 
-static enum lm_status dispatch(int argc, char **argv, struct lm_error *err)
+static enum lm_status dispatch(struct call *call, struct lm_error *err)
 {
     const struct command *command;
-    if (argc < 2) {
+    if (call->argc < 2) {
         lm_fail(err, LM_E_USAGE, "no command given");
         return lm_hint(err, "lean help lists the commands");
     }
-    const char *name = argv[1];
+    const char *name = call->argv[1];
     if (!strcmp(name, "--help") || !strcmp(name, "-h")) name = "help";
     if (!strcmp(name, "--version")) name = "version";
     const enum lm_status status = command_find(&command, name, err);
-    return status == LM_OK ? run_command(command, argc - 2, argv + 2, err) : status;
+    return status == LM_OK ? run_command(command, call, err) : status;
+}
+
+/* As the signal would have ended it. */
+static void end_by_signal(int number)
+{
+    job_leave(-number);
+    signal(number, SIG_DFL);
+    raise(number);
 }
 
 /* What was printed must have arrived. A reader that left (EPIPE) is no error to report: the
@@ -163,8 +216,7 @@ static enum lm_status finish_stdout(enum lm_status status, struct lm_error *err)
     errno = 0;
     if (!fflush(stdout) && !ferror(stdout)) return status;
     if (errno == EPIPE || (poll(&reader, 1, 0) == 1 && reader.revents & POLLERR)) {
-        signal(SIGPIPE, SIG_DFL);
-        raise(SIGPIPE);
+        end_by_signal(SIGPIPE);
     }
     if (!errno) errno = EIO; /* an earlier write failed, and its reason is gone */
     return status == LM_OK ? lm_fail_errno(err, "standard output") : status;
@@ -179,8 +231,10 @@ int main(int argc, char **argv)
     /* hwloc writes to stderr where a sandbox hides /sys; the backend does without it */
     setenv("HWLOC_HIDE_ERRORS", "2", 0);
 
+    struct call call = {.argc = argc, .argv = argv, .ending = ENDING_BY_STATUS};
     struct lm_error err = {0};
-    enum lm_status status = dispatch(argc, argv, &err);
+    enum lm_status status = job_enter(&err);
+    if (status == LM_OK) status = dispatch(&call, &err);
     if (status != LM_OK) {
         err.status = status;
         report(&err, wants_json(argc, argv));
@@ -188,5 +242,8 @@ int main(int argc, char **argv)
     } else if ((status = finish_stdout(status, &err)) != LM_OK) {
         report(&err, false);
     }
-    return exit_code(status);
+    const int32_t ending = call.ending == ENDING_BY_STATUS ? exit_code(status) : call.ending;
+    if (ending < 0) end_by_signal(-ending);
+    job_leave(ending);
+    return ending;
 }

@@ -2,6 +2,7 @@
 #ifndef LEAN_LAUNCH_RUN_H
 #define LEAN_LAUNCH_RUN_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 
@@ -13,6 +14,9 @@ struct run {
     struct chat *chat;
     bool raw;     /* no template: texts are continued as they are */
     bool verbose; /* timings after each answer */
+    bool interactive;
+    atomic_bool is_lost; /* a rank, and with it the job; then why */
+    struct lm_error lost;
 };
 
 /* The two lines of --verbose. */
