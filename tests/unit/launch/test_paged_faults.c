@@ -525,6 +525,7 @@ static void test_a_file_cut_off(void **state)
 static void test_a_file_replaced(void **state)
 {
     (void)state;
+    enum { same_bytes = 16384 };
     char moved[100];
     size_t n_bytes;
     char *bytes = read_file(model, &n_bytes);
@@ -546,6 +547,16 @@ static void test_a_file_replaced(void **state)
         bytes[100] ^= 1;
         write_file(model, bytes, n_bytes);
         check_right(engine, "mended");
+
+        for (size_t k = same_bytes; k < n_bytes; k++) /* other weights behind the same header */
+            bytes[k] ^= 1;
+        write_file(model, bytes, n_bytes);
+        assert_int_equal(ask_in_vain(engine, &settings[i], &err), LM_E_IO);
+        assert_non_null(strstr(err.message, "another model was written over the file"));
+        for (size_t k = same_bytes; k < n_bytes; k++)
+            bytes[k] ^= 1;
+        write_file(model, bytes, n_bytes);
+        check_right(engine, "mended again");
         engine_close(engine, NULL);
     }
     free(bytes);
