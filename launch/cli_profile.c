@@ -18,6 +18,7 @@
 #include "proto/gguf/gguf.h"
 #include "proto/gguf/gguf_write.h"
 #include "proto/model/hparams.h"
+#include "proto/model/weights_sample.h"
 #include "worker/pager/heat_profile.h"
 #include "worker/pager/route_log.h"
 
@@ -110,11 +111,12 @@ static enum lm_status record_traced(struct heat_profile **out, const struct opti
 {
     struct engine *engine;
     struct route_log *log;
-    uint64_t fingerprint;
+    uint64_t fingerprint, weights;
     enum lm_status status = engine_open(&engine, config, err);
     if (status != LM_OK) return status;
     const struct hparams *hp = engine_hparams(engine);
     status = gguf_fingerprint(engine_file(engine), &fingerprint, err);
+    if (status == LM_OK) status = weights_sample(engine_file(engine), &weights, err);
     if (status == LM_OK)
         status =
             heat_profile_create(out, fingerprint, hp->arch->name, hp->n_layer + hp->n_layer_mtp,
@@ -123,6 +125,7 @@ static enum lm_status record_traced(struct heat_profile **out, const struct opti
         engine_close(engine, NULL);
         return status;
     }
+    (*out)->weights = weights;
     status = run_text(engine, options_string(options, "text"), err);
     /* the trace is whole only now */
     const enum lm_status closed = engine_close(engine, status == LM_OK ? err : NULL);
@@ -228,10 +231,13 @@ static void show_json(const struct heat_profile *profile, double *sorted)
     struct json_object *root = json_object_new_object(), *layers = json_object_new_array();
     struct layer_summary summary;
     double rate[HPARAMS_MAX_EXPERT];
-    char fingerprint[20];
+    char fingerprint[20], weights[20];
     snprintf(fingerprint, sizeof(fingerprint), "%016llx", (unsigned long long)profile->fingerprint);
+    snprintf(weights, sizeof(weights), "%016llx", (unsigned long long)profile->weights);
     json_object_object_add(root, "architecture", json_object_new_string(profile->architecture));
     json_object_object_add(root, "fingerprint", json_object_new_string(fingerprint));
+    json_object_object_add(root, "weights",
+                           profile->weights ? json_object_new_string(weights) : NULL);
     json_object_object_add(root, "n_tokens", json_object_new_double(profile->n_token));
     json_object_object_add(root, "n_layer", json_object_new_int64(profile->n_layer));
     json_object_object_add(root, "n_expert", json_object_new_int64(profile->n_expert));
@@ -264,6 +270,7 @@ static void show_table(const struct heat_profile *profile, double *sorted)
                   sizeof(architecture));
     printf("architecture  %s\n", architecture);
     printf("fingerprint   %016llx\n", (unsigned long long)profile->fingerprint);
+    if (profile->weights) printf("weights       %016llx\n", (unsigned long long)profile->weights);
     printf("experts       %u in a layer, %u per token\n", profile->n_expert,
            profile->n_expert_used);
     printf("tokens        %.0f\n\n", profile->n_token);

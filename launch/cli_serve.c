@@ -36,6 +36,7 @@
 #include "proto/gguf/gguf.h"
 #include "proto/gguf/gguf_write.h"
 #include "proto/model/hparams.h"
+#include "proto/model/weights_sample.h"
 
 enum { MAX_TEMPLATE_BYTES = 1 << 20 };
 
@@ -73,20 +74,21 @@ static const struct option_spec *const serve_tables[] = {options_serve, options_
 static enum lm_status make_fingerprint(const struct serve *serve, char *out, size_t size,
                                        struct lm_error *err)
 {
-    uint64_t model;
+    uint64_t model, weights;
     const struct options *options = serve->options;
     const struct sampling_params *sampling = &serve->sampling.params;
-    const enum lm_status status = gguf_fingerprint(engine_file(serve->engine), &model, err);
+    enum lm_status status = gguf_fingerprint(engine_file(serve->engine), &model, err);
+    if (status == LM_OK) status = weights_sample(engine_file(serve->engine), &weights, err);
     if (status != LM_OK) return status;
     char text[512];
-    const int n = snprintf(text, sizeof(text), "%016llx %s %g %g %d %g %g %g %g %g %d %g %g %d %d",
-                           (unsigned long long)model, options_string(options, "kv-type"),
-                           (double)sampling->temperature, (double)sampling->top_p, sampling->top_k,
-                           (double)sampling->min_p, (double)sampling->typical_p,
-                           (double)sampling->presence_penalty, (double)sampling->frequency_penalty,
-                           (double)sampling->repeat_penalty, sampling->repeat_last_n,
-                           (double)sampling->dry_multiplier, (double)sampling->dry_base,
-                           sampling->dry_allowed_length, sampling->dry_penalty_last_n);
+    const int n = snprintf(
+        text, sizeof(text), "%016llx %016llx %s %g %g %d %g %g %g %g %g %d %g %g %d %d",
+        (unsigned long long)model, (unsigned long long)weights, options_string(options, "kv-type"),
+        (double)sampling->temperature, (double)sampling->top_p, sampling->top_k,
+        (double)sampling->min_p, (double)sampling->typical_p, (double)sampling->presence_penalty,
+        (double)sampling->frequency_penalty, (double)sampling->repeat_penalty,
+        sampling->repeat_last_n, (double)sampling->dry_multiplier, (double)sampling->dry_base,
+        sampling->dry_allowed_length, sampling->dry_penalty_last_n);
     snprintf(out, size, "lean-" LEAN_VERSION "-%08x", (unsigned)XXH3_64bits(text, (size_t)n));
     return LM_OK;
 }

@@ -11,6 +11,7 @@
 #include "proto/gguf/gguf.h"
 #include "proto/gguf/gguf_write.h"
 #include "proto/model/hparams.h"
+#include "proto/model/weights_sample.h"
 #include "worker/pager/expert_pager.h"
 #include "worker/pager/heat_profile.h"
 
@@ -54,16 +55,17 @@ enum lm_status routing_profile_load(struct expert_pager *pager, const struct ggu
 {
     struct heat_profile *profile;
     struct lm_error own_err;
-    uint64_t fingerprint;
+    uint64_t fingerprint, weights;
     if (path && !strcmp(path, "none")) return LM_OK;
     enum lm_status status = gguf_fingerprint(file, &fingerprint, err);
+    if (status == LM_OK) status = weights_sample(file, &weights, err);
     if (status != LM_OK) return status;
     char *own = path ? NULL : own_path(fingerprint);
     if (!path && !own) return LM_OK;
     const char *name = path ? path : own;
     status = heat_profile_read(&profile, name, &own_err);
     if (status == LM_OK) {
-        status = heat_profile_check(profile, name, fingerprint, &own_err);
+        status = heat_profile_check(profile, name, fingerprint, weights, &own_err);
         if (status == LM_OK) status = check_sizes(profile, name, hp, &own_err);
         if (status == LM_OK) seed(pager, profile, hp);
         heat_profile_destroy(profile);
@@ -80,12 +82,14 @@ enum lm_status routing_profile_load(struct expert_pager *pager, const struct ggu
 
 /* The uses of this run as a profile of their own. */
 static enum lm_status collect(struct heat_profile **out, const struct expert_pager *pager,
-                              uint64_t fingerprint, const struct hparams *hp, struct lm_error *err)
+                              uint64_t fingerprint, uint64_t weights, const struct hparams *hp,
+                              struct lm_error *err)
 {
     const enum lm_status status =
         heat_profile_create(out, fingerprint, hp->arch->name, hp->n_layer + hp->n_layer_mtp,
                             hp->n_expert, hp->n_expert_used, err);
     if (status != LM_OK) return status;
+    (*out)->weights = weights;
     (*out)->n_token = (double)expert_pager_n_token(pager);
     for (uint32_t il = 0; il < hp->n_layer; il++)
         for (uint32_t ie = 0; ie < hp->n_expert && hp->layer[il].moe; ie++)
@@ -99,12 +103,13 @@ void routing_profile_save(const struct expert_pager *pager, const struct gguf_fi
 {
     struct heat_profile *run;
     struct lm_error err;
-    uint64_t fingerprint;
+    uint64_t fingerprint, weights;
     if (!expert_pager_n_token(pager)) return;
     if (gguf_fingerprint(file, &fingerprint, &err) != LM_OK) return;
+    if (weights_sample(file, &weights, &err) != LM_OK) return; /* the file is gone */
     char *path = own_path(fingerprint);
     if (!path) return;
-    enum lm_status status = collect(&run, pager, fingerprint, hp, &err);
+    enum lm_status status = collect(&run, pager, fingerprint, weights, hp, &err);
     if (status == LM_OK) {
         config_make_parents(path);
         status = heat_profile_update(path, run, &err);

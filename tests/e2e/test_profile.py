@@ -1,6 +1,7 @@
 """lean profile: record, show and merge on the demonstration model."""
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -91,6 +92,32 @@ def main():
         c = os.path.join(folder, "c.pb")
         lean("profile", "record", other, "-o", c, text="hello")
         lean("profile", "merge", a, c, "-o", both, "--force", code=10)
+        # the same header before other weights: another model
+        twin, pack, d = (os.path.join(folder, name) for name in ("twin.gguf", "model.lmpack", "d.pb"))
+        with open(MODEL, "rb") as file:
+            content = file.read()
+        with open(twin, "wb") as file:
+            at = len(content) // 2  # far behind the header
+            file.write(content[:at] + bytes(byte ^ 1 for byte in content[at:]))
+        lean("profile", "record", twin, "-o", d, text="hello")
+        assert show(d)["fingerprint"] == one["fingerprint"] and show(d)["weights"] != one["weights"]
+        lean("profile", "merge", a, d, "-o", both, "--force", code=10)
+        refused = lean("run", twin, "hi", "--raw", "--expert-slots", "50%", "--profile", a, code=10)
+        assert "other weights" in refused.stderr, refused.stderr
+        # a pack has the weights of its source, and a profile of an earlier version fits by fingerprint
+        lean("pack", MODEL, "-o", pack, "-q")
+        lean("run", pack, "hi", "--raw", "--max-tokens", "1", "--expert-slots", "50%", "--profile", a)
+        old = os.path.join(folder, "old.pb")
+        with open(a, "rb") as file, open(old, "wb") as out:
+            content = file.read()
+            assert content[-9:-8] == b"\x49"  # field 9, of 8 bytes
+            out.write(content[:-9])
+        assert show(old)["weights"] is None and show(old)["fingerprint"] == one["fingerprint"]
+        for model in (MODEL, twin):
+            lean("run", model, "hi", "--raw", "--max-tokens", "1", "--expert-slots", "50%", "--profile", old)
+        shutil.rmtree(pack)
+        for path in (twin, d, old):
+            os.remove(path)
         # the right fingerprint with other sizes: an error where it was asked for
         with open(a, "rb") as file:
             content = file.read()

@@ -95,6 +95,7 @@ static enum lm_status take_message(struct heat_profile **out, const Lean__Profil
                        message->layer_count, message->n_expert_used, message->n_expert);
     if (status != LM_OK) return status;
     profile->n_token = message->n_token;
+    profile->weights = message->weights;
     status = take_layers(profile, message, path, err);
     if (status == LM_OK)
         *out = profile;
@@ -148,6 +149,8 @@ static enum lm_status pack(const struct heat_profile *profile, uint8_t **out, si
     message.has_n_expert = message.has_n_expert_used = message.has_n_token = 1;
     message.version = PROFILE_VERSION;
     message.fingerprint = profile->fingerprint;
+    message.has_weights = profile->weights != 0;
+    message.weights = profile->weights;
     message.architecture = (char *)profile->architecture; /* packing only reads it */
     message.layer_count = profile->n_layer;
     message.n_expert = profile->n_expert;
@@ -221,9 +224,16 @@ free_partial:
 /* ---- models and sums ---------------------------------------------------------------------- */
 
 enum lm_status heat_profile_check(const struct heat_profile *profile, const char *name,
-                                  uint64_t fingerprint, struct lm_error *err)
+                                  uint64_t fingerprint, uint64_t weights, struct lm_error *err)
 {
-    if (profile->fingerprint == fingerprint) return LM_OK;
+    const bool same_weights = profile->weights == weights || profile->weights == 0 || weights == 0;
+    if (profile->fingerprint == fingerprint && same_weights) return LM_OK;
+    if (profile->fingerprint == fingerprint)
+        return lm_fail(
+            err, LM_E_MISMATCH,
+            "%s: profile of a model with the fingerprint of this one, %016llx, and other "
+            "weights",
+            name, (unsigned long long)fingerprint);
     return lm_fail(err, LM_E_MISMATCH,
                    "%s: profile of a model with fingerprint %016llx, this one has %016llx", name,
                    (unsigned long long)profile->fingerprint, (unsigned long long)fingerprint);
@@ -240,12 +250,14 @@ void heat_profile_fade(struct heat_profile *profile, double n_token)
 enum lm_status heat_profile_add(struct heat_profile *profile, const struct heat_profile *from,
                                 const char *name, struct lm_error *err)
 {
-    const enum lm_status status = heat_profile_check(from, name, profile->fingerprint, err);
+    const enum lm_status status =
+        heat_profile_check(from, name, profile->fingerprint, profile->weights, err);
     if (status != LM_OK) return status;
     if (from->n_layer != profile->n_layer || from->n_expert != profile->n_expert ||
         from->n_expert_used != profile->n_expert_used)
         return lm_fail(err, LM_E_MISMATCH, "%s: %u layers of %u experts, must be %u of %u", name,
                        from->n_layer, from->n_expert, profile->n_layer, profile->n_expert);
+    if (!profile->weights) profile->weights = from->weights;
     profile->n_token += from->n_token;
     for (size_t i = 0; i < (size_t)profile->n_layer * profile->n_expert; i++)
         profile->uses[i] += from->uses[i];

@@ -8,7 +8,8 @@
  * rows whose logits are wanted, of a prompt the last one: it has fewer rows than the others, and
  * its rates are of these.
  *
- * A profile belongs to one model, told by its fingerprint, and is of no use to another.
+ * A profile belongs to one model, told by its fingerprint and a sample of its weights, and is of no
+ * use to another. One without a sample is taken for that of any model with the fingerprint.
  * Ownership: a profile is the caller's; its fields may be changed between calls.
  * Threads:   none of its own. */
 #ifndef LEAN_WORKER_PAGER_HEAT_PROFILE_H
@@ -23,13 +24,14 @@ enum { HEAT_PROFILE_HALF_LIFE = 1 << 18 /* tokens */ };
 
 struct heat_profile {
     uint64_t fingerprint; /* gguf_fingerprint */
+    uint64_t weights;     /* weights_sample; 0: not known, in profiles of earlier versions */
     char architecture[64];
     uint32_t n_layer, n_expert, n_expert_used;
     double n_token;
     double *uses; /* [n_layer][n_expert] rows; all 0: the layer has no routed experts, or no rows */
 };
 
-/* Without uses. LM_E_LIMIT: no model has that size. LM_E_NO_MEM. */
+/* Without uses or a sample of the weights. LM_E_LIMIT: no model has that size. LM_E_NO_MEM. */
 enum lm_status heat_profile_create(struct heat_profile **out, uint64_t fingerprint,
                                    const char *architecture, uint32_t n_layer, uint32_t n_expert,
                                    uint32_t n_expert_used, struct lm_error *err);
@@ -42,10 +44,10 @@ enum lm_status heat_profile_read(struct heat_profile **out, const char *path, st
 enum lm_status heat_profile_write(const struct heat_profile *profile, const char *path,
                                   struct lm_error *err);
 
-/* LM_E_MISMATCH: the profile is of another model than that of the fingerprint. name: of the file.
- */
+/* LM_E_MISMATCH: the profile is of another model than that of the fingerprint and the sample of its
+ * weights, 0: not known. name: of the file. */
 enum lm_status heat_profile_check(const struct heat_profile *profile, const char *name,
-                                  uint64_t fingerprint, struct lm_error *err);
+                                  uint64_t fingerprint, uint64_t weights, struct lm_error *err);
 
 /* n_token more tokens will be added: what is there counts half as much each HEAT_PROFILE_HALF_LIFE.
  */

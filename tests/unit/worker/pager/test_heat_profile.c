@@ -50,9 +50,11 @@ static void comes_back(void **state)
     (void)state;
     for (uint32_t twice = 0; twice < 2; twice++) { /* the second replaces */
         profile->uses[5] += 7;
+        profile->weights = twice;
         assert_int_equal(heat_profile_write(profile, path, &err), LM_OK);
         assert_int_equal(heat_profile_read(&read, path, &err), LM_OK);
         assert_true(read->fingerprint == profile->fingerprint);
+        assert_true(read->weights == twice);
         assert_string_equal(read->architecture, "qwen3moe");
         assert_int_equal(read->n_layer, 3);
         assert_int_equal(read->n_expert, 4);
@@ -80,8 +82,21 @@ static void fades_and_adds(void **state)
     assert_int_equal(heat_profile_add(profile, other, "other", &err), LM_E_MISMATCH);
     assert_non_null(strstr(err.message, "other: "));
     assert_true(profile->n_token == 15);
-    assert_int_equal(heat_profile_check(profile, path, 0xfeedfacecafebeef, &err), LM_OK);
-    assert_int_equal(heat_profile_check(profile, path, 1, &err), LM_E_MISMATCH);
+    assert_int_equal(heat_profile_check(profile, path, 0xfeedfacecafebeef, 0, &err), LM_OK);
+    assert_int_equal(heat_profile_check(profile, path, 1, 0, &err), LM_E_MISMATCH);
+
+    /* one whose weights are not known may be of any model with the fingerprint; then they are */
+    other->fingerprint--;
+    other->weights = 7;
+    assert_int_equal(heat_profile_check(profile, path, 0xfeedfacecafebeef, 7, &err), LM_OK);
+    assert_int_equal(heat_profile_add(profile, other, "other", &err), LM_OK);
+    assert_true(profile->weights == 7);
+    assert_int_equal(heat_profile_check(profile, path, 0xfeedfacecafebeef, 7, &err), LM_OK);
+    assert_int_equal(heat_profile_check(profile, path, 0xfeedfacecafebeef, 8, &err), LM_E_MISMATCH);
+    assert_non_null(strstr(err.message, "and other weights"));
+    other->weights = 8;
+    assert_int_equal(heat_profile_add(profile, other, "other", &err), LM_E_MISMATCH);
+    assert_true(profile->n_token == 25);
     heat_profile_destroy(other);
     heat_profile_destroy(profile);
 }
