@@ -89,7 +89,7 @@ bool field_bool(const struct field_reader *reader, const char *name, bool *out)
 bool json_to_int(struct json_object *value, int64_t *out)
 {
     if (json_object_is_type(value, json_type_int)) {
-        *out = json_object_get_int64(value); /* clamped */
+        *out = json_object_get_int64(value); /* clamped from 2^63 on */
         return *out < INT64_MAX || json_object_get_uint64(value) == INT64_MAX;
     }
     if (!json_object_is_type(value, json_type_double)) return false;
@@ -97,6 +97,14 @@ bool json_to_int(struct json_object *value, int64_t *out)
     if (!(fabs(real) < 0x1p63) || real != floor(real)) return false;
     *out = (int64_t)real;
     return true;
+}
+
+static bool is_whole(struct json_object *value)
+{
+    if (json_object_is_type(value, json_type_int)) return true;
+    if (!json_object_is_type(value, json_type_double)) return false;
+    const double real = json_object_get_double(value);
+    return real == floor(real);
 }
 
 bool field_int(const struct field_reader *reader, const char *name, int64_t min, int64_t max,
@@ -107,9 +115,9 @@ bool field_int(const struct field_reader *reader, const char *name, int64_t min,
     char what[80];
     if (!value) return true;
     if (!json_to_int(value, &whole)) {
-        const bool is_int = json_object_is_type(value, json_type_int);
-        return field_refuse(reader, is_int ? API_INVALID_VALUE : API_INVALID_TYPE, name,
-                            is_int ? "an integer of 64 bits" : "an integer", value);
+        const bool whole_number = is_whole(value);
+        return field_refuse(reader, whole_number ? API_INVALID_VALUE : API_INVALID_TYPE, name,
+                            whole_number ? "an integer of 64 bits" : "an integer", value);
     }
     if (whole < min || whole > max) {
         if (max == INT64_MAX || max == INT32_MAX)

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "coordinator/server/api_error.h"
+#include "proto/base/byte_buffer.h"
 #include "proto/base/utf8.h"
 
 /* What json-c makes of a byte or two of text is a hundred times larger; this is at most 2 GiB. */
@@ -16,6 +17,10 @@ struct checker {
     size_t n, at;
     size_t n_container, n_value; /* containers are values, too */
     const char *why;             /* NULL: no fault so far */
+    /* The text up to n_copied with a fraction behind each integer that 64 bits do not hold: json-c
+     * would take it for the nearest one that they do. Empty: there is none. */
+    struct byte_buffer widened;
+    size_t n_copied;
 };
 
 static bool fault(struct checker *checker, const char *why)
@@ -87,13 +92,34 @@ static bool check_digits(struct checker *checker)
     return checker->at > first || fault_here(checker, "a digit is needed");
 }
 
+static bool fits_64_bits(const char *digits, size_t n, bool negative)
+{
+    const char *most = negative ? "9223372036854775808" : "18446744073709551615";
+    const size_t n_most = strlen(most);
+    return n < n_most || (n == n_most && memcmp(digits, most, n) <= 0);
+}
+
+static void widen(struct checker *checker)
+{
+    byte_buffer_put(&checker->widened, checker->text + checker->n_copied,
+                    checker->at - checker->n_copied);
+    byte_buffer_put_text(&checker->widened, ".0");
+    checker->n_copied = checker->at;
+}
+
 static bool check_number(struct checker *checker)
 {
-    if (peek(checker) == '-') checker->at++;
+    const bool negative = peek(checker) == '-';
+    checker->at += negative;
+    const size_t first = checker->at;
     if (peek(checker) == '0')
         checker->at++;
     else if (!check_digits(checker))
         return false;
+    const char next = peek(checker);
+    if (next != '.' && next != 'e' && next != 'E' &&
+        !fits_64_bits(checker->text + first, checker->at - first, negative))
+        widen(checker);
     if (peek(checker) == '.') {
         checker->at++;
         if (!check_digits(checker)) return false;
@@ -199,34 +225,57 @@ static bool check_document(struct checker *checker)
 size_t json_find_fault(const char *text, size_t n, const char **why)
 {
     struct checker checker = {.text = text, .n = n};
-    if (check_document(&checker)) return SIZE_MAX;
+    const bool good = check_document(&checker);
+    byte_buffer_free(&checker.widened);
+    if (good) return SIZE_MAX;
     *why = checker.why;
     return checker.at;
+}
+
+static bool check_body(struct checker *checker, struct api_error *error)
+{
+    if (checker->n > INT_MAX)
+        return api_fail(error, API_REQUEST_TOO_LARGE, NULL, "the body of %zu bytes is too long",
+                        checker->n);
+    if (!check_document(checker))
+        return api_fail(error, API_INVALID_JSON, NULL, "invalid JSON at byte %zu: %s", checker->at,
+                        checker->why);
+    if (checker->n_container > CONTAINERS_MAX || checker->n_value > VALUES_MAX)
+        return api_fail(error, API_REQUEST_TOO_LARGE, NULL,
+                        "the body has %zu values, %zu of them objects and arrays, at most %d and "
+                        "%d are allowed",
+                        checker->n_value, checker->n_container, VALUES_MAX, CONTAINERS_MAX);
+    return true;
+}
+
+/* NULL: the error is filled. */
+static struct json_object *build(struct checker *checker, struct api_error *error)
+{
+    struct byte_buffer *widened = &checker->widened;
+    if (widened->n)
+        byte_buffer_put(widened, checker->text + checker->n_copied, checker->n - checker->n_copied);
+    const char *text = widened->n ? widened->data : checker->text;
+    const size_t n = widened->n ? widened->n : checker->n;
+    struct json_tokener *tokener =
+        widened->failed || n > INT_MAX ? NULL : json_tokener_new_ex(JSON_DEPTH_MAX + 1);
+    if (!tokener) {
+        api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for the body");
+        return NULL;
+    }
+    struct json_object *object = json_tokener_parse_ex(tokener, text, (int)n);
+    json_tokener_free(tokener);
+    if (json_object_is_type(object, json_type_object)) return object;
+    json_object_put(object);
+    api_fail(error, API_INVALID_JSON, NULL, "invalid JSON at byte 0: the body must be an object");
+    return NULL;
 }
 
 bool json_parse_object(struct json_object **out, const char *text, size_t n,
                        struct api_error *error)
 {
     struct checker checker = {.text = text, .n = n};
-    if (n > INT_MAX)
-        return api_fail(error, API_REQUEST_TOO_LARGE, NULL, "the body of %zu bytes is too long", n);
-    if (!check_document(&checker))
-        return api_fail(error, API_INVALID_JSON, NULL, "invalid JSON at byte %zu: %s", checker.at,
-                        checker.why);
-    if (checker.n_container > CONTAINERS_MAX || checker.n_value > VALUES_MAX)
-        return api_fail(error, API_REQUEST_TOO_LARGE, NULL,
-                        "the body has %zu values, %zu of them objects and arrays, at most %d and "
-                        "%d are allowed",
-                        checker.n_value, checker.n_container, VALUES_MAX, CONTAINERS_MAX);
-    struct json_tokener *tokener = json_tokener_new_ex(JSON_DEPTH_MAX + 1);
-    if (!tokener) return api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for the body");
-    struct json_object *object = json_tokener_parse_ex(tokener, text, (int)n);
-    json_tokener_free(tokener);
-    if (json_object_is_type(object, json_type_object)) {
-        *out = object;
-        return true;
-    }
-    json_object_put(object);
-    return api_fail(error, API_INVALID_JSON, NULL,
-                    "invalid JSON at byte 0: the body must be an object");
+    struct json_object *object = check_body(&checker, error) ? build(&checker, error) : NULL;
+    byte_buffer_free(&checker.widened);
+    if (object) *out = object;
+    return object != NULL;
 }

@@ -2,7 +2,7 @@
  *
  * json-c builds the tree but is generous (NaN, raw control characters) and does not say where a
  * text goes wrong, so a checker of our own comes first. Duplicate keys: the last value wins, at
- * the place of the first. Key order is kept.
+ * the place of the first. Key order is kept. An integer that 64 bits do not hold is a float.
  *
  * Threads: pure functions. */
 #ifndef LEAN_COORDINATOR_SERVER_JSON_PARSE_H
