@@ -89,6 +89,9 @@ static struct server_settings settings_of(const struct options *options)
         .by_priority = option_is(options, "scheduling", "priority"),
         .json_pretty = option_is(options, "json-whitespace", "pretty"),
         .trust_message_specials = options_flag(options, "trust-message-specials"),
+        .request_template = options_flag(options, "allow-request-template"),
+        .key_concurrency = (uint32_t)options_int(options, "key-concurrency"),
+        .cache_per_key = options_flag(options, "cache-per-key"),
         .log_prompts = options_string(options, "log-prompts"),
     };
 }
@@ -151,8 +154,7 @@ enum lm_status serve_config_init(struct server_config *config, const struct opti
     config->settings.id = name ? strdup(name) : name_of_file(path);
     if (!config->settings.id) return lm_fail(err, LM_E_NO_MEM, "no memory for a name");
     enum lm_status status = read_kwargs(&config->settings.template_kwargs, options, err);
-    if (status == LM_OK)
-        status = read_tool_format(&config->settings.tool_format, options, err);
+    if (status == LM_OK) status = read_tool_format(&config->settings.tool_format, options, err);
     if (status == LM_OK) status = check_prefix(http->api_prefix, err);
     if (status == LM_OK) status = take_list(options, "listen", &http->listen, &http->n_listen, err);
     if (status == LM_OK)

@@ -272,6 +272,23 @@ static bool read_continuation(struct chat_fields *fields, const struct field_rea
     return true;
 }
 
+static bool read_template(struct chat_fields *fields, const struct field_reader *reader,
+                          const struct server *server)
+{
+    const char *source = NULL;
+    size_t n;
+    struct lm_error err;
+    if (!field_get(reader, "chat_template")) return true;
+    if (!server->settings.request_template)
+        return field_fail(reader, API_INVALID_VALUE, "chat_template",
+                          "is not taken from requests by this server");
+    if (!field_string(reader, "chat_template", &source, &n)) return false;
+    const enum lm_status status = chat_template_compile(&fields->chat_template, source, n, &err);
+    if (status == LM_OK) return true;
+    if (status == LM_E_NO_MEM) return api_fail_status(reader->error, &err, "chat_template");
+    return api_fail(reader->error, API_TEMPLATE_ERROR, "chat_template", "%.600s", err.message);
+}
+
 bool chat_fields_read(struct chat_fields *fields, const struct field_reader *reader,
                       const struct server *server)
 {
@@ -280,9 +297,7 @@ bool chat_fields_read(struct chat_fields *fields, const struct field_reader *rea
         .include_reasoning = true,
         .split_reasoning = server->settings.split_reasoning,
     };
-    if (field_get(reader, "chat_template"))
-        return field_fail(reader, API_INVALID_VALUE, "chat_template",
-                          "is not taken from requests by this server");
+    if (!read_template(fields, reader, server)) return false;
     if (!field_get(reader, "messages"))
         return field_fail(reader, API_MISSING_FIELD, "messages", "is required");
     return field_array(reader, "messages", SIZE_MAX, &fields->messages) &&
@@ -295,6 +310,7 @@ bool chat_fields_read(struct chat_fields *fields, const struct field_reader *rea
 void chat_fields_fini(struct chat_fields *fields)
 {
     json_object_put(fields->kwargs);
+    chat_template_destroy(fields->chat_template);
     tool_fields_fini(&fields->tool);
 }
 
@@ -335,8 +351,15 @@ static struct json_object *mark_messages(const struct fence *fence,
     return marked;
 }
 
-static bool render(char **text, size_t *n, const struct conversation *conversation,
-                   const struct server *server, struct api_error *error)
+static const struct chat_template *template_of(const struct chat_fields *fields,
+                                               const struct server *server)
+{
+    return fields->chat_template ? fields->chat_template : server->chat_template;
+}
+
+static bool render(char **text, size_t *n, const struct chat_template *chat_template,
+                   const struct conversation *conversation, const struct server *server,
+                   struct api_error *error)
 {
     struct json_object *variables = NULL;
     struct lm_error err;
@@ -346,7 +369,7 @@ static bool render(char **text, size_t *n, const struct conversation *conversati
     if (conversation_variables(&variables, conversation, server->file, &err) != LM_OK)
         return api_fail_status(error, &err, "messages");
     const enum lm_status status =
-        chat_template_render(server->chat_template, variables, &clock, text, n, &err);
+        chat_template_render(chat_template, variables, &clock, text, n, &err);
     json_object_put(variables);
     if (status == LM_OK) return true;
     if (status == LM_E_NO_MEM) return no_memory(error);
@@ -373,7 +396,8 @@ static bool render_fenced(struct chat_prompt *prompt, struct fence *fence,
     bool good = conversation.messages && !conversation.tools == !fields->tool.tools &&
                 !conversation.documents == !fields->documents;
     if (!good) no_memory(error);
-    good = good && render(&prompt->text, &prompt->n_text, &conversation, server, error);
+    good = good && render(&prompt->text, &prompt->n_text, template_of(fields, server),
+                          &conversation, server, error);
     if (good && fence_strip(fence, prompt->text, &prompt->n_text, &end, &err) != LM_OK)
         good = api_fail_status(error, &err, NULL);
     json_object_put(conversation.messages);
@@ -536,7 +560,7 @@ bool chat_prompt_build(struct chat_prompt *prompt, const struct chat_fields *fie
     struct replay replay;
     struct lm_error err;
     *prompt = (struct chat_prompt){0};
-    if (!server->chat_template)
+    if (!template_of(fields, server))
         return api_fail(error, API_NOT_SUPPORTED, "messages",
                         "The model has no chat template; /v1/completions continues plain text.");
     if (fence_init(&fence, untrusted, values, sizeof(values) / sizeof(*values), &err) != LM_OK)

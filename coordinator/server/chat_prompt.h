@@ -17,6 +17,7 @@
 #include "coordinator/server/tool_fields.h"
 #include "coordinator/text/conversation.h"
 
+struct chat_template;
 struct generation_prompt;
 struct json_object; /* json-c */
 struct server;
@@ -25,8 +26,9 @@ struct server;
 struct chat_fields {
     struct json_object *messages;
     struct tool_fields tool;
-    struct json_object *documents; /* or NULL */
-    struct json_object *kwargs;    /* template variables that win, or NULL; owned */
+    struct json_object *documents;       /* or NULL */
+    struct json_object *kwargs;          /* template variables that win, or NULL; owned */
+    struct chat_template *chat_template; /* the request's own, owned; NULL: the model's */
     enum thinking thinking;
     const char *effort;       /* "low"; NULL: not given, or none */
     int64_t reasoning_budget; /* tokens; -1: none */

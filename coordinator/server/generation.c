@@ -7,12 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <xxhash.h>
 
 #include "coordinator/grammar/grammar.h"
 #include "coordinator/sched/dispatcher.h"
 #include "coordinator/server/expert_report.h"
 #include "coordinator/server/http.h"
 #include "coordinator/server/json_parse.h"
+#include "coordinator/server/keys.h"
 #include "coordinator/server/metrics.h"
 #include "coordinator/server/server.h"
 #include "coordinator/server/tool_fields.h"
@@ -47,6 +49,8 @@ static void destroy_generation(struct generation *generation)
     grammar_unref(generation->grammar);
     grammar_unref(generation->call_grammar);
     generation_fields_fini(&generation->fields);
+    if (generation->n_of_key)
+        keys_give_back(generation->server->keys, generation->owner, generation->n_of_key);
     json_object_put(generation->body);
     free(generation);
 }
@@ -71,6 +75,7 @@ static struct generation *receive(struct server *server, struct http_exchange *e
     }
     generation->server = server;
     generation->exchange = exchange;
+    generation->owner = http_owner(exchange);
     generation->body = object;
     generation->sink = sink;
     generation->reasoning_budget = -1;
@@ -96,7 +101,15 @@ static size_t n_choice(const struct generation *generation)
 
 bool generation_reserve(struct generation *generation, struct api_error *error)
 {
-    const size_t n_more = n_choice(generation) - 1;
+    const uint32_t n_of_key = (uint32_t)n_choice(generation);
+    const uint32_t n_most = generation->server->settings.key_concurrency;
+    if (n_most && generation->owner) {
+        if (!keys_take(generation->server->keys, generation->owner, n_of_key, n_most))
+            return api_fail(error, API_KEY_CONCURRENCY, NULL,
+                            "At most %u sequences of one API key may run or wait at once.", n_most);
+        generation->n_of_key = n_of_key;
+    }
+    const size_t n_more = n_of_key - 1;
     if (n_more && !dispatcher_reserve(generation->server->dispatcher, (uint32_t)n_more))
         return api_fail(error, API_QUEUE_FULL, NULL,
                         "The queue has no room for %zu sequences, try again later.", n_more + 1);
@@ -682,6 +695,11 @@ static bool start(struct generation *generation, struct api_error *error)
     struct server *server = generation->server;
     struct http_exchange *exchange = generation->exchange;
     const size_t n = n_choice(generation);
+    if (server->settings.cache_per_key && generation->owner)
+        generation->fields.cache_key =
+            XXH3_64bits_withSeed(&generation->owner, sizeof(generation->owner),
+                                 server->cache_secret ^ generation->fields.cache_key) |
+            1;
     struct request **requests = calloc(n, sizeof(*requests));
     if (!requests || !alloc_choices(generation)) {
         free(requests);

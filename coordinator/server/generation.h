@@ -104,6 +104,7 @@ struct generation_sink {
 struct generation {
     struct server *server;
     struct http_exchange *exchange;
+    uint64_t owner; /* of the request's API key; 0: there are no keys */
     char id[RANDOM_ID_SIZE];
     int64_t created; /* Unix seconds */
     struct generation_fields fields;
@@ -129,6 +130,7 @@ struct generation {
 
     /* private */
     uint32_t n_reserved; /* places in the queue besides the route's */
+    uint32_t n_of_key;   /* sequences that count for the request's API key */
     size_t n_ended;
     bool streaming;         /* the headers are out */
     struct api_error error; /* of the first choice that failed */

@@ -76,6 +76,11 @@ double http_accepted_s(const struct http_exchange *exchange)
     return exchange->accepted_s;
 }
 
+uint64_t http_owner(const struct http_exchange *exchange)
+{
+    return exchange->owner;
+}
+
 /* ---- lifetime ---- */
 
 void exchange_unref(struct http_exchange *exchange)
@@ -253,8 +258,8 @@ static bool check_key(struct http_exchange *exchange)
     const char *bearer = http_policy_bearer(header(exchange->connection, "Authorization"));
     const char *other = header(exchange->connection, "x-api-key");
     if (exchange->route->is_public || !config->authorize) return true;
-    if (config->authorize(config->context, bearer)) return true;
-    if (other && config->authorize(config->context, other)) return true;
+    if (config->authorize(config->context, bearer, &exchange->owner)) return true;
+    if (other && config->authorize(config->context, other, &exchange->owner)) return true;
     return api_fail(&exchange->early, API_INVALID_API_KEY, NULL,
                     bearer || other ? "The API key is not valid."
                                     : "An API key is needed: Authorization: Bearer KEY.");

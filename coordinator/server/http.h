@@ -78,8 +78,8 @@ struct http_config {
     size_t n_allow_host;
     const char *tls_cert, *tls_key; /* PEM texts; NULL: no TLS on TCP */
 
-    /* Whether this API key, NULL: none, opens a route. */
-    bool (*authorize)(void *context, const char *key);
+    /* Whether this API key, NULL: none, opens a route. *owner: whose it is, see http_owner. */
+    bool (*authorize)(void *context, const char *key, uint64_t *owner);
     /* A place in the queue for a route that generates. When its handler runs, the place is the
      * handler's. False: the queue is full. */
     bool (*admit)(void *context);
@@ -123,6 +123,8 @@ bool http_query(struct http_exchange *exchange, const char *name, char *out, siz
 const char *http_path_rest(const struct http_exchange *exchange); /* what {id} matched, decoded */
 const char *http_request_id(const struct http_exchange *exchange);
 double http_accepted_s(const struct http_exchange *exchange); /* by log_now_s */
+/* What http_config.authorize said of the key that was given. */
+uint64_t http_owner(const struct http_exchange *exchange);
 
 /* ---- the answer ---- */
 

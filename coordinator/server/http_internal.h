@@ -56,6 +56,7 @@ struct http_exchange {
     char *rest;         /* what {id} matched, or NULL */
     const char *origin; /* for Access-Control-Allow-Origin: malloc'ed, or NULL */
     double accepted_s;
+    uint64_t owner;         /* of the API key */
     struct api_error early; /* found before the body; API_OK: nothing */
     char allow[64];         /* with a method that is not allowed */
     struct byte_buffer body;

@@ -1,9 +1,12 @@
 #include "coordinator/server/keys.h"
 
+#include <assert.h>
 #include <ctype.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include <xxhash.h>
 
 #include "proto/base/read_all.h"
 
@@ -19,16 +22,28 @@ struct key_list {
     size_t n, n_room;
 };
 
-struct keys {
-    pthread_rwlock_t lock;
-    struct key_list list; /* guarded by lock */
+/* Of an owner for whom something runs. */
+struct key_use {
+    uint64_t owner;
+    uint32_t n; /* 0: the entry is free */
 };
 
-enum lm_status keys_create(struct keys **out, struct lm_error *err)
+struct keys {
+    uint64_t secret;
+    pthread_rwlock_t lock;
+    struct key_list list; /* guarded by lock */
+    pthread_mutex_t use_lock;
+    struct key_use *uses; /* [n_use], guarded by use_lock like the next */
+    size_t n_use;
+};
+
+enum lm_status keys_create(struct keys **out, uint64_t secret, struct lm_error *err)
 {
     struct keys *keys = calloc(1, sizeof(*keys));
     if (!keys) return lm_fail(err, LM_E_NO_MEM, "no memory for API keys");
+    keys->secret = secret;
     pthread_rwlock_init(&keys->lock, NULL);
+    pthread_mutex_init(&keys->use_lock, NULL);
     *out = keys;
     return LM_OK;
 }
@@ -37,7 +52,9 @@ void keys_destroy(struct keys *keys)
 {
     if (!keys) return;
     pthread_rwlock_destroy(&keys->lock);
+    pthread_mutex_destroy(&keys->use_lock);
     free(keys->list.keys);
+    free(keys->uses);
     free(keys);
 }
 
@@ -117,7 +134,7 @@ static unsigned difference(const struct key *a, const struct key *b)
     return all;
 }
 
-bool keys_match(struct keys *keys, const char *key)
+bool keys_match(struct keys *keys, const char *key, uint64_t *owner)
 {
     struct key given = {{0}};
     const size_t n = key ? strlen(key) : 0;
@@ -129,6 +146,7 @@ bool keys_match(struct keys *keys, const char *key)
         found |= !difference(&keys->list.keys[i], &given);
     const bool open = keys->list.n == 0;
     pthread_rwlock_unlock(&keys->lock);
+    *owner = open ? 0 : XXH3_64bits_withSeed(&given, sizeof(given), keys->secret) | 1;
     return open || (found && plausible);
 }
 
@@ -138,4 +156,42 @@ size_t keys_count(struct keys *keys)
     const size_t n = keys->list.n;
     pthread_rwlock_unlock(&keys->lock);
     return n;
+}
+
+/* The owner's entry, else a free one, else a new one. NULL: no memory. */
+static struct key_use *use_of_locked(struct keys *keys, uint64_t owner)
+{
+    struct key_use *unused = NULL;
+    for (size_t i = 0; i < keys->n_use; i++) {
+        struct key_use *use = &keys->uses[i];
+        if (use->n && use->owner == owner) return use;
+        if (!use->n) unused = use;
+    }
+    if (!unused) {
+        struct key_use *grown = realloc(keys->uses, (keys->n_use + 1) * sizeof(*grown));
+        if (!grown) return NULL;
+        keys->uses = grown;
+        unused = &grown[keys->n_use++];
+    }
+    *unused = (struct key_use){.owner = owner};
+    return unused;
+}
+
+bool keys_take(struct keys *keys, uint64_t owner, uint32_t n, uint32_t n_most)
+{
+    pthread_mutex_lock(&keys->use_lock);
+    struct key_use *use = use_of_locked(keys, owner);
+    const bool taken = use && n <= n_most && use->n <= n_most - n;
+    if (taken) use->n += n;
+    pthread_mutex_unlock(&keys->use_lock);
+    return taken;
+}
+
+void keys_give_back(struct keys *keys, uint64_t owner, uint32_t n)
+{
+    pthread_mutex_lock(&keys->use_lock);
+    struct key_use *use = use_of_locked(keys, owner);
+    assert(use && use->n >= n);
+    use->n -= n;
+    pthread_mutex_unlock(&keys->use_lock);
 }

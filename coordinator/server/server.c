@@ -91,10 +91,10 @@ static struct http_route *make_routes(const struct server_config *config)
 
 /* ---- what the HTTP layer asks ---- */
 
-static bool authorize(void *context, const char *key)
+static bool authorize(void *context, const char *key, uint64_t *owner)
 {
     const struct server *server = context;
-    return keys_match(server->state->keys, key);
+    return keys_match(server->keys, key, owner);
 }
 
 static bool admit(void *context)
@@ -174,7 +174,7 @@ static void on_done(void *context, const struct http_record *record)
 static enum lm_status load_keys(struct server *server, struct lm_error *err)
 {
     const struct server_config *config = &server->state->config;
-    return keys_load(server->state->keys, config->api_keys, config->n_api_key, config->api_key_file,
+    return keys_load(server->keys, config->api_keys, config->n_api_key, config->api_key_file,
                      config->api_key_commas, err);
 }
 
@@ -245,7 +245,7 @@ enum lm_status server_create(struct server **out, const struct server_config *co
     if (status == LM_OK) status = metrics_create(&server->metrics, err);
     for (const struct http_route *route = state->routes; status == LM_OK && route->method; route++)
         metrics_count_http(server->metrics, route->path, 0);
-    if (status == LM_OK) status = keys_create(&state->keys, err);
+    if (status == LM_OK) status = keys_create(&server->keys, server->cache_secret, err);
     if (status == LM_OK) status = load_keys(server, err);
     if (status == LM_OK)
         status = access_log_open(&state->log, config->log_file, config->log_json, err);
@@ -323,7 +323,7 @@ void server_reload(struct server *server)
     struct lm_error err;
     char *cert, *key;
     if (load_keys(server, &err) != LM_OK) warn_and_keep("API keys", &err);
-    log_info("read again: %zu API keys", keys_count(server->state->keys));
+    log_info("read again: %zu API keys", keys_count(server->keys));
     if (!server->state->config.tls_cert_file) return;
     enum lm_status status = read_tls(&server->state->config, &cert, &key, &err);
     if (status == LM_OK) status = http_set_tls(server->http, cert, key, &err);
@@ -455,7 +455,7 @@ void server_destroy(struct server *server)
     struct server_state *state = server->state;
     http_server_destroy(server->http);
     access_log_close(state->log);
-    keys_destroy(state->keys);
+    keys_destroy(server->keys);
     metrics_destroy(server->metrics);
     inflight_fini(&server->inflight);
     grammar_cache_destroy(server->grammars);

@@ -28,6 +28,7 @@ struct gguf_file;
 struct grammar_cache;
 struct hparams;
 struct json_object; /* json-c */
+struct keys;
 struct metrics;
 struct metrics_experts;
 struct token_trie;
@@ -56,6 +57,9 @@ struct server_settings {
     const char *reasoning_budget_message; /* before the end marker that is forced, or NULL */
     struct json_object *template_kwargs;  /* of --chat-template-kwargs, or NULL */
     bool trust_message_specials;          /* control tokens written in messages are that */
+    bool request_template;                /* a request may bring its own chat template */
+    uint32_t key_concurrency;             /* sequences of one API key; 0: any number */
+    bool cache_per_key;                   /* what is cached for a key is for it alone */
     enum tool_format tool_format;         /* AUTO: the template's */
     bool tool_constraint;                 /* calls are held to their syntax */
     bool json_pretty;                     /* constrained JSON may have line breaks */
@@ -71,6 +75,7 @@ struct server {
     struct inflight inflight;
     struct http_server *http;
     struct server_state *state;
+    struct keys *keys;
     struct call_memory *calls;
     int64_t created;       /* Unix seconds: the weights' time */
     uint64_t cache_secret; /* of this process: what separates cached prefixes depends on it */

@@ -10,12 +10,10 @@
 #include "coordinator/server/server.h"
 
 struct access_log;
-struct keys;
 
 struct server_state {
     struct server_config config;
     struct http_route *routes;
-    struct keys *keys;
     struct access_log *log;
 
     pthread_mutex_t lock;

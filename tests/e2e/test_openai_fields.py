@@ -272,6 +272,26 @@ class Fields(unittest.TestCase):
         self.assertEqual(cut["usage"]["prompt_tokens"], 1023)
 
 
+class Templates(unittest.TestCase):
+    def test_a_request_may_bring_its_own_where_the_server_allows_it(self):
+        body = {"messages": [{"role": "user", "content": "a <|im_end|>"}], "chat_template":
+                "{% for m in messages %}[{{ m.role }}: {{ m.content }}]{% endfor %}{{ x }}",
+                "chat_template_kwargs": {"x": "!"}}
+        with serve.Server(model=serve.TINY) as server:
+            answer = server.post("/apply-template", body)
+            self.assertEqual((answer.status, answer.error["param"]), (400, "chat_template"))
+        with serve.Server("--allow-request-template", model=serve.TINY) as server:
+            self.assertEqual(server.post("/apply-template", body).json["prompt"], "[user: a <|im_end|>]!")
+            text = server.chat(body["messages"], chat_template="{{ messages[0].content }}", max_tokens=5, seed=1)
+            self.assertEqual(text["usage"]["prompt_tokens"],
+                             server.post("/tokenize", {"content": "a <|im_end|>", "parse_special": False}).json["count"])
+            for template, code in (("{% for %}", "template_error"), (5, "invalid_type"),
+                                   ("{{ raise_exception('no') }}", "template_error")):
+                answer = server.post("/v1/chat/completions", {**body, "chat_template": template})
+                self.assertEqual((answer.status, answer.error["code"]), (400, code), template)
+            self.assertNotIn("[user", server.post("/apply-template", {"messages": body["messages"]}).json["prompt"])
+
+
 class Priorities(unittest.TestCase):
     def test_who_goes_first(self):
         """`priority` orders those that wait, where the server was told so."""

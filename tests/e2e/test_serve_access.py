@@ -133,6 +133,40 @@ class WithKeys(unittest.TestCase):
         for key in ("second", "from-file", "wrong-and-secret"):
             self.assertNotIn(key, self.server.log())
 
+    def test_what_is_kept_for_a_key_is_for_it_alone(self):
+        body = {"prompt": [list(range(1, 200))], "max_tokens": 1}
+
+        def cached(server, key):
+            answer = server.post("/v1/completions", body, headers=bearer(key))
+            return answer.json["usage"]["prompt_tokens_details"]["cached_tokens"]
+        for options, shared in (((), True), (("--cache-per-key",), False)):
+            with serve.Server("--api-key", "one", "--api-key", "two", *options, model=serve.TINY) as server:
+                self.assertEqual(cached(server, "one"), 0)
+                self.assertEqual(cached(server, "two") > 0, shared, options)
+                self.assertGreater(cached(server, "one"), 0)
+                self.assertGreater(cached(server, "two"), 0)
+
+    def test_sequences_of_a_key(self):
+        body = {"prompt": "once", "max_tokens": 1}
+        with serve.Server("--parallel", 4, "--key-concurrency", 2, "--api-key", "one", "--api-key", "two",
+                          "--metrics-public") as server:
+            def ask(key, **more):
+                answer = server.post("/v1/completions", {**body, **more}, headers=bearer(key))
+                return answer.status if answer.status == 200 else answer.error["code"]
+            data = b'{"prompt":"once","max_tokens":900,"ignore_eos":true,"stream":true}'
+            with contextlib.closing(server.connect()) as holder:
+                holder.request("POST", "/v1/completions", data, bearer("one"))
+                self.assertEqual(holder.getresponse().status, 200)
+                self.assertEqual(ask("one"), 200)
+                self.assertEqual(ask("one", n=2), "key_concurrency")
+                self.assertEqual(ask("two", n=2), 200)
+                self.assertEqual(ask("two", n=3), "key_concurrency")
+            server.wait_idle(10)
+            self.assertEqual(ask("one", n=2), 200)
+            answer = server.post("/v1/messages", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1},
+                                 headers={"x-api-key": "two"})
+            self.assertEqual(answer.status, 200)
+
 
 if __name__ == "__main__":
     unittest.main()

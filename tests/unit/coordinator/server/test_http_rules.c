@@ -146,6 +146,27 @@ static void texts_for_headers(void **state)
     assert_null(http_policy_bearer(NULL));
 }
 
+static void each_owner_has_so_many_sequences(void **state)
+{
+    (void)state;
+    struct keys *keys;
+    assert_int_equal(keys_create(&keys, 7, NULL), LM_OK);
+    assert_true(keys_take(keys, 1, 2, 3));
+    assert_false(keys_take(keys, 1, 2, 3));
+    assert_true(keys_take(keys, 2, 3, 3));
+    assert_false(keys_take(keys, 3, 4, 3));
+    assert_true(keys_take(keys, 1, 1, 3));
+    assert_false(keys_take(keys, 1, 1, 3));
+    assert_false(keys_take(keys, 1, UINT32_MAX, 3));
+    keys_give_back(keys, 1, 2);
+    assert_true(keys_take(keys, 1, 1, 3));
+    keys_give_back(keys, 1, 2);
+    keys_give_back(keys, 2, 3);
+    assert_true(keys_take(keys, 4, 3, 3)); /* entries are used again */
+    keys_give_back(keys, 4, 3);
+    keys_destroy(keys);
+}
+
 static void keys_match_only_themselves(void **state)
 {
     (void)state;
@@ -156,18 +177,23 @@ static void keys_match_only_themselves(void **state)
     const int fd = mkstemp(path);
     dprintf(fd, "# a comment\nthree # another\r\n\n\n  four");
     close(fd);
-    assert_int_equal(keys_create(&keys, &err), LM_OK);
-    assert_true(keys_match(keys, NULL)); /* no keys: everybody */
-    assert_true(keys_match(keys, "x"));
+    uint64_t owner = 1, owners[6];
+    assert_int_equal(keys_create(&keys, 7, &err), LM_OK);
+    assert_true(keys_match(keys, NULL, &owner)); /* no keys: everybody */
+    assert_true(keys_match(keys, "x", &owner));
+    assert_int_equal(owner, 0);
     assert_int_equal(keys_load(keys, list, 2, path, "five,,six,", &err), LM_OK);
     assert_int_equal(keys_count(keys), 6);
     static const char *const good[] = {"one", "two", "three", "four", "five", "six"};
     static const char *const bad[] = {"", "on", "onee", "One", "# a comment", "one,two", " two "};
-    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++)
-        if (!keys_match(keys, good[i])) fail_msg("%s is refused", good[i]);
+    for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) {
+        if (!keys_match(keys, good[i], &owners[i])) fail_msg("%s is refused", good[i]);
+        assert_true(keys_match(keys, good[i], &owner) && owner == owners[i] && owner != 0);
+        assert_true(!i || owner != owners[i - 1]);
+    }
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
-        if (keys_match(keys, bad[i])) fail_msg("'%s' is accepted", bad[i]);
-    assert_false(keys_match(keys, NULL));
+        if (keys_match(keys, bad[i], &owner)) fail_msg("'%s' is accepted", bad[i]);
+    assert_false(keys_match(keys, NULL, &owner));
     /* what cannot be read leaves the keys as they are */
     unlink(path);
     assert_int_equal(keys_load(keys, list, 1, path, NULL, &err), LM_E_NOT_FOUND);
@@ -178,8 +204,8 @@ static void keys_match_only_themselves(void **state)
     assert_int_equal(keys_load(keys, empty, 1, NULL, NULL, &err), LM_E_USAGE);
     assert_int_equal(keys_load(keys, NULL, 0, "/dev/null", NULL, &err), LM_E_USAGE);
     assert_int_equal(keys_load(keys, NULL, 0, NULL, ",", &err), LM_E_USAGE);
-    assert_false(keys_match(keys, long_key));
-    assert_true(keys_match(keys, "three"));
+    assert_false(keys_match(keys, long_key, &owner));
+    assert_true(keys_match(keys, "three", &owner));
     keys_destroy(keys);
 }
 
@@ -205,6 +231,7 @@ int main(void)
         cmocka_unit_test(origins),
         cmocka_unit_test(hosts),
         cmocka_unit_test(texts_for_headers),
+        cmocka_unit_test(each_owner_has_so_many_sequences),
         cmocka_unit_test(keys_match_only_themselves),
         cmocka_unit_test(identifiers_are_fresh),
     };
