@@ -6,6 +6,7 @@
  * before, another for a message; both print why they were told not to. After 300 ms RANK aborts
  * with TEXT world_driver idle SECONDS         sleeps in recv, then prints the CPU time of those
  * seconds */
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <sys/resource.h>
@@ -62,6 +63,8 @@ static int wait_for_loss(struct world *world, int argc, char **argv)
     struct lm_error err;
     struct frame *frame;
     pthread_t thread;
+    signal(SIGTERM,
+           SIG_IGN); /* mpirun's, when it has noticed itself: kill follows a second later */
     say("rank %u ready %d\n", world->rank, getpid());
     if (world->rank > 0) pthread_create(&thread, NULL, wait_for_message, world);
     if (argc > 3 && world->rank == (uint32_t)atoi(argv[2])) {
