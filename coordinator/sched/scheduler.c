@@ -54,7 +54,8 @@ struct scheduler {
     struct pace pace;
     struct under_way *step;    /* [depth of the runner] ring */
     uint64_t n_begun, n_ended; /* steps */
-    uint32_t n_chunk;          /* of the steps under way, those with prompts */
+    uint32_t n_chunk, n_part;  /* of the steps under way, those with prompts, with tokens */
+    uint32_t n_awaited;        /* tokens under way */
     double last_end_s;
     struct scheduler_stats stats;
 };
@@ -675,24 +676,48 @@ static uint32_t chunk_size(const struct scheduler *scheduler, uint32_t n_generat
     return chunk;
 }
 
-/* Of those who generate as many as make up one of n_stage parts, or all: more parts would have each
- * stage read its weights more often for nothing. Then prompts as far as the chunk goes. Beside
- * those who generate one chunk is under way at a time, so that it does not hold up every part of
- * them. */
+/* How many parts n_generating are dealt out in: one for each stage, or as many more as the runner
+ * takes where that makes them shorter by more than it costs. Each stage then works on each part
+ * once a round; a part is taken to cost a row more than it has, for the weights that all rows
+ * share. */
+static uint32_t part_count(const struct scheduler *scheduler, uint32_t n_generating)
+{
+    const struct step_runner *runner = scheduler->config.runner;
+    uint32_t best = runner->n_stage;
+    uint64_t least_cost = UINT64_MAX;
+    if (n_generating <= runner->n_stage) return n_generating;
+    for (uint32_t n_part = runner->n_stage; n_part <= runner->depth; n_part++) {
+        const uint64_t cost = n_part * (1 + (uint64_t)(n_generating + n_part - 1) / n_part);
+        if (cost < least_cost) best = n_part, least_cost = cost;
+    }
+    return best;
+}
+
+/* Sequences in the next part, so that all become as alike as can be. */
+static uint32_t part_size(const struct scheduler *scheduler, uint32_t n_generating)
+{
+    const uint32_t n_part = part_count(scheduler, n_generating);
+    if (scheduler->n_part >= n_part) return 0;
+    const uint32_t n_left = n_generating - scheduler->n_awaited;
+    const uint32_t n_part_left = n_part - scheduler->n_part;
+    return least((n_left + n_part_left - 1) / n_part_left, (n_generating + n_part - 1) / n_part);
+}
+
+/* A part of those who generate, then prompts as far as the chunk goes. Beside those who generate
+ * one chunk is under way at a time, so that it does not hold up every part of them. */
 static void compose(struct scheduler *scheduler, struct under_way *step)
 {
-    const uint32_t n_stage = scheduler->config.runner->n_stage;
     uint32_t n_generating = 0;
     step->n_seq = step->n_token = step->n_prompt_token = 0;
     for (uint32_t i = 0; i < scheduler->config.n_slot; i++)
         n_generating += is_generating(&scheduler->place[i]);
-    const uint32_t n_part = (n_generating + n_stage - 1) / n_stage;
-    for (uint32_t i = 0; i < scheduler->config.n_slot && step->n_seq < n_part; i++)
+    const uint32_t size = part_size(scheduler, n_generating);
+    for (uint32_t i = 0; i < scheduler->config.n_slot && step->n_seq < size; i++)
         if (is_generating(&scheduler->place[i]) && !scheduler->place[i].n_step)
             add_to_step(step, &scheduler->place[i], 1);
     step->n_generating = step->n_seq;
     if (!n_generating || !scheduler->n_chunk)
-        add_prompts(scheduler, step, chunk_size(scheduler, n_part));
+        add_prompts(scheduler, step, chunk_size(scheduler, n_generating));
 }
 
 /* Hands the step over. If there is no room for it kept states are given up; with that the running
@@ -743,6 +768,8 @@ static bool begin_step(struct scheduler *scheduler)
     if (err.status != LM_OK) return true;
     scheduler->n_begun++;
     scheduler->n_chunk += step->n_prompt_token > 0;
+    scheduler->n_part += step->n_generating > 0;
+    scheduler->n_awaited += step->n_generating;
     if (n_under_way + 1 > scheduler->stats.n_under_way_max)
         scheduler->stats.n_under_way_max = (uint32_t)n_under_way + 1;
     return true;
@@ -810,6 +837,8 @@ static void end_step(struct scheduler *scheduler)
     err.status = runner->end(runner->context, &err);
     scheduler->n_ended++;
     scheduler->n_chunk -= step->n_prompt_token > 0;
+    scheduler->n_part -= step->n_generating > 0;
+    scheduler->n_awaited -= step->n_generating;
     record_step(scheduler, step);
     for (uint32_t i = 0; i < step->n_seq; i++) {
         struct place *const place = step->place[i];

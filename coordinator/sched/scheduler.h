@@ -7,8 +7,8 @@
  * prompt was cut, so all this is only a matter of time.
  *
  * Where the runner is a pipeline several steps are under way at once: those who generate are dealt
- * out in a part for each stage, since the next token of a sequence needs the one before, and the
- * chunks of a prompt follow each other without a pause, but where a state is to be kept.
+ * out in about a part for each stage, since the next token of a sequence needs the one before, and
+ * the chunks of a prompt follow each other without a pause, but where a state is to be kept.
  *
  *   queued --free place--> [waiting for a prefix] --> reading --last chunk--> generating --> done
  *

@@ -574,6 +574,32 @@ static void test_parts_overlap(void **state)
     scheduler_destroy(fixture.scheduler);
 }
 
+/* Parts are alike as far as can be, also when their number does not divide. */
+static void test_parts_are_alike(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call calls[5];
+    int32_t prompts[5][8];
+    open_deep(&fixture, 4, 5, 1, true);
+    for (int32_t i = 0; i < 5; i++) {
+        fill(prompts[i], 8, 1000 * i);
+        submit(&fixture, &calls[i], prompts[i], 8, 40);
+    }
+    while (calls[4].n_token < 8)
+        scheduler_step(fixture.scheduler);
+    for (int round = 0; round < 20; round++) {
+        scheduler_step(fixture.scheduler);
+        assert_true(fixture.fake.n_begun - fixture.fake.n_ended >= 3);
+        for (uint32_t i = fixture.fake.n_ended; i < fixture.fake.n_begun; i++) {
+            const uint32_t n = fixture.fake.begun[i % FAKE_DEPTH].n_seq;
+            assert_true(n == 1 || n == 2);
+        }
+    }
+    run_all(&fixture);
+    scheduler_destroy(fixture.scheduler);
+}
+
 /* Chunks of one prompt follow each other without waiting, shorter ones than alone. */
 static void test_chunks_overlap(void **state)
 {
@@ -762,6 +788,7 @@ int main(void)
         cmocka_unit_test(test_a_failed_step_ends_its_requests),
         cmocka_unit_test(test_a_failed_sequence_ends_alone),
         cmocka_unit_test(test_parts_overlap),
+        cmocka_unit_test(test_parts_are_alike),
         cmocka_unit_test(test_chunks_overlap),
         cmocka_unit_test(test_chunks_wait_for_checkpoints),
         cmocka_unit_test(test_a_failed_chunk_ends_those_behind_it),
