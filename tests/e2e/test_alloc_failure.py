@@ -7,19 +7,13 @@ import subprocess
 import tempfile
 import unittest
 
-from cli import LEAN, SOURCE_DIR, environment
+from cli import LEAN, SOURCE_DIR, environment, is_sanitized
 
 BUILD_DIR = os.environ.get("LEAN_BUILD_DIR", os.path.dirname(LEAN))
 SHIM = os.path.join(BUILD_DIR, "tests", "alloc_shim.so")
 MODELS = os.path.join(SOURCE_DIR, "tests/data/golden/models")
 UNFIT = 9
 TIME = re.compile(r"[0-9.]+m?s$", re.MULTILINE)
-
-
-def is_sanitized():
-    with open(LEAN, "rb") as file:
-        program = file.read()
-    return b"__asan_init" in program or b"__tsan_init" in program
 
 
 def sample(n_call):

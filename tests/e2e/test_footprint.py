@@ -9,17 +9,11 @@ import subprocess
 import tempfile
 import unittest
 
-from cli import LEAN, environment, lean
+from cli import LEAN, environment, is_sanitized, lean
 
 MIB = 1 << 20
 OVERHEAD_MAX = 300_000_000
 N_TOKEN = 700  # more than one step of the prompt
-
-
-def is_sanitized():
-    with open(LEAN, "rb") as file:
-        program = file.read()
-    return b"__asan_init" in program or b"__tsan_init" in program
 
 
 class Memory(unittest.TestCase):

@@ -82,6 +82,10 @@ class Likelihood(unittest.TestCase):
             self.assertEqual(answer["choices"][0]["text"], text)
             self.assertEqual(answer["usage"]["completion_tokens"], 0)
             self.assertEqual(answer["choices"][0]["logprobs"]["tokens"], by_ids["tokens"][:-1])
+        texts = [self.server.post("/detokenize", {"tokens": ids}).json["prompt"] for ids in self.prompts]
+        as_ids = [self.server.post("/tokenize", {"prompt": text}).json["tokens"] for text in texts]
+        for begin, n in ((0, 4), (4, 32), (36, 32), (68, 32), (100, 32), (132, 32), (164, 32), (196, 4)):
+            self.assertEqual(self.ask(texts[begin:begin + n]), self.ask(as_ids[begin:begin + n]), begin)
 
     def test_the_object_of_one_position(self):
         for k in (0, 1, 5, 20):

@@ -5,6 +5,7 @@ import threading
 import time
 import unittest
 
+import cli
 import serve
 
 try:
@@ -12,8 +13,9 @@ try:
 except ImportError:
     openai = None  # its retries are then not tried
 
-# Noticed within 250 ms, then at the next step; the rest is a busy machine of two cores.
-GONE_S = 1.5
+GONE_S = 0.25  # to notice; then the next step ends it
+LOOK_S = 0.05  # how late a test sees it
+SLOWER = 4 if cli.is_sanitized() else 1
 LONG = {"prompt": "The purpose of", "temperature": 0, "max_tokens": 900, "ignore_eos": True}
 SLOW = ["--kernels", "ref"]  # some 50 tokens a second, so that there is time to do things
 PROMPT = [[i % 5000 + 1 for i in range(900)]]
@@ -39,8 +41,9 @@ class Leaving(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.server = serve.Server("--parallel", 2, "--max-queue", 8, "--prefill-chunk", 16, *SLOW)
-        cls.neighbour = {**LONG, "prompt": "Once there was", "max_tokens": 30}
-        cls.expected = cls.server.complete(**cls.neighbour)["choices"][0]["text"]
+        cls.neighbour = {**LONG, "prompt": "Once there was", "max_tokens": 60, "temperature": 0.9, "seed": 4,
+                         "logprobs": 3}
+        cls.expected = cls.server.complete(**cls.neighbour)["choices"]
 
     @classmethod
     def tearDownClass(cls):
@@ -50,13 +53,19 @@ class Leaving(unittest.TestCase):
     def aborted(self):
         return self.server.metric("lean_requests_finished_total", reason="abort")
 
-    def leave(self, body, ready, how):
-        """A neighbour runs; a client begins, leaves when it is ready, and all is as before."""
-        aborted = self.aborted()
+    def step_s(self):
+        """Seconds and number of steps so far."""
+        return [self.server.metric("lean_step_seconds_" + what) for what in ("sum", "count")]
+
+    def leave_once(self, body, ready, how):
+        """A neighbour runs; a client begins, leaves when it is ready, and all is as before. Returns how long it
+        was until the request was gone, and how long a step took."""
+        aborted, steps = self.aborted(), self.step_s()
         result = []
         beside = threading.Thread(
             target=lambda: result.append(self.server.complete(**self.neighbour)))
         beside.start()
+        wait_for(lambda: self.server.metric("lean_requests_running"), "the neighbour")
         connection = self.server.begin("/v1/completions", body)
         try:
             ready(connection)
@@ -66,12 +75,22 @@ class Leaving(unittest.TestCase):
             else:
                 connection.close()
         left = time.monotonic()
-        wait_for(lambda: self.aborted() > aborted, "the request to be dropped", GONE_S)
+        wait_for(lambda: self.aborted() > aborted, "the request to be dropped")
         took = time.monotonic() - left
+        self.assertTrue(beside.is_alive(), "the neighbour had ended before")
         connection.close()
         beside.join()
-        self.assertEqual(result[0]["choices"][0]["text"], self.expected)
-        return took
+        self.assertEqual(result[0]["choices"], self.expected)
+        seconds, n = (now - then for now, then in zip(self.step_s(), steps))
+        return took, seconds / n
+
+    def leave(self, body, ready, how):
+        """The machine's own pauses are not the server's: one of three times has to be in time."""
+        for _ in range(3):
+            took, step = self.leave_once(body, ready, how)
+            if took <= (GONE_S + step + LOOK_S) * SLOWER:
+                return f"dropped after {took * 1000:.0f} ms, a step is {step * 1000:.0f}"
+        self.fail(f"dropped after {took} s, a step is {step}")
 
     def in_state(self, state, n_prompt):
         def has_state(_):
@@ -80,31 +99,32 @@ class Leaving(unittest.TestCase):
         return has_state
 
     def test_in_decode(self):
+        n_prompt = self.server.complete(**{**LONG, "max_tokens": 1})["usage"]["prompt_tokens"]
         for stream in (False, True):
             for how in ("closed", "half"):
                 def begun(connection):
                     if stream:
                         self.assertIn(b"200 OK", connection.recv(4096))
                     else:
-                        wait_for(lambda: self.server.metric("lean_requests_running") == 2, "a slot")
-                        time.sleep(0.3)
+                        self.in_state("decode", n_prompt)(connection)
                 with self.subTest(stream=stream, how=how):
-                    took = self.leave({**LONG, "stream": stream}, begun, how)
-                    print(f"decode, stream {stream}, {how}: dropped after {took * 1000:.0f} ms")
+                    told = self.leave({**LONG, "stream": stream}, begun, how)
+                    print(f"decode, stream {stream}, {how}: {told}")
 
     def test_in_prefill(self):
         for stream in (False, True):
             with self.subTest(stream=stream):
                 body = {**LONG, "prompt": PROMPT, "stream": stream, "cache_prompt": False}
-                took = self.leave(body, self.in_state("prefill", len(PROMPT[0])), "closed")
-                print(f"prefill, stream {stream}: dropped after {took * 1000:.0f} ms")
+                told = self.leave(body, self.in_state("prefill", len(PROMPT[0])), "closed")
+                print(f"prefill, stream {stream}: {told}")
 
     def test_in_the_queue(self):
         for stream in (False, True):
             with self.subTest(stream=stream):
                 holder = self.server.begin("/v1/completions", LONG)
                 wait_for(lambda: self.server.metric("lean_requests_running") == 1, "the first slot")
-                self.leave({**LONG, "prompt": [[5] * 7], "stream": stream}, self.in_state("queued", 7), "closed")
+                told = self.leave({**LONG, "prompt": [[5] * 7], "stream": stream}, self.in_state("queued", 7), "closed")
+                print(f"queue, stream {stream}: {told}")
                 holder.close()
                 self.server.wait_idle(5)
 
@@ -128,17 +148,21 @@ class Overload(unittest.TestCase):
                 self.assertEqual(answer.headers["x-should-retry"], "true")
             self.assertLess(quickest, 0.05)
 
+            def refused():
+                return server.metric("lean_requests_rejected_total", cause="queue_full")
+            before = refused()
+            self.assertEqual(before, 5)
             timer = threading.Timer(0.5, holder.close)
             timer.start()
             if openai:
-                client = openai.OpenAI(base_url=server.url + "/v1", api_key="none", max_retries=5)
+                client = openai.OpenAI(base_url=server.url + "/v1", api_key="none")
                 answer = client.completions.create(model="m", prompt="Once", max_tokens=4)
                 self.assertTrue(answer.choices[0].finish_reason)
+                self.assertIn(refused() - before, (1, 2))  # it has two retries
             timer.join()
             for connection in waiting:
                 self.assertIn(b"200 OK", connection.recv(4096))
                 connection.close()
-            self.assertGreater(server.metric("lean_requests_rejected_total", cause="queue_full"), 4)
 
     def test_more_sequences_than_the_queue_holds(self):
         with started("--parallel", 1, "--max-queue", 4) as server:

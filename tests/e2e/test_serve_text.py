@@ -57,9 +57,19 @@ class Text(unittest.TestCase):
         self.fail("no answer ends")
 
     def test_a_control_token_as_a_stop_string(self):
-        answer = self.server.chat(self.ends(), max_tokens=200, stop=["<|im_end|>"])
-        self.assertEqual(answer["choices"][0]["finish_reason"], "stop")
-        self.assertNotIn("<|im_end|>", answer["choices"][0]["message"]["content"])
+        """It acts as the token, also where that shows no text, and an end token is then found as the string."""
+        plain, named = (self.server.chat(self.ends(), max_tokens=200, stop=stop)["choices"][0]
+                        for stop in (None, ["zzz", "<|im_end|>"]))
+        self.assertEqual((plain["finish_reason"], plain["stop_reason"]), ("stop", None))
+        self.assertEqual((named["finish_reason"], named["stop_reason"]), ("stop", "<|im_end|>"))
+        self.assertEqual(named["message"]["content"], plain["message"]["content"])
+        start, = self.server.post("/tokenize", {"content": "<|im_start|>"}).json["tokens"]
+        bias = {"logit_bias": {str(start): 100}, "min_tokens": 3}
+        for shown in (True, False):
+            self.assertEqual(self.stopped(["<|im_start|>"], skip_special_tokens=shown, **bias)[1:],
+                             ("stop", "<|im_start|>"))
+            self.assertEqual(self.stopped(["<|im_start|> "], skip_special_tokens=shown, **bias)[1:],
+                             ("length", None))
 
     def test_an_end_token_has_its_entry(self):
         """P + 1 entries, also where the token behind the prompt is an end token."""
