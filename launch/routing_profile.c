@@ -10,6 +10,7 @@
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
 #include "proto/gguf/gguf_write.h"
+#include "proto/lmpack/lmpack.h"
 #include "proto/model/hparams.h"
 #include "proto/model/weights_sample.h"
 #include "worker/pager/expert_pager.h"
@@ -49,34 +50,61 @@ static void seed(struct expert_pager *pager, const struct heat_profile *profile,
     expert_pager_preload(pager);
 }
 
+static enum lm_status seed_from(struct expert_pager *pager, const struct gguf_file *file,
+                                const struct hparams *hp, const char *path, struct lm_error *err)
+{
+    struct heat_profile *profile;
+    uint64_t fingerprint, weights;
+    enum lm_status status = heat_profile_read(&profile, path, err);
+    if (status != LM_OK) return status;
+    status = gguf_fingerprint(file, &fingerprint, err);
+    if (status == LM_OK) status = weights_sample(file, &weights, err);
+    if (status == LM_OK) status = heat_profile_check(profile, path, fingerprint, weights, err);
+    if (status == LM_OK) status = check_sizes(profile, path, hp, err);
+    if (status == LM_OK) seed(pager, profile, hp);
+    heat_profile_destroy(profile);
+    return status;
+}
+
+/* LM_E_NOT_FOUND: the model has none that was kept. */
+static enum lm_status seed_from_own(struct expert_pager *pager, const struct gguf_file *file,
+                                    const struct hparams *hp, struct lm_error *err)
+{
+    uint64_t fingerprint;
+    enum lm_status status = gguf_fingerprint(file, &fingerprint, err);
+    if (status != LM_OK) return status;
+    char *path = own_path(fingerprint);
+    if (!path) return LM_E_NOT_FOUND;
+    status = seed_from(pager, file, hp, path, err);
+    free(path);
+    return status;
+}
+
+/* LM_E_NOT_FOUND: no pack, or one without a profile. */
+static enum lm_status seed_from_pack(struct expert_pager *pager, const struct gguf_file *file,
+                                     const struct hparams *hp, struct lm_error *err)
+{
+    const char *dense = gguf_path(file), *slash = strrchr(dense, '/');
+    const int n_folder = slash ? (int)(slash - dense) + 1 : 0;
+    char *path;
+    if (!gguf_is_pack(file)) return LM_E_NOT_FOUND;
+    if (asprintf(&path, "%.*s" LMPACK_PROFILE_NAME, n_folder, dense) < 0)
+        return lm_fail(err, LM_E_NO_MEM, "%s: no memory for a path", dense);
+    const enum lm_status status = seed_from(pager, file, hp, path, err);
+    free(path);
+    return status;
+}
+
 enum lm_status routing_profile_load(struct expert_pager *pager, const struct gguf_file *file,
                                     const struct hparams *hp, const char *path,
                                     struct lm_error *err)
 {
-    struct heat_profile *profile;
     struct lm_error own_err;
-    uint64_t fingerprint, weights;
     if (path && !strcmp(path, "none")) return LM_OK;
-    enum lm_status status = gguf_fingerprint(file, &fingerprint, err);
-    if (status == LM_OK) status = weights_sample(file, &weights, err);
-    if (status != LM_OK) return status;
-    char *own = path ? NULL : own_path(fingerprint);
-    if (!path && !own) return LM_OK;
-    const char *name = path ? path : own;
-    status = heat_profile_read(&profile, name, &own_err);
-    if (status == LM_OK) {
-        status = heat_profile_check(profile, name, fingerprint, weights, &own_err);
-        if (status == LM_OK) status = check_sizes(profile, name, hp, &own_err);
-        if (status == LM_OK) seed(pager, profile, hp);
-        heat_profile_destroy(profile);
-    }
-    free(own);
-    if (status == LM_OK || (!path && status == LM_E_NOT_FOUND)) return LM_OK;
-    if (path) {
-        if (err) *err = own_err;
-        return status;
-    }
-    log_warning("%s", own_err.message);
+    if (path) return seed_from(pager, file, hp, path, err);
+    enum lm_status status = seed_from_own(pager, file, hp, &own_err);
+    if (status == LM_E_NOT_FOUND) status = seed_from_pack(pager, file, hp, &own_err);
+    if (status != LM_OK && status != LM_E_NOT_FOUND) log_warning("%s", own_err.message);
     return LM_OK;
 }
 

@@ -1,8 +1,9 @@
 /* The routing profile that a model keeps from run to run: read when its experts are paged, so that
  * the hottest are read first, and brought up to date when the engine closes.
  *
- * It lies in the user's cache directory under the model's fingerprint, unless a file is named; a
- * named one is read and never written. */
+ * It lies in the user's cache directory under the model's fingerprint; where there is none yet, the
+ * one that came with a pack is read. A file that is named is read instead of both. Only the first
+ * is ever written. */
 #ifndef LEAN_LAUNCH_ROUTING_PROFILE_H
 #define LEAN_LAUNCH_ROUTING_PROFILE_H
 

@@ -144,12 +144,20 @@ class Format(Case):
         self.assertTrue(got == want)
 
     def test_profile_is_put_in_as_it_is(self):
-        profile = self.path("p")
-        with open(profile, "wb") as file:
-            file.write(b"any bytes\0")
-        folder = self.pack(self.golden("qwen3moe-s-q8_0"), "model.lmpack", "--profile", profile)
-        self.assertEqual(contents(folder)["profile.pb"], b"any bytes\0")
+        source, another = self.golden("qwen3moe-s-q8_0"), self.golden("qwen35moe-s-q8_0", name="another.gguf")
+        text, profile, other = (self.path(name) for name in ("text", "p", "other"))
+        with open(text, "w") as file:
+            file.write("a few words")
+        self.check(lean("profile", "record", source, "--text", text, "-o", profile))
+        self.check(lean("profile", "record", another, "--text", text, "-o", other))
+        folder = self.pack(source, "model.lmpack", "--profile", profile)
+        with open(profile, "rb") as file:
+            self.assertEqual(contents(folder)["profile.pb"], file.read())
         Pack(folder)
+        # that of another model, and what is none
+        self.check(lean("pack", source, "-o", self.path("b"), "--profile", other), 10)
+        self.check(lean("pack", source, "-o", self.path("b"), "--profile", text), 5)
+        self.assertFalse([name for name in os.listdir(self.folder) if name.startswith("b")])
 
 
 class Opening(Case):

@@ -50,6 +50,22 @@ def check_own_profile(folder):
         assert abs(sum(layer["uses_per_row"]) - profile["n_expert_used"]) < 1e-4
 
 
+def check_profile_of_pack(pack, cache):
+    """What came with the pack is for the first run, which leaves one of its own for the next."""
+    shipped = os.path.join(pack, "profile.pb")
+    for n, expected in enumerate((True, True, False)):
+        done = subprocess.run([LEAN, "run", pack, "--raw", "--expert-slots", "50%", "--max-tokens", "30",
+                               "--ignore-eos", "--json", "hello"],
+                              capture_output=True, text=True, env={**os.environ, "XDG_CACHE_HOME": cache})
+        assert done.returncode == 0, done.stderr
+        preloaded = json.loads(done.stdout)["experts"]["preloaded"]
+        assert (preloaded > 0) == expected, (n, preloaded)
+        if n == 0:
+            os.remove(shipped)
+        if n >= 1:
+            shutil.rmtree(cache)
+
+
 def main():
     with tempfile.TemporaryDirectory() as folder:
         check_own_profile(folder)
@@ -115,6 +131,8 @@ def main():
         assert show(old)["weights"] is None and show(old)["fingerprint"] == one["fingerprint"]
         for model in (MODEL, twin):
             lean("run", model, "hi", "--raw", "--max-tokens", "1", "--expert-slots", "50%", "--profile", old)
+        lean("pack", MODEL, "-o", pack, "-q", "--force", "--profile", a)
+        check_profile_of_pack(pack, os.path.join(folder, "cache"))
         shutil.rmtree(pack)
         for path in (twin, d, old):
             os.remove(path)

@@ -16,11 +16,13 @@
 #include "proto/gguf/gguf_write.h"
 #include "proto/lmpack/lmpack.h"
 #include "proto/model/hparams.h"
+#include "proto/model/weights_sample.h"
 #include "worker/pack/pack_dense.h"
 #include "worker/pack/pack_experts.h"
 #include "worker/pack/pack_folder.h"
 #include "worker/pack/pack_progress.h"
 #include "worker/pager/expert_store.h"
+#include "worker/pager/heat_profile.h"
 
 enum { JOBS_DEFAULT = 2, PROFILE_BYTES_MAX = 64 << 20 };
 
@@ -260,6 +262,22 @@ static enum lm_status write_bytes(const char *path, const char *bytes, size_t n,
     return status;
 }
 
+/* A profile of another model would preload the wrong experts on every machine that gets the pack.
+ */
+static enum lm_status check_profile(const char *path, const struct gguf_file *source,
+                                    struct lm_error *err)
+{
+    struct heat_profile *profile;
+    uint64_t fingerprint, weights;
+    enum lm_status status = heat_profile_read(&profile, path, err);
+    if (status != LM_OK) return status;
+    status = gguf_fingerprint(source, &fingerprint, err);
+    if (status == LM_OK) status = weights_sample(source, &weights, err);
+    if (status == LM_OK) status = heat_profile_check(profile, path, fingerprint, weights, err);
+    heat_profile_destroy(profile);
+    return status;
+}
+
 static enum lm_status copy_profile(const char *from, const char *folder, struct lm_error *err)
 {
     char *bytes = NULL, *path = NULL;
@@ -352,7 +370,8 @@ enum lm_status pack_write(const struct gguf_file *source, const char *folder,
     struct plan *plan;
     enum lm_status status = make_plan(&plan, source, err);
     if (status != LM_OK) return status;
-    status = write_planned(plan, folder, config, err);
+    if (config->profile_path) status = check_profile(config->profile_path, source, err);
+    if (status == LM_OK) status = write_planned(plan, folder, config, err);
     free_plan(plan);
     return status;
 }

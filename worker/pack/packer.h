@@ -29,7 +29,8 @@ enum lm_status pack_plan(const struct gguf_file *source, uint64_t *n_bytes, stru
 
 /* Writes the pack; one that is at folder is replaced. LM_E_UNSUPPORTED: the source is no model that
  * runs here, or the dense part of a pack; LM_E_NO_SPACE: the disk is, or becomes, full; LM_E_BUSY:
- * another process writes this pack; LM_E_INTERRUPTED; LM_E_USAGE: folder is something else. */
+ * another process writes this pack; LM_E_INTERRUPTED; LM_E_USAGE: folder is something else;
+ * LM_E_FORMAT, LM_E_MISMATCH: the profile is none, or another model's. */
 enum lm_status pack_write(const struct gguf_file *source, const char *folder,
                           const struct pack_config *config, struct lm_error *err);
 
