@@ -78,6 +78,7 @@ static struct server_settings settings_of(const struct options *options)
         .max_tokens = max_tokens ? options_int(options, "max-tokens") : -1,
         .sse_ping_s = options_float(options, "sse-ping"),
         .timings = options_flag(options, "timings"),
+        .processed_logprobs = option_is(options, "logprobs-mode", "processed"),
         .reasoning_field = option_is(options, "reasoning-field", "both") ? REASONING_FIELD_BOTH
                            : option_is(options, "reasoning-field", "reasoning")
                                ? REASONING_FIELD_PLAIN

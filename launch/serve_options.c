@@ -65,6 +65,8 @@ const struct option_spec options_serve[] = {
     {"slots", 0, OPTION_FLAG, .def = "on", .key = "serve.slots", .help = "/slots is not answered"},
     {"timings", 0, OPTION_FLAG, .def = "on", .key = "serve.timings",
      .help = "answers have no timings object"},
+    {"logprobs-mode", 0, OPTION_ENUM, "raw|processed", .def = "raw", .key = "serve.logprobs_mode",
+     .help = "log-probabilities of the model, or of the distribution that is sampled from"},
     {"sse-ping", 0, OPTION_TIME, "TIME", .def = "15s", .key = "serve.sse_ping",
      .help = "comment in a stream that says nothing for so long; 0: none"},
     {"chat-template", 0, OPTION_PATH, "FILE", .key = "serve.chat_template",

@@ -69,22 +69,28 @@ static bool check_content(const struct field_reader *reader, bool required)
     return true;
 }
 
+/* A call's name and arguments. */
+static bool check_function(const struct field_reader *reader)
+{
+    const char *name = NULL;
+    if (!field_string(reader, "name", &name, NULL)) return false;
+    if (!name) return field_fail(reader, API_MISSING_FIELD, "name", "is required");
+    struct json_object *arguments = field_get(reader, "arguments");
+    return !arguments || json_object_is_type(arguments, json_type_object) ||
+           json_object_is_type(arguments, json_type_string) ||
+           field_refuse(reader, API_INVALID_TYPE, "arguments", "a JSON text or an object",
+                        arguments);
+}
+
 static bool check_call(const struct field_reader *reader)
 {
     struct json_object *function = NULL;
-    const char *name = NULL;
     if (!json_object_is_type(reader->object, json_type_object))
         return field_refuse(reader, API_INVALID_TYPE, NULL, "an object", reader->object);
     if (!field_object(reader, "function", &function)) return false;
     if (!function) return field_fail(reader, API_MISSING_FIELD, "function", "is required");
     const struct field_reader inside = field_reader_inside(reader, function, "function", -1);
-    if (!field_string(&inside, "name", &name, NULL)) return false;
-    if (!name) return field_fail(&inside, API_MISSING_FIELD, "name", "is required");
-    struct json_object *arguments = field_get(&inside, "arguments");
-    return !arguments || json_object_is_type(arguments, json_type_object) ||
-           json_object_is_type(arguments, json_type_string) ||
-           field_refuse(&inside, API_INVALID_TYPE, "arguments", "a JSON text or an object",
-                        arguments);
+    return check_function(&inside);
 }
 
 static bool check_assistant(const struct field_reader *reader)
@@ -97,12 +103,19 @@ static bool check_assistant(const struct field_reader *reader)
         !field_string(reader, "reasoning", &reasoning, &n))
         return false;
     const size_t n_call = calls ? json_object_array_length(calls) : 0;
+    struct json_object *old_call = NULL; /* {"name", "arguments"}: the old form of one call */
+    if (!n_call && !field_object(reader, "function_call", &old_call)) return false;
+    if (old_call) {
+        const struct field_reader inside =
+            field_reader_inside(reader, old_call, "function_call", -1);
+        if (!check_function(&inside)) return false;
+    }
     for (size_t i = 0; i < n_call; i++) {
         const struct field_reader call = field_reader_inside(
             reader, json_object_array_get_idx(calls, i), "tool_calls", (long long)i);
         if (!check_call(&call)) return false;
     }
-    return check_content(reader, n_call == 0);
+    return check_content(reader, n_call == 0 && !old_call);
 }
 
 static bool check_message(const struct field_reader *reader)
@@ -248,7 +261,9 @@ static bool can_continue(struct json_object *messages)
     const bool has_calls = json_object_object_get_ex(last, "tool_calls", &calls) &&
                            json_object_is_type(calls, json_type_array) &&
                            json_object_array_length(calls);
-    return !strcmp(role_at(messages, n - 1), "assistant") && content && *content && !has_calls;
+    const bool has_old_call = json_object_object_get(last, "function_call") != NULL;
+    return !strcmp(role_at(messages, n - 1), "assistant") && content && *content && !has_calls &&
+           !has_old_call;
 }
 
 static bool read_continuation(struct chat_fields *fields, const struct field_reader *reader)
@@ -301,7 +316,7 @@ bool chat_fields_read(struct chat_fields *fields, const struct field_reader *rea
     if (!field_get(reader, "messages"))
         return field_fail(reader, API_MISSING_FIELD, "messages", "is required");
     return field_array(reader, "messages", SIZE_MAX, &fields->messages) &&
-           check_messages(reader, fields->messages) &&
+           check_messages(reader, fields->messages) && read_template(fields, reader, server) &&
            tool_fields_read(&fields->tool, reader, server) &&
            field_array(reader, "documents", SIZE_MAX, &fields->documents) &&
            read_reasoning(fields, reader, server) && read_continuation(fields, reader);

@@ -22,7 +22,7 @@ struct generation_prompt;
 struct json_object; /* json-c */
 struct server;
 
-/* Borrowed from the body, but for kwargs and what tool_fields.h says. */
+/* Borrowed from the body, but for what is said to be owned and what tool_fields.h says. */
 struct chat_fields {
     struct json_object *messages;
     struct tool_fields tool;

@@ -13,7 +13,7 @@
 #include "coordinator/server/server.h"
 #include "coordinator/text/tokenizer.h"
 
-enum { BIASES_MAX = 1024, STOP_IDS_MAX = 1024, SALT_CHARS_MAX = 128 };
+enum { BIASES_MAX = 1024, STOP_IDS_MAX = 1024, SALT_CHARS_MAX = 128, BAD_WORDS_MAX = 256 };
 
 static bool no_memory(const struct field_reader *reader, const char *name)
 {
@@ -226,6 +226,55 @@ static bool read_allowed(struct generation_fields *fields, const struct field_re
     return fields->allowed || no_memory(reader, "allowed_token_ids");
 }
 
+/* One spelling of a bad word joins the others. *n_id: tokens so far. */
+static bool add_bad(struct generation_fields *fields, const struct field_reader *reader,
+                    const struct tokenizer *tokenizer, const char *text, size_t n, size_t *n_id)
+{
+    int32_t *ids, *grown;
+    size_t n_more;
+    struct lm_error err;
+    if (tokenizer_encode(tokenizer, text, n, true, false, &ids, &n_more, &err) != LM_OK)
+        return api_fail_status(reader->error, &err, "bad_words");
+    grown = realloc(fields->bad_ids, (*n_id + n_more + 1) * sizeof(*grown));
+    if (grown) {
+        fields->bad_ids = grown;
+        if (n_more) memcpy(grown + *n_id, ids, n_more * sizeof(*ids));
+        *n_id += n_more;
+        if (n_more) fields->bad_ends[fields->n_bad++] = *n_id;
+    }
+    free(ids);
+    return grown || no_memory(reader, "bad_words");
+}
+
+static bool read_bad_words(struct generation_fields *fields, const struct field_reader *reader,
+                           const struct tokenizer *tokenizer)
+{
+    struct json_object *array = NULL;
+    size_t n_id = 0;
+    if (!field_array(reader, "bad_words", BAD_WORDS_MAX, &array)) return false;
+    const size_t n_word = array ? json_object_array_length(array) : 0;
+    if (!n_word) return true;
+    fields->bad_ends = calloc(2 * n_word, sizeof(*fields->bad_ends));
+    if (!fields->bad_ends) return no_memory(reader, "bad_words");
+    for (size_t i = 0; i < n_word; i++) {
+        struct json_object *value = json_object_array_get_idx(array, i);
+        char path[32], spaced[FIELDS_STOP_BYTES_MAX + 1] = " ";
+        snprintf(path, sizeof(path), "bad_words[%zu]", i);
+        if (!json_object_is_type(value, json_type_string))
+            return field_refuse(reader, API_INVALID_TYPE, path, "a string", value);
+        const char *const text = json_object_get_string(value);
+        const size_t n = (size_t)json_object_get_string_len(value);
+        if (!n || n > FIELDS_STOP_BYTES_MAX)
+            return field_fail(reader, API_INVALID_VALUE, path, "must have 1 to %d bytes, got %zu",
+                              FIELDS_STOP_BYTES_MAX, n);
+        memcpy(spaced + 1, text, n);
+        if (!add_bad(fields, reader, tokenizer, text, n, &n_id) ||
+            !add_bad(fields, reader, tokenizer, spaced, n + 1, &n_id))
+            return false;
+    }
+    return true;
+}
+
 /* ---- length and stopping ---- */
 
 /* The name of highest rank that is given decides. */
@@ -379,9 +428,11 @@ bool generation_fields_read(struct generation_fields *fields, const struct field
         .add_special_tokens = completions,
         .cache_prompt = true,
     };
+    fields->sampling.of_processed = settings->processed_logprobs;
     bool skip_special = true;
     if (!read_numbers(&fields->sampling, reader) || !read_samplers(&fields->sampling, reader) ||
         !read_biases(fields, reader, server) || !read_allowed(fields, reader, n_vocab) ||
+        !read_bad_words(fields, reader, server->tokenizer) ||
         !read_max_tokens(fields, reader, completions) || !read_stops(fields, reader, n_vocab) ||
         !field_bool(reader, "include_stop_str_in_output", &fields->include_stop) ||
         !field_bool(reader, "skip_special_tokens", &skip_special) ||
@@ -403,6 +454,8 @@ void generation_fields_fini(struct generation_fields *fields)
 {
     free(fields->bias);
     free(fields->allowed);
+    free(fields->bad_ids);
+    free(fields->bad_ends);
     free(fields->stops);
     free(fields->stop_ids);
 }

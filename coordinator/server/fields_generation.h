@@ -27,6 +27,10 @@ struct generation_fields {
     struct logit_bias *bias;         /* sampling.bias */
     uint32_t *allowed;               /* sampling.allowed, or NULL */
 
+    int32_t *bad_ids; /* bad_words as tokens, each word as it is and behind a space */
+    size_t *bad_ends; /* [n_bad] where each ends in bad_ids */
+    size_t n_bad;
+
     bool ignore_eos; /* end tokens are among the biases */
 
     int64_t max_tokens; /* -1: to the end of the context */

@@ -597,6 +597,7 @@ static enum lm_status init_steering(struct generation_choice *choice, struct lm_
         .tokenizer = generation->server->tokenizer,
         .trie = generation->server->trie,
         .allowed = generation->fields.allowed,
+        .bad = {generation->fields.bad_ids, generation->fields.bad_ends, generation->fields.n_bad},
         .grammar = generation->grammar,
         .call_grammar = generation->call_grammar,
         .tool_format = tools ? tools->format : TOOL_FORMAT_AUTO,

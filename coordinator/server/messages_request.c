@@ -255,6 +255,8 @@ static bool put_limits(struct json_object *chat, const struct field_reader *body
 {
     struct json_object *stops = NULL;
     int64_t max_tokens = 0;
+    double temperature = 1;
+    if (!field_real(body, "temperature", 0, 2, &temperature)) return false;
     if (!field_array(body, "stop_sequences", SIZE_MAX, &stops)) return false;
     if (stops) json_object_object_add(chat, "stop", json_object_get(stops));
     if (counting) {

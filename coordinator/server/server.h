@@ -50,6 +50,7 @@ struct server_settings {
     int64_t max_tokens;             /* default of the others; -1 */
     double sse_ping_s;              /* 0: none */
     bool timings;                   /* the timings object is shown */
+    bool processed_logprobs;        /* log-probabilities of what is sampled from */
 
     enum reasoning_field reasoning_field;
     bool split_reasoning;                 /* false: markers and text stay in the content */

@@ -163,24 +163,97 @@ static bool read_choice(struct tool_fields *fields, const struct field_reader *r
     return true;
 }
 
+/* ---- the old form */
+
+/* functions: the same definitions without their wrapper. *out: tools of them, the caller's to put;
+ * NULL: there are none. */
+static bool wrap_functions(struct json_object **out, const struct field_reader *reader)
+{
+    struct json_object *functions = NULL;
+    *out = NULL;
+    if (!field_array(reader, "functions", TOOLS_MAX, &functions)) return false;
+    if (!functions || !json_object_array_length(functions)) return true;
+    *out = json_object_new_array();
+    for (size_t i = 0; i < json_object_array_length(functions); i++) {
+        struct json_object *function = json_object_array_get_idx(functions, i);
+        const struct field_reader inside =
+            field_reader_inside(reader, function, "functions", (long long)i);
+        if (!json_object_is_type(function, json_type_object))
+            return field_refuse(&inside, API_INVALID_TYPE, NULL, "an object", function);
+        struct json_object *tool = json_object_new_object();
+        json_object_object_add(tool, "type", json_object_new_string("function"));
+        json_object_object_add(tool, "function", json_object_get(function));
+        json_object_array_add(*out, tool);
+    }
+    return true;
+}
+
+/* function_call: "none", "auto" or {"name": NAME}, as a tool_choice; NULL: it is absent. */
+static bool wrap_function_call(struct json_object **out, const struct field_reader *reader)
+{
+    struct json_object *call = field_get(reader, "function_call");
+    const char *const word =
+        json_object_is_type(call, json_type_string) ? json_object_get_string(call) : "";
+    *out = NULL;
+    if (!call) return true;
+    if (json_object_is_type(call, json_type_object)) {
+        *out = json_object_new_object();
+        json_object_object_add(*out, "type", json_object_new_string("function"));
+        json_object_object_add(*out, "function", json_object_get(call));
+        return true;
+    }
+    if (strcmp(word, "none") != 0 && strcmp(word, "auto") != 0)
+        return field_refuse(reader, API_INVALID_VALUE, "function_call",
+                            "none, auto or an object that names a function", call);
+    *out = json_object_get(call);
+    return true;
+}
+
+/* A request without tools that has functions is read as if it had them as tools. */
+static bool read_functions(struct tool_fields *fields, const struct field_reader *reader)
+{
+    struct json_object *choice = NULL;
+    struct field_reader wrapped = *reader;
+    bool good = wrap_functions(&fields->wrapped, reader) && wrap_function_call(&choice, reader);
+    if (good) {
+        wrapped.object = json_object_new_object();
+        json_object_object_add(wrapped.object, "tools", json_object_get(fields->wrapped));
+        json_object_object_add(wrapped.object, "tool_choice", choice);
+        good = read_tools(fields, &wrapped) && read_choice(fields, &wrapped);
+        json_object_put(wrapped.object);
+    } else {
+        json_object_put(choice);
+    }
+    return good;
+}
+
 /* ---- all */
 
-static enum tool_format format_of(const struct server *server)
+/* By the template of the request, where it brings its own, or of the model. */
+static enum tool_format format_of(const struct field_reader *reader, const struct server *server)
 {
+    struct json_object *own = field_get(reader, "chat_template");
+
     const enum tool_format format = server->settings.tool_format;
     if (format != TOOL_FORMAT_AUTO) return format;
+    if (json_object_is_type(own, json_type_string))
+        return tool_format_of_template(json_object_get_string(own),
+                                       (size_t)json_object_get_string_len(own));
     return tool_format_of_template(server->template_source, server->n_template_source);
 }
 
 bool tool_fields_read(struct tool_fields *fields, const struct field_reader *reader,
                       const struct server *server)
 {
-    *fields = (struct tool_fields){.parallel = true, .format = format_of(server)};
-    return read_tools(fields, reader) && read_choice(fields, reader) &&
+    *fields = (struct tool_fields){.parallel = true, .format = format_of(reader, server)};
+    const bool is_old = !field_get(reader, "tools") && !field_get(reader, "tool_choice");
+    if (is_old && !read_functions(fields, reader)) return false;
+    return (is_old || (read_tools(fields, reader) && read_choice(fields, reader))) &&
            field_bool(reader, "parallel_tool_calls", &fields->parallel);
 }
 
 void tool_fields_fini(struct tool_fields *fields)
 {
     json_object_put(fields->callable);
+    json_object_put(fields->wrapped);
 }

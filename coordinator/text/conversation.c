@@ -85,6 +85,22 @@ static enum lm_status join_parts(struct json_object *message, size_t i_message,
     return LM_OK;
 }
 
+/* function_call, the old form of a single call, becomes tool_calls. */
+static void wrap_function_call(struct json_object *message)
+{
+    struct json_object *function;
+    if (!json_object_object_get_ex(message, "function_call", &function)) return;
+    if (json_object_is_type(function, json_type_object) &&
+        !json_object_object_get_ex(message, "tool_calls", NULL)) {
+        struct json_object *calls = json_object_new_array(), *call = json_object_new_object();
+        json_object_object_add(call, "type", json_object_new_string("function"));
+        json_object_object_add(call, "function", json_object_get(function));
+        json_object_array_add(calls, call);
+        json_object_object_add(message, "tool_calls", calls);
+    }
+    json_object_object_del(message, "function_call");
+}
+
 /* Arguments given as JSON text become the object that templates iterate over; text that is no
  * JSON object stays as it is. */
 static void decode_arguments(struct json_object *message)
@@ -126,6 +142,7 @@ static enum lm_status adapt_message(struct json_object *message, size_t i, struc
     if (!json_object_object_get_ex(message, "reasoning_content", NULL) &&
         json_object_object_get_ex(message, "reasoning", &reasoning))
         json_object_object_add(message, "reasoning_content", json_object_get(reasoning));
+    wrap_function_call(message);
     decode_arguments(message);
     return join_parts(message, i, err);
 }

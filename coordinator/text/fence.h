@@ -34,9 +34,9 @@ enum lm_status fence_init(struct fence *fence, const struct tokenizer *tokenizer
                           struct json_object *const *values, size_t n_value, struct lm_error *err);
 void fence_fini(struct fence *fence);
 
-/* A copy of the value whose strings and keys have marks; the caller's to put. keep_thinking: <think>
- * and </think> in strings are not marked, so that templates find the reasoning of earlier answers.
- * NULL: no memory. */
+/* A copy of the value whose strings and keys have marks; the caller's to put. keep_thinking:
+ * <think> and </think> in strings are not marked, so that templates find the reasoning of earlier
+ * answers. NULL: no memory. */
 struct json_object *fence_mark(const struct fence *fence, struct json_object *value,
                                bool keep_thinking);
 

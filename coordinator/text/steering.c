@@ -24,6 +24,9 @@ struct steering {
     size_t n_call;                   /* complete ones */
     bool call_ended;                 /* with the bytes that were taken last */
 
+    int32_t *recent; /* [n_recent] of [n_recent_max] the last tokens, as many as bad words need */
+    size_t n_recent, n_recent_max;
+
     int32_t *closing;           /* [n_closing] tokens that end the reasoning */
     size_t n_closing, n_closed; /* n_closed of them have come; n_closing: none is forced */
     int64_t n_reasoning;
@@ -126,11 +129,37 @@ static enum lm_status make_closing(struct steering *steering, struct lm_error *e
     return status;
 }
 
+static size_t bad_begin(const struct bad_words *bad, size_t i)
+{
+    return i ? bad->ends[i - 1] : 0;
+}
+
+static enum lm_status init_recent(struct steering *steering, struct lm_error *err)
+{
+    const struct bad_words *bad = &steering->config.bad;
+    for (size_t i = 0; i < bad->n; i++) {
+        const size_t n = bad->ends[i] - bad_begin(bad, i) - 1;
+        if (n > steering->n_recent_max) steering->n_recent_max = n;
+    }
+    steering->recent = malloc((steering->n_recent_max + 1) * sizeof(*steering->recent));
+    return steering->recent ? LM_OK : lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
+}
+
+static void note_recent(struct steering *steering, int32_t id)
+{
+    if (!steering->n_recent_max) return;
+    if (steering->n_recent == steering->n_recent_max)
+        memmove(steering->recent, steering->recent + 1,
+                --steering->n_recent * sizeof(*steering->recent));
+    steering->recent[steering->n_recent++] = id;
+}
+
 static enum lm_status init(struct steering *steering, struct lm_error *err)
 {
     const struct steering_config *config = &steering->config;
     const struct tool_sink sink = {on_text, on_call, on_text, on_call_end, steering};
     enum lm_status status = make_closing(steering, err);
+    if (status == LM_OK) status = init_recent(steering, err);
     steering->n_word = (tokenizer_n_vocab(config->tokenizer) + 31) / 32;
     steering->mask = calloc(steering->n_word, sizeof(*steering->mask));
     steering->end = calloc(steering->n_word, sizeof(*steering->end));
@@ -157,7 +186,7 @@ enum lm_status steering_create(struct steering **out, const struct steering_conf
                                struct lm_error *err)
 {
     *out = NULL;
-    if (!config->allowed && !config->grammar && !config->call_grammar &&
+    if (!config->allowed && !config->bad.n && !config->grammar && !config->call_grammar &&
         config->reasoning_budget < 0)
         return LM_OK;
     struct steering *steering = calloc(1, sizeof(*steering));
@@ -182,6 +211,7 @@ void steering_destroy(struct steering *steering)
     grammar_matcher_destroy(steering->content);
     grammar_matcher_destroy(steering->call);
     tool_parser_destroy(steering->calls);
+    free(steering->recent);
     free(steering->closing);
     free(steering->end);
     free(steering->mask);
@@ -237,6 +267,32 @@ static const uint32_t *intersect(struct steering *steering, const uint32_t *mask
     return steering->mask;
 }
 
+/* Without the tokens that would complete a bad word. */
+static const uint32_t *forbid_bad(struct steering *steering, const uint32_t *mask)
+{
+    const struct bad_words *bad = &steering->config.bad;
+    uint32_t any = 0;
+    for (size_t i = 0; i < bad->n; i++) {
+        const size_t begin = bad_begin(bad, i), n = bad->ends[i] - begin - 1;
+        const int32_t last = bad->ids[begin + n];
+        if (n > steering->n_recent || memcmp(steering->recent + steering->n_recent - n,
+                                             bad->ids + begin, n * sizeof(*bad->ids)) != 0)
+            continue;
+        if (mask && !(mask[last / 32] >> last % 32 & 1)) continue;
+        if (!mask)
+            memset(steering->mask, 0xff, steering->n_word * sizeof(*mask));
+        else if (mask != steering->mask)
+            memcpy(steering->mask, mask, steering->n_word * sizeof(*mask));
+        mask = steering->mask;
+        steering->mask[last / 32] &= ~(1u << last % 32);
+        any = 0;
+        for (size_t word = 0; word < steering->n_word && !any; word++)
+            any = mask[word];
+        if (!any) set_bit(steering->mask, last);
+    }
+    return mask;
+}
+
 const uint32_t *steering_allowed(struct steering *steering)
 {
     if (steering->n_closed < steering->n_closing) {
@@ -245,8 +301,8 @@ const uint32_t *steering_allowed(struct steering *steering)
         return steering->mask;
     }
     if (steering->splitter.state != REASONING_INSIDE)
-        return intersect(steering, content_mask(steering));
-    return intersect(steering, steering->content ? no_end(steering) : NULL);
+        return forbid_bad(steering, intersect(steering, content_mask(steering)));
+    return forbid_bad(steering, intersect(steering, steering->content ? no_end(steering) : NULL));
 }
 
 /* ---- tokens ---- */
@@ -255,6 +311,7 @@ enum lm_status steering_take(struct steering *steering, int32_t id, const char *
                              struct lm_error *err)
 {
     const bool was_inside = steering->splitter.state == REASONING_INSIDE;
+    note_recent(steering, id);
     if (steering->n_closed < steering->n_closing) steering->n_closed++;
     reasoning_push(&steering->splitter, bytes, n);
     /* where content is held to a grammar, only the marker's own token begins the reasoning */

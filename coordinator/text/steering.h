@@ -5,7 +5,8 @@
  * The rules, strongest first: a reasoning block that has used up its budget is closed, token by
  * token; a tool call, once its marker stands, follows the grammar of calls; the content follows
  * the grammar of the answer, where reasoning is told from content only behind its end marker, and
- * the answer cannot end before; all tokens but the request's own are forbidden.
+ * the answer cannot end before; all tokens but the request's own are forbidden, and the last one of
+ * a bad word. What is left over is never nothing: a weaker rule gives way.
  *
  * A steering follows the bytes of one sequence itself, since what the sink of an answer_stream
  * gets is held back for stop strings.
@@ -21,6 +22,13 @@
 #include "coordinator/text/tool_format.h"
 #include "proto/base/error.h"
 
+/* Words as tokens: the last of a word's tokens may not come where the others have just come. */
+struct bad_words {
+    const int32_t *ids;
+    const size_t *ends; /* [n] of each word in ids, rising; none is empty */
+    size_t n;
+};
+
 struct grammar;
 struct json_object; /* json-c */
 struct steering;
@@ -32,6 +40,7 @@ struct steering_config {
     const struct tokenizer *tokenizer;
     const struct token_trie *trie; /* needed with a grammar */
     const uint32_t *allowed;       /* of the request, or NULL */
+    struct bad_words bad;          /* likewise; n 0: none */
     struct grammar *grammar;       /* of the content, or NULL */
     struct grammar *call_grammar;  /* of one tool call from its marker on, or NULL */
     enum tool_format tool_format;  /* with call_grammar, */

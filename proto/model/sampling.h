@@ -40,6 +40,7 @@ struct sampling_params {
     float temperature; /* 0: greedy; what precedes the filters still applies */
     uint64_t seed;
     int32_t n_logprob; /* -1: none; 0: of the chosen token; N: and of the N best */
+    bool of_processed; /* log-probabilities of what is sampled from; false: of the raw logits */
 };
 
 /* Greedy defaults with everything off; seed 0. */
@@ -47,7 +48,8 @@ struct sampling_params sampling_params_default(void);
 
 enum { SAMPLING_MAX_LOGPROB = 20 };
 
-/* One sampled token. Log-probabilities are of the raw logits' softmax, natural logarithm. */
+/* One sampled token. Log-probabilities are natural logarithms, of the raw logits' softmax unless
+ * of_processed: then of the distribution that all steps leave, -INFINITY for what they forbid. */
 struct sampled_token {
     int32_t id;
     float logprob;

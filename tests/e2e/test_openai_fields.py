@@ -1,5 +1,6 @@
 """The fields of /v1/completions and /v1/chat/completions: what is taken, what is refused and how."""
 import json
+import math
 import threading
 import time
 import unittest
@@ -45,6 +46,9 @@ SHARED = [
     ({"ignore_eos": 1}, "invalid_type", "ignore_eos"),
     ({"allowed_token_ids": [8192]}, "invalid_value", "allowed_token_ids[0]"),
     ({"allowed_token_ids": []}, "invalid_value", "allowed_token_ids"),
+    ({"bad_words": "a"}, "invalid_type", "bad_words"),
+    ({"bad_words": ["a", ""]}, "invalid_value", "bad_words[1]"),
+    ({"bad_words": ["a"] * 257}, "invalid_value", "bad_words"),
     ({"max_tokens": -2}, "invalid_value", "max_tokens"),
     ({"max_tokens": "5"}, "invalid_type", "max_tokens"),
     ({"max_completion_tokens": -2}, "invalid_value", "max_completion_tokens"),
@@ -143,6 +147,12 @@ CHAT_ONLY = [
     ({"thinking_token_budget": -2}, "invalid_value", "thinking_token_budget"),
     ({"chat_template_kwargs": []}, "invalid_type", "chat_template_kwargs"),
     ({"chat_template": "{{ messages }}"}, "invalid_value", "chat_template"),
+    ({"functions": {}}, "invalid_type", "functions"),
+    ({"functions": [5]}, "invalid_type", "functions[0]"),
+    ({"functions": [WEATHER["function"]], "function_call": "some"}, "invalid_value",
+     "function_call"),
+    (message(role="assistant", function_call={}), "missing_field",
+     "messages[0].function_call.name"),
     ({"tools": [WEATHER], "tool_choice": "required", "response_format": {"type": "json_object"}},
      "invalid_value", "tool_choice"),
 ]
@@ -245,6 +255,43 @@ class Fields(unittest.TestCase):
                                    temperature=1.5, seed=3)
         self.assertNotEqual(off["choices"][0]["text"], greedy[0]["text"])
 
+    def test_bad_words_do_not_come(self):
+        base = {"max_tokens": 12, "return_token_ids": True}
+        free = self.server.complete("Once upon", **base)["choices"][0]
+        word = free["text"].split()[0]
+        held = self.server.complete("Once upon", **base, bad_words=[word])["choices"][0]
+        self.assertNotEqual(held["token_ids"], free["token_ids"])
+        self.assertNotIn(word, held["text"].split()[:1])
+        same = self.server.complete("Once upon", **base, bad_words=["never said"])["choices"][0]
+        self.assertEqual(same["token_ids"], free["token_ids"])
+
+    def test_functions_are_tools(self):
+        functions = [WEATHER["function"], {"name": "other"}]
+        base = {"messages": [USER], "max_tokens": 60, "temperature": 0}
+        for old, new in (({}, {}), ({"function_call": "none"}, {"tool_choice": "none"}),
+                         ({"function_call": {"name": "other"}},
+                          {"tool_choice": {"type": "function", "function": {"name": "other"}}})):
+            then = self.server.post("/v1/chat/completions", {**base, "functions": functions, **old})
+            now = self.server.post("/v1/chat/completions", {
+                **base, "tools": [{"type": "function", "function": f} for f in functions], **new})
+            self.assertEqual((then.status, now.status), (200, 200), then.body)
+            then, now = then.json, now.json
+            for answer in (then, now):
+                for call in answer["choices"][0]["message"].get("tool_calls", []):
+                    del call["id"]
+            self.assertEqual(then["choices"], now["choices"])
+            self.assertEqual(then["usage"]["prompt_tokens"], now["usage"]["prompt_tokens"])
+        called = [USER, {"role": "assistant", "content": None,
+                         "function_call": {"name": "other", "arguments": "{\"a\": 1}"}},
+                  {"role": "function", "name": "other", "content": "done"}]
+        calls = [USER, {"role": "assistant", "content": None, "tool_calls": [
+                     {"type": "function", "function": {"name": "other", "arguments": "{\"a\": 1}"}}]},
+                 {"role": "tool", "content": "done"}]
+        prompts = [self.server.post("/apply-template", {"messages": messages}).json["prompt"]
+                   for messages in (called, calls)]
+        self.assertEqual(*prompts)
+        self.assertIn("other", prompts[0])
+
     def test_prompts_that_are_too_long(self):
         answer = self.server.post("/v1/completions", {"prompt": [list(range(100, 1150))]})
         self.assertEqual((answer.status, answer.error["code"]), (400, "context_length_exceeded"))
@@ -290,6 +337,21 @@ class Templates(unittest.TestCase):
                 answer = server.post("/v1/chat/completions", {**body, "chat_template": template})
                 self.assertEqual((answer.status, answer.error["code"]), (400, code), template)
             self.assertNotIn("[user", server.post("/apply-template", {"messages": body["messages"]}).json["prompt"])
+
+
+class Modes(unittest.TestCase):
+    def test_logprobs_are_of_what_is_sampled_from(self):
+        base = {"max_tokens": 5, "logprobs": 4}
+        with serve.Server("--logprobs-mode", "processed") as server:
+            greedy = server.complete("Once upon", **base)
+            two = server.complete("Once upon", **base, temperature=1.3, top_k=2, seed=4)
+        logprobs = greedy["choices"][0]["logprobs"]
+        self.assertEqual(set(logprobs["token_logprobs"]), {0})
+        for top in logprobs["top_logprobs"]:
+            self.assertEqual(sorted(top.values())[:-1], [-9999.0] * (len(top) - 1))
+        for top in two["choices"][0]["logprobs"]["top_logprobs"]:
+            self.assertAlmostEqual(sum(math.exp(value) for value in top.values()), 1, places=5)
+            self.assertEqual(sum(value > -9999 for value in top.values()), 2)
 
 
 class Priorities(unittest.TestCase):

@@ -18,6 +18,7 @@ enum {
 struct sampler {
     uint32_t n_vocab;
     float *adjusted; /* [n_vocab] logits with bias and penalties */
+    float *final;    /* [n_vocab] what was sampled from, of_processed */
     uint32_t *mark;  /* [n_vocab] per token, zero between uses */
     /* Candidates by rank: [0, n_ranked) are in order. A rank key is the logit, turned so that
      * larger ones come first, above the id: keys in rising order are candidates in rank order. */
@@ -42,10 +43,13 @@ enum lm_status sampler_create(struct sampler **out, uint32_t n_vocab, struct lm_
     if (!sampler) goto no_memory;
     sampler->n_vocab = n_vocab;
     sampler->adjusted = malloc((size_t)n_vocab * sizeof(*sampler->adjusted));
+    sampler->final = malloc((size_t)n_vocab * sizeof(*sampler->final));
     sampler->mark = calloc(n_vocab, sizeof(*sampler->mark));
     sampler->ranked = malloc((size_t)n_vocab * sizeof(*sampler->ranked));
     sampler->spare = malloc((size_t)n_vocab * sizeof(*sampler->spare));
-    if (!sampler->adjusted || !sampler->mark || !sampler->ranked || !sampler->spare) goto no_memory;
+    if (!sampler->adjusted || !sampler->final || !sampler->mark || !sampler->ranked ||
+        !sampler->spare)
+        goto no_memory;
     *out = sampler;
     return LM_OK;
 
@@ -62,6 +66,7 @@ void sampler_destroy(struct sampler *sampler)
     free(sampler->ranked);
     free(sampler->mark);
     free(sampler->adjusted);
+    free(sampler->final);
     free(sampler);
 }
 
@@ -474,6 +479,20 @@ static int32_t draw(struct sampler *sampler, const struct selection *selection, 
         int32_t)last; /* rounding may leave the sum short of the target: the last with a share */
 }
 
+/* The logits of a distribution: of what is selected, divided by the temperature; the others have no
+ * share. */
+static void keep_final(struct sampler *sampler, const struct selection *selection, double scale)
+{
+    for (uint32_t id = 0; id < sampler->n_vocab; id++)
+        sampler->final[id] = selection->whole
+                                 ? (float)(((double)selection->logits[id] - selection->max) * scale)
+                                 : -INFINITY;
+    for (size_t i = 0; !selection->whole && i < selection->n; i++) {
+        const uint32_t id = candidate(sampler, selection, i);
+        sampler->final[id] = (float)(((double)selection->logits[id] - selection->max) * scale);
+    }
+}
+
 static enum lm_status choose(struct sampler *sampler, const float *logits,
                              const struct sampling_params *params, uint64_t position, int32_t *id,
                              struct lm_error *err)
@@ -483,6 +502,8 @@ static enum lm_status choose(struct sampler *sampler, const float *logits,
     if (status != LM_OK) return status;
     if (params->temperature <= 0 || params->top_p <= 0) {
         *id = find_first(logits, selection.max);
+        for (uint32_t i = 0; params->of_processed && i < sampler->n_vocab; i++)
+            sampler->final[i] = i == (uint32_t)*id ? 0 : -INFINITY;
         return LM_OK;
     }
     sampler->n_ranked = 0;
@@ -491,8 +512,9 @@ static enum lm_status choose(struct sampler *sampler, const float *logits,
     if (params->typical_p < 1) keep_typical(sampler, &selection, params->typical_p);
     if (params->top_p < 1) keep_top_p(sampler, &selection, params->top_p);
     if (params->min_p > 0) keep_min_p(sampler, &selection, params->min_p);
-    *id = draw(sampler, &selection, 1 / (double)params->temperature,
-               philox_uniform(params->seed, position));
+    const double scale = 1 / (double)params->temperature;
+    *id = draw(sampler, &selection, scale, philox_uniform(params->seed, position));
+    if (params->of_processed) keep_final(sampler, &selection, scale);
     return LM_OK;
 }
 
@@ -527,7 +549,8 @@ enum lm_status sampler_sample(struct sampler *sampler, const float *logits,
     if (status == LM_OK) status = choose(sampler, adjusted, params, position, &id, err);
     if (status != LM_OK) return status;
     if (params->n_logprob >= 0)
-        return sampler_logprob(sampler, logits, id, params->n_logprob, out, err);
+        return sampler_logprob(sampler, params->of_processed ? sampler->final : logits, id,
+                               params->n_logprob, out, err);
     *out = (struct sampled_token){.id = id};
     return LM_OK;
 }

@@ -180,6 +180,34 @@ static void test_the_requests_own_tokens(void **state)
     free(allowed);
 }
 
+static void test_bad_words_are_not_completed(void **state)
+{
+    (void)state;
+    const int32_t ids[] = {token("a"), token("b"), token("c"), token("x")};
+    static const size_t ends[] = {3, 4};
+    const struct steering_config config = {.bad = {ids, ends, 2}, .reasoning_budget = -1};
+    struct steering *steering = create(config);
+    assert_int_equal(count_allowed(steering), tokenizer_n_vocab(tokenizer) - 1);
+    assert_false(allows(steering, "x"));
+    take(steering, "a");
+    take(steering, "a");
+    assert_true(allows(steering, "c"));
+    take(steering, "b");
+    assert_false(allows(steering, "c") || allows(steering, "x"));
+    take(steering, "b");
+    assert_true(allows(steering, "c"));
+    steering_destroy(steering);
+
+    struct steering_config only = config; /* something has to come */
+    only.trie = trie;
+    only.grammar = grammar_of("root ::= \"x\"");
+    steering = create(only);
+    assert_int_equal(count_allowed(steering), 1);
+    take(steering, "x");
+    steering_destroy(steering);
+    grammar_unref(only.grammar);
+}
+
 static void test_calls_are_held_from_their_marker_on(void **state)
 {
     (void)state;
@@ -238,6 +266,7 @@ int main(void)
         cmocka_unit_test(test_reasoning_is_free_and_must_end),
         cmocka_unit_test(test_a_budget_closes_the_reasoning),
         cmocka_unit_test(test_the_requests_own_tokens),
+        cmocka_unit_test(test_bad_words_are_not_completed),
         cmocka_unit_test(test_calls_are_held_from_their_marker_on),
     };
     return cmocka_run_group_tests(tests, open_vocabulary, close_vocabulary);

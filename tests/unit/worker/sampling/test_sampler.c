@@ -638,6 +638,41 @@ static void logprobs_are_the_raw_softmax(void **state)
     sampler_destroy(sampler);
 }
 
+static void processed_logprobs_are_what_is_sampled_from(void **state)
+{
+    (void)state;
+    struct sampler *sampler = create(4);
+    struct sampling_params params = sampling_params_default();
+    struct sampled_token token;
+    const struct sampler_history history = {0};
+    params.of_processed = true;
+    params.n_logprob = 4;
+    assert_int_equal(sampler_sample(sampler, four, &params, &history, 0, &token, NULL), LM_OK);
+    assert_true(token.id == 2 && token.logprob == 0 && token.top_id[0] == 2); /* greedy */
+    for (int i = 1; i < 4; i++)
+        assert_true(token.top_logprob[i] == -INFINITY);
+    for (int round = 0; round < 3; round++) {
+        static const double power[] = {1, 2, 2};
+        double total = 0;
+        params.temperature = (float)(1 / power[round]);
+        params.top_k = round < 2 ? 0 : 2;
+        assert_int_equal(sampler_sample(sampler, four, &params, &history, 7, &token, NULL), LM_OK);
+        const int n = round < 2 ? 4 : 2;
+        for (int i = 0; i < n; i++)
+            total += exp(power[round] * (double)four[token.top_id[i]]);
+        for (int i = 0; i < 4; i++) {
+            const double expected = power[round] * (double)four[token.top_id[i]] - log(total);
+            if (i < n)
+                assert_float_equal(token.top_logprob[i], expected, 1e-5);
+            else
+                assert_true(token.top_logprob[i] == -INFINITY);
+            if (token.top_id[i] == token.id)
+                assert_true(token.logprob == token.top_logprob[i] && i < n);
+        }
+    }
+    sampler_destroy(sampler);
+}
+
 static void no_penalty_survives_its_call(void **state)
 {
     (void)state;
@@ -678,6 +713,7 @@ int main(void)
         cmocka_unit_test(dry_takes_linear_time),
         cmocka_unit_test(matches_naive_sampler),
         cmocka_unit_test(logprobs_are_the_raw_softmax),
+        cmocka_unit_test(processed_logprobs_are_what_is_sampled_from),
         cmocka_unit_test(no_penalty_survives_its_call),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
