@@ -150,6 +150,7 @@ class Process(unittest.TestCase):
                 with open(path) as file:
                     return [json.loads(line) for line in file]
             server.complete("once", max_tokens=2, ignore_eos=True)
+            wait_for(lambda: os.path.exists(path) and lines(), "a line")
             server.get("/nothing")
             wait_for(lambda: os.path.exists(path) and len(lines()) == 2, "two lines")
             first, second = lines()
