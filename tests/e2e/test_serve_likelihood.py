@@ -5,9 +5,12 @@ P + 1 entries, every number is the float64 log-softmax of `lean eval --logits`, 
 prompt cache change no digit.
 """
 import json
+import os
 import random
+import tempfile
 import unittest
 
+import gguf_file
 import serve
 
 numpy = serve.packages("numpy")
@@ -96,6 +99,49 @@ class Likelihood(unittest.TestCase):
                 self.assertIn(value, top.values())
                 ordered = list(top.values())[:k]
                 self.assertEqual(ordered, sorted(ordered, reverse=True))
+
+    def test_tokens_of_one_name(self):
+        """Of candidates with the same string the likeliest keeps the key, and no other moves up."""
+        file = gguf_file.File(serve.TINY)
+        tokens, kinds = (file.keys["tokenizer.ggml." + name][1][1] for name in ("tokens", "token_type"))
+        space = "\u0120".encode().decode("latin-1")  # how a vocabulary writes it in tokens of the usual kind
+        spaced = [i for i, token in enumerate(tokens) if token.startswith(space) and token.removeprefix(space).isalpha()
+                  and token.removeprefix(space).isascii()]
+        name = {i: " " + token.removeprefix(space) for i, token in enumerate(tokens) if i in spaced}
+        for old, new in zip(spaced[::2], spaced[1::2]):  # a pair is one string, written in two ways
+            tokens[new], kinds[new], name[new] = name[old], 4, name[old]
+        with tempfile.TemporaryDirectory() as folder:
+            model = os.path.join(folder, "twins.gguf")
+            file.write(model)
+            generator = random.Random(SEED)
+            ids = [7, spaced[0], 20, spaced[1]] + [generator.randrange(1, N_VOCAB) for _ in range(300)]
+            expected = serve.raw_logprobs(numpy, model, ids)
+            with serve.Server(model=model) as server:
+                body = {"prompt": [ids], "max_tokens": 0, "logprobs": 20, "echo": True}
+                answer = server.post("/v1/completions", body)
+                by_id = server.post("/v1/completions", {**body, "return_tokens_as_token_ids": True})
+        found = answer.json["choices"][0]["logprobs"]
+        self.assertEqual(found["tokens"][1], found["tokens"][3])
+        by_id = by_id.json["choices"][0]["logprobs"]["top_logprobs"]
+        raw = json.loads(answer.body, object_pairs_hook=lambda pairs: pairs)
+        arrays = dict(dict(dict(raw)["choices"][0])["logprobs"])
+        n_dropped = 0
+        for i, top in enumerate(arrays["top_logprobs"][1:]):
+            keys = [key for key, _ in top]
+            self.assertEqual(len(set(keys)), len(keys), "a key stands twice")
+            best = expected[i].argsort()[::-1][:20].tolist()
+            self.assertEqual(list(by_id[i + 1])[:20], [f"token_id:{one}" for one in best])
+            kept = {}  # the likeliest of each name
+            for one in best:
+                kept.setdefault(name.get(one, one), one)
+            n_dropped += len(best) - len(kept)
+            values = [by_id[i + 1][f"token_id:{one}"] for one in kept.values()]
+            self.assertEqual([value for _, value in top][:len(kept)], values)
+            self.assertIn(len(top) - len(kept), (0, 1))  # and the prompt's own token
+            for key, value in top[:len(kept)]:
+                if key in kept:
+                    self.assertEqual(value, by_id[i + 1][f"token_id:{kept[key]}"])
+        self.assertGreater(n_dropped, 0)
 
 
 if __name__ == "__main__":
