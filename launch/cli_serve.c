@@ -19,6 +19,7 @@
 #include <json-c/json.h>
 #include <xxhash.h>
 
+#include "coordinator/plan/memory_plan.h"
 #include "coordinator/sched/dispatcher.h"
 #include "coordinator/server/metrics.h"
 #include "coordinator/server/server.h"
@@ -212,6 +213,10 @@ static enum lm_status load(struct serve *serve, struct lm_error *err)
     server->n_ctx = engine_n_ctx(serve->engine);
     server->n_slot = engine_n_slot(serve->engine);
     server->sampling = serve->sampling.params;
+    const struct memory_plan *memory = engine_memory(serve->engine);
+    server->weight_bytes = memory->weight_bytes;
+    server->kv_bytes = memory->kv_bytes + memory->recurrent_bytes;
+    server->scratch_bytes = memory->scratch_bytes + memory->angle_bytes;
     server->load_s = log_now_s() - begin_s;
     status = server_begin(server, template_text, err);
     free(template_text);

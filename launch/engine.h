@@ -19,6 +19,7 @@
 struct options;
 struct gguf_file;
 struct hparams;
+struct memory_plan;
 struct memory_request;
 struct scheduler;
 struct tokenizer;
@@ -83,6 +84,8 @@ uint32_t engine_n_ctx(const struct engine *engine);
 uint32_t engine_n_slot(const struct engine *engine);
 /* Not while something is generated, but as expert_pager_watch allows. */
 struct expert_pager *engine_pager(const struct engine *engine);
+/* What its memory was planned to be, which is what it takes when all slots are full. */
+const struct memory_plan *engine_memory(const struct engine *engine);
 /* Belongs to the engine. Whoever drives it must be the only one: not beside engine_generate. */
 struct scheduler *engine_scheduler(const struct engine *engine);
 

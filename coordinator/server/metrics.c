@@ -482,7 +482,8 @@ static void put_state(struct writer *writer, const struct metrics_state *state)
                   {"kv", state->kv_bytes},
                   {"scratch", state->scratch_bytes},
                   {"cache", state->cache_bytes}};
-    put_head(writer, "lean_rank_memory_bytes", "gauge", "Memory of a rank.");
+    put_head(writer, "lean_rank_memory_bytes", "gauge",
+             "Memory that a rank takes at most; cache: of kv, what kept states hold now.");
     for (size_t i = 0; i < 4; i++) {
         put_series(writer, "lean_rank_memory_bytes", "", "rank", "0");
         byte_buffer_printf(writer->out, ",kind=\"%s\"} %llu\n", memory[i].kind,

@@ -380,7 +380,9 @@ struct metrics_state server_metrics_state(struct server *server)
     copy_experts(&state.experts, &server->state->experts);
     pthread_mutex_unlock(&server->state->lock);
     state.cache_bytes = stats.scheduler.state_bytes;
-    state.weight_bytes = server->state->census.n_bytes;
+    state.weight_bytes = server->weight_bytes;
+    state.kv_bytes = server->kv_bytes;
+    state.scratch_bytes = server->scratch_bytes;
     return state;
 }
 

@@ -94,6 +94,8 @@ struct server {
     struct sampling_params sampling;
     char system_fingerprint[64]; /* "lean-0.1.0-9f2c11aa" */
     double load_s;
+    /* What is taken for them when all slots are full; the cache is in kv_bytes. */
+    uint64_t weight_bytes, kv_bytes, scratch_bytes;
 
     /* set by server_begin */
     struct token_trie *trie;

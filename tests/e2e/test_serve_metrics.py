@@ -1,5 +1,6 @@
 """Counters match 1000 mixed requests exactly; histograms' counts are the sums of their buckets."""
 import collections
+import os
 import random
 import re
 import threading
@@ -48,6 +49,19 @@ class Metrics(unittest.TestCase):
         answer = self.server.get("/metrics")
         self.assertEqual(answer.headers["content-type"], "text/plain; version=0.0.4; charset=utf-8")
         return parse(answer.body.decode())
+
+    def test_memory_is_what_the_plan_says(self):
+        size = os.path.getsize(serve.TINY)
+        whole, paged = [], []
+        for found, options in ((whole, []), (paged, ["--expert-slots", "min"])):
+            with serve.Server("--ctx", 512, *options, model=serve.TINY) as server:
+                server.complete([[1, 2, 3]], max_tokens=2)
+                found += [server.metric("lean_rank_memory_bytes", kind=kind)
+                          for kind in ("weights", "kv", "scratch", "cache")]
+        self.assertTrue(size * 0.8 < whole[0] <= size, whole)
+        self.assertLess(paged[0], whole[0])
+        for weights, kv, scratch, cache in (whole, paged):
+            self.assertTrue(0 < cache <= kv and scratch > 0, (kv, scratch, cache))
 
     def test_form(self):
         values, types = self.read()
