@@ -167,6 +167,16 @@ static void on_lost(void *context, const struct lm_error *err)
     if (write(serve->lost_fd, &one, sizeof(one)) < 0) abort(); /* it has room for one */
 }
 
+static void on_plan(void *context, const struct memory_plan *plan)
+{
+    const struct serve *serve = context;
+    struct server *server = serve->server;
+    server->weight_bytes = plan->weight_bytes;
+    server->kv_bytes = plan->kv_bytes + plan->recurrent_bytes;
+    server->scratch_bytes = plan->scratch_bytes + plan->angle_bytes;
+    server_expect_weights(server, plan->weight_bytes);
+}
+
 static enum lm_status load(struct serve *serve, struct lm_error *err)
 {
     struct server *server = serve->server;
@@ -183,10 +193,11 @@ static enum lm_status load(struct serve *serve, struct lm_error *err)
                              ? options_size(serve->options, "cache-ram")
                              : UINT64_MAX;
     config.checkpoint_every = (uint32_t)options_int(serve->options, "checkpoint-every");
-    server_set_progress(server, "reading weights", 0);
+    config.on_plan = on_plan;
+    config.plan_context = serve;
+    server_set_stage(server, "reading weights");
     status = engine_open(&serve->engine, &config, err);
     if (status != LM_OK) return status;
-    server_set_progress(server, "preparing", 0.95);
     status = sampling_request_init(&serve->sampling, serve->options, engine_file(serve->engine),
                                    engine_tokenizer(serve->engine), err);
     serve->has_sampling = status == LM_OK;
@@ -198,7 +209,9 @@ static enum lm_status load(struct serve *serve, struct lm_error *err)
         .queue_timeout_s = options_float(serve->options, "queue-timeout"),
     };
     if (status == LM_OK) status = start_picture(serve, err);
+    server_set_stage(server, "warming up");
     if (status == LM_OK) warm_up(serve);
+    server_set_stage(server, "preparing");
     if (status == LM_OK) tell_experts(serve);
     if (status == LM_OK) status = dispatcher_create(&serve->dispatcher, &dispatcher, err);
     if (status == LM_OK)
@@ -213,10 +226,6 @@ static enum lm_status load(struct serve *serve, struct lm_error *err)
     server->n_ctx = engine_n_ctx(serve->engine);
     server->n_slot = engine_n_slot(serve->engine);
     server->sampling = serve->sampling.params;
-    const struct memory_plan *memory = engine_memory(serve->engine);
-    server->weight_bytes = memory->weight_bytes;
-    server->kv_bytes = memory->kv_bytes + memory->recurrent_bytes;
-    server->scratch_bytes = memory->scratch_bytes + memory->angle_bytes;
     server->load_s = log_now_s() - begin_s;
     status = server_begin(server, template_text, err);
     free(template_text);

@@ -32,7 +32,6 @@ struct engine {
     struct worker *worker;
     struct scheduler *scheduler;
     struct step_runner runner;
-    struct memory_plan plan;
     uint32_t n_ctx, n_slot, n_snapshot, prefill_chunk;
     uint64_t cache_bytes, n_cache_position, state_bytes;
     uint32_t n_expert_slot; /* experts in memory; 0: all, mapped */
@@ -149,9 +148,8 @@ static void settle_serving(struct memory_request *request, struct engine *engine
 
 /* Settles the sizes, and that they fit. */
 static enum lm_status plan_memory(struct engine *engine, const struct engine_config *config,
-                                  struct lm_error *err)
+                                  struct memory_plan *plan, struct lm_error *err)
 {
-    struct memory_plan *const plan = &engine->plan;
     struct memory_request request;
     const struct hparams *hp = &engine->hp;
     enum lm_status status = engine_memory_request(&request, config, err);
@@ -240,8 +238,10 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
                                                .kernels = config->reference ? "reference"
                                                                             : config->kernels,
                                                .pin = config->n_thread == 0};
+    struct memory_plan plan;
     enum lm_status status = open_model(engine, config->model_path, err);
-    if (status == LM_OK) status = plan_memory(engine, config, err);
+    if (status == LM_OK) status = plan_memory(engine, config, &plan, err);
+    if (status == LM_OK && config->on_plan) config->on_plan(config->plan_context, &plan);
     if (status == LM_OK) status = backend_cpu_create(&engine->backend, &backend, err);
     if (status == LM_OK) status = create_worker(engine, config, err);
     if (status == LM_OK && (engine->n_expert_slot || config->profile))
@@ -249,8 +249,7 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
                                       config->profile, err);
     engine->keeps_profile = status == LM_OK && engine->n_expert_slot && !config->profile;
     if (status == LM_OK) status = create_scheduler(engine, config->checkpoint_every, err);
-    if (status == LM_OK)
-        memory_plan_recheck(&engine->plan, host_memory_taken(), host_memory_available());
+    if (status == LM_OK) memory_plan_recheck(&plan, host_memory_taken(), host_memory_available());
     return status;
 }
 
@@ -306,11 +305,6 @@ uint32_t engine_n_ctx(const struct engine *engine)
 struct expert_pager *engine_pager(const struct engine *engine)
 {
     return worker_pager(engine->worker);
-}
-
-const struct memory_plan *engine_memory(const struct engine *engine)
-{
-    return &engine->plan;
 }
 
 struct scheduler *engine_scheduler(const struct engine *engine)

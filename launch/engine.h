@@ -58,6 +58,9 @@ struct engine_config {
      * be NULL. What is generated then fails with LM_E_RANK_LOST. */
     void (*on_lost)(void *context, const struct lm_error *err);
     void *lost_context;
+    /* Called once the sizes are settled and before weights are read; may be NULL. */
+    void (*on_plan)(void *context, const struct memory_plan *plan);
+    void *plan_context;
 };
 
 /* Fills config from options_engine. Strings are borrowed from options. n_snapshot:
@@ -84,8 +87,6 @@ uint32_t engine_n_ctx(const struct engine *engine);
 uint32_t engine_n_slot(const struct engine *engine);
 /* Not while something is generated, but as expert_pager_watch allows. */
 struct expert_pager *engine_pager(const struct engine *engine);
-/* What its memory was planned to be, which is what it takes when all slots are full. */
-const struct memory_plan *engine_memory(const struct engine *engine);
 /* Belongs to the engine. Whoever drives it must be the only one: not beside engine_generate. */
 struct scheduler *engine_scheduler(const struct engine *engine);
 

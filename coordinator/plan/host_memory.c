@@ -36,3 +36,8 @@ uint64_t host_memory_taken(void)
 {
     return cgroup_read_number("/proc/self/status", "RssAnon:", UINT64_MAX / 1024) * 1024;
 }
+
+uint64_t host_memory_resident(void)
+{
+    return cgroup_read_number("/proc/self/status", "VmRSS:", 0) * 1024;
+}

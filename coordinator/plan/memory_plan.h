@@ -83,6 +83,8 @@ enum lm_status memory_plan_check(const struct memory_plan *plan, struct lm_error
 uint64_t host_memory_available(void);
 /* Bytes that this process has taken: memory of its own, no mapped files. */
 uint64_t host_memory_taken(void);
+/* Bytes of both kinds, own and mapped, that are in memory now. */
+uint64_t host_memory_resident(void);
 
 /* When a model is open: a warning if the plan no longer fits into what the process has and can
  * still take, since others took theirs after the plan was made. Returns whether it fits. */

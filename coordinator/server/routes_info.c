@@ -58,10 +58,8 @@ static void reply_loading(struct server *server, struct http_exchange *exchange)
 {
     struct api_error error;
     struct json_writer out = {0};
-    pthread_mutex_lock(&server->state->lock);
-    const char *stage = server->state->stage;
-    const double fraction = server->state->fraction;
-    pthread_mutex_unlock(&server->state->lock);
+    double fraction;
+    const char *stage = server_progress(server, &fraction);
     api_fail(&error, API_LOADING_MODEL, NULL, "The model is being loaded.");
     api_error_write(&out.text, &error, false, http_request_id(exchange));
     if (!out.text.failed) out.text.n--; /* the object goes on */

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +13,7 @@
 #include <json-c/json.h>
 
 #include "coordinator/grammar/grammar.h"
+#include "coordinator/plan/memory_plan.h"
 #include "coordinator/server/access_log.h"
 #include "coordinator/server/call_memory.h"
 #include "coordinator/server/chat.h"
@@ -258,12 +260,33 @@ enum lm_status server_create(struct server **out, const struct server_config *co
     return LM_OK;
 }
 
-void server_set_progress(struct server *server, const char *stage, double fraction)
+void server_set_stage(struct server *server, const char *stage)
 {
     pthread_mutex_lock(&server->state->lock);
     server->state->stage = stage;
-    server->state->fraction = fraction;
     pthread_mutex_unlock(&server->state->lock);
+}
+
+void server_expect_weights(struct server *server, uint64_t n)
+{
+    pthread_mutex_lock(&server->state->lock);
+    server->state->expected_bytes = n;
+    server->state->resident_before = host_memory_resident();
+    pthread_mutex_unlock(&server->state->lock);
+}
+
+const char *server_progress(struct server *server, double *fraction)
+{
+    struct server_state *state = server->state;
+    const uint64_t resident = host_memory_resident();
+    pthread_mutex_lock(&state->lock);
+    const char *stage = state->stage;
+    *fraction = 0;
+    if (state->expected_bytes && resident > state->resident_before)
+        *fraction = (double)(resident - state->resident_before) / (double)state->expected_bytes;
+    pthread_mutex_unlock(&state->lock);
+    *fraction = *fraction < 1 ? floor(*fraction * 1000) / 1000 : 1;
+    return stage;
 }
 
 static enum lm_status compile_template(struct server *server, const char *source,

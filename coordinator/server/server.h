@@ -125,8 +125,10 @@ struct server_config {
  * keys_load can find. config: its strings are borrowed until server_destroy. */
 enum lm_status server_create(struct server **out, const struct server_config *config,
                              struct lm_error *err);
-/* While loading: what is done, and how far it is (0 to 1). stage: static text. */
-void server_set_progress(struct server *server, const char *stage, double fraction);
+/* While loading: what is done. stage: static text. */
+void server_set_stage(struct server *server, const char *stage);
+/* From now on n bytes of weights come into memory: how many have is how far loading is. */
+void server_expect_weights(struct server *server, uint64_t n);
 /* Requests are answered from now on. template_source: of the chat template in place of the
  * model's own, or NULL. LM_E_FORMAT: a template that does not compile. */
 enum lm_status server_begin(struct server *server, const char *template_source,

@@ -18,7 +18,7 @@ struct server_state {
 
     pthread_mutex_t lock;
     const char *stage; /* of loading, guarded by lock like the next */
-    double fraction;
+    uint64_t expected_bytes, resident_before; /* 0 expected: not known yet */
     struct metrics_experts experts; /* likewise */
 
     /* set by server_begin, loaded last */
@@ -30,6 +30,8 @@ struct server_state {
 
 /* What /metrics looks at. Takes no lock of the engine. */
 struct metrics_state server_metrics_state(struct server *server);
+/* How far loading is: its stage, and how much of the weights is in memory, 0 to 1. */
+const char *server_progress(struct server *server, double *fraction);
 /* Whether the model is called so: by its id, an alias, or the repository of its weights. */
 bool server_has_name(const struct server *server, const char *name);
 

@@ -8,6 +8,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -67,10 +68,16 @@ static void it_answers_while_it_loads(void **state)
     struct lm_error err;
     assert_int_equal(server_create(&server, &config, &err), LM_OK);
     const int port = atoi(strrchr(http_url(server->http, 0), ':') + 1);
-    server_set_progress(server, "reading weights", 0.25);
+    server_set_stage(server, "reading weights");
     assert_answer(port, "GET", "/health", "503", "\"code\":\"loading_model\"");
     assert_answer(port, "GET", "/health", "503",
-                  "\"progress\":{\"stage\":\"reading weights\",\"fraction\":0.25,");
+                  "\"progress\":{\"stage\":\"reading weights\",\"fraction\":0.0,");
+    server_expect_weights(server, UINT64_C(1) << 30);
+    void *weights = mmap(NULL, 256 << 20, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    assert_ptr_not_equal(weights, MAP_FAILED);
+    assert_answer(port, "GET", "/health", "503", "\"fraction\":0.25");
+    munmap(weights, 256 << 20);
     assert_answer(port, "GET", "/health", "503", "x-should-retry: true");
     assert_answer(port, "GET", "/ping", "200", "{\"status\":\"alive\"}");
     assert_answer(port, "GET", "/v1/models", "200", "\"meta\":null,\"status\":\"loading\"");
