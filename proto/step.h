@@ -26,8 +26,10 @@ enum step_output {
  * up to what the pager counts, but for wait_s: that time passes for all sequences of a step alike.
  * Reads that no lookup began (ahead, on a prediction, for a profile) are nobody's. */
 struct expert_usage {
-    uint64_t n_lookup; /* n_hit + n_joined + n_miss, as in struct expert_pager_counts */
-    uint64_t n_hit, n_joined, n_miss;
+    uint64_t n_lookup; /* n_hit + n_joined + n_miss */
+    uint64_t n_hit;    /* resident before anything was read for that step and layer */
+    uint64_t n_joined; /* read ahead, or on their way */
+    uint64_t n_miss;   /* neither */
     uint64_t n_shared; /* besides: looked up for another sequence of the step */
     uint64_t miss_bytes;
     double wait_s; /* its steps waited for reads */

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "coordinator/sched/scheduler.h"
 #include "launch/engine.h"
@@ -15,13 +16,18 @@ enum { N_SLOT = 4, N_REQUEST = 12, N_TOKEN = 24, CHUNK = 16 };
 static const char *const models[] = {"qwen35moe-s-q8_0", "qwen3moe-s-q8_0"};
 enum { N_MODEL = sizeof(models) / sizeof(models[0]) };
 
-static struct engine *open_engine(const char *model, const char *expert_slots)
+static const char *path_of(const char *model)
 {
-    char path[1000];
-    struct lm_error err;
-    struct engine *engine = NULL;
+    static char path[1000];
     snprintf(path, sizeof(path), "%s/tests/data/golden/models/%s.gguf", getenv("LEAN_SOURCE_DIR"),
              model);
+    return path;
+}
+
+static struct engine *open_engine(const char *path, const char *expert_slots)
+{
+    struct lm_error err;
+    struct engine *engine = NULL;
     const struct engine_config config = {.model_path = path,
                                          .n_ctx = 256,
                                          .n_slot = N_SLOT,
@@ -117,7 +123,7 @@ static void test_adds_up_to_the_pagers(void **state)
     (void)state;
     static struct call calls[N_REQUEST];
     for (int m = 0; m < N_MODEL; m++) {
-        struct engine *engine = open_engine(models[m], "40%");
+        struct engine *engine = open_engine(path_of(models[m]), "40%");
         for (uint32_t i = 0; i < N_REQUEST; i++)
             submit(engine, &calls[i], 1 + i * 7 % 90, 1 + i * 5 % N_TOKEN, i + 1);
         run_all(engine);
@@ -134,7 +140,7 @@ static void test_each_has_what_it_chose(void **state)
     static struct call calls[N_SLOT];
     for (int m = 0; m < N_MODEL; m++) {
         for (uint32_t differ = 0; differ < 2; differ++) {
-            struct engine *engine = open_engine(models[m], "40%");
+            struct engine *engine = open_engine(path_of(models[m]), "40%");
             const uint32_t k = n_moe(engine) * engine_hparams(engine)->n_expert_used;
             for (uint32_t i = 0; i < N_SLOT; i++)
                 submit(engine, &calls[i], 1, N_TOKEN, 1 + differ * i);
@@ -156,7 +162,7 @@ static void test_alone_it_is_all(void **state)
 {
     (void)state;
     static struct call call;
-    struct engine *engine = open_engine(models[0], "40%");
+    struct engine *engine = open_engine(path_of(models[0]), "40%");
     submit(engine, &call, 80, N_TOKEN, 5);
     run_all(engine);
     assert_adds_up(engine, &call, 1);
@@ -168,12 +174,43 @@ static void test_alone_it_is_all(void **state)
     engine_close(engine, NULL);
 }
 
+/* A step that fails has looked up what it has; its requests pay for it like for any other. */
+static void test_steps_that_fail_count(void **state)
+{
+    (void)state;
+    static struct call calls[2 * N_SLOT];
+    char path[] = "/tmp/lean-test-usage-XXXXXX", piece[4096];
+    const int fd = mkstemp(path);
+    FILE *source = fopen(path_of(models[0]), "rb");
+    off_t n_bytes = 0;
+    assert_non_null(source);
+    for (size_t n; (n = fread(piece, 1, sizeof(piece), source)); n_bytes += (off_t)n)
+        assert_int_equal(write(fd, piece, n), n);
+    fclose(source);
+    struct engine *engine = open_engine(path, "40%");
+    for (uint32_t i = 0; i < N_SLOT; i++)
+        submit(engine, &calls[i], 1 + 20 * i, 6, i + 1);
+    run_all(engine);
+    assert_int_equal(ftruncate(fd, n_bytes / 2), 0);
+    for (uint32_t i = N_SLOT; i < 2 * N_SLOT; i++)
+        submit(engine, &calls[i], 1 + 20 * (i - N_SLOT), 6, i + 1);
+    run_all(engine);
+    uint32_t n_failed = 0;
+    for (uint32_t i = 0; i < 2 * N_SLOT; i++)
+        n_failed += calls[i].request.status == LM_E_IO;
+    assert_int_equal(n_failed, N_SLOT);
+    assert_adds_up(engine, calls, 2 * N_SLOT);
+    engine_close(engine, NULL);
+    close(fd);
+    unlink(path);
+}
+
 static void test_nothing_where_all_are_mapped(void **state)
 {
     (void)state;
     static struct call calls[2];
     const struct expert_usage none = {0};
-    struct engine *engine = open_engine(models[0], NULL);
+    struct engine *engine = open_engine(path_of(models[0]), NULL);
     for (uint32_t i = 0; i < 2; i++)
         submit(engine, &calls[i], 20, 4, 1);
     run_all(engine);
@@ -188,6 +225,7 @@ int main(void)
         cmocka_unit_test(test_adds_up_to_the_pagers),
         cmocka_unit_test(test_each_has_what_it_chose),
         cmocka_unit_test(test_alone_it_is_all),
+        cmocka_unit_test(test_steps_that_fail_count),
         cmocka_unit_test(test_nothing_where_all_are_mapped),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
