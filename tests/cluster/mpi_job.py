@@ -21,9 +21,11 @@ def missing():
 
 
 def environment(**more):
+    tests = os.path.join(SOURCE, "tests")
     return {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-            # What Open MPI leaves behind, and it uses memory in ways of its own.
-            "LSAN_OPTIONS": f"suppressions={SOURCE}/tests/openmpi.lsan:print_suppressions=0", **more}
+            "ASAN_OPTIONS": "fast_unwind_on_malloc=0",
+            "LSAN_OPTIONS": f"suppressions={tests}/openmpi.lsan:print_suppressions=0",
+            "TSAN_OPTIONS": f"suppressions={tests}/openmpi.tsan", **more}
 
 
 class Job:
