@@ -10,9 +10,10 @@
  * sender need not test
  *
  * The bell goes first: a sender that posted first and rang when that was done would wait for a
- * receiver that sleeps, since a large message is done when the receiver enters MPI. Whoever waits
- * for an edge tests, too, for as long as the message may take, and then leaves it to comm. Every
- * call of MPI is made under one lock.
+ * receiver that sleeps, since a large message is done when the receiver enters MPI. A thread that
+ * waits for an edge takes the bell of the other end over from comm, which saves a wake-up: it tests
+ * for as long as the message may take, and then sleeps on that bell itself. Every call of MPI is
+ * made under one lock.
  *
  *   frames    on the wire struct wire_frame, which lies where struct frame does once it has arrived
  *   edges     the bytes, from and to where the caller has them */
@@ -27,6 +28,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -40,11 +42,11 @@
 #include "proto/transport/world.h"
 
 enum {
-    STARTUP_S = 60,            /* for all ranks to have started and connected */
-    EAGER_BYTES = 32 * 1024,   /* MPI sends more than this only to a posted receive */
-    BYTES_PER_US = 1000,       /* slower than any memory: while this lasts a waiting thread tests */
-    STEP_NS = 50 * 1000,       /* between tests behind that */
-    STEP_IDLE_NS = 1000 * 1000 /* and where the other end must act first */
+    STARTUP_S = 60,          /* for all ranks to have started and connected */
+    EAGER_BYTES = 32 * 1024, /* MPI sends more than this only to a posted receive */
+    BYTES_PER_US = 1000,     /* slower than any memory: while this lasts a waiting thread tests */
+    STEP_NS = 50 * 1000,     /* between tests behind that */
+    LOOK_NS = 1000 * 1000    /* and where the other end must act first */
 };
 
 static const char BELL_FRAME = 'F', BELL_EDGE = 'E', BELL_READY = 'R';
@@ -78,6 +80,7 @@ struct side {
     uint32_t peer;
     bool sending;
     atomic_bool aborted;
+    int wake; /* eventfd: aborted, or the job is lost */
     /* guarded by the world's lock */
     struct {
         struct mpi_handle request;
@@ -98,10 +101,11 @@ struct mpi_world {
     struct lm_error lost; /* written once, before is_lost */
     atomic_bool is_lost;  /* no more calls of MPI */
     double spin_s;
-    int wake; /* eventfd: comm has something to do */
+    int bells; /* epoll of the bells that nobody has taken over, and of wake */
+    int wake;  /* eventfd: comm has something to do */
     pthread_t comm;
     pthread_mutex_t lock;
-    pthread_cond_t changed; /* a transfer of an edge is done, or the job lost */
+    pthread_cond_t gone; /* all that was sent, or the job is lost */
     /* guarded by lock, as all calls of MPI are */
     bool stopping, comm_asleep;
     uint32_t n_spinning; /* threads that test while they wait: comm keeps out of their way */
@@ -109,7 +113,6 @@ struct mpi_world {
     uint32_t *n_sent, *n_received;  /* [n_rank] frames */
     uint64_t n_frame_rung, n_frame; /* that have come */
     struct side in, out;
-    struct pollfd *polled; /* [n_rank], comm's own */
     uint32_t (*n_owed)[3]; /* [n_rank], bells that did not fit into the socket: F, E, R */
 };
 
@@ -163,7 +166,7 @@ static void test_side_locked(struct side *side)
         if (status != LM_OK || !done) return;
         side->n_done++;
         side->n_large_done += n_bytes > EAGER_BYTES;
-        pthread_cond_broadcast(&w->changed);
+        if (side->sending) pthread_cond_signal(&w->gone);
     }
 }
 
@@ -243,7 +246,7 @@ static enum lm_status finish_frames_locked(struct mpi_world *w, struct lm_error 
         struct flight *flight = flights_take(&w->sending);
         free(flight->wire);
         free(flight);
-        if (!w->sending.first) pthread_cond_broadcast(&w->changed); /* close waits for it */
+        if (!w->sending.first) pthread_cond_signal(&w->gone);
     }
     return LM_OK;
 }
@@ -261,18 +264,25 @@ static void progress_locked(struct mpi_world *w)
     test_side_locked(&w->out);
 }
 
-/* What comm has to do. */
-enum need { NEED_BELL, NEED_LOOK, NEED_TEST }; /* sleep; look now and then; test */
+/* What is to be done for transfers to end: sleep until a bell; look now and then; test. */
+enum need { NEED_BELL, NEED_LOOK, NEED_TEST };
+
+static enum need side_need_locked(const struct side *side)
+{
+    if (side->n_begun == side->n_done) return NEED_BELL;
+    if (!side->sending) return side->n_rung > side->n_done ? NEED_TEST : NEED_BELL;
+    /* What MPI should have sent at once but did not is not rung for. */
+    const bool large = side->begun[side->n_done % TRANSPORT_DEPTH].n_bytes > EAGER_BYTES;
+    if (!large) return NEED_LOOK;
+    return side->n_rung > side->n_large_done ? NEED_TEST : NEED_LOOK;
+}
 
 static enum need need_locked(const struct mpi_world *w)
 {
-    const struct side *in = &w->in, *out = &w->out;
     if (atomic_load(&w->is_lost)) return NEED_BELL;
     if (w->sending.first || w->receiving.first || w->n_frame_rung > w->n_frame) return NEED_TEST;
-    if (in->n_begun > in->n_done && in->n_rung > in->n_done) return NEED_TEST;
-    if (out->n_begun == out->n_done) return NEED_BELL;
-    const bool large = out->begun[out->n_done % TRANSPORT_DEPTH].n_bytes > EAGER_BYTES;
-    return large && out->n_rung > out->n_large_done ? NEED_TEST : NEED_LOOK;
+    const enum need in = side_need_locked(&w->in), out = side_need_locked(&w->out);
+    return in > out ? in : out;
 }
 
 /* Bytes that are moving, or may be. */
@@ -294,6 +304,19 @@ static void wake_comm_locked(struct mpi_world *w)
     w->comm_asleep = false;
     const uint64_t one = 1;
     if (write(w->wake, &one, sizeof(one)) < 0) return; /* it is awake */
+}
+
+static void yield_locked(struct mpi_world *w)
+{
+    pthread_mutex_unlock(&w->lock);
+    sched_yield();
+    pthread_mutex_lock(&w->lock);
+}
+
+/* How long to test without a pause for a message of n_bytes. */
+static double test_s(const struct mpi_world *w, size_t n_bytes)
+{
+    return w->spin_s + 1e-6 * (double)(n_bytes / BYTES_PER_US);
 }
 
 /* -- bells ---------------------------------------------------------------------------------- */
@@ -322,7 +345,7 @@ static bool ring_owed_locked(struct mpi_world *w)
     return owed;
 }
 
-static void hear_bells_locked(struct mpi_world *w, uint32_t from)
+static void hear_bell_locked(struct mpi_world *w, uint32_t from)
 {
     char bells[256];
     ssize_t n;
@@ -332,21 +355,39 @@ static void hear_bells_locked(struct mpi_world *w, uint32_t from)
             w->in.n_rung += bells[i] == BELL_EDGE;
             w->out.n_rung += bells[i] == BELL_READY;
         }
+    /* Gone: nothing more to hear. Who it was and why is the guard's. */
     if (n == 0 || (errno != EAGAIN && errno != EINTR))
-        w->polled[from].fd = -1; /* gone: the guard judges that */
+        epoll_ctl(w->bells, EPOLL_CTL_DEL, w->bell[from], NULL);
+}
+
+/* Whether comm hears this bell, which a thread that waits may take over. */
+static void share_bell(struct mpi_world *w, uint32_t from, bool shared)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = from};
+    epoll_ctl(w->bells, shared ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, w->bell[from], &event);
 }
 
 /* -- comm ----------------------------------------------------------------------------------- */
 
 /* Sleeps until a bell or wake, at most ns; ns < 0: for ever. */
-static void sleep_until_bell(struct mpi_world *w, long ns, bool only_wake)
+static void sleep_locked(struct mpi_world *w, long ns)
 {
     const struct timespec limit = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
-    struct pollfd *wake = &w->polled[w->world.rank];
-    if (only_wake)
-        ppoll(wake, 1, &limit, NULL);
-    else
-        ppoll(w->polled, w->world.n_rank, ns < 0 ? NULL : &limit, NULL);
+    struct pollfd bells = {.fd = w->bells, .events = POLLIN};
+    struct epoll_event event[16];
+    w->comm_asleep = true;
+    pthread_mutex_unlock(&w->lock);
+    ppoll(&bells, 1, ns < 0 ? NULL : &limit, NULL);
+    pthread_mutex_lock(&w->lock);
+    w->comm_asleep = false;
+    const int n = epoll_wait(w->bells, event, sizeof(event) / sizeof(event[0]), 0);
+    for (int i = 0; i < n; i++) {
+        uint64_t drained;
+        if (event[i].data.u32 != w->world.rank)
+            hear_bell_locked(w, event[i].data.u32);
+        else if (read(w->wake, &drained, sizeof(drained)) < 0)
+            continue; /* another wake has been drained already */
+    }
 }
 
 static void *run_comm(void *context)
@@ -359,40 +400,24 @@ static void *run_comm(void *context)
     size_t n_moving = 0;
     pthread_mutex_lock(&w->lock);
     while (!w->stopping) {
-        const bool parked = w->n_spinning > 0;
+        if (w->n_spinning > 0) { /* whoever it is does all that is to be done */
+            sleep_locked(w, 2 * STEP_NS);
+            continue;
+        }
         const bool owed = ring_owed_locked(w);
-        if (!parked) progress_locked(w);
+        progress_locked(w);
         const enum need need = need_locked(w);
         const size_t n_bytes = moving_locked(w);
         const double now_s = log_now_s();
         if (need != NEED_TEST)
             spin_until_s = 0;
         else if (spin_until_s == 0 || n_bytes != n_moving)
-            spin_until_s = now_s + w->spin_s + 1e-6 * (double)(n_bytes / BYTES_PER_US);
+            spin_until_s = now_s + test_s(w, n_bytes);
         n_moving = n_bytes;
-        const bool spin = need == NEED_TEST && !parked && now_s < spin_until_s;
-        if (spin) {
-            pthread_mutex_unlock(&w->lock);
-            sched_yield();
-            pthread_mutex_lock(&w->lock);
-            continue;
-        }
-        w->comm_asleep = true;
-        pthread_mutex_unlock(&w->lock);
-        if (parked)
-            sleep_until_bell(w, 2 * STEP_NS, true);
+        if (now_s < spin_until_s)
+            yield_locked(w);
         else
-            sleep_until_bell(w,
-                             need == NEED_TEST           ? STEP_NS
-                             : need == NEED_LOOK || owed ? STEP_IDLE_NS
-                                                         : -1,
-                             false);
-        pthread_mutex_lock(&w->lock);
-        w->comm_asleep = false;
-        for (uint32_t i = 0; i < w->world.n_rank; i++)
-            if (i != w->world.rank && w->polled[i].fd >= 0) hear_bells_locked(w, i);
-        uint64_t drained;
-        if (read(w->wake, &drained, sizeof(drained)) < 0) drained = 0;
+            sleep_locked(w, need == NEED_TEST ? STEP_NS : need == NEED_LOOK || owed ? LOOK_NS : -1);
     }
     pthread_mutex_unlock(&w->lock);
     return NULL;
@@ -443,22 +468,41 @@ static enum lm_status side_begin(struct side *side, void *buffer, size_t n_bytes
     return status;
 }
 
-/* Tests until the oldest transfer of side is done, for as long as that may take. */
-static void spin_locked(struct side *side)
+/* Whether the oldest transfer has ended, or never will. */
+static bool side_ended_locked(struct side *side)
+{
+    return side->n_done > side->n_ended || side_status(side, NULL) != LM_OK;
+}
+
+/* Tests until the oldest transfer of side has ended, for as long as that may take. */
+static bool spin_locked(struct side *side)
 {
     struct mpi_world *w = side->world;
-    const size_t n_bytes = side->begun[side->n_ended % TRANSPORT_DEPTH].n_bytes;
-    const double limit_s = w->spin_s + 1e-6 * (double)(n_bytes / BYTES_PER_US);
-    const double until_s = log_now_s() + limit_s;
+    const bool moving = side_need_locked(side) == NEED_TEST;
+    const size_t n_bytes = moving ? side->begun[side->n_ended % TRANSPORT_DEPTH].n_bytes : 0;
+    const double until_s = log_now_s() + test_s(w, n_bytes);
     w->n_spinning++;
-    do {
+    for (;;) {
         progress_locked(w);
-        if (side->n_done > side->n_ended || side_status(side, NULL) != LM_OK) break;
-        pthread_mutex_unlock(&w->lock);
-        sched_yield();
-        pthread_mutex_lock(&w->lock);
-    } while (log_now_s() < until_s);
+        if (side_ended_locked(side) || log_now_s() >= until_s) break;
+        yield_locked(w);
+    }
     w->n_spinning--;
+    return side_ended_locked(side);
+}
+
+static void sleep_on_bell_locked(struct side *side)
+{
+    struct mpi_world *w = side->world;
+    struct pollfd heard[2] = {{.fd = w->bell[side->peer], .events = POLLIN},
+                              {.fd = side->wake, .events = POLLIN}};
+    const enum need need = side_need_locked(side);
+    const struct timespec limit = {.tv_nsec = need == NEED_TEST ? STEP_NS : LOOK_NS};
+    wake_comm_locked(w); /* it may have kept out of the way */
+    pthread_mutex_unlock(&w->lock);
+    ppoll(heard, 2, need == NEED_BELL ? NULL : &limit, NULL);
+    pthread_mutex_lock(&w->lock);
+    hear_bell_locked(w, side->peer);
 }
 
 static enum lm_status side_end(struct side *side, struct lm_error *err)
@@ -466,14 +510,16 @@ static enum lm_status side_end(struct side *side, struct lm_error *err)
     struct mpi_world *w = side->world;
     pthread_mutex_lock(&w->lock);
     assert(side->n_ended < side->n_begun);
-    if (side->n_done == side->n_ended) {
-        spin_locked(side);
-        wake_comm_locked(w); /* it may have kept out of the way */
+    if (!side_ended_locked(side)) {
+        share_bell(w, side->peer, false);
+        while (!spin_locked(side))
+            sleep_on_bell_locked(side);
+        hear_bell_locked(w, side->peer);
+        share_bell(w, side->peer, true);
     }
-    while (side->n_done == side->n_ended && side_status(side, NULL) == LM_OK)
-        pthread_cond_wait(&w->changed, &w->lock);
     const enum lm_status status = side->n_done > side->n_ended ? LM_OK : side_status(side, err);
     side->n_ended++;
+    if (need_locked(w) != NEED_BELL) wake_comm_locked(w);
     pthread_mutex_unlock(&w->lock);
     return status;
 }
@@ -495,13 +541,17 @@ static enum lm_status mpi_edge_end(struct transport_edge *edge, struct lm_error 
     return side_end((struct side *)edge, err);
 }
 
+static void wake_side(struct side *side)
+{
+    const uint64_t one = 1;
+    if (write(side->wake, &one, sizeof(one)) < 0) return; /* it is awake */
+}
+
 static void mpi_edge_abort(struct transport_edge *edge)
 {
     struct side *side = (struct side *)edge;
-    pthread_mutex_lock(&side->world->lock);
     atomic_store(&side->aborted, true);
-    pthread_cond_broadcast(&side->world->changed);
-    pthread_mutex_unlock(&side->world->lock);
+    wake_side(side);
 }
 
 /* The side is the world's; receives that were never ended must not write into freed memory. */
@@ -604,8 +654,10 @@ static void world_lost(void *context, const struct lm_error *why)
     w->lost = *why;
     atomic_store(&w->is_lost, true);
     frame_queue_fail(&w->arrived, why);
+    wake_side(&w->in);
+    wake_side(&w->out);
     const bool locked = lock_within_1s(w);
-    pthread_cond_broadcast(&w->changed);
+    pthread_cond_signal(&w->gone);
     if (locked) pthread_mutex_unlock(&w->lock);
 }
 
@@ -630,14 +682,15 @@ static void free_world(struct mpi_world *w)
         if (w->live && w->live[i] >= 0) close(w->live[i]);
         if (w->bell && w->bell[i] >= 0) close(w->bell[i]);
     }
-    if (w->wake >= 0) close(w->wake);
+    const int fds[] = {w->bells, w->wake, w->in.wake, w->out.wake};
+    for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+        if (fds[i] >= 0) close(fds[i]);
     free_flights(&w->sending);
     free_flights(&w->receiving);
     frame_queue_fini(&w->arrived);
-    pthread_cond_destroy(&w->changed);
+    pthread_cond_destroy(&w->gone);
     pthread_mutex_destroy(&w->lock);
     free(w->n_owed);
-    free(w->polled);
     free(w->n_received);
     free(w->n_sent);
     free(w->bell);
@@ -651,7 +704,7 @@ static void flush(struct mpi_world *w)
 {
     pthread_mutex_lock(&w->lock);
     while ((w->sending.first || w->out.n_done < w->out.n_begun) && !atomic_load(&w->is_lost))
-        pthread_cond_wait(&w->changed, &w->lock);
+        pthread_cond_wait(&w->gone, &w->lock);
     pthread_mutex_unlock(&w->lock);
 }
 
@@ -744,9 +797,10 @@ static enum lm_status meet_others(struct mpi_world *w, const struct world_mpi_co
     uint32_t n_here = 0;
     for (uint32_t i = 0; i < n; i++) {
         n_here += w->card[i].machine == w->card[w->world.rank].machine;
-        w->polled[i] = (struct pollfd){.fd = w->bell[i], .events = POLLIN};
+        if (i != w->world.rank) share_bell(w, i, true);
     }
-    w->polled[w->world.rank].fd = w->wake;
+    struct epoll_event event = {.events = EPOLLIN, .data.u32 = w->world.rank};
+    epoll_ctl(w->bells, EPOLL_CTL_ADD, w->wake, &event);
     w->spin_s = n_here > (uint32_t)sysconf(_SC_NPROCESSORS_ONLN) ? 0 : 1e-6 * config->spin_us;
     return LM_OK;
 }
@@ -759,18 +813,19 @@ static enum lm_status allocate(struct mpi_world *w, struct lm_error *err)
     w->bell = malloc(n * sizeof(*w->bell));
     w->n_sent = calloc(n, sizeof(*w->n_sent));
     w->n_received = calloc(n, sizeof(*w->n_received));
-    w->polled = calloc(n, sizeof(*w->polled));
     w->n_owed = calloc(n, sizeof(*w->n_owed));
     if (w->live) memset(w->live, 0xFF, n * sizeof(*w->live));
     if (w->bell) memset(w->bell, 0xFF, n * sizeof(*w->bell));
-    w->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (!w->card || !w->live || !w->bell || !w->n_sent || !w->n_received || !w->polled ||
-        !w->n_owed || w->wake < 0)
+    if (!w->card || !w->live || !w->bell || !w->n_sent || !w->n_received || !w->n_owed)
         return lm_fail(err, LM_E_NO_MEM, "world of %u ranks: no memory", n);
-    w->in = (struct side){.edge = {&edge_ops}, .world = w, .peer = w->world.rank - 1};
-    w->out =
-        (struct side){.edge = {&edge_ops}, .world = w, .peer = w->world.rank + 1, .sending = true};
-    return LM_OK;
+    w->in.peer = w->world.rank - 1;
+    w->out.peer = w->world.rank + 1;
+    w->bells = epoll_create1(EPOLL_CLOEXEC);
+    int *const wakes[] = {&w->wake, &w->in.wake, &w->out.wake};
+    bool opened = w->bells >= 0;
+    for (size_t i = 0; i < sizeof(wakes) / sizeof(wakes[0]); i++)
+        opened &= (*wakes[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) >= 0;
+    return opened ? LM_OK : lm_fail_errno(err, "world");
 }
 
 static enum lm_status start_threads(struct mpi_world *w, const struct world_mpi_config *config,
@@ -799,11 +854,13 @@ enum lm_status world_mpi_open(struct world **out, const struct world_mpi_config 
     struct mpi_world *w = calloc(1, sizeof(*w));
     if (!w) return lm_fail(err, LM_E_NO_MEM, "world: no memory");
     w->world.ops = &mpi_ops;
-    w->wake = -1;
+    w->bells = w->wake = -1;
+    w->in = (struct side){.edge = {&edge_ops}, .world = w, .wake = -1};
+    w->out = (struct side){.edge = {&edge_ops}, .world = w, .wake = -1, .sending = true};
     w->sending.last = &w->sending.first;
     w->receiving.last = &w->receiving.first;
     pthread_mutex_init(&w->lock, NULL);
-    pthread_cond_init(&w->changed, NULL);
+    pthread_cond_init(&w->gone, NULL);
     frame_queue_init(&w->arrived);
     enum lm_status status = start_mpi(w, config, err);
     if (status == LM_OK) status = allocate(w, err);
