@@ -286,6 +286,40 @@ class Clicks(Browser):
         self.assertEqual(answer.locator("pre").inner_text().strip(), "int x = 1; // <b>")
         expect(page.locator(".message.user .text")).to_have_text("<b>x</b>")
 
+    def test_no_text_breaks_the_page(self):
+        """Nesting is bounded: an answer of nothing but quotes did not only stop the page, but each that came later."""
+        page = self.page
+        answers = [">" * 20000, "* - " * 5000, "**a " * 5000, "*" * 20000, "[" * 20000, "`" * 20000, "|" * 5000 + "\n|-|\n",
+                   "\n".join("  " * i + "- a" for i in range(500)), "end"]
+        page.route("**/chat/completions", lambda route: route.fulfill(**canned({"content": answers[len(self.bodies) - 1]})))
+        for i in range(len(answers)):
+            self.send(str(i))
+            self.finished(i + 1)
+        self.assertEqual(self.finished(len(answers)), "end")
+        page.reload()
+        self.assertEqual(self.finished(len(answers)), "end")
+
+    def test_what_is_told_stands_until_it_is_mended(self):
+        page = self.page
+        self.set("temperature", "warm")
+        self.send("a")
+        expect(page.locator("#banner")).to_contain_text("Temperature: warm")
+        page.evaluate("watchServer()")
+        expect(page.locator("#banner")).to_contain_text("Temperature: warm")
+        self.set("temperature", 0)
+        self.set("max_tokens", 3)
+        self.send("b")
+        self.finished(1)
+        expect(page.locator("#banner")).to_be_hidden()
+        # a panel that opens leaves the end in view
+        page.route("**/chat/completions", lambda route: route.fulfill(**canned({"content": "word " * 900})))
+        page.keyboard.press("Escape")
+        self.send("c")
+        self.finished(2)
+        for _ in range(2):
+            page.click("#showengine")
+            expect(page.locator("article[aria-label=Answer] > .actions").nth(1)).to_be_in_viewport(ratio=1)
+
     def test_failures_are_shown(self):
         page = self.page
         self.set("max_tokens", 10)
