@@ -318,6 +318,23 @@ static struct json_object *ids_json(const int32_t *ids, size_t n)
     return list;
 }
 
+static struct json_object *ranks_json(const struct engine *engine)
+{
+    struct json_object *ranks = json_object_new_array();
+    for (uint32_t i = 0; i < engine_n_rank(engine); i++) {
+        const struct engine_rank rank = engine_rank(engine, i);
+        struct json_object *json = json_object_new_object(), *layers = json_object_new_array();
+        json_object_array_add(layers, json_object_new_int((int)rank.layer_begin));
+        json_object_array_add(layers, json_object_new_int((int)rank.layer_end - 1));
+        add(json, "pid", json_object_new_int64(rank.pid));
+        add(json, "layers", layers);
+        add(json, "device", json_object_new_string("cpu"));
+        if (rank.host) add(json, "host", json_object_new_string(rank.host));
+        json_object_array_add(ranks, json);
+    }
+    return ranks;
+}
+
 /* What really ran. */
 static struct json_object *effective_json(const struct engine *engine)
 {
@@ -325,18 +342,11 @@ static struct json_object *effective_json(const struct engine *engine)
     const struct expert_pager_stats *pager = &stats.pager;
     const uint64_t n_lookup = pager->decode.n_lookup + pager->prefill.n_lookup;
     const uint64_t n_hit = pager->decode.n_hit + pager->prefill.n_hit;
-    struct json_object *effective = json_object_new_object(), *rank = json_object_new_object();
-    struct json_object *ranks = json_object_new_array(), *layers = json_object_new_array();
-    json_object_array_add(layers, json_object_new_int(0));
-    json_object_array_add(layers, json_object_new_int((int)stats.n_layer - 1));
-    add(rank, "pid", json_object_new_int(getpid()));
-    add(rank, "layers", layers);
-    add(rank, "device", json_object_new_string("cpu"));
-    json_object_array_add(ranks, rank);
+    struct json_object *effective = json_object_new_object();
     add(effective, "threads", json_object_new_int((int)stats.n_thread));
     add(effective, "kernels", json_object_new_string(stats.kernels));
     add(effective, "prefill_chunk", json_object_new_int((int)stats.prefill_chunk));
-    add(effective, "ranks", ranks);
+    add(effective, "ranks", ranks_json(engine));
     add(effective, "expert_lookups", json_object_new_uint64(n_lookup));
     add(effective, "expert_misses", json_object_new_uint64(n_lookup - n_hit));
     add(effective, "bytes_read", json_object_new_uint64(pager_report_read_bytes(pager)));
@@ -442,6 +452,7 @@ static enum lm_status run_eval(struct options *options, struct lm_error *err)
     bool is_demo;
     status = model_ref_resolve(options, options_arg(options, 0), &path, &is_demo, err);
     if (status != LM_OK) return status;
+    config.cluster = cluster_config_from_options(options);
     config.model_path = path;
     config.reference = options_flag(options, "reference");
     config.n_slot = 1 + (uint32_t)options_int(options, "beside");

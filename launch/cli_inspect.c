@@ -367,7 +367,7 @@ static void print_paging(const struct inspection *in)
     char bank[24], expectation[PAGER_EXPECTATION_BYTES];
     printf("experts in memory  %u of %u (%.0f%%) of %s, the others are read when needed; %s\n", n,
            n_expert, 100.0 * n / n_expert, log_format_bytes(in->plan.expert_bytes, bank),
-           pager_report_expectation(expectation, &in->plan, in->hp, n));
+           pager_report_expectation(expectation, &in->plan, in->hp, n_expert, n));
 }
 
 static void print_memory(const struct inspection *in)

@@ -307,6 +307,7 @@ static enum lm_status open_engine(struct run *run, struct lm_error *err)
                      "real one download a GGUF file, as huggingface.co has them, and: "
                      "lean run /path/to/model.gguf",
                      path);
+        config.cluster = cluster_config_from_options(run->options);
         config.model_path = path;
         config.on_lost = on_lost;
         config.lost_context = run;

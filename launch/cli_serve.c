@@ -185,6 +185,7 @@ static enum lm_status load(struct serve *serve, struct lm_error *err)
     const double begin_s = log_now_s();
     enum lm_status status = engine_config_from_options(&config, serve->options, err);
     if (status != LM_OK) return status;
+    config.cluster = cluster_config_from_options(serve->options);
     config.model_path = serve->path;
     config.serving = true;
     config.on_lost = on_lost;

@@ -1,42 +1,39 @@
-/* The parts of one process, put together: file, tokenizer, backend, worker, scheduler. */
+/* The parts put together: file, tokenizer, this rank's layers, the other ranks, scheduler. */
 #include "launch/engine.h"
 
-#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "coordinator/plan/memory_plan.h"
 #include "coordinator/plan/serve_plan.h"
 #include "coordinator/sched/scheduler.h"
 #include "coordinator/text/tokenizer.h"
+#include "launch/model_part.h"
 #include "launch/options.h"
-#include "launch/pager_report.h"
 #include "launch/routing_profile.h"
 #include "proto/base/log.h"
-#include "proto/gguf/gguf.h"
-#include "proto/model/hparams.h"
-#include "worker/pager/policy.h"
-#include "worker/worker.h"
+#include "worker/pipeline/pipeline.h"
 
 /* Shorter ones cost more per token than a pipeline gains by them; and where experts are paged each
  * chunk needs nearly all of them. */
 enum { CHUNK_MIN = 128 };
 
+/* Steps under way beyond one for each rank, so that one that waits for its disk does not make the
+ * others wait. */
+enum { PIPELINE_SLACK = 1 };
+
 struct engine {
-    struct gguf_file *file;
-    struct hparams hp;
+    struct cluster *cluster; /* NULL: one rank */
+    struct model_part part;  /* of this rank */
     struct tokenizer *tokenizer;
-    struct backend *backend;
-    struct expert_store *store;
-    struct worker *worker;
+    struct pipeline *pipeline; /* NULL: one rank */
     struct scheduler *scheduler;
     struct step_runner runner;
-    uint32_t n_ctx, n_slot, n_snapshot, prefill_chunk;
-    uint64_t cache_bytes, n_cache_position, state_bytes;
-    uint32_t n_expert_slot; /* experts in memory; 0: all, mapped */
+    struct run_sizes sizes;
+    uint64_t cache_bytes, state_bytes;
     bool keeps_profile;
-    enum tensor_type kv_type;
     atomic_bool cancelled;
 };
 
@@ -83,55 +80,15 @@ enum lm_status engine_memory_request(struct memory_request *out, const struct en
 
 static enum lm_status open_model(struct engine *engine, const char *path, struct lm_error *err)
 {
-    enum lm_status status = gguf_open(&engine->file, path, err);
-    if (status == LM_OK) status = hparams_read(&engine->hp, engine->file, err);
-    if (status == LM_OK) status = tokenizer_create(&engine->tokenizer, engine->file, err);
-    if (status == LM_OK)
-        status = expert_store_create(&engine->store, engine->file, &engine->hp, 0,
-                                     engine->hp.n_layer, err);
+    struct model_part *part = &engine->part;
+    enum lm_status status = model_part_open(part, path, err);
+    if (status == LM_OK) status = tokenizer_create(&engine->tokenizer, part->file, err);
+    if (status == LM_OK) status = model_part_find_experts(part, 0, part->hp.n_layer, err);
     if (status != LM_OK) return status;
-    if (tokenizer_n_vocab(engine->tokenizer) > engine->hp.n_vocab)
+    if (tokenizer_n_vocab(engine->tokenizer) > part->hp.n_vocab)
         return lm_fail(err, LM_E_FORMAT, "%s: vocabulary of %u tokens, embeddings for %u", path,
-                       tokenizer_n_vocab(engine->tokenizer), engine->hp.n_vocab);
+                       tokenizer_n_vocab(engine->tokenizer), part->hp.n_vocab);
     return LM_OK;
-}
-
-/* "N", "P%" or "min" of n_expert experts. */
-static enum lm_status parse_expert_slots(uint32_t *out, const char *text, uint32_t n_expert,
-                                         struct lm_error *err)
-{
-    char *end;
-    if (!strcmp(text, "min")) {
-        *out = 1; /* the pager raises it to the least that works */
-        return LM_OK;
-    }
-    const double value = strtod(text, &end);
-    const bool percent = *end == '%';
-    if (end == text || end[percent] || !(value > 0) || (percent && value > 100) ||
-        (!percent && (value > UINT32_MAX || value != (uint32_t)value)))
-        return lm_fail(
-            err, LM_E_USAGE,
-            "--expert-slots: '%s' is not a number of experts, a share such as 50%%, or min", text);
-    const double n_slot = percent ? ceil(value / 100 * n_expert) : value;
-    *out = n_slot < n_expert ? (uint32_t)n_slot : n_expert;
-    return LM_OK;
-}
-
-/* What the experts need of memory in slots: as many as asked for, or the fewest that work. */
-static enum lm_status request_slots(struct memory_request *request, struct engine *engine,
-                                    const char *expert_slots, struct lm_error *err)
-{
-    const struct hparams *hp = &engine->hp;
-    const uint32_t n_total = hparams_n_expert_total(hp);
-    if (!n_total) return LM_OK;
-    request->slot_bytes_min =
-        expert_pager_slot_bytes(engine->store, 0, hp->n_layer, hp->n_expert, 1);
-    if (!expert_slots) return LM_OK;
-    const enum lm_status status =
-        parse_expert_slots(&engine->n_expert_slot, expert_slots, n_total, err);
-    request->slot_bytes =
-        expert_pager_slot_bytes(engine->store, 0, hp->n_layer, hp->n_expert, engine->n_expert_slot);
-    return status;
 }
 
 /* What a server takes where nothing was said. n_slot 0 is a server's to choose. */
@@ -141,91 +98,159 @@ static void settle_serving(struct memory_request *request, struct engine *engine
     char cache[24];
     request->n_slot = config->n_slot;
     engine->cache_bytes =
-        serve_plan_settle(request, config->cache_bytes, engine->file, &engine->hp);
+        serve_plan_settle(request, config->cache_bytes, engine->part.file, &engine->part.hp);
     log_info("prefix cache: %s, up to %u states", log_format_bytes(engine->cache_bytes, cache),
              request->n_snapshot);
 }
 
-/* Settles the sizes, and that they fit. */
-static enum lm_status plan_memory(struct engine *engine, const struct engine_config *config,
-                                  struct memory_plan *plan, struct lm_error *err)
+/* What the ranks have together. */
+static uint64_t total_ram_bytes(const struct cluster *cluster)
 {
-    struct memory_request request;
-    const struct hparams *hp = &engine->hp;
-    enum lm_status status = engine_memory_request(&request, config, err);
-    if (status == LM_OK) status = request_slots(&request, engine, config->expert_slots, err);
+    uint64_t n_bytes = 0;
+    for (uint32_t i = 0; i < cluster_n_rank(cluster); i++)
+        n_bytes += cluster_rank(cluster, i)->ram_bytes;
+    return n_bytes;
+}
+
+/* Settles the sizes by what the whole model takes. request: of that. */
+static enum lm_status settle_sizes(struct engine *engine, const struct engine_config *config,
+                                   struct memory_request *request, struct memory_plan *plan,
+                                   struct lm_error *err)
+{
+    struct run_sizes *sizes = &engine->sizes;
+    uint32_t n_expert_slot;
+    enum lm_status status = engine_memory_request(request, config, err);
     if (status != LM_OK) return status;
-    if (config->serving) settle_serving(&request, engine, config);
-    memory_plan_make(plan, engine->file, hp, &request);
+    if (engine->cluster) request->budget_bytes = total_ram_bytes(engine->cluster);
+    status =
+        model_part_request_slots(&engine->part, request, config->expert_slots, &n_expert_slot, err);
+    if (status != LM_OK) return status;
+    if (config->serving) settle_serving(request, engine, config);
+    memory_plan_make(plan, engine->part.file, &engine->part.hp, request);
     status = memory_plan_check(plan, err);
-    if (plan->paged && !engine->n_expert_slot)
-        engine->n_expert_slot =
-            expert_pager_slots_for(engine->store, 0, hp->n_layer, hp->n_expert, plan->slot_bytes);
-    if (plan->paged && status == LM_OK)
-        pager_report_plan(plan, hp,
-                          expert_pager_slot_count(engine->store, 0, hp->n_layer, hp->n_expert,
-                                                  engine->n_expert_slot));
-    engine->n_ctx = plan->n_ctx < ENGINE_N_CTX_MAX ? plan->n_ctx : ENGINE_N_CTX_MAX;
-    engine->n_slot = request.n_slot;
-    engine->n_snapshot = request.n_snapshot;
-    engine->n_cache_position = request.n_cache_position;
-    engine->state_bytes = memory_plan_state_bytes(&request, hp);
-    engine->kv_type = request.kv_type;
-    engine->prefill_chunk = plan->prefill_chunk;
-    if (engine->prefill_chunk > engine->n_ctx) engine->prefill_chunk = engine->n_ctx;
+    engine->state_bytes = memory_plan_state_bytes(request, &engine->part.hp);
+    *sizes =
+        (struct run_sizes){.n_ctx = plan->n_ctx < ENGINE_N_CTX_MAX ? plan->n_ctx : ENGINE_N_CTX_MAX,
+                           .n_slot = request->n_slot,
+                           .n_snapshot = request->n_snapshot,
+                           .prefill_chunk = plan->prefill_chunk,
+                           .n_cache_position = request->n_cache_position,
+                           .kv_type = request->kv_type};
+    if (sizes->prefill_chunk > sizes->n_ctx) sizes->prefill_chunk = sizes->n_ctx;
     return status;
 }
 
-static struct pager_options pager_options(const struct engine_config *config)
+/* ---- several ranks ------------------------------------------------------------------------ */
+
+/* What of the configuration this rank and others run by. */
+static struct part_config part_config(const struct engine *engine,
+                                      const struct engine_config *config)
 {
-    const char *const io = config->io ? config->io : "auto";
-    const char *const prefetch = config->prefetch ? config->prefetch : "auto";
-    return (struct pager_options){
-        .policy = policy_find(config->policy ? config->policy : "lfru"),
-        .prefetch = !strcmp(prefetch, "off")  ? PREFETCH_OFF
-                    : !strcmp(prefetch, "on") ? PREFETCH_ON
-                                              : PREFETCH_AUTO,
-        .engine = !strcmp(io, "uring")   ? DISK_ENGINE_URING
-                  : !strcmp(io, "pread") ? DISK_ENGINE_THREADS
-                                         : DISK_ENGINE_AUTO,
-        .access = !strcmp(io, "buffered") ? DISK_ACCESS_BUFFERED : DISK_ACCESS_AUTO,
-    };
+    struct part_config part = {.layer_end = engine->part.hp.n_layer,
+                               .ram_bytes = config->ram_bytes,
+                               .n_thread = config->n_thread,
+                               .pin = config->n_thread == 0,
+                               .kernels = config->reference ? "reference" : config->kernels,
+                               .expert_slots = config->expert_slots,
+                               .policy = config->policy,
+                               .prefetch = config->prefetch,
+                               .io = config->io,
+                               .profile = config->profile,
+                               .trace_path = config->trace_path};
+    if (!engine->cluster) return part;
+    const struct cluster_rank *rank = cluster_rank(engine->cluster, 0);
+    part.layer_end = rank->layer_end;
+    part.ram_bytes = rank->ram_bytes;
+    part.n_thread = rank->n_thread;
+    part.pin = config->n_thread == 0 && rank->n_local == 1;
+    part.name = rank->name;
+    part.out = cluster_edge(engine->cluster);
+    return part;
 }
 
-static enum lm_status create_worker(struct engine *engine, const struct engine_config *asked,
+static enum lm_status plan_rank(const struct engine *engine, const struct engine_config *config,
+                                uint32_t i, struct memory_plan *plan, struct lm_error *err)
+{
+    const struct cluster_rank *rank = cluster_rank(engine->cluster, i);
+    struct part_config part = part_config(engine, config);
+    struct memory_request request;
+    uint32_t n_expert_slot;
+    part.layer_begin = rank->layer_begin;
+    part.layer_end = rank->layer_end;
+    part.ram_bytes = rank->ram_bytes;
+    const enum lm_status status =
+        model_part_request(&engine->part, &part, &engine->sizes, &request, &n_expert_slot, err);
+    if (status == LM_OK) memory_plan_make(plan, engine->part.file, &engine->part.hp, &request);
+    return status;
+}
+
+/* A context that nobody asked for is no longer than fits beside the layers of every rank. */
+static enum lm_status limit_context(struct engine *engine, const struct engine_config *config,
                                     struct lm_error *err)
 {
-    struct pager_options pager = pager_options(asked);
-    pager.n_slot = engine->n_expert_slot;
-    const struct worker_config config = {.file = engine->file,
-                                         .hp = &engine->hp,
-                                         .store = engine->store,
-                                         .pager = pager,
-                                         .backend = engine->backend,
-                                         .layer_end = engine->hp.n_layer,
-                                         .n_slot = engine->n_slot + engine->n_snapshot,
-                                         .n_ctx = engine->n_ctx,
-                                         .n_position = (uint64_t)engine->n_slot * engine->n_ctx +
-                                                       engine->n_cache_position,
-                                         .n_batch = engine->prefill_chunk + engine->n_slot,
-                                         .kv_type = engine->kv_type,
-                                         .trace_path = asked->trace_path};
-    return worker_create(&engine->worker, &config, err);
+    struct run_sizes *sizes = &engine->sizes;
+    for (uint32_t i = 0; i < cluster_n_rank(engine->cluster); i++) {
+        struct memory_plan plan;
+        const enum lm_status status = plan_rank(engine, config, i, &plan, err);
+        if (status != LM_OK) return status;
+        if (plan.total_bytes > plan.budget_bytes && plan.n_ctx_fit < sizes->n_ctx &&
+            plan.n_ctx_fit > 0 && !config->n_ctx)
+            sizes->n_ctx = plan.n_ctx_fit;
+    }
+    if (sizes->prefill_chunk > sizes->n_ctx) sizes->prefill_chunk = sizes->n_ctx;
+    return LM_OK;
 }
+
+/* Gives the ranks their layers, so that they load while this one does. plan: of this one. */
+static enum lm_status set_up_ranks(struct engine *engine, const struct engine_config *config,
+                                   const struct memory_request *request, struct memory_plan *plan,
+                                   struct lm_error *err)
+{
+    struct memory_request settled = *request;
+    settled.n_ctx = engine->sizes.n_ctx;
+    settled.prefill_chunk = engine->sizes.prefill_chunk;
+    enum lm_status status =
+        cluster_cut(engine->cluster, engine->part.file, &engine->part.hp, &settled, err);
+    if (status == LM_OK) status = limit_context(engine, config, err);
+    if (status == LM_OK) status = plan_rank(engine, config, 0, plan, err);
+    if (status != LM_OK) return status;
+    const struct part_config part = part_config(engine, config);
+    return cluster_send_setup(engine->cluster, &part, &engine->sizes, err);
+}
+
+static enum lm_status create_runner(struct engine *engine, const struct engine_config *asked,
+                                    struct lm_error *err)
+{
+    if (!engine->cluster) {
+        engine->runner = worker_runner(engine->part.worker);
+        return LM_OK;
+    }
+    const struct pipeline_config config = {.world = cluster_world(engine->cluster),
+                                           .worker = engine->part.worker,
+                                           .slack = PIPELINE_SLACK,
+                                           .on_lost = asked->on_lost,
+                                           .lost_context = asked->lost_context};
+    enum lm_status status = cluster_wait_ready(engine->cluster, err);
+    if (status == LM_OK) status = pipeline_create(&engine->pipeline, &config, err);
+    if (status == LM_OK) engine->runner = pipeline_runner(engine->pipeline);
+    return status;
+}
+
+/* ---- opening ------------------------------------------------------------------------------ */
 
 static enum lm_status create_scheduler(struct engine *engine, uint32_t checkpoint_every,
                                        struct lm_error *err)
 {
-    engine->runner = worker_runner(engine->worker);
+    const struct run_sizes *sizes = &engine->sizes;
     const struct scheduler_config config = {.runner = &engine->runner,
-                                            .n_slot = engine->n_slot,
-                                            .n_parked = engine->n_snapshot,
-                                            .n_ctx = engine->n_ctx,
-                                            .prefill_chunk = engine->prefill_chunk,
-                                            .chunk_min = engine->n_expert_slot ? 0 : CHUNK_MIN,
+                                            .n_slot = sizes->n_slot,
+                                            .n_parked = sizes->n_snapshot,
+                                            .n_ctx = sizes->n_ctx,
+                                            .prefill_chunk = sizes->prefill_chunk,
+                                            .chunk_min = engine->part.n_expert_slot ? 0 : CHUNK_MIN,
                                             .checkpoint_every = checkpoint_every,
                                             .state_bytes = engine->state_bytes,
-                                            .can_cut = hparams_can_cut_state(&engine->hp),
+                                            .can_cut = hparams_can_cut_state(&engine->part.hp),
                                             .logprob_bytes_max =
                                                 engine->cache_bytes / SERVE_PLAN_LOGPROB_SHARE};
     return scheduler_create(&engine->scheduler, &config, err);
@@ -234,22 +259,27 @@ static enum lm_status create_scheduler(struct engine *engine, uint32_t checkpoin
 static enum lm_status open_parts(struct engine *engine, const struct engine_config *config,
                                  struct lm_error *err)
 {
-    const struct backend_cpu_config backend = {.n_thread = config->n_thread,
-                                               .kernels = config->reference ? "reference"
-                                                                            : config->kernels,
-                                               .pin = config->n_thread == 0};
+    struct memory_request request;
     struct memory_plan plan;
-    enum lm_status status = open_model(engine, config->model_path, err);
-    if (status == LM_OK) status = plan_memory(engine, config, &plan, err);
-    if (status == LM_OK && config->on_plan) config->on_plan(config->plan_context, &plan);
-    if (status == LM_OK) status = backend_cpu_create(&engine->backend, &backend, err);
-    if (status == LM_OK) status = create_worker(engine, config, err);
-    if (status == LM_OK && (engine->n_expert_slot || config->profile))
-        status = routing_profile_load(worker_pager(engine->worker), engine->file, &engine->hp,
-                                      config->profile, err);
-    engine->keeps_profile = status == LM_OK && engine->n_expert_slot && !config->profile;
+    enum lm_status status = cluster_open(&engine->cluster, &config->cluster, err);
+    if (status == LM_OK && engine->cluster && config->trace_path)
+        status = lm_fail(err, LM_E_UNSUPPORTED, "--trace: several ranks cannot record one");
+    if (status == LM_OK) status = open_model(engine, config->model_path, err);
+    if (status == LM_OK && engine->cluster)
+        status = cluster_share_model(engine->cluster, engine->part.file, config->model_path,
+                                     config->ram_bytes, config->n_thread, err);
+    if (status == LM_OK) status = settle_sizes(engine, config, &request, &plan, err);
+    if (status == LM_OK && engine->cluster)
+        status = set_up_ranks(engine, config, &request, &plan, err);
+    if (status != LM_OK) return status;
+    struct part_config part = part_config(engine, config);
+    if (!engine->cluster) part.ram_bytes = plan.budget_bytes; /* as it was measured */
+    if (config->on_plan) config->on_plan(config->plan_context, &plan);
+    status = model_part_load(&engine->part, &part, &engine->sizes, err);
+    engine->keeps_profile = status == LM_OK && engine->part.n_expert_slot && !config->profile &&
+                            !engine->cluster; /* whose profile would be of these layers only */
+    if (status == LM_OK) status = create_runner(engine, config, err);
     if (status == LM_OK) status = create_scheduler(engine, config->checkpoint_every, err);
-    if (status == LM_OK) memory_plan_recheck(&plan, host_memory_taken(), host_memory_available());
     return status;
 }
 
@@ -272,24 +302,25 @@ enum lm_status engine_close(struct engine *engine, struct lm_error *err)
     if (!engine) return LM_OK;
     scheduler_destroy(engine->scheduler);
     if (engine->keeps_profile)
-        routing_profile_save(worker_pager(engine->worker), engine->file, &engine->hp);
-    const enum lm_status status = worker_close(engine->worker, err);
-    expert_store_destroy(engine->store);
-    if (engine->backend) engine->backend->ops->destroy(engine->backend);
+        routing_profile_save(worker_pager(engine->part.worker), engine->part.file,
+                             &engine->part.hp);
+    if (engine->pipeline) cluster_drained(engine->cluster);
+    pipeline_close(engine->pipeline);
+    const enum lm_status status = model_part_close(&engine->part, err);
+    cluster_close(engine->cluster);
     tokenizer_destroy(engine->tokenizer);
-    gguf_close(engine->file);
     free(engine);
     return status;
 }
 
 const struct gguf_file *engine_file(const struct engine *engine)
 {
-    return engine->file;
+    return engine->part.file;
 }
 
 const struct hparams *engine_hparams(const struct engine *engine)
 {
-    return &engine->hp;
+    return &engine->part.hp;
 }
 
 const struct tokenizer *engine_tokenizer(const struct engine *engine)
@@ -299,12 +330,12 @@ const struct tokenizer *engine_tokenizer(const struct engine *engine)
 
 uint32_t engine_n_ctx(const struct engine *engine)
 {
-    return engine->n_ctx;
+    return engine->sizes.n_ctx;
 }
 
 struct expert_pager *engine_pager(const struct engine *engine)
 {
-    return worker_pager(engine->worker);
+    return worker_pager(engine->part.worker);
 }
 
 struct scheduler *engine_scheduler(const struct engine *engine)
@@ -314,15 +345,31 @@ struct scheduler *engine_scheduler(const struct engine *engine)
 
 uint32_t engine_n_slot(const struct engine *engine)
 {
-    return engine->n_slot;
+    return engine->sizes.n_slot;
+}
+
+uint32_t engine_n_rank(const struct engine *engine)
+{
+    return engine->cluster ? cluster_n_rank(engine->cluster) : 1;
+}
+
+struct engine_rank engine_rank(const struct engine *engine, uint32_t rank)
+{
+    if (!engine->cluster)
+        return (struct engine_rank){.pid = getpid(), .layer_end = engine->part.hp.n_layer};
+    const struct cluster_rank *of = cluster_rank(engine->cluster, rank);
+    return (struct engine_rank){.pid = of->pid,
+                                .host = of->inventory.host,
+                                .layer_begin = of->layer_begin,
+                                .layer_end = of->layer_end};
 }
 
 struct engine_stats engine_stats(const struct engine *engine)
 {
-    return (struct engine_stats){.n_thread = backend_cpu_n_thread(engine->backend),
-                                 .prefill_chunk = engine->prefill_chunk,
-                                 .kernels = backend_cpu_kernels(engine->backend),
-                                 .n_layer = engine->hp.n_layer,
+    return (struct engine_stats){.n_thread = backend_cpu_n_thread(engine->part.backend),
+                                 .prefill_chunk = engine->sizes.prefill_chunk,
+                                 .kernels = backend_cpu_kernels(engine->part.backend),
+                                 .n_layer = engine->part.hp.n_layer,
                                  .pager = expert_pager_stats(engine_pager(engine)),
                                  .n_seq_max = scheduler_stats(engine->scheduler).n_seq_max};
 }
@@ -373,9 +420,9 @@ static enum lm_status submit(struct engine *engine, struct job *job,
                              const struct generate_request *asked, struct lm_error *err)
 {
     for (size_t i = 0; i < asked->n_prompt; i++)
-        if (asked->prompt[i] < 0 || (uint32_t)asked->prompt[i] >= engine->hp.n_vocab)
+        if (asked->prompt[i] < 0 || (uint32_t)asked->prompt[i] >= engine->part.hp.n_vocab)
             return lm_fail(err, LM_E_USAGE, "token %zu is %d, the vocabulary has %u", i,
-                           asked->prompt[i], engine->hp.n_vocab);
+                           asked->prompt[i], engine->part.hp.n_vocab);
     if (!asked->n_prompt) return lm_fail(err, LM_E_USAGE, "the prompt has no tokens");
     job->asked = asked;
     job->tokenizer = engine->tokenizer;

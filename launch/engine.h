@@ -1,7 +1,8 @@
-/* The engine as the commands see it: a model opened and ready to generate, on this machine.
+/* The engine as the commands see it: a model opened and ready to generate, by this process or as
+ * rank 0 of the job that it was launched into.
  *
- * One call builds the whole line: GGUF, tokenizer, memory plan, worker, loopback transport,
- * scheduler. `run`, `eval`, `bench` and `serve` are its users.
+ * One call builds the whole line: the other ranks, GGUF, tokenizer, memory plan, worker, pipeline,
+ * scheduler. `run`, `eval` and `serve` are its users.
  *
  * Threads: engine_generate from one thread at a time; engine_cancel from any thread or signal
  *          handler. */
@@ -12,6 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "launch/cluster.h"
 #include "proto/base/error.h"
 #include "proto/model/sampling.h"
 #include "worker/pager/expert_pager.h"
@@ -31,6 +33,7 @@ enum {
 };
 
 struct engine_config {
+    struct cluster_config cluster;
     const char *model_path;
     uint32_t n_ctx;           /* 0: what fits, at most the trained context */
     uint32_t n_slot;          /* sequences held at once; 0: 1 */
@@ -127,6 +130,14 @@ enum lm_status engine_generate_many(struct engine *engine, const struct generate
                                     struct lm_error *err);
 
 /* What really runs, for reports. */
+struct engine_rank {
+    int64_t pid;
+    const char *host; /* NULL: this one */
+    uint32_t layer_begin, layer_end;
+};
+uint32_t engine_n_rank(const struct engine *engine);
+struct engine_rank engine_rank(const struct engine *engine, uint32_t rank);
+
 struct engine_stats {
     uint32_t n_thread, prefill_chunk;
     const char *kernels;

@@ -13,6 +13,7 @@
 
 #include <json-c/json.h>
 
+#include "launch/cluster.h"
 #include "launch/command.h"
 #include "launch/config.h"
 #include "launch/host_plan.h"
@@ -112,14 +113,18 @@ struct call {
     int32_t ending; /* an exit status, or minus a signal */
 };
 
-/* In a job, or if one rank is asked for, the command itself; else this process becomes the
+/* In a job rank 0 runs the command and the others their layers; if one rank is asked for it is the
+ * command itself; else this process becomes the
  * supervisor of a job that runs it. */
 static enum lm_status run_on_ranks(const struct command *command, struct options *options,
                                    struct call *call, struct lm_error *err)
 {
     uint32_t rank, n_rank;
     struct host_plan plan;
-    if (world_mpi_launched(&rank, &n_rank)) return command->run(options, err);
+    if (world_mpi_launched(&rank, &n_rank)) {
+        const struct cluster_config cluster = cluster_config_from_options(options);
+        return rank ? cluster_run_rank(&cluster, err) : command->run(options, err);
+    }
     enum lm_status status =
         host_plan_init(&plan, (uint32_t)options_int(options, "ranks"),
                        options_string(options, "hosts"), options_string(options, "hostfile"), err);

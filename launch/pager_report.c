@@ -22,10 +22,10 @@ static double used_share(const struct hparams *hp)
 
 const char *pager_report_expectation(char out[PAGER_EXPECTATION_BYTES],
                                      const struct memory_plan *plan, const struct hparams *hp,
-                                     uint32_t n_slot)
+                                     uint32_t n_expert, uint32_t n_slot)
 {
     char bytes[24];
-    const double hit = hit_rate_expected(n_slot, hparams_n_expert_total(hp), used_share(hp));
+    const double hit = hit_rate_expected(n_slot, n_expert, used_share(hp));
     const double read_bytes = (1 - hit) * used_share(hp) * (double)plan->expert_bytes;
     const int n =
         snprintf(out, PAGER_EXPECTATION_BYTES,
@@ -38,17 +38,17 @@ const char *pager_report_expectation(char out[PAGER_EXPECTATION_BYTES],
     return out;
 }
 
-void pager_report_plan(const struct memory_plan *plan, const struct hparams *hp, uint32_t n_slot)
+void pager_report_plan(const struct memory_plan *plan, const struct hparams *hp, uint32_t n_expert,
+                       uint32_t n_slot)
 {
     char slots[24], rest[24], bank[24], budget[24], expectation[PAGER_EXPECTATION_BYTES];
-    const uint32_t n_expert = hparams_n_expert_total(hp);
     const double n_of_token = used_share(hp) * n_expert;
     log_info("%u of %u experts in memory (%.0f%%): slots of %s for %s; all else %s; budget %s; %s",
              n_slot, n_expert, 100.0 * n_slot / n_expert, log_format_bytes(plan->slot_bytes, slots),
              log_format_bytes(plan->expert_bytes, bank),
              log_format_bytes(plan->total_bytes - plan->slot_bytes, rest),
              log_format_bytes(plan->budget_bytes, budget),
-             pager_report_expectation(expectation, plan, hp, n_slot));
+             pager_report_expectation(expectation, plan, hp, n_expert, n_slot));
     if (n_slot < 1.3 * n_of_token)
         log_warning("a token uses %.0f experts, %u fit: nearly all are read anew for every token; "
                     "a larger --ram helps most",

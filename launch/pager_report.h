@@ -14,14 +14,15 @@ struct json_object;
 struct memory_plan;
 struct metrics_experts;
 
-/* What can be expected of a model with n_slot experts in memory, in words: hits, and what they
+/* What can be expected with n_slot of n_expert experts in memory, in words: hits, and what they
  * leave to the disk. Returns out. */
 enum { PAGER_EXPECTATION_BYTES = 192 };
 const char *pager_report_expectation(char out[PAGER_EXPECTATION_BYTES],
                                      const struct memory_plan *plan, const struct hparams *hp,
-                                     uint32_t n_slot);
+                                     uint32_t n_expert, uint32_t n_slot);
 /* A line, before anything is loaded: what of the model will be in memory. */
-void pager_report_plan(const struct memory_plan *plan, const struct hparams *hp, uint32_t n_slot);
+void pager_report_plan(const struct memory_plan *plan, const struct hparams *hp, uint32_t n_expert,
+                       uint32_t n_slot);
 /* From disk, for whatever reason. */
 uint64_t pager_report_read_bytes(const struct expert_pager_stats *stats);
 /* A few lines under the timings of an answer: its own numbers, then those since the start; nothing

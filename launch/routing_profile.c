@@ -42,7 +42,8 @@ static void seed(struct expert_pager *pager, const struct heat_profile *profile,
                  const struct hparams *hp)
 {
     double rate[HPARAMS_MAX_EXPERT];
-    for (uint32_t il = 0; il < hp->n_layer; il++) {
+    const struct expert_pager_stats stats = expert_pager_stats(pager);
+    for (uint32_t il = stats.layer_begin; il < stats.layer_end; il++) {
         heat_profile_rates(profile, il, rate);
         for (uint32_t ie = 0; ie < hp->n_expert && hp->layer[il].moe; ie++)
             expert_pager_seed(pager, (struct expert_key){il, ie}, (float)fmin(rate[ie], 1));

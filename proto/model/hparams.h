@@ -78,13 +78,18 @@ static inline uint32_t hparams_conv_dim(const struct hparams *hp)
     return 2 * hp->n_head_k * hp->dim_k + hp->n_head_v * hp->dim_v;
 }
 
-/* Routed experts of all decoder layers. */
-static inline uint32_t hparams_n_expert_total(const struct hparams *hp)
+/* Routed experts of some layers, of all decoder layers. */
+static inline uint32_t hparams_n_expert_of(const struct hparams *hp, uint32_t layer_begin,
+                                           uint32_t layer_end)
 {
     uint32_t n = 0;
-    for (uint32_t il = 0; il < hp->n_layer; il++)
+    for (uint32_t il = layer_begin; il < layer_end; il++)
         n += hp->layer[il].moe ? hp->n_expert : 0;
     return n;
+}
+static inline uint32_t hparams_n_expert_total(const struct hparams *hp)
+{
+    return hparams_n_expert_of(hp, 0, hp->n_layer);
 }
 
 /* Whether what a sequence leaves behind can be cut back to any of its positions: there are neither

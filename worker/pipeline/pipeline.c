@@ -59,13 +59,16 @@ struct pipeline {
 static void lose(struct pipeline *pipeline, const struct lm_error *why)
 {
     pthread_mutex_lock(&pipeline->lock);
-    if (pipeline->failed.status == LM_OK) {
+    const bool first = pipeline->failed.status == LM_OK;
+    if (first) {
         pipeline->failed = *why;
         pipeline->failed.status = LM_E_RANK_LOST;
     }
     pthread_cond_broadcast(&pipeline->changed);
     pthread_mutex_unlock(&pipeline->lock);
     frame_queue_fail(&pipeline->to_stage, why);
+    if (first && pipeline->config.on_lost)
+        pipeline->config.on_lost(pipeline->config.lost_context, &pipeline->failed);
 }
 
 /* This rank cannot go on. */
@@ -479,6 +482,7 @@ enum lm_status pipeline_create(struct pipeline **out, const struct pipeline_conf
     enum lm_status status = create_parts(pipeline, err);
     if (status == LM_OK) status = start_threads(pipeline, err);
     if (status != LM_OK) {
+        pipeline->config.on_lost = NULL; /* nothing is: it never was */
         lose(pipeline, err);
         destroy(pipeline);
         return status;

@@ -24,8 +24,8 @@ struct pipeline_config {
     struct worker
         *worker;    /* stage 0; slots, context, batch and so on are as all others have them */
     uint32_t slack; /* steps under way beyond the number of stages */
-    /* Called once when a rank is lost, also while no step is under way, on the thread that
-     * receives; may be NULL. */
+    /* Called once when a rank is lost, also while no step is under way, from any thread; may be
+     * NULL. */
     void (*on_lost)(void *context, const struct lm_error *err);
     void *lost_context;
 };

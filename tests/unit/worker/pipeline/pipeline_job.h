@@ -6,6 +6,7 @@
 #include "tests/unit/cmocka_all.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -43,6 +44,7 @@ struct job {
     struct job_rank rank[JOB_RANK_MAX];
     struct pipeline *pipeline;
     struct step_runner runner;
+    atomic_int n_lost; /* calls of on_lost */
 };
 
 static inline void *job_run_stage(void *context)
@@ -103,6 +105,13 @@ static inline void job_prepare(struct job *job, const char *model, uint32_t n_ra
     }
 }
 
+static inline void job_on_lost(void *context, const struct lm_error *err)
+{
+    struct job *job = context;
+    assert_int_equal(err->status, LM_E_RANK_LOST);
+    atomic_fetch_add(&job->n_lost, 1);
+}
+
 static inline void job_start(struct job *job, uint32_t slack)
 {
     struct lm_error err;
@@ -113,8 +122,11 @@ static inline void job_start(struct job *job, uint32_t slack)
         job->runner = worker_runner(job->rank[0].worker);
         return;
     }
-    const struct pipeline_config config = {
-        .world = job->rank[0].world, .worker = job->rank[0].worker, .slack = slack};
+    const struct pipeline_config config = {.world = job->rank[0].world,
+                                           .worker = job->rank[0].worker,
+                                           .slack = slack,
+                                           .on_lost = job_on_lost,
+                                           .lost_context = job};
     assert_int_equal(pipeline_create(&job->pipeline, &config, &err), LM_OK);
     job->runner = pipeline_runner(job->pipeline);
     assert_int_equal(job->runner.depth, job->n_rank + slack);
@@ -124,6 +136,7 @@ static inline void job_start(struct job *job, uint32_t slack)
 static inline void job_close(struct job *job, enum lm_status status)
 {
     pipeline_close(job->pipeline);
+    if (job->pipeline) assert_int_equal(atomic_load(&job->n_lost), status != LM_OK);
     for (uint32_t i = 1; i < job->n_rank; i++) {
         pthread_join(job->rank[i].thread, NULL);
         assert_int_equal(job->rank[i].status, status);

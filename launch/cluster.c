@@ -1,0 +1,396 @@
+/* Rank 0's side of the start, and its end. */
+#include "launch/cluster.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "coordinator/plan/partition.h"
+#include "launch/cluster_message.h"
+#include "launch/options.h"
+#include "launch/partition_report.h"
+#include "proto/base/log.h"
+#include "proto/gguf/gguf.h"
+#include "proto/gguf/gguf_write.h"
+#include "proto/model/weights_sample.h"
+
+/* What the hop to the next rank takes, of a message with little in it. */
+#define HOP_HOST_S 20e-6
+#define HOP_NETWORK_S 200e-6
+
+/* How long ranks may take to end when nothing runs. */
+enum { END_TIMEOUT_S = 10 };
+
+struct cluster {
+    struct cluster_config config;
+    struct world *world;
+    struct transport_edge *edge;
+    struct cluster_rank *rank; /* [n_rank] */
+    double deadline_s;         /* of the start */
+    bool ended;                /* the ranks have been told to end, or the job is lost */
+};
+
+struct cluster_config cluster_config_from_options(const struct options *options)
+{
+    return (struct cluster_config){.enabled = true,
+                                   .partition = options_string(options, "partition"),
+                                   .interface = options_string(options, "interface"),
+                                   .startup_timeout_s = options_float(options, "startup-timeout"),
+                                   .liveness_timeout_s = options_float(options, "liveness-timeout"),
+                                   .spin_us = (uint32_t)options_int(options, "spin-us")};
+}
+
+uint32_t cluster_n_rank(const struct cluster *cluster)
+{
+    return cluster->world->n_rank;
+}
+
+const struct cluster_rank *cluster_rank(const struct cluster *cluster, uint32_t rank)
+{
+    return &cluster->rank[rank];
+}
+
+struct world *cluster_world(const struct cluster *cluster)
+{
+    return cluster->world;
+}
+
+struct transport_edge *cluster_edge(const struct cluster *cluster)
+{
+    return cluster->edge;
+}
+
+/* ---- asking all --------------------------------------------------------------------------- */
+
+/* What a rank failed of, in its own words behind its name. */
+static enum lm_status take_failure(const struct cluster *cluster, const struct frame *frame,
+                                   struct lm_error *err)
+{
+    Lean__Failure *failure = cluster_unpack(frame, &lean__failure__descriptor, err);
+    if (!failure) return LM_E_FORMAT;
+    const bool known = failure->status > LM_OK && failure->status < LM_STATUS_COUNT;
+    const enum lm_status status = known ? (enum lm_status)failure->status : LM_E_FAIL;
+    lm_fail(err, status, "%s: %s", cluster->rank[frame->from].name, failure->message);
+    if (failure->hint) lm_hint(err, "%s", failure->hint);
+    lean__failure__free_unpacked(failure, NULL);
+    return status;
+}
+
+/* The next answer of that type to a question. */
+static enum lm_status wait_answer(struct cluster *cluster, Lean__FrameType type, struct frame **out,
+                                  struct lm_error *err)
+{
+    struct world *world = cluster->world;
+    struct frame *frame;
+    const double left_s = cluster->deadline_s - log_now_s();
+    enum lm_status status = world->ops->recv(world, left_s > 0 ? left_s : 0, &frame, err);
+    if (status != LM_OK) return status;
+    if (frame->type == type) {
+        *out = frame;
+        return LM_OK;
+    }
+    if (frame->type == LEAN__FRAME_TYPE__SETUP_FAILED)
+        status = take_failure(cluster, frame, err);
+    else
+        status = lm_fail(err, LM_E_FORMAT, "rank %u sent a message of type %u while it starts",
+                         frame->from, frame->type);
+    free(frame);
+    return status;
+}
+
+/* One answer of each rank but 0, each given to take. */
+static enum lm_status gather(struct cluster *cluster, Lean__FrameType type,
+                             enum lm_status (*take)(struct cluster *cluster,
+                                                    const struct frame *frame,
+                                                    struct lm_error *err),
+                             struct lm_error *err)
+{
+    const uint32_t n_rank = cluster->world->n_rank;
+    bool *const answered = calloc(n_rank, sizeof(*answered));
+    if (!answered) return lm_fail(err, LM_E_NO_MEM, "no memory for %u ranks", n_rank);
+    enum lm_status status = LM_OK;
+    for (uint32_t n = 1; n < n_rank && status == LM_OK; n++) {
+        struct frame *frame = NULL;
+        status = wait_answer(cluster, type, &frame, err);
+        if (status == LM_E_BUSY) {
+            uint32_t silent = 1;
+            while (answered[silent])
+                silent++;
+            lm_fail(err, LM_E_RANK_LOST, "%s was not ready within %g s", cluster->rank[silent].name,
+                    cluster->config.startup_timeout_s);
+            lm_hint(err, "--startup-timeout");
+            status = LM_E_RANK_LOST;
+        }
+        if (status != LM_OK) break;
+        answered[frame->from] = true;
+        if (take) status = take(cluster, frame, err);
+        free(frame);
+    }
+    free(answered);
+    if (status == LM_E_RANK_LOST) cluster->ended = true;
+    return status;
+}
+
+static enum lm_status send_to_all(struct cluster *cluster, Lean__FrameType type,
+                                  const ProtobufCMessage *message, struct lm_error *err)
+{
+    enum lm_status status = LM_OK;
+    for (uint32_t rank = 1; rank < cluster->world->n_rank && status == LM_OK; rank++)
+        status = cluster_send(cluster->world, rank, type, message, err);
+    return status;
+}
+
+/* ---- who they are ------------------------------------------------------------------------- */
+
+static void name_rank(struct cluster_rank *rank, uint32_t number, const char *host)
+{
+    snprintf(rank->inventory.host, sizeof(rank->inventory.host), "%s", host);
+    snprintf(rank->name, sizeof(rank->name), "rank %u (%s)", number, rank->inventory.host);
+}
+
+static enum lm_status take_hello(struct cluster *cluster, const struct frame *frame,
+                                 struct lm_error *err)
+{
+    Lean__Hello *hello = cluster_unpack(frame, &lean__hello__descriptor, err);
+    if (!hello) return LM_E_FORMAT;
+    struct cluster_rank *const rank = &cluster->rank[frame->from];
+    const uint64_t build = cluster_build_id();
+    enum lm_status status = LM_OK;
+    name_rank(rank, frame->from, hello->host);
+    rank->pid = hello->pid;
+    if (strcmp(hello->version, LEAN_VERSION) || hello->build != build)
+        status = lm_fail(err, LM_E_UNSUPPORTED,
+                         "%s runs lean %s, build %016llx, and rank 0 lean " LEAN_VERSION
+                         ", build %016llx: all ranks need the same program",
+                         rank->name, hello->version, (unsigned long long)hello->build,
+                         (unsigned long long)build);
+    lean__hello__free_unpacked(hello, NULL);
+    return status;
+}
+
+static void count_local(struct cluster *cluster)
+{
+    const uint32_t n = cluster->world->n_rank;
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t j = 0; j < n; j++)
+            cluster->rank[i].n_local +=
+                !strcmp(cluster->rank[i].inventory.host, cluster->rank[j].inventory.host);
+}
+
+static enum lm_status join(struct cluster *cluster, struct lm_error *err)
+{
+    const struct cluster_config *config = &cluster->config;
+    const struct world_mpi_config mpi = {.liveness_timeout_s = config->liveness_timeout_s,
+                                         .spin_us = config->spin_us,
+                                         .interface = config->interface};
+    char host[65] = "";
+    enum lm_status status = world_mpi_open(&cluster->world, &mpi, err);
+    if (status != LM_OK) return status;
+    const uint32_t n_rank = cluster->world->n_rank;
+    cluster->rank = calloc(n_rank, sizeof(*cluster->rank));
+    if (!cluster->rank) return lm_fail(err, LM_E_NO_MEM, "no memory for %u ranks", n_rank);
+    if (gethostname(host, sizeof(host) - 1)) strcpy(host, "localhost");
+    for (uint32_t i = 0; i < n_rank; i++)
+        snprintf(cluster->rank[i].name, sizeof(cluster->rank[i].name), "rank %u", i);
+    name_rank(&cluster->rank[0], 0, host);
+    cluster->rank[0].pid = getpid();
+    status = gather(cluster, LEAN__FRAME_TYPE__HELLO, take_hello, err);
+    if (status == LM_OK) count_local(cluster);
+    if (status == LM_OK)
+        status = cluster->world->ops->edge_open(cluster->world, true, &cluster->edge, err);
+    return status;
+}
+
+enum lm_status cluster_open(struct cluster **out, const struct cluster_config *config,
+                            struct lm_error *err)
+{
+    uint32_t rank, n_rank;
+    *out = NULL;
+    if (!config->enabled || !world_mpi_launched(&rank, &n_rank) || n_rank < 2) return LM_OK;
+    struct cluster *cluster = calloc(1, sizeof(*cluster));
+    if (!cluster) return lm_fail(err, LM_E_NO_MEM, "no memory for a cluster");
+    cluster->config = *config;
+    cluster->deadline_s = log_now_s() + config->startup_timeout_s;
+    const enum lm_status status = join(cluster, err);
+    if (status != LM_OK) {
+        cluster_close(cluster);
+        return status;
+    }
+    *out = cluster;
+    return LM_OK;
+}
+
+/* ---- what they have, and get -------------------------------------------------------------- */
+
+static enum lm_status take_inventory(struct cluster *cluster, const struct frame *frame,
+                                     struct lm_error *err)
+{
+    Lean__Inventory *message = cluster_unpack(frame, &lean__inventory__descriptor, err);
+    if (!message) return LM_E_FORMAT;
+    struct inventory *const inventory = &cluster->rank[frame->from].inventory;
+    inventory->n_thread = message->n_thread;
+    inventory->ram_bytes = message->ram_bytes;
+    inventory->memory_bytes_s = message->memory_bytes_s;
+    inventory->disk_bytes_s = message->disk_bytes_s;
+    lean__inventory__free_unpacked(message, NULL);
+    return LM_OK;
+}
+
+static uint64_t without_reserve(uint64_t n_bytes)
+{
+    const uint64_t reserve = n_bytes / 8;
+    return n_bytes - (reserve < MEMORY_PLAN_RESERVE_MAX ? reserve : MEMORY_PLAN_RESERVE_MAX);
+}
+
+enum lm_status cluster_share_model(struct cluster *cluster, const struct gguf_file *file,
+                                   const char *path, uint64_t ram_bytes, uint32_t n_thread,
+                                   struct lm_error *err)
+{
+    Lean__ModelFile model = LEAN__MODEL_FILE__INIT;
+    char *const absolute = realpath(path, NULL);
+    model.path = absolute ? absolute : (char *)path;
+    model.has_n_thread = n_thread > 0;
+    model.n_thread = n_thread;
+    enum lm_status status = gguf_fingerprint(file, &model.fingerprint, err);
+    if (status == LM_OK) status = weights_sample(file, &model.weights, err);
+    if (status == LM_OK) status = send_to_all(cluster, LEAN__FRAME_TYPE__MODEL, &model.base, err);
+    if (status == LM_OK) {
+        inventory_take(&cluster->rank[0].inventory, path, n_thread);
+        status = gather(cluster, LEAN__FRAME_TYPE__INVENTORY, take_inventory, err);
+    }
+    free(absolute);
+    for (uint32_t i = 0; i < cluster->world->n_rank && status == LM_OK; i++) {
+        struct cluster_rank *const rank = &cluster->rank[i];
+        const uint32_t share = rank->inventory.n_thread / rank->n_local;
+        rank->n_thread = n_thread ? n_thread : share ? share : 1;
+        rank->ram_bytes =
+            ram_bytes ? ram_bytes : without_reserve(rank->inventory.ram_bytes) / rank->n_local;
+    }
+    return status;
+}
+
+static enum lm_status cut(struct cluster *cluster, const struct partition_model *model,
+                          struct partition_rank *ranks, struct partition_stage *stages,
+                          uint32_t *n_layer, struct lm_error *err)
+{
+    const uint32_t n = cluster->world->n_rank;
+    const char *given = cluster->config.partition;
+    for (uint32_t i = 0; i < n; i++) {
+        const struct cluster_rank *rank = &cluster->rank[i];
+        const bool far = i + 1 < n && strcmp(rank->inventory.host, rank[1].inventory.host);
+        ranks[i] = (struct partition_rank){
+            .ram_bytes = rank->ram_bytes,
+            .memory_bytes_s = rank->inventory.memory_bytes_s / rank->n_local,
+            .disk_bytes_s = rank->inventory.disk_bytes_s / rank->n_local,
+            .hop_s = far ? HOP_NETWORK_S : HOP_HOST_S};
+    }
+    if (!given) return partition_make(stages, model, ranks, n, PARTITION_THROUGHPUT, err);
+    const enum lm_status status = partition_parse(n_layer, n, given, err);
+    return status == LM_OK ? partition_given(stages, model, ranks, n, n_layer, err) : status;
+}
+
+enum lm_status cluster_cut(struct cluster *cluster, const struct gguf_file *file,
+                           const struct hparams *hp, const struct memory_request *request,
+                           struct lm_error *err)
+{
+    const uint32_t n = cluster->world->n_rank;
+    struct partition_model *const model = malloc(sizeof(*model));
+    struct partition_rank *const ranks = calloc(n, sizeof(*ranks));
+    struct partition_stage *const stages = calloc(n, sizeof(*stages));
+    uint32_t *const n_layer = calloc(n, sizeof(*n_layer));
+    enum lm_status status;
+    if (model && ranks && stages && n_layer) {
+        partition_model_take(model, file, hp, request);
+        status = cut(cluster, model, ranks, stages, n_layer, err);
+    } else {
+        status = lm_fail(err, LM_E_NO_MEM, "no memory for %u ranks", n);
+    }
+    for (uint32_t i = 0; i < n && status == LM_OK; i++) {
+        struct cluster_rank *const rank = &cluster->rank[i];
+        rank->layer_begin = stages[i].layer_begin;
+        rank->layer_end = stages[i].layer_end;
+        log_info("%s: layers %u to %u", rank->name, rank->layer_begin, rank->layer_end - 1);
+    }
+    free(n_layer);
+    free(stages);
+    free(ranks);
+    free(model);
+    return status;
+}
+
+enum lm_status cluster_send_setup(struct cluster *cluster, const struct part_config *config,
+                                  const struct run_sizes *sizes, struct lm_error *err)
+{
+    Lean__Setup setup = LEAN__SETUP__INIT;
+    enum lm_status status = LM_OK;
+    setup.n_ctx = sizes->n_ctx;
+    setup.n_slot = sizes->n_slot;
+    setup.n_snapshot = sizes->n_snapshot;
+    setup.n_cache_position = sizes->n_cache_position;
+    setup.prefill_chunk = sizes->prefill_chunk;
+    setup.kv_type = (int32_t)sizes->kv_type;
+    setup.kernels = (char *)config->kernels;
+    setup.expert_slots = (char *)config->expert_slots;
+    setup.policy = (char *)config->policy;
+    setup.prefetch = (char *)config->prefetch;
+    setup.io = (char *)config->io;
+    setup.profile = (char *)config->profile;
+    for (uint32_t i = 1; i < cluster->world->n_rank && status == LM_OK; i++) {
+        const struct cluster_rank *rank = &cluster->rank[i];
+        setup.layer_begin = rank->layer_begin;
+        setup.layer_end = rank->layer_end;
+        setup.ram_bytes = rank->ram_bytes;
+        setup.n_thread = rank->n_thread;
+        setup.pin = config->n_thread == 0 && rank->n_local == 1;
+        status = cluster_send(cluster->world, i, LEAN__FRAME_TYPE__SETUP, &setup.base, err);
+    }
+    return status;
+}
+
+enum lm_status cluster_wait_ready(struct cluster *cluster, struct lm_error *err)
+{
+    return gather(cluster, LEAN__FRAME_TYPE__READY, NULL, err);
+}
+
+/* ---- the end ------------------------------------------------------------------------------ */
+
+void cluster_drained(struct cluster *cluster)
+{
+    cluster->ended = true;
+}
+
+/* Until each rank has said that it ends. What they send besides came too late. */
+static enum lm_status drain(struct cluster *cluster, struct lm_error *err)
+{
+    struct world *world = cluster->world;
+    enum lm_status status = send_to_all(cluster, LEAN__FRAME_TYPE__DRAIN, NULL, err);
+    const double end_s = log_now_s() + END_TIMEOUT_S;
+    for (uint32_t n_bye = 0; n_bye + 1 < world->n_rank && status == LM_OK;) {
+        struct frame *frame;
+        const double left_s = end_s - log_now_s();
+        status = world->ops->recv(world, left_s > 0 ? left_s : 0, &frame, err);
+        if (status == LM_OK) {
+            n_bye += frame->type == LEAN__FRAME_TYPE__BYE;
+            free(frame);
+        }
+    }
+    return status;
+}
+
+void cluster_close(struct cluster *cluster)
+{
+    struct lm_error err;
+    if (!cluster) return;
+    struct world *world = cluster->world;
+    if (world && !cluster->ended) {
+        const enum lm_status status = drain(cluster, &err);
+        if (status == LM_E_BUSY)
+            lm_fail(&err, LM_E_FAIL, "the ranks did not end within %d s", END_TIMEOUT_S);
+        if (status != LM_OK && status != LM_E_RANK_LOST) world->ops->abort(world, &err);
+    }
+    if (cluster->edge) cluster->edge->ops->close(cluster->edge);
+    if (world) world->ops->close(world);
+    free(cluster->rank);
+    free(cluster);
+}

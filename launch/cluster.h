@@ -1,0 +1,77 @@
+/* The ranks of the job that this process was launched into: who they are, what each gets, and when
+ * all of them are ready. Rank 0 asks and settles, the others answer:
+ *
+ *   rank 0                                    ranks 1 ..
+ *   cluster_open          <-- HELLO           who I am; other programs are refused
+ *   cluster_share_model   --> MODEL           opened, its fingerprint compared: nothing is loaded
+ *                         <-- INVENTORY       before that
+ *   cluster_cut, cluster_send_setup --> SETUP loads its layers
+ *   cluster_wait_ready    <-- READY           runs steps (worker/pipeline/stage.h)
+ *   cluster_close         --> DRAIN           ends
+ *
+ * A rank that fails says why instead; that is then the error of rank 0, with the rank's name.
+ *
+ * Threads: one caller. */
+#ifndef LEAN_LAUNCH_CLUSTER_H
+#define LEAN_LAUNCH_CLUSTER_H
+
+#include "launch/inventory.h"
+#include "launch/model_part.h"
+
+struct options;
+struct world;
+
+struct cluster_config {
+    bool enabled;                      /* else one rank, whatever launched this process */
+    const char *partition, *interface; /* or NULL */
+    double startup_timeout_s, liveness_timeout_s;
+    uint32_t spin_us;
+};
+/* Of options_cluster. Strings are borrowed. */
+struct cluster_config cluster_config_from_options(const struct options *options);
+
+/* One rank, as it says; rank 0 is one of them. */
+struct cluster_rank {
+    char name[96]; /* "rank 1 (HOST)" */
+    int64_t pid;
+    struct inventory inventory;
+    uint32_t n_local;   /* ranks on its host */
+    uint64_t ram_bytes; /* budget */
+    uint32_t n_thread;
+    uint32_t layer_begin, layer_end;
+};
+
+struct cluster;
+
+/* Joins the job. *out NULL: there is one rank. LM_E_UNSUPPORTED: a rank runs another program. */
+enum lm_status cluster_open(struct cluster **out, const struct cluster_config *config,
+                            struct lm_error *err);
+/* Ends the ranks in order, if the pipeline has not done so, and leaves the job. NULL is legal. */
+void cluster_close(struct cluster *cluster);
+
+uint32_t cluster_n_rank(const struct cluster *cluster);
+const struct cluster_rank *cluster_rank(const struct cluster *cluster, uint32_t rank);
+struct world *cluster_world(const struct cluster *cluster);
+struct transport_edge *cluster_edge(const struct cluster *cluster); /* to rank 1 */
+
+/* path: of the model, as this rank opened it. ram_bytes, n_thread: as given for each rank; 0: a
+ * rank's share of what its host has. LM_E_FORMAT: a rank has another file there. */
+enum lm_status cluster_share_model(struct cluster *cluster, const struct gguf_file *file,
+                                   const char *path, uint64_t ram_bytes, uint32_t n_thread,
+                                   struct lm_error *err);
+/* Which layers each rank gets. request: of the whole, its sizes settled. */
+enum lm_status cluster_cut(struct cluster *cluster, const struct gguf_file *file,
+                           const struct hparams *hp, const struct memory_request *request,
+                           struct lm_error *err);
+/* config: what is alike on all ranks counts. */
+enum lm_status cluster_send_setup(struct cluster *cluster, const struct part_config *config,
+                                  const struct run_sizes *sizes, struct lm_error *err);
+enum lm_status cluster_wait_ready(struct cluster *cluster, struct lm_error *err);
+/* The pipeline has ended the ranks. */
+void cluster_drained(struct cluster *cluster);
+
+/* All that a rank but 0 does: from joining the job to its end. The error is one that rank 0 cannot
+ * tell of, LM_E_RANK_LOST. */
+enum lm_status cluster_run_rank(const struct cluster_config *config, struct lm_error *err);
+
+#endif

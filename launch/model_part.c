@@ -1,0 +1,169 @@
+/* From a file to a worker. */
+#include "launch/model_part.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "launch/pager_report.h"
+#include "launch/routing_profile.h"
+#include "proto/gguf/gguf.h"
+#include "worker/pager/policy.h"
+
+enum lm_status model_part_open(struct model_part *part, const char *path, struct lm_error *err)
+{
+    const enum lm_status status = gguf_open(&part->file, path, err);
+    return status == LM_OK ? hparams_read(&part->hp, part->file, err) : status;
+}
+
+enum lm_status model_part_find_experts(struct model_part *part, uint32_t layer_begin,
+                                       uint32_t layer_end, struct lm_error *err)
+{
+    return expert_store_create(&part->store, part->file, &part->hp, layer_begin, layer_end, err);
+}
+
+/* ---- memory ------------------------------------------------------------------------------- */
+
+/* "N", "P%" or "min" of n_expert experts. */
+static enum lm_status parse_expert_slots(uint32_t *out, const char *text, uint32_t n_expert,
+                                         struct lm_error *err)
+{
+    char *end;
+    if (!strcmp(text, "min")) {
+        *out = 1; /* the pager raises it to the least that works */
+        return LM_OK;
+    }
+    const double value = strtod(text, &end);
+    const bool percent = *end == '%';
+    if (end == text || end[percent] || !(value > 0) || (percent && value > 100) ||
+        (!percent && (value > UINT32_MAX || value != (uint32_t)value)))
+        return lm_fail(
+            err, LM_E_USAGE,
+            "--expert-slots: '%s' is not a number of experts, a share such as 50%%, or min", text);
+    const double n_slot = percent ? ceil(value / 100 * n_expert) : value;
+    *out = n_slot < n_expert ? (uint32_t)n_slot : n_expert;
+    return LM_OK;
+}
+
+enum lm_status model_part_request_slots(const struct model_part *part,
+                                        struct memory_request *request, const char *expert_slots,
+                                        uint32_t *n_slot, struct lm_error *err)
+{
+    const struct hparams *hp = &part->hp;
+    const uint32_t begin = request->layer_begin;
+    const uint32_t end = request->layer_end ? request->layer_end : hp->n_layer;
+    const uint32_t n_total = hparams_n_expert_of(hp, begin, end);
+    *n_slot = 0;
+    if (!n_total) return LM_OK;
+    request->slot_bytes_min = expert_pager_slot_bytes(part->store, begin, end, hp->n_expert, 1);
+    if (!expert_slots) return LM_OK;
+    const enum lm_status status = parse_expert_slots(n_slot, expert_slots, n_total, err);
+    request->slot_bytes = expert_pager_slot_bytes(part->store, begin, end, hp->n_expert, *n_slot);
+    return status;
+}
+
+enum lm_status model_part_request(const struct model_part *part, const struct part_config *config,
+                                  const struct run_sizes *sizes, struct memory_request *request,
+                                  uint32_t *n_slot, struct lm_error *err)
+{
+    *request = (struct memory_request){.layer_begin = config->layer_begin,
+                                       .layer_end = config->layer_end,
+                                       .n_ctx = sizes->n_ctx,
+                                       .n_slot = sizes->n_slot,
+                                       .n_snapshot = sizes->n_snapshot,
+                                       .n_cache_position = sizes->n_cache_position,
+                                       .prefill_chunk = sizes->prefill_chunk,
+                                       .kv_type = sizes->kv_type,
+                                       .budget_bytes = config->ram_bytes};
+    return model_part_request_slots(part, request, config->expert_slots, n_slot, err);
+}
+
+static enum lm_status plan(struct model_part *part, const struct part_config *config,
+                           const struct run_sizes *sizes, struct memory_plan *out,
+                           struct lm_error *err)
+{
+    struct memory_request request;
+    const struct hparams *hp = &part->hp;
+    const uint32_t begin = config->layer_begin, end = config->layer_end;
+    enum lm_status status =
+        model_part_request(part, config, sizes, &request, &part->n_expert_slot, err);
+    if (status != LM_OK) return status;
+    memory_plan_make(out, part->file, hp, &request);
+    status = memory_plan_check(out, err);
+    if (!out->paged || status != LM_OK) return status;
+    if (!part->n_expert_slot)
+        part->n_expert_slot =
+            expert_pager_slots_for(part->store, begin, end, hp->n_expert, out->slot_bytes);
+    pager_report_plan(
+        out, hp, hparams_n_expert_of(hp, begin, end),
+        expert_pager_slot_count(part->store, begin, end, hp->n_expert, part->n_expert_slot));
+    return LM_OK;
+}
+
+/* ---- loading ------------------------------------------------------------------------------ */
+
+static struct pager_options pager_options(const struct part_config *config, uint32_t n_slot)
+{
+    const char *const io = config->io ? config->io : "auto";
+    const char *const prefetch = config->prefetch ? config->prefetch : "auto";
+    return (struct pager_options){
+        .n_slot = n_slot,
+        .policy = policy_find(config->policy ? config->policy : "lfru"),
+        .prefetch = !strcmp(prefetch, "off")  ? PREFETCH_OFF
+                    : !strcmp(prefetch, "on") ? PREFETCH_ON
+                                              : PREFETCH_AUTO,
+        .engine = !strcmp(io, "uring")   ? DISK_ENGINE_URING
+                  : !strcmp(io, "pread") ? DISK_ENGINE_THREADS
+                                         : DISK_ENGINE_AUTO,
+        .access = !strcmp(io, "buffered") ? DISK_ACCESS_BUFFERED : DISK_ACCESS_AUTO,
+    };
+}
+
+static enum lm_status create_worker(struct model_part *part, const struct part_config *asked,
+                                    const struct run_sizes *sizes, struct lm_error *err)
+{
+    const struct worker_config config = {.file = part->file,
+                                         .hp = &part->hp,
+                                         .store = part->store,
+                                         .pager = pager_options(asked, part->n_expert_slot),
+                                         .backend = part->backend,
+                                         .layer_begin = asked->layer_begin,
+                                         .layer_end = asked->layer_end,
+                                         .in = asked->in,
+                                         .out = asked->out,
+                                         .n_slot = sizes->n_slot + sizes->n_snapshot,
+                                         .n_ctx = sizes->n_ctx,
+                                         .n_position = (uint64_t)sizes->n_slot * sizes->n_ctx +
+                                                       sizes->n_cache_position,
+                                         .n_batch = sizes->prefill_chunk + sizes->n_slot,
+                                         .kv_type = sizes->kv_type,
+                                         .trace_path = asked->trace_path,
+                                         .name = asked->name};
+    return worker_create(&part->worker, &config, err);
+}
+
+enum lm_status model_part_load(struct model_part *part, const struct part_config *config,
+                               const struct run_sizes *sizes, struct lm_error *err)
+{
+    const struct backend_cpu_config cpu = {
+        .n_thread = config->n_thread, .kernels = config->kernels, .pin = config->pin};
+    struct memory_plan made;
+    enum lm_status status = plan(part, config, sizes, &made, err);
+    if (status == LM_OK) status = backend_cpu_create(&part->backend, &cpu, err);
+    if (status == LM_OK) status = create_worker(part, config, sizes, err);
+    if (status == LM_OK && (part->n_expert_slot || config->profile))
+        status = routing_profile_load(worker_pager(part->worker), part->file, &part->hp,
+                                      config->profile, err);
+    if (status == LM_OK) memory_plan_recheck(&made, host_memory_taken(), host_memory_available());
+    return status;
+}
+
+enum lm_status model_part_close(struct model_part *part, struct lm_error *err)
+{
+    const enum lm_status status = worker_close(part->worker, err);
+    expert_store_destroy(part->store);
+    if (part->backend) part->backend->ops->destroy(part->backend);
+    gguf_close(part->file);
+    *part = (struct model_part){.file = NULL};
+    return status;
+}

@@ -1,0 +1,65 @@
+/* What one rank needs of a model to run its layers: the file, the experts' places, a backend, the
+ * worker. Of one rank the layers are all.
+ *
+ *   opened --take_layers--> planned by the caller --load--> ready
+ *
+ * Threads: one caller. */
+#ifndef LEAN_LAUNCH_MODEL_PART_H
+#define LEAN_LAUNCH_MODEL_PART_H
+
+#include "coordinator/plan/memory_plan.h"
+#include "proto/model/hparams.h"
+#include "worker/worker.h"
+
+/* What all ranks have alike, settled by rank 0. */
+struct run_sizes {
+    uint32_t n_ctx, n_slot, n_snapshot, prefill_chunk;
+    uint64_t n_cache_position;
+    enum tensor_type kv_type;
+};
+
+/* How this rank runs; texts as in struct engine_config. */
+struct part_config {
+    uint32_t layer_begin, layer_end;
+    uint64_t ram_bytes; /* budget; 0: what is free */
+    uint32_t n_thread;  /* 0: physical cores */
+    bool pin;           /* threads to cores */
+    const char *kernels, *expert_slots, *policy, *prefetch, *io, *profile;
+    const char *trace_path;
+    const char *name;                /* of the rank, or NULL */
+    struct transport_edge *in, *out; /* or NULL */
+};
+
+struct model_part {
+    struct gguf_file *file;
+    struct hparams hp;
+    struct expert_store *store;
+    struct backend *backend;
+    struct worker *worker;
+    uint32_t n_expert_slot; /* experts in memory; 0: all, mapped */
+};
+
+/* File and hyperparameters. part: zero before. */
+enum lm_status model_part_open(struct model_part *part, const char *path, struct lm_error *err);
+/* Of the layers of a rank, or of all that are to be planned. */
+enum lm_status model_part_find_experts(struct model_part *part, uint32_t layer_begin,
+                                       uint32_t layer_end, struct lm_error *err);
+
+/* What the experts of the request's layers take in slots: as many as expert_slots asks for ("N",
+ * "P%", "min", or NULL: as there is room), at least those that work. *n_slot: asked for; 0: not.
+ * LM_E_USAGE: expert_slots is none of these. */
+enum lm_status model_part_request_slots(const struct model_part *part,
+                                        struct memory_request *request, const char *expert_slots,
+                                        uint32_t *n_slot, struct lm_error *err);
+/* The request of a rank whose sizes are settled. */
+enum lm_status model_part_request(const struct model_part *part, const struct part_config *config,
+                                  const struct run_sizes *sizes, struct memory_request *request,
+                                  uint32_t *n_slot, struct lm_error *err);
+/* Backend, worker, routing profile. LM_E_NO_MEM: the layers do not fit, found before anything is
+ * loaded. */
+enum lm_status model_part_load(struct model_part *part, const struct part_config *config,
+                               const struct run_sizes *sizes, struct lm_error *err);
+/* The error of writing the trace, if there was one; everything is released all the same. */
+enum lm_status model_part_close(struct model_part *part, struct lm_error *err);
+
+#endif
