@@ -39,6 +39,7 @@ struct chat {
     struct engine *engine;
     const struct options *options;
     struct chat_template *template; /* NULL: the model has none */
+    enum tool_format tool_format;   /* of the template */
     struct json_object *messages;   /* array */
     struct token_trie *trie;        /* made when a format is first asked for */
 };
@@ -177,6 +178,7 @@ static enum lm_status compile_template(struct chat *chat, struct lm_error *err)
     if (!path && status == LM_E_NOT_FOUND) return LM_OK;
     if (status != LM_OK) return status;
     status = chat_template_compile(&chat->template, path ? text : source.data, source.n, err);
+    chat->tool_format = tool_format_of_template(path ? text : source.data, source.n);
     free(text);
     return status;
 }
@@ -238,7 +240,9 @@ static enum lm_status render(const struct chat *chat, char **text, size_t *n, st
         lm_fail(err, LM_E_UNSUPPORTED, "%s has no chat template", gguf_path(file));
         return lm_hint(err, "--raw continues a text as it is; --chat-template FILE gives one");
     }
-    struct conversation conversation = {.messages = chat->messages, .add_generation_prompt = true};
+    struct conversation conversation = {.messages = chat->messages,
+                                        .tool_format = chat->tool_format,
+                                        .add_generation_prompt = true};
     if (think && *think) {
         const bool off = !strcmp(think, "off") || !strcmp(think, "none");
         conversation.thinking = off ? THINKING_OFF : THINKING_ON;
@@ -403,6 +407,8 @@ static enum lm_status create_steering(struct reply *reply, struct chat *chat,
         .tokenizer = config->tokenizer,
         .split = config->split,
         .opened = config->opened,
+        .channels = config->channels,
+        .in_answer = config->in_answer,
         .may_think = may_think && !begun,
         .reasoning_budget = -1,
     };
@@ -493,6 +499,8 @@ static enum lm_status generate(struct chat *chat, const char *text, size_t n, bo
         .show_marks = true,
         .split = templated,
         .opened = templated && reasoning_prompt_opens(text, n),
+        .channels = templated && chat->tool_format == TOOL_FORMAT_HARMONY,
+        .in_answer = begun != NULL,
     };
     size_t n_ids;
     int32_t *ids;

@@ -73,6 +73,8 @@ static bool build_prompt(struct generation *generation, const struct chat_fields
         prompt.turns = NULL;
         generation->split = fields->split_reasoning;
         generation->opened = prompt.opens_reasoning;
+        generation->channels = fields->tool.format == TOOL_FORMAT_HARMONY;
+        generation->in_answer = fields->continues;
         generation->may_think = !prompt.opens_reasoning && !prompt.closes_reasoning;
         generation->show_marks = true;
         generation->tools = &fields->tool;

@@ -185,7 +185,8 @@ static void flush_text(struct generation_choice *choice)
 static bool is_recorded(const struct generation_choice *choice)
 {
     const struct generation *generation = choice->generation;
-    return generation->tools && generation->tools->callable && generation->split;
+    return generation->tools && generation->tools->callable && generation->split &&
+           !generation->channels; /* their templates leave out what was thought */
 }
 
 static void on_text(void *context, enum answer_part part, const char *text, size_t n)
@@ -605,6 +606,9 @@ static enum lm_status init_steering(struct generation_choice *choice, struct lm_
         .single_call = tools && !tools->parallel,
         .split = generation->split,
         .opened = generation->opened,
+        .channels = generation->channels,
+        .in_answer = generation->in_answer,
+        .grammar_is_calls = tools && tools->required,
         .may_think = generation->may_think,
         .reasoning_budget = generation->reasoning_budget,
         .budget_message = generation->server->settings.reasoning_budget_message,
@@ -664,6 +668,8 @@ static bool init_choice(struct generation *generation, size_t index, struct api_
         .show_marks = generation->show_marks,
         .split = generation->split,
         .opened = generation->opened,
+        .channels = generation->channels,
+        .in_answer = generation->in_answer,
         .tools = tools ? tools->callable : NULL,
         .tool_format = tools ? tools->format : TOOL_FORMAT_AUTO,
         .single_call = tools && !tools->parallel,

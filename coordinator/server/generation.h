@@ -112,6 +112,7 @@ struct generation {
     struct generation_prompt *prompts; /* [n_prompt] */
     size_t n_prompt;
     bool split, opened, show_marks; /* of the answers' reasoning: answer_stream.h */
+    bool channels, in_answer;       /* likewise */
     bool may_think;                 /* an answer may begin with a reasoning block of its own */
     bool wants_prompt_tokens;
     const struct tool_fields *tools; /* of the sink's context; NULL: calls are text */

@@ -222,7 +222,10 @@ enum lm_status answer_stream_create(struct answer_stream **out, const struct ans
     stream->sink = *sink;
     for (int i = 0; i < N_MARK; i++)
         stream->marks[i] = tokenizer_find(config->tokenizer, mark_texts[i], strlen(mark_texts[i]));
-    reasoning_init(&stream->splitter, config->opened, emit, stream);
+    if (config->channels)
+        reasoning_init_channels(&stream->splitter, config->opened, config->in_answer, emit, stream);
+    else
+        reasoning_init(&stream->splitter, config->opened, emit, stream);
     const struct tool_sink tool_sink = {emit_content, emit_call, emit_arguments, emit_call_end,
                                         stream};
     enum lm_status status = LM_OK;
@@ -289,7 +292,8 @@ static bool is_shown(const struct answer_stream *stream, int32_t id)
     for (int i = 0; i < N_MARK; i++)
         if (id == stream->marks[i]) return true;
     const char *const text = tokenizer_token_bytes(config->tokenizer, id, true, &n);
-    return config->tools && tool_format_mentions(config->tool_format, text, n);
+    return (config->channels && reasoning_is_channel_mark(text, n)) ||
+           (config->tools && tool_format_mentions(config->tool_format, text, n));
 }
 
 static bool is_inside(const struct answer_stream *stream)

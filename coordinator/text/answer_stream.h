@@ -64,6 +64,8 @@ struct answer_config {
     bool show_marks;   /* so do marks of reasoning and calls, where they are control tokens */
     bool split;        /* reasoning is told from content; else all is content */
     bool opened;       /* the prompt ends inside of a reasoning block */
+    bool channels;     /* the model writes channels (reasoning.h) */
+    bool in_answer;    /* of them: the prompt ends inside of the answer */
     struct json_object *tools;    /* those that may be called; NULL: calls are text */
     enum tool_format tool_format; /* not AUTO, if there are any */
     bool single_call;             /* nothing counts after the first */

@@ -5,8 +5,10 @@
 #include <string.h>
 
 #include "coordinator/grammar/grammar.h"
+#include "coordinator/grammar/grammar_builder.h"
 #include "coordinator/text/reasoning.h"
 #include "coordinator/text/tokenizer.h"
+#include "coordinator/text/tool_grammar.h"
 #include "coordinator/text/tool_parser.h"
 
 struct steering {
@@ -17,6 +19,8 @@ struct steering {
     struct reasoning_splitter splitter;
     int32_t think_begin; /* token, or -1 */
 
+    struct grammar *headers;         /* channels with a grammar for the content; else NULL */
+    struct grammar_matcher *header;  /* of the header being written, or NULL */
     struct grammar_matcher *content; /* NULL: free */
     bool has_content;                /* a byte of it has come */
     struct tool_parser *calls;       /* finds where calls begin; NULL: they are free */
@@ -102,6 +106,7 @@ static void take_content(struct steering *steering, const char *bytes, size_t n)
         !tool_parser_held(steering->calls))
         drop_matcher(&steering->call);
     enter_call(steering);
+    steering->splitter.eager = steering->content || steering->call;
     if (tool_parser_failed(steering->calls) && steering->status == LM_OK)
         steering->status = lm_fail(&steering->error, LM_E_NO_MEM, "no memory for a tool call");
 }
@@ -119,7 +124,8 @@ static enum lm_status make_closing(struct steering *steering, struct lm_error *e
     const char *message = config->budget_message ? config->budget_message : "";
     char *text = NULL;
     if (config->reasoning_budget < 0 || !config->split) return LM_OK;
-    if (asprintf(&text, "%s</think>", message) < 0)
+    const char *const end = config->channels ? "<|end|><|start|>assistant" : "</think>";
+    if (asprintf(&text, "%s%s", message, end) < 0)
         return lm_fail(err, LM_E_NO_MEM, "no memory for an answer");
     const enum lm_status status =
         tokenizer_encode(config->tokenizer, text, strlen(text), true, false, &steering->closing,
@@ -127,6 +133,49 @@ static enum lm_status make_closing(struct steering *steering, struct lm_error *e
     free(text);
     steering->n_closed = steering->n_closing;
     return status;
+}
+
+/* ---- headers */
+
+static enum lm_status make_headers(struct steering *steering, struct lm_error *err)
+{
+    const struct steering_config *config = &steering->config;
+    struct grammar_builder *builder;
+    enum lm_status status = grammar_builder_create(&builder, err);
+    if (status != LM_OK) return status;
+    grammar_expr kinds[3];
+    size_t n = 0;
+    if (config->may_think)
+        kinds[n++] = tool_grammar_markup(builder, "<|channel|>analysis<|message|>");
+    if (!config->grammar_is_calls)
+        kinds[n++] = tool_grammar_markup(builder, "<|channel|>final<|message|>");
+    if (config->grammar_is_calls || config->call_grammar)
+        kinds[n++] = tool_grammar_markup(builder, "<|channel|>commentary to=");
+    const grammar_expr start =
+        grammar_build_optional(builder, tool_grammar_markup(builder, "<|start|>assistant"));
+    status = grammar_builder_finish(
+        &steering->headers, builder,
+        grammar_build_sequence(builder,
+                               (grammar_expr[]){start, grammar_build_choice(builder, kinds, n)}, 2),
+        err);
+    grammar_builder_destroy(builder);
+    return status;
+}
+
+/* Follows the header, if one is being written, with bytes that have come or none. */
+static void take_header(struct steering *steering, const char *bytes, size_t n)
+{
+    const bool in_header = steering->splitter.state == REASONING_START;
+    if (!steering->headers) return;
+    if (!in_header) {
+        drop_matcher(&steering->header);
+        return;
+    }
+    if (!steering->header && steering->status == LM_OK)
+        steering->status = grammar_matcher_create(&steering->header, steering->headers,
+                                                  steering->config.trie, &steering->error);
+    else if (steering->header && !grammar_matcher_take(steering->header, bytes, n))
+        drop_matcher(&steering->header);
 }
 
 static size_t bad_begin(const struct bad_words *bad, size_t i)
@@ -169,6 +218,8 @@ static enum lm_status init(struct steering *steering, struct lm_error *err)
         if (tokenizer_is_end(config->tokenizer, (int32_t)id)) set_bit(steering->end, (int32_t)id);
     if (status == LM_OK && config->grammar)
         status = grammar_matcher_create(&steering->content, config->grammar, config->trie, err);
+    if (status == LM_OK && config->grammar && config->channels && config->split)
+        status = make_headers(steering, err);
     if (status == LM_OK && config->call_grammar)
         status = tool_parser_create(&steering->calls, config->tool_format, config->tools,
                                     config->single_call, &sink, err);
@@ -198,8 +249,14 @@ enum lm_status steering_create(struct steering **out, const struct steering_conf
         return status;
     }
     steering->think_begin = tokenizer_find(config->tokenizer, "<think>", 7);
-    reasoning_init(&steering->splitter, config->opened, on_part, steering);
+    if (config->channels)
+        reasoning_init_channels(&steering->splitter, config->opened, config->in_answer, on_part,
+                                steering);
+    else
+        reasoning_init(&steering->splitter, config->opened, on_part, steering);
     if (!config->split) steering->splitter.state = REASONING_PLAIN;
+    steering->splitter.eager = config->grammar != NULL;
+    take_header(steering, "", 0);
     force_closing(steering);
     *out = steering;
     return LM_OK;
@@ -208,6 +265,8 @@ enum lm_status steering_create(struct steering **out, const struct steering_conf
 void steering_destroy(struct steering *steering)
 {
     if (!steering) return;
+    grammar_matcher_destroy(steering->header);
+    grammar_unref(steering->headers);
     grammar_matcher_destroy(steering->content);
     grammar_matcher_destroy(steering->call);
     tool_parser_destroy(steering->calls);
@@ -233,6 +292,7 @@ static const uint32_t *content_mask(struct steering *steering)
 {
     const struct steering_config *config = &steering->config;
     if (steering->call) return grammar_matcher_mask(steering->call);
+    if (steering->header) return grammar_matcher_mask(steering->header);
     if (config->single_call && steering->n_call) return steering->end;
     if (!steering->content || steering->n_call) return NULL;
     const uint32_t *mask = grammar_matcher_mask(steering->content);
@@ -314,9 +374,10 @@ enum lm_status steering_take(struct steering *steering, int32_t id, const char *
     note_recent(steering, id);
     if (steering->n_closed < steering->n_closing) steering->n_closed++;
     reasoning_push(&steering->splitter, bytes, n);
+    take_header(steering, bytes, n);
     /* where content is held to a grammar, only the marker's own token begins the reasoning */
-    if (steering->content && steering->splitter.state == REASONING_START &&
-        id != steering->think_begin)
+    if (steering->content && !steering->config.channels &&
+        steering->splitter.state == REASONING_START && id != steering->think_begin)
         reasoning_finish(&steering->splitter);
     if (steering->splitter.state == REASONING_INSIDE) {
         steering->n_reasoning += was_inside;

@@ -8,6 +8,9 @@
  * the answer cannot end before; all tokens but the request's own are forbidden, and the last one of
  * a bad word. What is left over is never nothing: a weaker rule gives way.
  *
+ * Where the model writes channels and the content has a grammar, the headers between are held to
+ * those that lead to reasoning or to such content.
+ *
  * A steering follows the bytes of one sequence itself, since what the sink of an answer_stream
  * gets is held back for stop strings.
  *
@@ -47,6 +50,8 @@ struct steering_config {
     struct json_object *tools;     /* likewise */
     bool single_call;              /* only end tokens follow the first */
     bool split, opened;            /* reasoning: answer_stream.h */
+    bool channels, in_answer;      /* likewise */
+    bool grammar_is_calls;         /* the content is to be calls */
     bool may_think;                /* the answer may begin with a reasoning block of its own */
     int64_t reasoning_budget;      /* tokens; -1: none */
     const char *budget_message;    /* comes before the end marker that is forced, or NULL */

@@ -13,7 +13,7 @@ struct template_traits template_traits(const char *source, size_t n)
 {
     return (struct template_traits){
         .tools = mentions(source, n, "tools"),
-        .reasoning = mentions(source, n, "<think>"),
+        .reasoning = mentions(source, n, "<think>") || mentions(source, n, "<|channel|>analysis"),
         .reasoning_switch = mentions(source, n, "enable_thinking"),
         .tool_format = tool_format_of_template(source, n),
     };

@@ -12,7 +12,7 @@
 
 struct template_traits {
     bool tools;            /* shows `tools` to the model */
-    bool reasoning;        /* knows <think> */
+    bool reasoning;        /* knows <think>, or a channel for it */
     bool reasoning_switch; /* reads enable_thinking */
     enum tool_format tool_format;
 };

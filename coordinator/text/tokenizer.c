@@ -240,6 +240,11 @@ static enum lm_status read_roles(struct tokenizer *tokenizer, const struct gguf_
         tokenizer->tokens[id].kind = TOKEN_CONTROL;
         tokenizer->tokens[id].is_end = true;
     }
+    /* Where other tokens end an answer, this one ends one of its messages. */
+    const int32_t end = find_text(tokenizer, "<|end|>");
+    if (end >= 0 && end != tokenizer->eos && end != eot && end != eom &&
+        find_text(tokenizer, "<|return|>") >= 0 && find_text(tokenizer, "<|call|>") >= 0)
+        tokenizer->tokens[end].is_end = false;
     for (size_t i = 0; i < sizeof(fim_kinds) / sizeof(*fim_kinds) && status == LM_OK; i++) {
         const struct fim_kind *fim = &fim_kinds[i];
         int32_t id;

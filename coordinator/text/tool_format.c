@@ -275,6 +275,7 @@ static void name_thinking(struct json_object *message)
     const bool has_content =
         json_object_is_type(content, json_type_string) && json_object_get_string_len(content);
     struct byte_buffer text = {0};
+    if (calls && !content) json_object_object_add(message, "content", json_object_new_string(""));
     if (!json_object_is_type(reasoning, json_type_string)) return;
     put_string(&text, reasoning);
     if (calls && has_content) {

@@ -57,9 +57,7 @@ static enum lm_status blame(struct lm_error *err, struct json_object *function,
 
 /* ---- pieces */
 
-/* A text of the syntax. Where it has control tokens of its own, these may be taken for it; their
- * bytes begin with one that is in no text (grammar.h). NULL: nothing. */
-static grammar_expr markup(struct grammar_builder *builder, const char *text)
+grammar_expr tool_grammar_markup(struct grammar_builder *builder, const char *text)
 {
     struct sequence whole = {0};
     if (!text) return GRAMMAR_EMPTY;
@@ -134,7 +132,7 @@ static grammar_expr behind_name(struct grammar_builder *builder, const struct to
             2);
     if (!syntax->described) return GRAMMAR_EMPTY;
     for (size_t i = 0; i < N_WORDS; i++)
-        choices[i] = markup(builder, words[i]);
+        choices[i] = tool_grammar_markup(builder, words[i]);
     return grammar_build_choice(builder, choices, N_WORDS);
 }
 
@@ -143,11 +141,11 @@ static grammar_expr call_head(struct grammar_builder *builder, const struct tool
                               struct json_object *function)
 {
     struct sequence head = {0};
-    add(&head, markup(builder, syntax->call_open));
+    add(&head, tool_grammar_markup(builder, syntax->call_open));
     if (syntax->prefix) add(&head, grammar_build_string(builder, syntax->prefix));
     add(&head, grammar_build_string(builder, name_of(function)));
     add(&head, behind_name(builder, syntax));
-    add(&head, markup(builder, syntax->name_close));
+    add(&head, tool_grammar_markup(builder, syntax->name_close));
     return end_sequence(builder, &head);
 }
 
@@ -158,9 +156,9 @@ static grammar_expr arguments_call(struct grammar_builder *builder,
     struct sequence call = {0};
     add(&call, call_head(builder, syntax, function));
     add(&call, arguments);
-    add(&call, markup(builder, syntax->body_close));
+    add(&call, tool_grammar_markup(builder, syntax->body_close));
     /* the end of a channel's message is the end of the answer */
-    if (!syntax->described) add(&call, markup(builder, syntax->call_close));
+    if (!syntax->described) add(&call, tool_grammar_markup(builder, syntax->call_close));
     return end_sequence(builder, &call);
 }
 
@@ -178,7 +176,7 @@ static grammar_expr closed(struct grammar_builder *builder, const struct tool_sy
     struct sequence sequence = {0};
     add(&sequence, value);
     if (syntax->line_breaks) add(&sequence, line_break(builder));
-    add(&sequence, markup(builder, syntax->value_close));
+    add(&sequence, tool_grammar_markup(builder, syntax->value_close));
     return end_sequence(builder, &sequence);
 }
 
@@ -297,11 +295,11 @@ static grammar_expr tagged_parameter(struct grammar_builder *builder,
                                      grammar_expr value)
 {
     struct sequence parameter = {0};
-    add(&parameter, markup(builder, syntax->key_open));
+    add(&parameter, tool_grammar_markup(builder, syntax->key_open));
     add(&parameter, key);
-    add(&parameter, markup(builder, syntax->key_close));
+    add(&parameter, tool_grammar_markup(builder, syntax->key_close));
     if (syntax->value_open) add(&parameter, line_break(builder));
-    add(&parameter, markup(builder, syntax->value_open));
+    add(&parameter, tool_grammar_markup(builder, syntax->value_open));
     if (syntax->line_breaks) add(&parameter, grammar_build_string(builder, "\n"));
     add(&parameter, value);
     add(&parameter, line_break(builder));
@@ -385,7 +383,7 @@ static enum lm_status tagged_call(struct grammar_builder *builder, const struct 
     add(&call, call_head(builder, syntax, function));
     add(&call, line_break(builder));
     add(&call, parameters);
-    add(&call, markup(builder, syntax->call_close));
+    add(&call, tool_grammar_markup(builder, syntax->call_close));
     *out = end_sequence(builder, &call);
     return LM_OK;
 }
@@ -449,11 +447,11 @@ static grammar_expr section_of(struct grammar_builder *builder, const struct too
             2);
     if (parallel && syntax->many) call = repeated(builder, call, separator);
     if (!syntax->section_open || syntax->only_first) return call;
-    add(&section, markup(builder, syntax->section_open));
+    add(&section, tool_grammar_markup(builder, syntax->section_open));
     add(&section, syntax->list ? grammar_build_string(builder, "[") : gap);
     add(&section, call);
     add(&section, syntax->list ? grammar_build_string(builder, "]") : gap);
-    add(&section, markup(builder, syntax->section_close));
+    add(&section, tool_grammar_markup(builder, syntax->section_close));
     return end_sequence(builder, &section);
 }
 
@@ -466,7 +464,7 @@ static grammar_expr start_of(struct grammar_builder *builder, const struct tool_
         if (!syntax->is_marker || !syntax->section_open) return section;
         /* some models leave the section's mark out, or it came with an earlier call */
         const grammar_expr close = grammar_build_sequence(
-            builder, (grammar_expr[]){gap, markup(builder, syntax->section_close)}, 2);
+            builder, (grammar_expr[]){gap, tool_grammar_markup(builder, syntax->section_close)}, 2);
         const grammar_expr calls = parallel && syntax->many ? repeated(builder, call, gap) : call;
         const grammar_expr bare = grammar_build_sequence(
             builder, (grammar_expr[]){calls, grammar_build_optional(builder, close)}, 2);

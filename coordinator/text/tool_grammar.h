@@ -10,11 +10,16 @@
 
 #include <stdbool.h>
 
+#include "coordinator/grammar/grammar_builder.h"
 #include "coordinator/text/tool_format.h"
 #include "proto/base/error.h"
 
 struct grammar;
 struct json_object; /* json-c */
+
+/* A text of a syntax. Where it has control tokens of its own, these may be taken for it
+ * (GRAMMAR_CONTROL_BYTE). NULL: nothing. */
+grammar_expr tool_grammar_markup(struct grammar_builder *builder, const char *text);
 
 enum tool_grammar_scope {
     TOOL_GRAMMAR_CALL,  /* a call, or a section of them, from its marker on; arguments by schema

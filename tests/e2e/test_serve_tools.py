@@ -1,5 +1,6 @@
 """Tool calls on all routes that have them, in every syntax, read by the clients' own packages."""
 import json
+import tempfile
 import unittest
 
 import serve
@@ -104,7 +105,7 @@ class Tools(unittest.TestCase):
                     self.assertIn(call.function.name, names)
                     self.check_arguments(call.function.name, call.function.arguments)
                     # sampled freely the calls are as well-formed
-                    answer = self.chat(tool_choice=choice, temperature=1.5, seed=5)
+                    answer = self.chat(tool_choice=choice, temperature=1.5, seed=5, max_tokens=80)
                     for call in answer.message.tool_calls:
                         self.assertIn(call.function.name, names)
                         if answer.finish_reason == "tool_calls":
@@ -128,6 +129,30 @@ class Tools(unittest.TestCase):
                     self.assertEqual(call.function.name, "set_alarm")
             if syntax == "qwen_xml":
                 self.assertGreater(made, 0, "the model made no call of its own")
+
+    def test_channels_are_reasoning_and_content(self):
+        template = ("{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}"
+                    "<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endfor %}"
+                    "<|start|>assistant{# <|channel|>analysis #}")
+        with tempfile.NamedTemporaryFile("w", suffix=".jinja") as file:
+            file.write(template)
+            file.flush()
+            self.start("--chat-template", file.name)
+            props = self.server.get("/props").json
+            self.assertIn("<|channel|>", props["chat_template"])
+            schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9, "minimum": 0}},
+                      "required": ["a"]}
+            fields = {"tools": [], "response_format": {"type": "json_schema", "json_schema": {
+                "name": "n", "schema": schema}}}
+            for budget in (0, 5):
+                answer = self.chat(**fields, temperature=1, seed=1, extra_body={"thinking_token_budget": budget})
+                self.assertEqual(answer.finish_reason, "stop", answer)
+                self.assertIn(json.loads(answer.message.content)["a"], range(10))
+                self.assertNotIn("<|", answer.message.content)
+                self.assertNotIn("<|", answer.message.model_extra.get("reasoning_content") or "")
+            answer = self.chat(tool_choice=named("set_alarm"), extra_body={"thinking_token_budget": 4})
+            self.assertEqual((answer.finish_reason, len(answer.message.tool_calls)), ("tool_calls", 1))
+            self.check_arguments("set_alarm", answer.message.tool_calls[0].function.arguments)
 
     def test_none_keeps_the_definitions_in_the_prompt(self):
         self.start()

@@ -258,6 +258,50 @@ static void test_calls_are_held_from_their_marker_on(void **state)
     json_object_put(tools);
 }
 
+static void take_text(struct steering *steering, const char *text)
+{
+    char one[2] = {0};
+    while ((*one = *text++))
+        take(steering, one);
+}
+
+static void test_headers_lead_to_the_content(void **state)
+{
+    (void)state;
+    struct steering_config config = {.channels = true,
+                                     .split = true,
+                                     .may_think = true,
+                                     .grammar = grammar_of("root ::= \"x\""),
+                                     .trie = trie,
+                                     .reasoning_budget = -1};
+    struct steering *steering = create(config);
+    assert_true(allows(steering, "<") && !allows(steering, "x") && !allows(steering, "<|im_end|>"));
+    take_text(steering, "<|channel|>");
+    assert_true(allows(steering, "a") && allows(steering, "f") && !allows(steering, "c"));
+    take_text(steering, "analysis<|message|>");
+    assert_true(allows(steering, "b") && !allows(steering, "<|im_end|>"));
+    take_text(steering, "well<|end|>");
+    assert_false(allows(steering, "x"));
+    take_text(steering, "<|start|>assistant<|channel|>final<|message|>");
+    assert_true(allows(steering, "x") && !allows(steering, "b"));
+    take(steering, "x");
+    assert_true(steering_finished(steering));
+    steering_destroy(steering);
+
+    config.grammar_is_calls = true;
+    steering = create(config);
+    take_text(steering, "<|channel|>");
+    assert_true(allows(steering, "c") && !allows(steering, "f"));
+    steering_destroy(steering);
+
+    struct steering_config budget = {.channels = true, .split = true, .reasoning_budget = 1};
+    steering = create(budget);
+    take_text(steering, "<|channel|>analysis<|message|>a");
+    assert_int_equal(count_allowed(steering), 1); /* of the end mark */
+    steering_destroy(steering);
+    grammar_unref(config.grammar);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -267,6 +311,7 @@ int main(void)
         cmocka_unit_test(test_a_budget_closes_the_reasoning),
         cmocka_unit_test(test_the_requests_own_tokens),
         cmocka_unit_test(test_bad_words_are_not_completed),
+        cmocka_unit_test(test_headers_lead_to_the_content),
         cmocka_unit_test(test_calls_are_held_from_their_marker_on),
     };
     return cmocka_run_group_tests(tests, open_vocabulary, close_vocabulary);

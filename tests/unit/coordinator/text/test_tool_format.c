@@ -163,7 +163,7 @@ static void test_history_has_the_ids_of_the_syntax(void **state)
           "\"reasoning_content\":\"r\",\"tool_calls\":[]},{\"content\":\"b\"}]",
           "[{\"content\":\"a\",\"reasoning_content\":\"r\",\"thinking\":\"r\"},{\"content\":"
           "\"\",\"reasoning_content\":\"r\",\"tool_calls\":[],\"thinking\":\"r\\n\\na\"},"
-          "{\"content\":null,\"reasoning_content\":\"r\",\"tool_calls\":[],\"thinking\":\"r\"},"
+          "{\"content\":\"\",\"reasoning_content\":\"r\",\"tool_calls\":[],\"thinking\":\"r\"},"
           "{\"content\":\"b\"}]");
 }
 
