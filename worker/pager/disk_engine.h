@@ -25,8 +25,9 @@ struct disk_piece {
     uint64_t offset, n_bytes;
     uint64_t n_needed; /* <= n_bytes: a direct call asks for whole blocks, also past the end */
 
-    uint64_t n_tail;  /* bytes at `to` that the last call brought: a part of a block */
-    uint32_t n_retry; /* calls in a row that were interrupted */
+    uint64_t n_counted; /* of the reader's piece_bytes */
+    uint64_t n_tail;    /* bytes at `to` that the last call brought: a part of a block */
+    uint32_t n_retry;   /* calls in a row that were interrupted */
     enum read_failure failure;
     int os_error;
 };
@@ -59,7 +60,8 @@ struct disk_reader {
     size_t arena_bytes;
     uint32_t depth;
     bool drop_cached;
-    bool direct; /* changes only while nothing is queued or running */
+    bool direct;          /* changes only while nothing is queued or running */
+    bool shallow_is_fast; /* the caller's thread */
 
     pthread_mutex_t lock;
     pthread_cond_t work;  /* the threads engine waits for reads, or for stop */
@@ -67,7 +69,9 @@ struct disk_reader {
 
     /* under lock */
     struct disk_read_list queue[READ_PRIORITY_COUNT], done;
-    uint32_t n_piece;   /* running */
+    uint32_t n_piece;     /* running */
+    uint64_t piece_bytes; /* of them */
+    bool shallow;
     size_t n_submitted; /* reads queued or running */
     bool stop;
     double busy_since_s; /* while n_piece > 0 */
@@ -92,7 +96,9 @@ struct disk_read *disk_engine_end(struct disk_reader *reader, const struct disk_
 /* Checks the bytes and hands the read back to the caller. */
 void disk_engine_deliver(struct disk_reader *reader, struct disk_read *read);
 
-/* Starts a thread that no signal interrupts. */
+/* Starts a thread that no signal interrupts, and that runs at once when it has something to do: its
+ * time slice is the shortest there is, so that it need not wait for the end of those of the threads
+ * that compute, 1 to 3 ms in which the disk would idle. */
 enum lm_status disk_engine_thread(pthread_t *out, void *(*run)(void *), void *context,
                                   struct lm_error *err);
 

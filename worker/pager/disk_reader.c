@@ -6,12 +6,14 @@
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -22,7 +24,9 @@ enum {
     DEPTH_DEFAULT = 8,
     DEPTH_MAX = 32,
     RETRY_MAX = 1000,
-    SPLIT_BYTES = 4 << 20, /* a larger extent is read in four pieces at once */
+    SPLIT_BYTES = 4 << 20,   /* a larger extent is read in four pieces at once */
+    SHALLOW_BYTES = 2 << 20, /* at once when shallow, */
+    SHALLOW_PIECES = 2,      /* but at least so many */
     PIECE_BYTES_MAX = 64 << 20,
     SLOW_S = 10 /* without any read coming back, this is worth a line */
 };
@@ -131,14 +135,26 @@ static struct disk_read *first_queued_locked(struct disk_reader *reader)
     return NULL;
 }
 
+/* Whether another piece may run beside those that do. */
+static bool has_room_locked(const struct disk_reader *reader)
+{
+    return !reader->shallow || reader->n_piece < SHALLOW_PIECES ||
+           reader->piece_bytes < SHALLOW_BYTES;
+}
+
+static struct disk_read *next_read_locked(struct disk_reader *reader)
+{
+    return has_room_locked(reader) ? first_queued_locked(reader) : NULL;
+}
+
 enum disk_take disk_engine_take(struct disk_reader *reader, bool wait, struct disk_piece *out)
 {
     enum disk_take take = DISK_TAKE_PIECE;
     pthread_mutex_lock(&reader->lock);
-    struct disk_read *read = first_queued_locked(reader);
+    struct disk_read *read = next_read_locked(reader);
     while (wait && !read && !reader->stop) {
         pthread_cond_wait(&reader->work, &reader->lock);
-        read = first_queued_locked(reader);
+        read = next_read_locked(reader);
     }
     if (reader->stop) {
         take = DISK_TAKE_STOP;
@@ -152,8 +168,10 @@ enum disk_take disk_engine_take(struct disk_reader *reader, bool wait, struct di
             read->state = READ_RUNNING;
         }
         if (!reader->n_piece++) reader->busy_since_s = log_now_s();
+        reader->piece_bytes += out->n_needed;
+        out->n_counted = out->n_needed;
         /* A wake-up is for one thread: pass it on if there is more to do. */
-        if (wait && first_queued_locked(reader)) pthread_cond_signal(&reader->work);
+        if (wait && next_read_locked(reader)) pthread_cond_signal(&reader->work);
     }
     pthread_mutex_unlock(&reader->lock);
     return take;
@@ -164,6 +182,8 @@ struct disk_read *disk_engine_end(struct disk_reader *reader, const struct disk_
     struct disk_read *read = piece->read;
     pthread_mutex_lock(&reader->lock);
     if (!--reader->n_piece) reader->stats.busy_s += log_now_s() - reader->busy_since_s;
+    reader->piece_bytes -= piece->n_counted;
+    if (reader->shallow && first_queued_locked(reader)) pthread_cond_signal(&reader->work);
     if (piece->failure && !read->failure) {
         read->failure = piece->failure;
         read->os_error = piece->os_error;
@@ -236,15 +256,50 @@ void disk_engine_deliver(struct disk_reader *reader, struct disk_read *read)
     pthread_mutex_unlock(&reader->lock);
 }
 
+/* What of struct sched_attr the kernel knew first; <linux/sched/types.h> clashes with <sched.h>. */
+struct slice_attributes {
+    uint32_t size, policy;
+    uint64_t flags;
+    int32_t nice;
+    uint32_t priority;
+    uint64_t runtime_ns, deadline_ns, period_ns;
+};
+
+struct thread_start {
+    void *(*run)(void *);
+    void *context;
+};
+
+/* Kernels before 6.12 take it for the slice of another class of scheduling, and ignore it. */
+static void *run_hastily(void *argument)
+{
+    enum { SLICE_NS = 100000 /* the least */ };
+    const struct thread_start start = *(struct thread_start *)argument;
+    struct slice_attributes attributes;
+    free(argument);
+    if (!syscall(SYS_sched_getattr, 0, &attributes, sizeof(attributes), 0) &&
+        attributes.policy == SCHED_OTHER) {
+        attributes.runtime_ns = SLICE_NS;
+        syscall(SYS_sched_setattr, 0, &attributes, 0);
+    }
+    return start.run(start.context);
+}
+
 enum lm_status disk_engine_thread(pthread_t *out, void *(*run)(void *), void *context,
                                   struct lm_error *err)
 {
     sigset_t all, before;
+    struct thread_start *start = malloc(sizeof(*start));
+    if (!start) return lm_fail(err, LM_E_NO_MEM, "disk reader: no memory for a thread");
+    *start = (struct thread_start){run, context};
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    const int failed = pthread_create(out, NULL, run, context);
+    const int failed = pthread_create(out, NULL, run_hastily, start);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
-    if (failed) return lm_fail(err, LM_E_NO_MEM, "disk reader: no thread: %s", strerror(failed));
+    if (failed) {
+        free(start);
+        return lm_fail(err, LM_E_NO_MEM, "disk reader: no thread: %s", strerror(failed));
+    }
     pthread_setname_np(*out, "lean-disk");
     return LM_OK;
 }
@@ -333,6 +388,20 @@ size_t disk_reader_reap(struct disk_reader *reader, struct disk_read **out, size
     return n;
 }
 
+static void set_shallow(struct disk_reader *reader, bool shallow)
+{
+    pthread_mutex_lock(&reader->lock);
+    const bool deeper = reader->shallow && !shallow;
+    reader->shallow = shallow;
+    pthread_mutex_unlock(&reader->lock);
+    if (deeper) reader->engine->wake(reader);
+}
+
+void disk_reader_set_shallow(struct disk_reader *reader, bool shallow)
+{
+    set_shallow(reader, shallow && reader->shallow_is_fast);
+}
+
 struct disk_reader_stats disk_reader_stats(struct disk_reader *reader)
 {
     pthread_mutex_lock(&reader->lock);
@@ -393,8 +462,8 @@ static bool any_direct(const struct disk_reader *reader)
     return false;
 }
 
-/* The probe: a few rounds of reads at places spread over the largest file, direct and buffered in
- * turn, until both have had PROBE_S. */
+/* The probe: a few rounds of reads at places spread over the largest file, buffered, direct and
+ * direct but shallow in turn, until all have had PROBE_S. */
 
 enum {
     PROBE_READ_BYTES = 512 << 10,
@@ -404,7 +473,10 @@ enum {
 };
 #define PROBE_S 0.015
 #define PROBE_FILE_BYTES (64ull << 20) /* a smaller file is read directly */
-#define PROBE_GAIN 1.25 /* buffered copies everything and competes for the cache: it must pay */
+#define PROBE_SHALLOW 0.75 /* of the rate: disks vary by more than a tenth from round to round */
+#define PROBE_GAIN 1.25    /* buffered copies everything and competes for the cache: it must pay */
+
+enum probe_way { PROBE_BUFFERED, PROBE_DIRECT, PROBE_DIRECT_SHALLOW, PROBE_WAYS };
 
 static struct expert_extent largest_file(const struct disk_reader *reader)
 {
@@ -432,8 +504,8 @@ static double probe_round(struct disk_reader *reader, const struct expert_extent
     struct disk_read read[PROBE_READS], *ended;
     bool failed = false;
     for (int i = 0; i < PROBE_READS; i++) {
-        const uint64_t place = (uint64_t)(i * 2 * PROBE_ROUNDS + round);
-        const uint64_t n_place = PROBE_READS * 2 * PROBE_ROUNDS;
+        const uint64_t place = (uint64_t)(i * PROBE_WAYS * PROBE_ROUNDS + round);
+        const uint64_t n_place = PROBE_READS * PROBE_WAYS * PROBE_ROUNDS;
         read[i] = (struct disk_read){.n_extent = 1};
         read[i].extent[0].file = file->file;
         read[i].extent[0].offset = round_down(file->n_bytes / n_place * place);
@@ -451,41 +523,53 @@ static double probe_round(struct disk_reader *reader, const struct expert_extent
     return failed ? 0 : seconds;
 }
 
-/* Runs the rounds. Returns their number; 0: a read failed. seconds: [direct]. */
+static bool probed_enough(const double seconds[PROBE_WAYS])
+{
+    for (int way = 0; way < PROBE_WAYS; way++)
+        if (seconds[way] < PROBE_S) return false;
+    return true;
+}
+
+/* Runs the rounds. Returns their number; 0: a read failed. */
 static int probe_rounds(struct disk_reader *reader, const struct expert_extent *file, char *to,
-                        double seconds[2])
+                        double seconds[PROBE_WAYS])
 {
     int n_round = 0;
-    seconds[0] = seconds[1] = 0;
-    while (n_round < PROBE_ROUNDS && (seconds[0] < PROBE_S || seconds[1] < PROBE_S)) {
-        for (int direct = 1; direct >= 0; direct--) {
-            reader->direct = direct;
-            const double s = probe_round(reader, file, to, 2 * n_round + direct);
+    for (int way = 0; way < PROBE_WAYS; way++)
+        seconds[way] = 0;
+    for (; n_round < PROBE_ROUNDS && !probed_enough(seconds); n_round++) {
+        for (int way = PROBE_WAYS; way-- > 0;) {
+            reader->direct = way != PROBE_BUFFERED;
+            set_shallow(reader, way == PROBE_DIRECT_SHALLOW);
+            const double s = probe_round(reader, file, to, PROBE_WAYS * n_round + way);
             if (s <= 0) return 0; /* the reads proper will say what is wrong */
-            seconds[direct] += s;
+            seconds[way] += s;
         }
-        n_round++;
     }
     return n_round;
 }
 
-/* Sets direct, and the rates of stats. */
+/* Sets direct, shallow_is_fast, and the rates of stats. */
 static void probe(struct disk_reader *reader)
 {
     const struct expert_extent file = largest_file(reader);
     char *to = NULL;
-    double seconds[2];
+    double seconds[PROBE_WAYS];
     if (file.n_bytes < PROBE_FILE_BYTES ||
         posix_memalign((void **)&to, PROBE_ALIGN, PROBE_READS * PROBE_READ_BYTES))
         return;
     madvise(to, PROBE_READS * PROBE_READ_BYTES, MADV_HUGEPAGE);
     memset(to, 0, PROBE_READS * PROBE_READ_BYTES); /* the first round should not pay for faults */
     const int n_round = probe_rounds(reader, &file, to, seconds);
+    set_shallow(reader, false);
     const double n_bytes = (double)n_round * PROBE_READS * PROBE_READ_BYTES;
     reader->stats = (struct disk_reader_stats){0}; /* the probe's own reads do not count */
-    reader->stats.probe_direct_rate = n_round ? n_bytes / seconds[1] : 0;
-    reader->stats.probe_buffered_rate = n_round ? n_bytes / seconds[0] : 0;
-    reader->direct = !n_round || seconds[1] <= seconds[0] * PROBE_GAIN;
+    reader->stats.probe_direct_rate = n_round ? n_bytes / seconds[PROBE_DIRECT] : 0;
+    reader->stats.probe_buffered_rate = n_round ? n_bytes / seconds[PROBE_BUFFERED] : 0;
+    reader->stats.probe_shallow_rate = n_round ? n_bytes / seconds[PROBE_DIRECT_SHALLOW] : 0;
+    reader->direct = !n_round || seconds[PROBE_DIRECT] <= seconds[PROBE_BUFFERED] * PROBE_GAIN;
+    reader->shallow_is_fast =
+        n_round && seconds[PROBE_DIRECT] >= seconds[PROBE_DIRECT_SHALLOW] * PROBE_SHALLOW;
     free(to);
 }
 

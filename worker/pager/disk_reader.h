@@ -4,9 +4,10 @@
  *                 +--cancel--> the caller's again
  *
  * Demand goes before speculative, that before background; inside a priority in the order of
- * submission. `depth` reads of extents run at once. The reads run by io_uring where the kernel
- * allows it, else by a few threads with pread; both behave alike. Files are read past the page
- * cache (O_DIRECT) or through it, as a probe at create finds faster or the caller decides.
+ * submission. `depth` reads of extents run at once, or fewer if asked for
+ * (disk_reader_set_shallow). The reads run by io_uring where the kernel allows it, else by a few
+ * threads with pread; both behave alike. Files are read past the page cache (O_DIRECT) or through
+ * it, as a probe at create finds faster or the caller decides.
  *
  * Ownership: a struct disk_read belongs to the caller, but must stay where it is and its memory
  *            untouched from submit until it is reaped or cancelled, or the reader destroyed. The
@@ -77,6 +78,7 @@ struct disk_reader_stats {
     const char *engine; /* "io_uring", "threads" */
     bool direct;
     double probe_direct_rate, probe_buffered_rate; /* bytes/s; 0: not probed */
+    double probe_shallow_rate;                     /* of direct reads */
     uint64_t n_read[READ_PRIORITY_COUNT], read_bytes[READ_PRIORITY_COUNT]; /* by final priority */
     double busy_s; /* time with at least one read running */
 };
@@ -99,6 +101,12 @@ bool disk_reader_cancel(struct disk_reader *reader, struct disk_read *read);
  * waits for one, unless nothing is queued or running. */
 size_t disk_reader_reap(struct disk_reader *reader, struct disk_read **out, size_t n_max,
                         bool wait);
+
+/* shallow: no more runs at once than keeps the disk busy, so that each read is over sooner, and few
+ * are under way when another becomes more urgent: for callers that wait for single reads. Has an
+ * effect only where the probe at create found that the disk is then nearly as fast. Not so at
+ * create. */
+void disk_reader_set_shallow(struct disk_reader *reader, bool shallow);
 
 struct disk_reader_stats disk_reader_stats(struct disk_reader *reader);
 

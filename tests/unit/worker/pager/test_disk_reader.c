@@ -649,6 +649,9 @@ static void test_probe(void **state)
     if (stats.probe_direct_rate > 0) {
         assert_true(stats.probe_buffered_rate > 0);
         assert_int_equal(stats.direct, stats.probe_direct_rate * 1.25 >= stats.probe_buffered_rate);
+        assert_true(stats.probe_shallow_rate > 0);
+        assert_int_equal(reader->shallow_is_fast,
+                         stats.probe_shallow_rate >= 0.75 * stats.probe_direct_rate);
     } else {
         printf("not run: no direct reads in %s\n", folder);
     }
@@ -664,6 +667,37 @@ static void test_probe(void **state)
     disk_reader_destroy(reader);
     close(fd);
     unlink(large_path);
+}
+
+/* Few pieces run at once where that was asked for and found to be fast, and all reads end. */
+static void test_shallow(void **state)
+{
+    (void)state;
+    for (int i = 0; i < N_MODE; i++) {
+        uint32_t most[2] = {0, 0};
+        for (int shallow = 0; shallow < 2; shallow++) {
+            struct disk_reader *reader = open_reader(&modes[i], 8);
+            struct disk_read read[N_READ], *ended;
+            if (!reader) break;
+            reader->shallow_is_fast = true;
+            disk_reader_set_shallow(reader, shallow);
+            for (int k = 0; k < N_READ; k++) {
+                plan(&read[k], 0, (uint64_t)k * MIB + 5, MIB, arena + (size_t)k * 2 * MIB);
+                disk_reader_submit(reader, &read[k], k % 2 ? READ_DEMAND : READ_BACKGROUND);
+            }
+            for (int n = 0; n < N_READ; n++) {
+                pthread_mutex_lock(&reader->lock);
+                if (reader->n_piece > most[shallow]) most[shallow] = reader->n_piece;
+                pthread_mutex_unlock(&reader->lock);
+                assert_int_equal(disk_reader_reap(reader, &ended, 1, true), 1);
+                check_bytes(ended);
+            }
+            assert_int_equal(reader->piece_bytes, 0);
+            disk_reader_destroy(reader);
+        }
+        assert_in_range(most[1], 0, 2);
+        if (most[0]) assert_true(most[0] > 2);
+    }
 }
 
 static void test_depth_is_bounded(void **state)
@@ -768,6 +802,7 @@ int main(void)
         cmocka_unit_test(test_checksum),
         cmocka_unit_test(test_dropping_from_the_cache),
         cmocka_unit_test(test_probe),
+        cmocka_unit_test(test_shallow),
         cmocka_unit_test(test_depth_is_bounded),
         cmocka_unit_test(test_io_uring_refused),
         cmocka_unit_test(test_few_rights),
