@@ -14,9 +14,27 @@
 #include "coordinator/text/tokenizer.h"
 #include "launch/engine.h"
 
+/* Where decoding begins: behind the prompt's last step. */
+struct decode_start {
+    struct engine *engine;
+    bool begun;
+    struct expert_pager_stats pager;
+};
+
+static uint64_t read_bytes(const struct expert_pager_stats *pager)
+{
+    uint64_t n_bytes = 0;
+    for (int i = 0; i < READ_PRIORITY_COUNT; i++)
+        n_bytes += pager->disk.read_bytes[i];
+    return n_bytes;
+}
+
 static bool keep_going(void *context, const struct sampled_token *token)
 {
-    (void)context, (void)token;
+    struct decode_start *start = context;
+    (void)token;
+    if (!start->begun) start->pager = engine_stats(start->engine).pager;
+    start->begun = true;
     return true;
 }
 
@@ -55,6 +73,7 @@ int main(int argc, char **argv)
     for (uint32_t repeat = 0; repeat < n_repeat; repeat++) {
         for (uint32_t i = 0; i < n_prompt; i++)
             prompt[i] = (int32_t)(((uint64_t)i * 7919 + 104729 * (repeat + 1)) % (n_vocab - 300));
+        struct decode_start start = {.engine = engine};
         struct generate_request request = {
             .prompt = prompt,
             .n_prompt = n_prompt,
@@ -62,6 +81,7 @@ int main(int argc, char **argv)
             .n_max = n_token,
             .ignore_end = true,
             .on_token = keep_going,
+            .context = &start,
         };
         struct generate_result result;
         if (engine_generate(engine, &request, &result, &err) != LM_OK) {
@@ -73,11 +93,13 @@ int main(int argc, char **argv)
         const struct expert_pager_counts *decode = &pager.decode;
         printf("{\"prompt\": %u, \"prefill_tok_s\": %.2f, \"tokens\": %zu, \"decode_tok_s\": %.2f, "
                "\"slots\": %u, \"decode_hit_rate\": %.4f, \"decode_miss_bytes\": %llu, "
-               "\"decode_wait_s\": %.2f}\n",
+               "\"decode_wait_s\": %.2f, \"decode_read_bytes\": %llu, \"decode_disk_s\": %.3f}\n",
                n_prompt, (double)n_prompt / result.prefill_s, result.n_generated,
                (double)(result.n_generated - 1) / result.decode_s, pager.n_slot,
                decode->n_lookup ? (double)decode->n_hit / (double)decode->n_lookup : 0,
-               (unsigned long long)decode->miss_bytes, decode->wait_s);
+               (unsigned long long)decode->miss_bytes, decode->wait_s,
+               (unsigned long long)(read_bytes(&pager) - read_bytes(&start.pager)),
+               pager.disk.busy_s - start.pager.disk.busy_s);
         fflush(stdout);
     }
     engine_close(engine, NULL);
