@@ -13,16 +13,18 @@
 
 enum lm_status arch_afmoe_forward(struct graph *graph, struct lm_error *err)
 {
+    const uint32_t begin = graph->model->layer_begin, end = graph->model->layer_end;
     graph_embed(graph, sqrtf((float)graph->hp->n_embd));
-    for (uint32_t il = graph->model->layer_begin; il < graph->model->layer_end; il++) {
-        enum lm_status status = LM_OK;
+    enum lm_status status = graph_foresee(graph, begin, err);
+    for (uint32_t il = begin; il < end && status == LM_OK; il++) {
         graph_attention(graph, il, ROPE_NEOX);
         graph_narrow(graph, il);
-        if (graph->hp->layer[il].moe)
+        if (graph->hp->layer[il].moe) {
             status = graph_moe(graph, il, err);
-        else
+        } else {
             graph_ffn(graph, il);
-        if (status != LM_OK) return status;
+            status = graph_foresee(graph, il + 1, err);
+        }
     }
-    return LM_OK;
+    return status;
 }

@@ -8,15 +8,16 @@
 
 enum lm_status arch_qwen35moe_forward(struct graph *graph, struct lm_error *err)
 {
+    const uint32_t begin = graph->model->layer_begin, end = graph->model->layer_end;
     graph_embed(graph, 1);
-    for (uint32_t il = graph->model->layer_begin; il < graph->model->layer_end; il++) {
+    enum lm_status status = graph_foresee(graph, begin, err);
+    for (uint32_t il = begin; il < end && status == LM_OK; il++) {
         if (graph->hp->layer[il].recurrent)
             graph_delta_net(graph, il);
         else
             graph_attention(graph, il, ROPE_NEOX);
         graph_narrow(graph, il);
-        const enum lm_status status = graph_moe(graph, il, err);
-        if (status != LM_OK) return status;
+        status = graph_moe(graph, il, err);
     }
-    return LM_OK;
+    return status;
 }

@@ -75,24 +75,48 @@ static size_t collect_demand(struct graph *graph)
     return n;
 }
 
-/* Tells the pager what the router of the next layer makes of this layer's input: the residual
- * stream changes little from layer to layer, so that this names most of what it will choose. */
-static enum lm_status predict_next(struct graph *graph, struct route_args route, uint32_t next,
-                                   struct lm_error *err)
+/* normed -> ids and weights */
+static void route(struct graph *graph, uint32_t il, int32_t *ids, float *weights)
+{
+    const struct hparams *hp = graph->hp;
+    const struct layer *w = &graph->model->layer[il];
+    const struct route_args args = {
+        .n_token = graph->n_row,
+        .x = graph->normed,
+        .router = &w->router,
+        .selection_bias = w->selection_bias,
+        .gating = hp->expert_sigmoid ? GATING_SIGMOID : GATING_SOFTMAX,
+        .normalize = hp->expert_norm,
+        .scale = hp->expert_scale,
+        .n_expert_used = hp->n_expert_used,
+        .ids = ids,
+        .weights = weights,
+    };
+    graph->backend->ops->route(graph->backend, &args);
+}
+
+/* Tells the pager what the router of a layer makes of `normed`, which is not its input but like it.
+ */
+static enum lm_status predict(struct graph *graph, uint32_t il, enum prediction_point point,
+                              struct lm_error *err)
 {
     const uint32_t k = graph->hp->n_expert_used, n_row = graph->n_row;
-    const struct layer *w = &graph->model->layer[next];
-    int32_t *const ids = route.ids; /* by row; turned into `predicted`, best rank first */
-    route.router = &w->router;
-    route.selection_bias = w->selection_bias;
-    graph->backend->ops->route(graph->backend, &route);
+    route(graph, il, graph->next_ids, graph->next_weights);
     const enum lm_status status = graph->backend->ops->sync(graph->backend, err);
-    for (uint32_t rank = 0; rank < k; rank++)
+    for (uint32_t rank = 0; rank < k; rank++) /* by row; turned into best rank first */
         for (uint32_t it = 0; it < n_row; it++)
-            graph->predicted[(size_t)rank * n_row + it] = ids[(size_t)it * k + rank];
+            graph->predicted[(size_t)rank * n_row + it] = graph->next_ids[(size_t)it * k + rank];
     if (status == LM_OK)
-        expert_pager_predict(graph->pager, next, graph->predicted, (size_t)n_row * k);
+        expert_pager_predict(graph->pager, il, point, graph->predicted, (size_t)n_row * k);
     return status;
+}
+
+enum lm_status graph_foresee(struct graph *graph, uint32_t il, struct lm_error *err)
+{
+    if (!graph->n_row || !expert_pager_wants_prediction(graph->pager, il, PREDICT_LATE))
+        return LM_OK;
+    norm_input(graph, &graph->model->layer[il]);
+    return predict(graph, il, PREDICT_LATE, err);
 }
 
 /* Computes the routed experts as the pager lends them, at once if they are lent at once: then a
@@ -131,19 +155,7 @@ enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
     if (!graph->n_row) return LM_OK;
     norm_input(graph, w);
 
-    const struct route_args route = {
-        .n_token = graph->n_row,
-        .x = graph->normed,
-        .router = &w->router,
-        .selection_bias = w->selection_bias,
-        .gating = hp->expert_sigmoid ? GATING_SIGMOID : GATING_SOFTMAX,
-        .normalize = hp->expert_norm,
-        .scale = hp->expert_scale,
-        .n_expert_used = hp->n_expert_used,
-        .ids = graph->expert_ids,
-        .weights = graph->expert_weights,
-    };
-    backend->ops->route(backend, &route);
+    route(graph, il, graph->expert_ids, graph->expert_weights);
     enum lm_status status = backend->ops->sync(backend, err); /* the pager reads the choice */
     if (status != LM_OK) return status;
     if (graph->trace)
@@ -151,11 +163,8 @@ enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
 
     const size_t n_demand = collect_demand(graph);
     expert_pager_request(graph->pager, il, graph->demand, n_demand);
-    if (expert_pager_wants_prediction(graph->pager, il + 1)) {
-        struct route_args next = route;
-        next.ids = graph->next_ids;
-        next.weights = graph->next_weights;
-        status = predict_next(graph, next, il + 1, err);
+    if (expert_pager_wants_prediction(graph->pager, il + 1, PREDICT_EARLY)) {
+        status = predict(graph, il + 1, PREDICT_EARLY, err);
         if (status != LM_OK) return status;
     }
 
@@ -170,5 +179,6 @@ enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
     args.up_exp = experts->up;
     args.down_exp = experts->down;
     args.expert_out = graph->expert_out;
-    return run_experts(graph, &args, n_demand, err);
+    status = run_experts(graph, &args, n_demand, err);
+    return status == LM_OK ? graph_foresee(graph, il + 1, err) : status;
 }

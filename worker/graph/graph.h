@@ -96,6 +96,10 @@ void graph_ffn(struct graph *graph, uint32_t il);
 /* x += (post-norm of) routed experts plus shared expert of RMSNorm(x). */
 enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err);
 
+/* In front of a layer's mixer: tells the pager which experts the layer will probably choose, where
+ * that is of use. graph_moe does so for the layer behind it. Changes `normed`. */
+enum lm_status graph_foresee(struct graph *graph, uint32_t il, struct lm_error *err);
+
 typedef enum lm_status (*arch_forward_fn)(struct graph *graph, struct lm_error *err);
 enum lm_status arch_llama_forward(struct graph *graph, struct lm_error *err);
 enum lm_status arch_qwen2_forward(struct graph *graph, struct lm_error *err);

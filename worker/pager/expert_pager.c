@@ -12,10 +12,8 @@
 #include "worker/pager/toucher.h"
 
 enum {
-    CLASS_MAX = 16,        /* sizes of experts in one model */
-    CLASS_SLOTS_MIN = 2,   /* one to compute with, one to read into */
-    SPECULATE_MAX = 2,     /* of a prediction */
-    SPECULATE_TRIAL = 256, /* reads after which predictions must have paid */
+    CLASS_MAX = 16,      /* sizes of experts in one model */
+    CLASS_SLOTS_MIN = 2, /* one to compute with, one to read into */
     NO_CLASS = -1
 };
 
@@ -31,9 +29,20 @@ struct slot {
     struct expert_key key;
     const void *part[EXPERT_PART_MAX];
     bool reading, ready;
-    bool preload, speculated;
-    bool ahead; /* read for the layer behind, which has not run yet */
+    bool preload;
+    bool ahead;      /* read for the layer behind, which has not run yet */
+    bool speculated; /* and not used yet: */
+    enum prediction_point point;
+    size_t rank; /* at which it was named */
     enum read_priority priority;
+};
+
+/* What the layer behind will probably choose. */
+struct prediction {
+    uint32_t layer;
+    uint32_t *expert; /* [n_expert] likeliest first */
+    size_t n;         /* 0: there is none, or its layer has been requested */
+    bool read;        /* what is worth it */
 };
 
 struct preload {
@@ -74,16 +83,16 @@ struct expert_pager {
     struct expert_view *lent_view; /* [n_expert] */
     struct lm_error failure;       /* of a read that the request needs */
 
-    /* slots pinned for the layer behind, and the prediction for it */
+    /* slots pinned for the layer behind, and the predictions for it */
     uint32_t ahead_layer;
     int32_t ahead_slot[EXPERT_AHEAD_MAX];
     size_t n_ahead;
     uint32_t ahead_next; /* expert to look at next */
-    uint32_t predicted_layer;
-    uint32_t *predicted; /* [n_expert] likeliest first */
-    size_t n_predicted;
-    bool predicted_read; /* what is worth it of the prediction */
-    bool speculation_off;
+    struct prediction prediction[PREDICT_POINT_COUNT];
+    struct speculation speculation;
+    double idle_since_s; /* nothing that the request needs was left to be read; 0: there is */
+    double late_since_s; /* the late prediction was made */
+    struct disk_reader_stats disk_before; /* the step */
 
     /* the profile's experts, hottest first */
     struct preload *preload;
@@ -384,10 +393,57 @@ static bool reap(struct expert_pager *pager, bool wait)
 
 /* ---- the layer behind --------------------------------------------------------------------- */
 
+static bool is_named(const struct prediction *prediction, uint32_t expert)
+{
+    for (size_t i = 0; i < prediction->n; i++)
+        if (prediction->expert[i] == expert) return true;
+    return false;
+}
+
+/* Takes back a read on a prediction that has not begun; its slot becomes free. */
+static bool take_back(struct expert_pager *pager, int32_t index)
+{
+    struct slot *slot = &pager->slot[index];
+    if (!slot->speculated || !slot->reading || slot->priority != READ_SPECULATIVE ||
+        !disk_reader_cancel(pager->reader, &slot->read))
+        return false;
+    slot->reading = slot->speculated = slot->ahead = false;
+    pager->n_read--;
+    expert_cache_drop(pager->cache, slot->key);
+    return true;
+}
+
+/* Takes back what is not named again. Returns how many reads on predictions are under way. */
+static size_t take_back_unnamed(struct expert_pager *pager, const struct prediction *prediction)
+{
+    size_t n_reading = 0;
+    for (size_t i = pager->n_ahead; i-- > 0;) {
+        const struct slot *slot = &pager->slot[pager->ahead_slot[i]];
+        if (!is_named(prediction, slot->key.expert) && take_back(pager, pager->ahead_slot[i]))
+            pager->ahead_slot[i] = pager->ahead_slot[--pager->n_ahead];
+        else
+            n_reading += slot->reading;
+    }
+    return n_reading;
+}
+
+/* The router has run, and a read on a prediction is not taken back any more. */
+static void settle(struct expert_pager *pager, const struct slot *slot, bool chosen)
+{
+    pager->stats.prediction[slot->point].n_read++;
+    pager->stats.speculated_bytes += expert_pager_layer(pager, slot->key.layer)->n_bytes;
+    speculation_count(&pager->speculation, slot->point, slot->rank, chosen);
+}
+
+/* What was read ahead is no longer held; what was not chosen of it and has not begun is taken back.
+ */
 static void forget_ahead(struct expert_pager *pager)
 {
     for (size_t i = 0; i < pager->n_ahead; i++) {
-        pager->slot[pager->ahead_slot[i]].ahead = false;
+        struct slot *slot = &pager->slot[pager->ahead_slot[i]];
+        slot->ahead = false;
+        if (take_back(pager, pager->ahead_slot[i])) continue;
+        if (slot->speculated) settle(pager, slot, false);
         expert_cache_unpin(pager->cache, pager->ahead_slot[i]);
     }
     pager->n_ahead = 0;
@@ -427,60 +483,88 @@ static void read_layer_ahead(struct expert_pager *pager)
     }
 }
 
-static void read_predicted(struct expert_pager *pager)
+static bool is_worth_reading(const struct expert_pager *pager, enum prediction_point point,
+                             size_t rank, size_t n_before)
 {
+    static const size_t fixed[PREDICT_POINT_COUNT] = {[PREDICT_EARLY] = 1, [PREDICT_LATE] = 4};
+    return pager->config.prefetch == PREFETCH_ON
+               ? n_before < fixed[point]
+               : speculation_pays(&pager->speculation, point, rank, n_before);
+}
+
+/* n_before: reads on predictions that are under way. */
+static void read_predicted(struct expert_pager *pager, enum prediction_point point, size_t n_before)
+{
+    struct prediction *prediction = &pager->prediction[point];
     const size_t limit = expert_ahead_reads(n_class_slot(pager, pager->ahead_layer));
-    size_t n_read = 0;
-    pager->predicted_read = true;
-    for (size_t i = 0; i < pager->n_predicted && n_read < SPECULATE_MAX; i++) {
-        const struct expert_key key = {pager->ahead_layer, pager->predicted[i]};
+    prediction->read = true;
+    for (size_t i = 0; i < prediction->n; i++) {
+        const struct expert_key key = {pager->ahead_layer, prediction->expert[i]};
+        const size_t rank = i / pager->n_step_token;
         if (expert_cache_find(pager->cache, key) != EXPERT_NO_SLOT) continue;
+        if (!is_worth_reading(pager, point, rank, n_before)) continue;
         if (pager->n_ahead >= limit || !read_ahead(pager, key.expert, PLACE_SPECULATIVE)) return;
-        pager->stats.n_speculated++;
-        pager->stats.speculated_bytes += expert_pager_layer(pager, key.layer)->n_bytes;
-        n_read++;
+        struct slot *slot = &pager->slot[pager->ahead_slot[pager->n_ahead - 1]];
+        slot->point = point;
+        slot->rank = rank;
+        n_before++;
     }
 }
 
-/* With nothing of this request left to be read the disk is free for the layer behind. */
+/* When all that this request needs has been given to the disk, the layer behind may follow. */
 static void look_ahead(struct expert_pager *pager)
 {
     const uint32_t next = pager->layer + 1;
+    const struct prediction *early = &pager->prediction[PREDICT_EARLY];
     if (pager->n_waiting || next >= pager->config.layer_end || pager->class_of[next] == UINT32_MAX)
         return;
     pager->ahead_layer = next;
     const uint64_t n_choice = (uint64_t)pager->n_step_token * pager->config.n_expert_used;
     if (pager->prefill && n_choice >= 2 * (uint64_t)pager->config.n_expert)
         read_layer_ahead(pager);
-    else if (pager->predicted_layer == next && !pager->predicted_read && !pager->n_reading)
-        read_predicted(pager);
+    else if (early->layer == next && !early->read)
+        read_predicted(pager, PREDICT_EARLY, 0);
 }
 
-/* Predictions that do not pay for their bytes end. Where the disk is what decode waits for, a
- * wasted read costs all of its time and a useful one saves at most that. */
-static void judge_speculation(struct expert_pager *pager)
+/* More is known than when the prediction was made. */
+static void end_gap(struct expert_pager *pager, enum prediction_point point, double since_s)
 {
-    const struct expert_pager_stats *stats = &pager->stats;
-    if (pager->config.prefetch != PREFETCH_AUTO || pager->speculation_off ||
-        stats->n_speculated < SPECULATE_TRIAL)
-        return;
-    if (2 * stats->n_useful >= stats->n_speculated) return;
-    pager->speculation_off = true;
-    log_line(LOG_INFO, "prefetch off: %llu of %llu experts read on a prediction were used",
-             (unsigned long long)stats->n_useful, (unsigned long long)stats->n_speculated);
+    if (pager->prediction[point].n && since_s > 0)
+        speculation_measure_gap(&pager->speculation, point, log_now_s() - since_s);
+}
+
+static void measure_reads(struct expert_pager *pager)
+{
+    const struct disk_reader_stats before = pager->disk_before;
+    uint64_t n_read = 0;
+    pager->disk_before = disk_reader_stats(pager->reader);
+    for (int i = 0; i < READ_PRIORITY_COUNT; i++)
+        n_read += pager->disk_before.n_read[i] - before.n_read[i];
+    if (!pager->prefill)
+        speculation_measure_reads(&pager->speculation, pager->disk_before.busy_s - before.busy_s,
+                                  n_read);
 }
 
 /* How well the request was predicted. */
 static void count_recall(struct expert_pager *pager, const struct expert_demand *demand, size_t n)
 {
     struct expert_pager_stats *stats = &pager->stats;
-    if (pager->predicted_layer != pager->layer || !pager->n_predicted) return;
-    stats->n_predicted += pager->n_predicted;
-    stats->n_chosen += n;
-    for (size_t i = 0; i < n; i++)
-        for (size_t k = 0; k < pager->n_predicted; k++)
-            stats->n_recalled += pager->predicted[k] == demand[i].expert;
-    pager->n_predicted = 0;
+    bool last = true; /* of the predictions that there are */
+    for (int point = PREDICT_POINT_COUNT; point-- > 0;) {
+        struct prediction *prediction = &pager->prediction[point];
+        uint64_t n_recalled = 0;
+        if (prediction->layer != pager->layer || !prediction->n) continue;
+        for (size_t i = 0; i < n; i++)
+            n_recalled += is_named(prediction, demand[i].expert);
+        stats->prediction[point].n_named += prediction->n;
+        stats->prediction[point].n_chosen += n;
+        stats->prediction[point].n_recalled += n_recalled;
+        stats->n_predicted += last ? prediction->n : 0;
+        stats->n_chosen += last ? n : 0;
+        stats->n_recalled += last ? n_recalled : 0;
+        prediction->n = 0;
+        last = false;
+    }
 }
 
 /* ---- preload ------------------------------------------------------------------------------ */
@@ -557,17 +641,21 @@ static void end_request(struct expert_pager *pager)
 void expert_pager_step(struct expert_pager *pager, uint32_t n_token, bool prefill)
 {
     end_request(pager);
+    if (pager->cache) measure_reads(pager);
     pager->prefill = prefill;
     pager->n_step_token = n_token;
     pager->step_wait_s = 0;
     pager->n_token += n_token;
     if (!pager->cache) return;
     forget_ahead(pager);
-    pager->n_predicted = 0; /* of a step that failed */
+    for (int point = 0; point < PREDICT_POINT_COUNT; point++) /* of a step that failed */
+        pager->prediction[point].n = 0;
+    pager->idle_since_s = 0;
     /* Between steps, also behind one that failed, only reads hold slots. */
     assert(expert_cache_n_pinned(pager->cache) == pager->n_read);
     expert_cache_advance(pager->cache, n_token, prefill);
-    judge_speculation(pager);
+    speculation_fade(&pager->speculation);
+    disk_reader_set_shallow(pager->reader, !prefill);
 }
 
 double expert_pager_step_wait_s(const struct expert_pager *pager)
@@ -575,7 +663,7 @@ double expert_pager_step_wait_s(const struct expert_pager *pager)
     return pager->step_wait_s;
 }
 
-enum found { FOUND_RESIDENT, FOUND_COMING, FOUND_NOT };
+enum found { FOUND_RESIDENT, FOUND_IN_TIME, FOUND_COMING, FOUND_NOT };
 
 /* How an expert was found, in the layer's counts and in those of the sequence that pays for it. */
 static void count_lookup(struct expert_pager *pager, enum found found, struct expert_usage *usage)
@@ -584,15 +672,27 @@ static void count_lookup(struct expert_pager *pager, enum found found, struct ex
     const uint64_t n_bytes =
         found == FOUND_NOT ? expert_pager_layer(pager, pager->layer)->n_bytes : 0;
     layer->n_hit += found == FOUND_RESIDENT;
-    layer->n_joined += found == FOUND_COMING;
+    layer->n_joined += found == FOUND_IN_TIME || found == FOUND_COMING;
+    layer->n_in_time += found == FOUND_IN_TIME;
     layer->n_miss += found == FOUND_NOT;
     layer->miss_bytes += n_bytes;
     if (!usage) return;
     usage->n_lookup++;
     usage->n_hit += found == FOUND_RESIDENT;
-    usage->n_joined += found == FOUND_COMING;
+    usage->n_joined += found == FOUND_IN_TIME || found == FOUND_COMING;
     usage->n_miss += found == FOUND_NOT;
     usage->miss_bytes += n_bytes;
+}
+
+/* An expert that was read on a prediction is chosen. */
+static void count_use(struct expert_pager *pager, struct slot *slot)
+{
+    struct expert_pager_prediction *prediction = &pager->stats.prediction[slot->point];
+    slot->speculated = false;
+    prediction->n_used++;
+    prediction->n_in_time += slot->ready;
+    pager->stats.useful_bytes += expert_pager_layer(pager, slot->key.layer)->n_bytes;
+    if (slot->ahead) settle(pager, slot, true);
 }
 
 /* Looks one expert up. What is there, or on its way, is held for the visit. */
@@ -609,12 +709,12 @@ static void begin_visit(struct expert_pager *pager, struct visit *visit, struct 
     struct slot *slot = &pager->slot[index];
     expert_cache_pin(pager->cache, index);
     visit->slot = index;
-    if (slot->speculated) {
-        slot->speculated = false;
-        pager->stats.n_useful++;
-        pager->stats.useful_bytes += expert_pager_layer(pager, key.layer)->n_bytes;
-    }
-    count_lookup(pager, slot->ready && !slot->ahead ? FOUND_RESIDENT : FOUND_COMING, usage);
+    if (slot->speculated) count_use(pager, slot);
+    count_lookup(pager,
+                 !slot->ready  ? FOUND_COMING
+                 : slot->ahead ? FOUND_IN_TIME
+                               : FOUND_RESIDENT,
+                 usage);
     if (slot->ready) {
         visit->state = VISIT_READY;
     } else {
@@ -668,6 +768,11 @@ void expert_pager_request(struct expert_pager *pager, uint32_t layer,
         return;
     }
     reap(pager, false);
+    if (pager->prediction[PREDICT_LATE].n)
+        end_gap(pager, PREDICT_LATE, pager->late_since_s);
+    else
+        end_gap(pager, PREDICT_EARLY, pager->idle_since_s);
+    pager->idle_since_s = 0;
     count_recall(pager, demand, n);
     for (size_t i = 0; i < n; i++)
         expert_cache_use(pager->cache, (struct expert_key){layer, demand[i].expert},
@@ -706,6 +811,8 @@ enum lm_status expert_pager_acquire(struct expert_pager *pager, struct expert_gr
     while (pager->cache && pager->failure.status == LM_OK) {
         reap(pager, false);
         start_waiting(pager);
+        if (!pager->n_waiting && !pager->n_reading && pager->idle_since_s <= 0)
+            pager->idle_since_s = log_now_s();
         go_on_preloading(pager);
         look_ahead(pager);
         if (!pager->n_left || pager->n_waiting + pager->n_reading < pager->n_left) break;
@@ -726,26 +833,31 @@ enum lm_status expert_pager_acquire(struct expert_pager *pager, struct expert_gr
     return LM_OK;
 }
 
-bool expert_pager_wants_prediction(const struct expert_pager *pager, uint32_t layer)
+bool expert_pager_wants_prediction(const struct expert_pager *pager, uint32_t layer,
+                                   enum prediction_point point)
 {
-    return pager->cache && pager->config.prefetch != PREFETCH_OFF && !pager->speculation_off &&
-           !pager->prefill && layer < pager->config.layer_end &&
-           pager->class_of[layer] != UINT32_MAX &&
-           expert_cache_n_resident(pager->cache, layer) < pager->config.n_expert;
+    return pager->cache && pager->config.prefetch != PREFETCH_OFF && !pager->prefill &&
+           layer < pager->config.layer_end && pager->class_of[layer] != UINT32_MAX &&
+           expert_cache_n_resident(pager->cache, layer) < pager->config.n_expert &&
+           is_worth_reading(pager, point, 0, 0);
 }
 
-void expert_pager_predict(struct expert_pager *pager, uint32_t layer, const int32_t *expert,
-                          size_t n)
+void expert_pager_predict(struct expert_pager *pager, uint32_t layer, enum prediction_point point,
+                          const int32_t *expert, size_t n)
 {
-    pager->predicted_layer = layer;
-    pager->predicted_read = false;
-    pager->n_predicted = 0;
-    for (size_t i = 0; i < n; i++) {
-        bool named = false;
-        for (size_t k = 0; k < pager->n_predicted && !named; k++)
-            named = pager->predicted[k] == (uint32_t)expert[i];
-        if (!named) pager->predicted[pager->n_predicted++] = (uint32_t)expert[i];
-    }
+    struct prediction *prediction = &pager->prediction[point];
+    prediction->layer = layer;
+    prediction->read = false;
+    prediction->n = 0;
+    for (size_t i = 0; i < n; i++)
+        if (!is_named(prediction, (uint32_t)expert[i]))
+            prediction->expert[prediction->n++] = (uint32_t)expert[i];
+    if (point != PREDICT_LATE) return; /* it is read when nothing is waiting */
+    reap(pager, false);
+    end_gap(pager, PREDICT_EARLY, pager->idle_since_s);
+    pager->late_since_s = log_now_s();
+    pager->ahead_layer = layer;
+    read_predicted(pager, point, take_back_unnamed(pager, prediction));
 }
 
 struct expert_pager_layer_stats expert_pager_layer_stats(const struct expert_pager *pager,
@@ -767,6 +879,7 @@ static void add_counts(struct expert_pager_counts *sum, const struct expert_page
     sum->n_lookup += counts->n_lookup;
     sum->n_hit += counts->n_hit;
     sum->n_joined += counts->n_joined;
+    sum->n_in_time += counts->n_in_time;
     sum->n_miss += counts->n_miss;
     sum->miss_bytes += counts->miss_bytes;
     sum->wait_s += counts->wait_s;
@@ -779,6 +892,10 @@ struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager)
     for (uint32_t il = pager->config.layer_begin; il < pager->config.layer_end; il++) {
         add_counts(&stats.decode, &pager->counts[il][false]);
         add_counts(&stats.prefill, &pager->counts[il][true]);
+    }
+    for (int point = 0; point < PREDICT_POINT_COUNT; point++) {
+        stats.n_speculated += stats.prediction[point].n_read;
+        stats.n_useful += stats.prediction[point].n_used;
     }
     if (!pager->cache) {
         stats.n_resident = stats.n_expert;
@@ -822,17 +939,21 @@ void expert_pager_watch(struct expert_pager *pager, void (*on_change)(void *cont
 static enum lm_status create_tables(struct expert_pager *pager, struct lm_error *err)
 {
     const size_t n = pager->config.n_expert, n_layer = pager->config.layer_end;
+    bool predicted = true;
     pager->class_of = calloc(n_layer, sizeof(*pager->class_of));
     pager->visit = calloc(n, sizeof(*pager->visit));
     pager->lent = calloc(n, sizeof(*pager->lent));
     pager->lent_expert = calloc(n, sizeof(*pager->lent_expert));
     pager->lent_view = calloc(n, sizeof(*pager->lent_view));
-    pager->predicted = calloc(n, sizeof(*pager->predicted));
+    for (int i = 0; i < PREDICT_POINT_COUNT; i++) {
+        pager->prediction[i].expert = calloc(n, sizeof(*pager->prediction[i].expert));
+        predicted = predicted && pager->prediction[i].expert;
+    }
     pager->preload = calloc(n * n_layer, sizeof(*pager->preload));
     pager->counts = calloc(n_layer, sizeof(*pager->counts));
     pager->mapped_uses = calloc(n * n_layer, sizeof(*pager->mapped_uses));
     if (pager->class_of && pager->visit && pager->lent && pager->lent_expert && pager->lent_view &&
-        pager->predicted && pager->preload && pager->counts && pager->mapped_uses)
+        predicted && pager->preload && pager->counts && pager->mapped_uses)
         return LM_OK;
     return lm_fail(err, LM_E_NO_MEM, "expert pager: no memory for %zu experts", n * n_layer);
 }
@@ -976,7 +1097,8 @@ void expert_pager_destroy(struct expert_pager *pager)
     free(pager->mapped_uses);
     free(pager->counts);
     free(pager->preload);
-    free(pager->predicted);
+    for (int i = 0; i < PREDICT_POINT_COUNT; i++)
+        free(pager->prediction[i].expert);
     free(pager->lent_view);
     free(pager->lent_expert);
     free(pager->lent);

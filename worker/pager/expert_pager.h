@@ -14,8 +14,9 @@
  * arrive, so that the caller computes with some while others are still being read. Reads that are
  * under way are joined, never repeated, unless they fail: that was not this request's own read.
  *
- * What is read when, beside demand: a step of many tokens reads the next layer's experts ahead; a
- * prediction is read when the disk would otherwise idle; a profile's experts fill free slots.
+ * What is read when, beside demand: a step of many tokens reads the next layer's experts ahead; of
+ * a prediction is read what pays (speculation.h), behind all that is needed; a profile's experts
+ * fill free slots.
  *
  * Ownership: borrows the store; slots belong to the pager; views are lent by acquire until the
  *            next acquire, request or step.
@@ -29,14 +30,15 @@
 #include "proto/step.h"
 #include "worker/pager/disk_reader.h"
 #include "worker/pager/expert_store.h"
+#include "worker/pager/speculation.h"
 
 struct cache_policy;
 struct expert_pager;
 
 enum prefetch {
     PREFETCH_OFF,
-    PREFETCH_ON,  /* whatever comes of it */
-    PREFETCH_AUTO /* until predictions turn out not to pay */
+    PREFETCH_ON,  /* a fixed number of experts, whatever comes of it */
+    PREFETCH_AUTO /* as many as pay */
 };
 
 struct expert_pager_config {
@@ -53,10 +55,11 @@ struct expert_pager_config {
 
 /* Steps of many tokens of a sequence (prefill) and all others are counted apart. */
 struct expert_pager_counts {
-    uint64_t n_lookup; /* distinct experts per layer and step */
-    uint64_t n_hit;    /* of them resident before anything was read for that layer and step */
-    uint64_t n_joined; /* of the others read ahead, or on their way */
-    uint64_t n_miss;   /* neither */
+    uint64_t n_lookup;  /* distinct experts per layer and step */
+    uint64_t n_hit;     /* of them resident before anything was read for that layer and step */
+    uint64_t n_joined;  /* of the others read ahead, or on their way; */
+    uint64_t n_in_time; /* of these readable already */
+    uint64_t n_miss;    /* neither */
     uint64_t miss_bytes;
     double wait_s; /* the step thread waited for reads */
 };
@@ -66,6 +69,16 @@ struct expert_pager_layer_stats {
     uint32_t n_expert;                 /* 0: the layer has no routed experts */
     uint32_t n_resident;               /* or being read */
     uint32_t slot_class, n_class_slot; /* layers whose experts are of one size share slots */
+};
+
+/* What came of the predictions of one kind. */
+struct expert_pager_prediction {
+    uint64_t n_named;    /* experts */
+    uint64_t n_chosen;   /* experts chosen where there was such a prediction */
+    uint64_t n_recalled; /* of them named */
+    uint64_t n_read;     /* named, not resident, and read; but what was taken back */
+    uint64_t n_used;     /* of them chosen before they were evicted; */
+    uint64_t n_in_time;  /* readable by then */
 };
 
 struct expert_pager_stats {
@@ -78,12 +91,12 @@ struct expert_pager_stats {
     uint32_t n_resident; /* and readable; the other slots: */
     uint32_t n_reading, n_free;
     uint64_t n_evicted;
-    uint64_t n_remiss;               /* read again less than 64 tokens after the eviction */
-    uint64_t n_predicted;            /* experts named before their router ran */
-    uint64_t n_chosen;               /* experts chosen where there was a prediction */
-    uint64_t n_recalled;             /* chosen, and named before */
-    uint64_t n_speculated, n_useful; /* read on a prediction; of them chosen */
-    uint64_t n_wasted;               /* of them evicted before they were */
+    uint64_t n_remiss; /* read again less than 64 tokens after the eviction */
+    struct expert_pager_prediction prediction[PREDICT_POINT_COUNT];
+    /* The same of the last prediction before each router ran, and of the reads on any. */
+    uint64_t n_predicted, n_chosen, n_recalled;
+    uint64_t n_speculated, n_useful;
+    uint64_t n_wasted; /* of them evicted before they were */
     uint64_t speculated_bytes, useful_bytes;
     uint32_t n_preloaded; /* read on account of a profile */
     struct disk_reader_stats disk;
@@ -140,11 +153,14 @@ enum lm_status expert_pager_acquire(struct expert_pager *pager, struct expert_gr
                                     struct lm_error *err);
 
 /* Whether a prediction for the layer would be used, and so is worth computing. */
-bool expert_pager_wants_prediction(const struct expert_pager *pager, uint32_t layer);
-/* Between a layer's request and its first acquire: the experts that the layer behind it will
- * probably choose, likeliest first. */
-void expert_pager_predict(struct expert_pager *pager, uint32_t layer, const int32_t *expert,
-                          size_t n);
+bool expert_pager_wants_prediction(const struct expert_pager *pager, uint32_t layer,
+                                   enum prediction_point point);
+/* The experts that a layer will probably choose for each row of the step, likeliest first, rank by
+ * rank. Early: between the request of the layer before and its first acquire. Late: when that layer
+ * has got all of its experts, or before the first request of a step; what was read on the early one
+ * and has not begun is taken back if it is not named again. */
+void expert_pager_predict(struct expert_pager *pager, uint32_t layer, enum prediction_point point,
+                          const int32_t *expert, size_t n);
 
 struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager);
 /* layer_begin <= layer < layer_end */

@@ -65,8 +65,8 @@ static int tear_down(void **state)
     return 0;
 }
 
-static struct expert_pager *open_pager_with(const struct fixture *f, uint32_t n_slot,
-                                            enum prefetch prefetch)
+static struct expert_pager *open_pager_of_depth(const struct fixture *f, uint32_t n_slot,
+                                                enum prefetch prefetch, uint32_t depth)
 {
     struct expert_pager *pager;
     const struct expert_pager_config config = {.store = f->store,
@@ -77,10 +77,17 @@ static struct expert_pager *open_pager_with(const struct fixture *f, uint32_t n_
                                                .policy = &policy_lfru,
                                                .prefetch = prefetch,
                                                .engine = DISK_ENGINE_AUTO,
-                                               .access = DISK_ACCESS_AUTO};
+                                               .access = DISK_ACCESS_AUTO,
+                                               .depth = depth};
     struct lm_error err;
     if (expert_pager_create(&pager, &config, &err) != LM_OK) fail_msg("%s", err.message);
     return pager;
+}
+
+static struct expert_pager *open_pager_with(const struct fixture *f, uint32_t n_slot,
+                                            enum prefetch prefetch)
+{
+    return open_pager_of_depth(f, n_slot, prefetch, 0);
 }
 
 static struct expert_pager *open_pager(const struct fixture *f, uint32_t n_slot)
@@ -153,8 +160,8 @@ static void test_lends_the_bytes_of_the_file(void **state)
             for (uint32_t il = 0; il < f->hp.n_layer; il++) {
                 const int32_t guess = (int32_t)((seed >> 8) % f->hp.n_expert);
                 seed = seed * 1664525u + 1013904223u;
-                if (expert_pager_wants_prediction(pager, il))
-                    expert_pager_predict(pager, il, &guess, 1);
+                if (expert_pager_wants_prediction(pager, il, PREDICT_LATE))
+                    expert_pager_predict(pager, il, PREDICT_LATE, &guess, 1);
                 const uint32_t n = prefill ? f->hp.n_expert : f->hp.n_expert_used;
                 assert_int_equal(visit(f, pager, il, (seed >> 16) % f->hp.n_expert, n, NULL),
                                  LM_OK);
@@ -193,6 +200,8 @@ static void test_preload_gives_way_and_fills(void **state)
     expert_pager_destroy(pager);
 }
 
+enum { READ_BEGINS_US = 200 }; /* what has begun is not taken back */
+
 /* One token that uses few experts, with predictions of others. */
 static void step_with_wrong_guesses(const struct fixture *f, struct expert_pager *pager,
                                     uint32_t step)
@@ -204,11 +213,12 @@ static void step_with_wrong_guesses(const struct fixture *f, struct expert_pager
         const int32_t guess = (int32_t)(half + step % (f->hp.n_expert - half));
         struct expert_group group;
         expert_pager_request(pager, il, &demand, 1);
-        if (expert_pager_wants_prediction(pager, il + 1))
-            expert_pager_predict(pager, il + 1, &guess, 1);
+        if (expert_pager_wants_prediction(pager, il + 1, PREDICT_EARLY))
+            expert_pager_predict(pager, il + 1, PREDICT_EARLY, &guess, 1);
         do
             assert_int_equal(expert_pager_acquire(pager, &group, NULL), LM_OK);
         while (group.n);
+        usleep(READ_BEGINS_US);
     }
 }
 
@@ -226,16 +236,75 @@ static void test_wrong_predictions_end(void **state)
         for (uint32_t step = 0; step < STEPS_MAX && wanted && n_speculated < ENOUGH; step++) {
             step_with_wrong_guesses(f, pager, step);
             n_speculated = expert_pager_stats(pager).n_speculated;
-            wanted = expert_pager_wants_prediction(pager, 1);
+            wanted = expert_pager_wants_prediction(pager, 1, PREDICT_EARLY);
         }
         assert_int_equal(expert_pager_stats(pager).n_useful, 0);
-        assert_int_equal(expert_pager_wants_prediction(pager, 1), modes[i] == PREFETCH_ON);
+        assert_int_equal(expert_pager_wants_prediction(pager, 1, PREDICT_EARLY),
+                         modes[i] == PREFETCH_ON);
         const uint64_t n_wasted = expert_pager_stats(pager).n_wasted;
         assert_true(n_wasted <= n_speculated);
         if (modes[i] == PREFETCH_ON) assert_true(n_speculated >= ENOUGH && n_wasted > 0);
         if (modes[i] == PREFETCH_AUTO) assert_in_range(n_speculated, 1, ENOUGH - 1);
         expert_pager_destroy(pager);
     }
+}
+
+/* What is named before a layer's mixer runs is there when its router asks. */
+static void test_late_predictions_are_in_time(void **state)
+{
+    const struct fixture *f = *state;
+    struct expert_pager *pager = open_pager_with(f, 24, PREFETCH_ON);
+    const uint32_t n_used = f->hp.n_expert_used;
+    for (uint32_t step = 0; step < 30; step++) {
+        expert_pager_step(pager, 1, false);
+        for (uint32_t il = 0; il < f->hp.n_layer; il++) {
+            int32_t named[64];
+            const uint32_t first = (step * 5 + il) % f->hp.n_expert;
+            for (uint32_t i = 0; i < n_used; i++)
+                named[i] = (int32_t)((first + i) % f->hp.n_expert);
+            if (expert_pager_wants_prediction(pager, il, PREDICT_LATE))
+                expert_pager_predict(pager, il, PREDICT_LATE, named, n_used);
+            usleep(10 * READ_BEGINS_US);
+            assert_int_equal(visit(f, pager, il, first, n_used, NULL), LM_OK);
+        }
+    }
+    const struct expert_pager_stats stats = expert_pager_stats(pager);
+    const struct expert_pager_prediction *late = &stats.prediction[PREDICT_LATE];
+    assert_true(late->n_named > 0 && late->n_read > 0);
+    assert_int_equal(late->n_recalled, late->n_chosen);
+    assert_int_equal(late->n_recalled, stats.n_recalled);
+    assert_int_equal(late->n_used, late->n_read);
+    assert_in_range(late->n_in_time, late->n_read / 2, late->n_read); /* all but on a slow disk */
+    assert_int_equal(stats.decode.n_in_time, late->n_in_time);
+    assert_int_equal(stats.prediction[PREDICT_EARLY].n_named, 0);
+    expert_pager_destroy(pager);
+}
+
+/* What a router does not choose of a prediction is taken back if it has not begun: with a disk that
+ * reads one piece at a time, most of what is named the moment before. */
+static void test_what_is_not_chosen_is_taken_back(void **state)
+{
+    enum { N_NAMED = 4, N_STEP = 100 };
+    const struct fixture *f = *state;
+    struct expert_pager *pager = open_pager_of_depth(f, 16, PREFETCH_ON, 1);
+    uint64_t n_missing = 0;
+    for (uint32_t step = 0; step < N_STEP; step++) {
+        expert_pager_step(pager, 1, false);
+        for (uint32_t il = 0; il < f->hp.n_layer; il++) {
+            int32_t named[N_NAMED];
+            for (uint32_t i = 0; i < N_NAMED; i++) {
+                named[i] = (int32_t)((1 + step * N_NAMED + i) % f->hp.n_expert);
+                n_missing +=
+                    !expert_pager_is_resident(pager, (struct expert_key){il, (uint32_t)named[i]});
+            }
+            expert_pager_predict(pager, il, PREDICT_LATE, named, N_NAMED);
+            assert_int_equal(visit(f, pager, il, step * N_NAMED, 1, NULL), LM_OK);
+        }
+    }
+    const uint64_t n_read = expert_pager_stats(pager).prediction[PREDICT_LATE].n_read;
+    assert_true(n_missing > N_STEP);
+    assert_in_range(n_read, 0, n_missing * 2 / 5); /* nearly half, if nothing was */
+    expert_pager_destroy(pager);
 }
 
 static void test_a_file_cut_off_fails_one_request(void **state)
@@ -313,6 +382,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_lends_the_bytes_of_the_file, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_preload_gives_way_and_fills, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_wrong_predictions_end, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_late_predictions_are_in_time, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_what_is_not_chosen_is_taken_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_a_file_cut_off_fails_one_request, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_slots_for_is_the_inverse_of_slot_bytes, set_up,
                                         tear_down),
