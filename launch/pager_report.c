@@ -114,6 +114,24 @@ static void print_usage(FILE *out, const struct expert_usage *usage)
             log_format_bytes(usage->miss_bytes, bytes), usage->wait_s);
 }
 
+static const char *const point_names[PREDICT_POINT_COUNT] = {
+    [PREDICT_EARLY] = "early", [PREDICT_LATE] = "late"};
+
+static void print_predictions(FILE *out, const struct expert_pager_stats *stats)
+{
+    const char *separator = "predict";
+    for (int point = 0; point < PREDICT_POINT_COUNT; point++) {
+        const struct expert_pager_prediction *prediction = &stats->prediction[point];
+        if (!prediction->n_chosen) continue;
+        fprintf(
+            out, "%s %s %.1f%%, %" PRIu64 " read, %" PRIu64 " used, %" PRIu64 " of them in time",
+            separator, point_names[point], percent(prediction->n_recalled, prediction->n_chosen),
+            prediction->n_read, prediction->n_used, prediction->n_in_time);
+        separator = "  ";
+    }
+    if (*separator == ' ') fprintf(out, "   %" PRIu64 " wasted\n", stats->n_wasted);
+}
+
 void pager_report_print(FILE *out, const struct expert_pager *pager,
                         const struct expert_usage *usage)
 {
@@ -134,11 +152,8 @@ void pager_report_print(FILE *out, const struct expert_pager *pager,
     if (stats.disk.busy_s > 0)
         fprintf(out, ", %s/s while busy",
                 log_format_bytes((uint64_t)((double)n_bytes / stats.disk.busy_s), rate));
-    if (stats.n_chosen)
-        fprintf(out, "   predicted %.1f%%, %llu of %llu read ahead were used",
-                percent(stats.n_recalled, stats.n_chosen), (unsigned long long)stats.n_useful,
-                (unsigned long long)stats.n_speculated);
     fputc('\n', out);
+    print_predictions(out, &stats);
 }
 
 static struct metrics_lookups lookups_of(const struct expert_pager_counts *counts)
@@ -200,6 +215,7 @@ static struct json_object *counts_json(const struct expert_pager_counts *counts)
     add(json, "lookups", json_object_new_int64((int64_t)counts->n_lookup));
     add(json, "hits", json_object_new_int64((int64_t)counts->n_hit));
     add(json, "joined", json_object_new_int64((int64_t)counts->n_joined));
+    add(json, "in_time", json_object_new_int64((int64_t)counts->n_in_time));
     add(json, "misses", json_object_new_int64((int64_t)counts->n_miss));
     add(json, "miss_bytes", json_object_new_int64((int64_t)counts->miss_bytes));
     add(json, "wait_s", json_object_new_double(counts->wait_s));
@@ -238,6 +254,23 @@ struct json_object *pager_report_usage_json(const struct expert_usage *usage)
     return json;
 }
 
+static struct json_object *predictions_json(const struct expert_pager_stats *stats)
+{
+    struct json_object *list = json_object_new_object();
+    for (int point = 0; point < PREDICT_POINT_COUNT; point++) {
+        const struct expert_pager_prediction *prediction = &stats->prediction[point];
+        struct json_object *json = json_object_new_object();
+        add(json, "named", json_object_new_uint64(prediction->n_named));
+        add(json, "chosen", json_object_new_uint64(prediction->n_chosen));
+        add(json, "recalled", json_object_new_uint64(prediction->n_recalled));
+        add(json, "read", json_object_new_uint64(prediction->n_read));
+        add(json, "used", json_object_new_uint64(prediction->n_used));
+        add(json, "in_time", json_object_new_uint64(prediction->n_in_time));
+        add(list, point_names[point], json);
+    }
+    return list;
+}
+
 struct json_object *pager_report_json(const struct expert_pager *pager)
 {
     const struct expert_pager_stats stats = expert_pager_stats(pager);
@@ -254,6 +287,7 @@ struct json_object *pager_report_json(const struct expert_pager *pager)
     add(json, "predicted", json_object_new_int64((int64_t)stats.n_predicted));
     add(json, "chosen", json_object_new_int64((int64_t)stats.n_chosen));
     add(json, "recalled", json_object_new_int64((int64_t)stats.n_recalled));
+    add(json, "predictions", predictions_json(&stats));
     add(json, "speculated", json_object_new_int64((int64_t)stats.n_speculated));
     add(json, "useful", json_object_new_int64((int64_t)stats.n_useful));
     add(json, "preloaded", json_object_new_int64(stats.n_preloaded));

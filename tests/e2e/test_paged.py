@@ -34,6 +34,23 @@ def run(path, *options):
     return (answer["logits_xxh3"], answer["generated"]), answer["effective"]
 
 
+def check_predictions(got, wanted):
+    """Layers are predicted twice, but the first from its input only; what is read on it adds up."""
+    early, late = (got["predictions"][name] for name in ("early", "late"))
+    problems = []
+    if [early["named"] > 0, late["named"] > 0] != [wanted, wanted]:
+        problems.append("not predicted at both points, or without having been asked")
+    if late["chosen"] < early["chosen"] or late["recalled"] * early["chosen"] < early["recalled"] * late["chosen"]:
+        problems.append("the late prediction knows less than the early one")
+    for total, name in (("speculated", "read"), ("useful", "used")):
+        if early[name] + late[name] != got[total]:
+            problems.append(f"{total} are not the sum of both predictions")
+    for prediction in (early, late):
+        if not prediction["in_time"] <= prediction["used"] <= prediction["read"]:
+            problems.append("more in time than used, or more used than read")
+    return problems
+
+
 def check_effect(options, effective):
     got = effective["experts"]
     slots, prefetch = options["--expert-slots"], options["--prefetch"]
@@ -47,8 +64,9 @@ def check_effect(options, effective):
         problems.append("nothing had to go")
     if slots != "100%" and (got["predicted"] > 0) != (prefetch == "on"):
         problems.append("prediction on where it is off, or the other way round")
+    problems += check_predictions(got, slots != "100%" and prefetch == "on")
     for phase in ("decode", "prefill"):
-        for name in ("lookups", "hits", "joined", "misses", "miss_bytes"):
+        for name in ("lookups", "hits", "joined", "in_time", "misses", "miss_bytes"):
             if sum(layer[phase][name] for layer in got["layers"]) != got[phase][name]:
                 problems.append(f"{name} in {phase} are not the sum over the layers")
     n_lookup, n_hit = (got["decode"][name] + got["prefill"][name] for name in ("lookups", "hits"))
