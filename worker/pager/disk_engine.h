@@ -72,7 +72,8 @@ struct disk_reader {
     uint32_t n_piece;     /* running */
     uint64_t piece_bytes; /* of them */
     bool shallow;
-    size_t n_submitted; /* reads queued or running */
+    size_t n_submitted;   /* reads queued or running */
+    uint32_t n_rewritten; /* times that a file was written to and still was the same */
     bool stop;
     double busy_since_s; /* while n_piece > 0 */
     struct disk_reader_stats stats;

@@ -161,6 +161,7 @@ enum disk_take disk_engine_take(struct disk_reader *reader, bool wait, struct di
     } else if (!read) {
         take = DISK_TAKE_NOTHING;
     } else {
+        if (!read->at_extent && !read->at_offset) read->n_rewritten = reader->n_rewritten;
         cut_piece(reader, read, out);
         read->n_running++;
         if (read->at_extent == read->n_extent) {
@@ -222,7 +223,10 @@ static uint64_t checksum_of(const struct disk_read *read)
 static bool is_other_file(struct disk_reader *reader, struct disk_file *file)
 {
     pthread_mutex_lock(&reader->lock);
+    const struct timespec before = file->identity.modified;
     const bool same = file_identity_holds(&file->identity, file->buffered_fd);
+    const struct timespec after = file->identity.modified;
+    if (before.tv_sec != after.tv_sec || before.tv_nsec != after.tv_nsec) reader->n_rewritten++;
     pthread_mutex_unlock(&reader->lock);
     return !same;
 }
@@ -240,9 +244,35 @@ static void check_bytes(struct disk_reader *reader, struct disk_read *read)
     }
 }
 
+/* Nothing of it has begun. */
+static void rewind_read(struct disk_read *read)
+{
+    read->failure = READ_OK;
+    read->os_error = 0;
+    read->failed_extent = 0;
+    read->at_extent = read->n_running = 0;
+    read->at_offset = 0;
+    read->state = READ_QUEUED;
+}
+
+/* A file that is the same again may have been another while it was read: then it is read again. */
+static bool read_again(struct disk_reader *reader, struct disk_read *read)
+{
+    pthread_mutex_lock(&reader->lock);
+    const bool again =
+        !read->failure && !read->has_checksum && read->n_rewritten != reader->n_rewritten;
+    if (again) {
+        rewind_read(read);
+        append(&reader->queue[read->priority], read);
+    }
+    pthread_mutex_unlock(&reader->lock);
+    return again;
+}
+
 void disk_engine_deliver(struct disk_reader *reader, struct disk_read *read)
 {
     if (!read->failure) check_bytes(reader, read);
+    if (read_again(reader, read)) return;
     if (reader->drop_cached && !reader->direct) drop_from_cache(reader, read);
 
     pthread_mutex_lock(&reader->lock);
@@ -314,12 +344,7 @@ void disk_reader_submit(struct disk_reader *reader, struct disk_read *read,
         assert(read->extent[i].n_bytes && read->extent[i].file < reader->n_file);
         assert(((uintptr_t)read->to[i] - read->extent[i].offset) % DISK_ALIGN == 0);
     }
-    read->failure = READ_OK;
-    read->os_error = 0;
-    read->failed_extent = 0;
-    read->at_extent = read->n_running = 0;
-    read->at_offset = 0;
-    read->state = READ_QUEUED;
+    rewind_read(read);
     read->priority = (uint8_t)priority;
     pthread_mutex_lock(&reader->lock);
     append(&reader->queue[priority], read);

@@ -58,6 +58,7 @@ struct disk_read {
     uint8_t state, priority;
     uint32_t at_extent, n_running; /* what has not begun starts at at_offset of at_extent */
     uint64_t at_offset;
+    uint32_t n_rewritten; /* of the reader when it began */
 };
 
 enum disk_engine { DISK_ENGINE_AUTO, DISK_ENGINE_URING, DISK_ENGINE_THREADS };
