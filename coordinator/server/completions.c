@@ -283,6 +283,7 @@ static bool read_text(struct generation_prompt *prompt, const struct generation 
     const struct tokenizer *tokenizer = generation->server->tokenizer;
     const int32_t bos = tokenizer_bos(tokenizer);
     struct lm_error err;
+    prompt->source = json_object_get(value);
     prompt->text = json_object_get_string(value);
     prompt->n_text = (size_t)json_object_get_string_len(value);
     if (!prompt->n_text && bos < 0)

@@ -44,6 +44,7 @@ static void destroy_generation(struct generation *generation)
     for (size_t i = 0; i < generation->n_prompt; i++) {
         free(generation->prompts[i].ids);
         free(generation->prompts[i].turns);
+        json_object_put(generation->prompts[i].source);
     }
     free(generation->prompts);
     grammar_unref(generation->grammar);
@@ -730,6 +731,9 @@ static bool start(struct generation *generation, struct api_error *error)
     if (generation->fields.stream)
         http_stream_ping(exchange, generation->fields.sse_ping_s,
                          generation->sink->ping ? generation->sink->ping : ": ping\n\n");
+    /* It may be a hundred times larger than what is left of it, and takes long to free. */
+    json_object_put(generation->body);
+    generation->body = NULL;
     dispatcher_submit(server->dispatcher, requests, (uint32_t)n);
     free(requests);
     return true;

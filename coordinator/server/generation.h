@@ -43,9 +43,10 @@ struct generation_prompt {
     int32_t *ids; /* [n], malloc'ed */
     size_t n;
     bool has_added_bos; /* the first of them is not of the text */
-    const char *text;   /* [n_text] what it is the tokens of, borrowed from the body; NULL: ids */
+    const char *text;   /* [n_text] what it is the tokens of, of source; NULL: ids */
     size_t n_text;
-    size_t *turns; /* [n_turn] tokens that begin messages, malloc'ed, or NULL */
+    struct json_object *source; /* owned, or NULL */
+    size_t *turns;              /* [n_turn] tokens that begin messages, malloc'ed, or NULL */
     size_t n_turn;
 };
 
@@ -108,7 +109,7 @@ struct generation {
     char id[RANDOM_ID_SIZE];
     int64_t created; /* Unix seconds */
     struct generation_fields fields;
-    struct json_object *body;          /* what fields and prompts borrow from; put at the end */
+    struct json_object *body;          /* what is read and borrowed from; gone once it runs */
     struct generation_prompt *prompts; /* [n_prompt] */
     size_t n_prompt;
     bool split, opened, show_marks; /* of the answers' reasoning: answer_stream.h */

@@ -26,7 +26,7 @@ struct item {
 
 struct responses {
     struct chat_fields fields;
-    struct json_object *request; /* as the client wrote it, for what is echoed */
+    struct json_object *request; /* of what the client wrote the fields that are echoed */
     struct item item;
     size_t n_item;               /* begun ones */
     struct json_writer output;   /* complete items, inside the brackets */
@@ -510,12 +510,30 @@ static const struct generation_sink sink = {
 
 /* ---- requests ---- */
 
+static bool keep_echoed(struct responses *responses, struct json_object *body,
+                        struct api_error *error)
+{
+    static const char *const names[] = {"parallel_tool_calls", "tool_choice", "tools",
+                                        "max_output_tokens",   "metadata",    "instructions",
+                                        "reasoning",           "store",       "text",
+                                        "truncation"};
+    responses->request = json_object_new_object();
+    for (size_t i = 0; responses->request && i < sizeof(names) / sizeof(*names); i++)
+        if (json_object_object_add(responses->request, names[i],
+                                   json_object_get(member(body, names[i]))))
+            return api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for the request");
+    return responses->request ||
+           api_fail(error, API_OUT_OF_MEMORY, NULL, "no memory for the request");
+}
+
 static bool read_request(struct generation *generation, struct api_error *error)
 {
     struct responses *responses = generation->sink_context;
     struct json_object *chat;
-    if (!responses_request_translate(&chat, generation->body, error)) return false;
-    responses->request = generation->body;
+    if (!keep_echoed(responses, generation->body, error) ||
+        !responses_request_translate(&chat, generation->body, error))
+        return false;
+    json_object_put(generation->body);
     generation->body = chat;
     return chat_request_read(generation, &responses->fields, error);
 }

@@ -143,7 +143,7 @@ class Server:
 
     def begin(self, path, body):
         """Sends a request on a socket of its own and returns that, unread."""
-        data = json.dumps(body).encode()
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         connection.sendall(b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n%s"
                            % (path.encode(), len(data), data))

@@ -185,6 +185,23 @@ class Overload(unittest.TestCase):
             holder.close()
 
 
+class Waiting(unittest.TestCase):
+    @unittest.skipIf(cli.is_sanitized(), "sanitizers keep what is freed")
+    def test_a_request_that_waits_keeps_no_tree_of_its_body(self):
+        with started("--parallel", 1) as server:
+            body = (b'{"prompt":"Once","max_tokens":900,"ignore_eos":true,"metadata":[' + b"{}," * 100000 + b"{}]}")
+            clients = []
+            for i in range(12):
+                clients.append(server.begin("/v1/completions", body))
+                wait_for(lambda: server.metric("lean_requests_waiting") == i, "the queue")
+                if not i:
+                    one = server.rss_bytes()
+            # each of the trees is 70 MB; the four threads that read requests may keep what one took
+            self.assertLess(server.rss_bytes() - one, 350e6)
+            for client in clients:
+                client.close()
+
+
 class Overflow(unittest.TestCase):
     def test_a_prompt_that_does_not_fit(self):
         with started("--ctx", 256) as server:
