@@ -46,6 +46,7 @@ enum {
     EAGER_BYTES = 32 * 1024, /* MPI sends more than this only to a posted receive */
     BYTES_PER_US = 1000,     /* slower than any memory: while this lasts a waiting thread tests */
     STEP_NS = 50 * 1000,     /* between tests behind that */
+    SPIN_TURNS = 16,         /* tests of one transfer between looks at all */
     LOOK_NS = 1000 * 1000    /* and where the other end must act first */
 };
 
@@ -104,6 +105,7 @@ struct mpi_world {
     int bells; /* epoll of the bells that nobody has taken over, and of wake */
     int wake;  /* eventfd: comm has something to do */
     pthread_t comm;
+    atomic_uint n_wanting; /* threads that wait for lock, which one that spins keeps otherwise */
     pthread_mutex_t lock;
     pthread_cond_t gone; /* all that was sent, or the job is lost */
     /* guarded by lock, as all calls of MPI are */
@@ -306,6 +308,13 @@ static void wake_comm_locked(struct mpi_world *w)
     if (write(w->wake, &one, sizeof(one)) < 0) return; /* it is awake */
 }
 
+static void take_lock(struct mpi_world *w)
+{
+    atomic_fetch_add(&w->n_wanting, 1);
+    pthread_mutex_lock(&w->lock);
+    atomic_fetch_sub(&w->n_wanting, 1);
+}
+
 static void yield_locked(struct mpi_world *w)
 {
     pthread_mutex_unlock(&w->lock);
@@ -378,7 +387,7 @@ static void sleep_locked(struct mpi_world *w, long ns)
     w->comm_asleep = true;
     pthread_mutex_unlock(&w->lock);
     ppoll(&bells, 1, ns < 0 ? NULL : &limit, NULL);
-    pthread_mutex_lock(&w->lock);
+    take_lock(w);
     w->comm_asleep = false;
     const int n = epoll_wait(w->bells, event, sizeof(event) / sizeof(event[0]), 0);
     for (int i = 0; i < n; i++) {
@@ -398,7 +407,7 @@ static void *run_comm(void *context)
     pthread_sigmask(SIG_BLOCK, &all, NULL);
     double spin_until_s = 0;
     size_t n_moving = 0;
-    pthread_mutex_lock(&w->lock);
+    take_lock(w);
     while (!w->stopping) {
         if (w->n_spinning > 0) { /* whoever it is does all that is to be done */
             sleep_locked(w, 2 * STEP_NS);
@@ -443,7 +452,7 @@ static enum lm_status side_begin(struct side *side, void *buffer, size_t n_bytes
     struct mpi_world *w = side->world;
     if (n_bytes > INT_MAX)
         return lm_fail(err, LM_E_LIMIT, "edge: %zu bytes, at most %d", n_bytes, INT_MAX);
-    pthread_mutex_lock(&w->lock);
+    take_lock(w);
     enum lm_status status = side_status(side, err);
     if (status == LM_OK) {
         assert(side->n_begun - side->n_ended < TRANSPORT_DEPTH);
@@ -482,10 +491,13 @@ static bool spin_locked(struct side *side)
     const size_t n_bytes = moving ? side->begun[side->n_ended % TRANSPORT_DEPTH].n_bytes : 0;
     const double until_s = log_now_s() + test_s(w, n_bytes);
     w->n_spinning++;
-    for (;;) {
-        progress_locked(w);
+    for (unsigned turn = 0;; turn++) {
+        if (turn % SPIN_TURNS)
+            test_side_locked(side);
+        else
+            progress_locked(w);
         if (side_ended_locked(side) || log_now_s() >= until_s) break;
-        yield_locked(w);
+        if (atomic_load(&w->n_wanting)) yield_locked(w);
     }
     w->n_spinning--;
     return side_ended_locked(side);
@@ -501,14 +513,14 @@ static void sleep_on_bell_locked(struct side *side)
     wake_comm_locked(w); /* it may have kept out of the way */
     pthread_mutex_unlock(&w->lock);
     ppoll(heard, 2, need == NEED_BELL ? NULL : &limit, NULL);
-    pthread_mutex_lock(&w->lock);
+    take_lock(w);
     hear_bell_locked(w, side->peer);
 }
 
 static enum lm_status side_end(struct side *side, struct lm_error *err)
 {
     struct mpi_world *w = side->world;
-    pthread_mutex_lock(&w->lock);
+    take_lock(w);
     assert(side->n_ended < side->n_begun);
     if (!side_ended_locked(side)) {
         share_bell(w, side->peer, false);
@@ -560,7 +572,7 @@ static void mpi_edge_close(struct transport_edge *edge)
     if (!edge) return;
     struct side *side = (struct side *)edge;
     struct mpi_world *w = side->world;
-    pthread_mutex_lock(&w->lock);
+    take_lock(w);
     if (!side->sending && !atomic_load(&w->is_lost))
         for (; side->n_done < side->n_begun; side->n_done++)
             w->mpi->cancel(&side->begun[side->n_done % TRANSPORT_DEPTH].request);
@@ -598,7 +610,7 @@ static enum lm_status mpi_send(struct world *world, uint32_t to, uint16_t type, 
     flight->wire = wire;
     flight->n_bytes = sizeof(*wire) + n_bytes;
 
-    pthread_mutex_lock(&w->lock);
+    take_lock(w);
     if (atomic_load(&w->is_lost)) {
         *(err ? err : &(struct lm_error){0}) = w->lost;
         status = w->lost.status;
@@ -668,7 +680,7 @@ static void mpi_abort(struct world *world, const struct lm_error *why)
 
 static void stop_comm(struct mpi_world *w)
 {
-    pthread_mutex_lock(&w->lock);
+    take_lock(w);
     w->stopping = true;
     w->comm_asleep = true;
     wake_comm_locked(w);
@@ -702,7 +714,7 @@ static void free_world(struct mpi_world *w)
 /* Waits until what was sent has left. */
 static void flush(struct mpi_world *w)
 {
-    pthread_mutex_lock(&w->lock);
+    take_lock(w);
     while ((w->sending.first || w->out.n_done < w->out.n_begun) && !atomic_load(&w->is_lost))
         pthread_cond_wait(&w->gone, &w->lock);
     pthread_mutex_unlock(&w->lock);
