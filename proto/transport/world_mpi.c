@@ -31,6 +31,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -103,13 +104,14 @@ struct mpi_world {
     atomic_bool is_lost;  /* no more calls of MPI */
     double spin_s;
     int bells; /* epoll of the bells that nobody has taken over, and of wake */
-    int wake;  /* eventfd: comm has something to do */
+    int wake;  /* timerfd: comm has something to do */
     pthread_t comm;
     atomic_uint n_wanting; /* threads that wait for lock, which one that spins keeps otherwise */
     pthread_mutex_t lock;
     pthread_cond_t gone; /* all that was sent, or the job is lost */
     /* guarded by lock, as all calls of MPI are */
     bool stopping, comm_asleep;
+    double woken_s;      /* when it was first to be woken; 0: it is not */
     uint32_t n_spinning; /* threads that test while they wait: comm keeps out of their way */
     struct flights sending, receiving;
     uint32_t *n_sent, *n_received;  /* [n_rank] frames */
@@ -300,12 +302,16 @@ static size_t moving_locked(const struct mpi_world *w)
     return n_bytes;
 }
 
+/* Wakes comm in a moment: whoever has begun something will often wait for it himself, and then comm
+ * would only take the core. Each call puts it off, for 1 ms in all. */
 static void wake_comm_locked(struct mpi_world *w)
 {
     if (!w->comm_asleep) return;
-    w->comm_asleep = false;
-    const uint64_t one = 1;
-    if (write(w->wake, &one, sizeof(one)) < 0) return; /* it is awake */
+    const double now_s = log_now_s();
+    if (w->woken_s == 0) w->woken_s = now_s;
+    if (now_s > w->woken_s + 1e-3) return;
+    const struct itimerspec moment = {.it_value.tv_nsec = STEP_NS};
+    timerfd_settime(w->wake, 0, &moment, NULL);
 }
 
 static void take_lock(struct mpi_world *w)
@@ -384,11 +390,12 @@ static void sleep_locked(struct mpi_world *w, long ns)
     const struct timespec limit = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
     struct pollfd bells = {.fd = w->bells, .events = POLLIN};
     struct epoll_event event[16];
-    w->comm_asleep = true;
+    w->comm_asleep = ns < 0 || ns >= LOOK_NS; /* less is not worth a wake-up */
     pthread_mutex_unlock(&w->lock);
     ppoll(&bells, 1, ns < 0 ? NULL : &limit, NULL);
     take_lock(w);
     w->comm_asleep = false;
+    w->woken_s = 0;
     const int n = epoll_wait(w->bells, event, sizeof(event) / sizeof(event[0]), 0);
     for (int i = 0; i < n; i++) {
         uint64_t drained;
@@ -409,11 +416,11 @@ static void *run_comm(void *context)
     size_t n_moving = 0;
     take_lock(w);
     while (!w->stopping) {
-        if (w->n_spinning > 0) { /* whoever it is does all that is to be done */
-            sleep_locked(w, 2 * STEP_NS);
+        const bool owed = ring_owed_locked(w);
+        if (w->n_spinning > 0) { /* whoever it is does all else, and wakes us */
+            sleep_locked(w, owed ? LOOK_NS : -1);
             continue;
         }
-        const bool owed = ring_owed_locked(w);
         progress_locked(w);
         const enum need need = need_locked(w);
         const size_t n_bytes = moving_locked(w);
@@ -510,7 +517,7 @@ static void sleep_on_bell_locked(struct side *side)
                               {.fd = side->wake, .events = POLLIN}};
     const enum need need = side_need_locked(side);
     const struct timespec limit = {.tv_nsec = need == NEED_TEST ? STEP_NS : LOOK_NS};
-    wake_comm_locked(w); /* it may have kept out of the way */
+    if (need_locked(w) != NEED_BELL) wake_comm_locked(w); /* it has kept out of the way */
     pthread_mutex_unlock(&w->lock);
     ppoll(heard, 2, need == NEED_BELL ? NULL : &limit, NULL);
     take_lock(w);
@@ -682,7 +689,7 @@ static void stop_comm(struct mpi_world *w)
 {
     take_lock(w);
     w->stopping = true;
-    w->comm_asleep = true;
+    w->woken_s = 0;
     wake_comm_locked(w);
     pthread_mutex_unlock(&w->lock);
     pthread_join(w->comm, NULL);
@@ -833,11 +840,12 @@ static enum lm_status allocate(struct mpi_world *w, struct lm_error *err)
     w->in.peer = w->world.rank - 1;
     w->out.peer = w->world.rank + 1;
     w->bells = epoll_create1(EPOLL_CLOEXEC);
-    int *const wakes[] = {&w->wake, &w->in.wake, &w->out.wake};
-    bool opened = w->bells >= 0;
-    for (size_t i = 0; i < sizeof(wakes) / sizeof(wakes[0]); i++)
-        opened &= (*wakes[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) >= 0;
-    return opened ? LM_OK : lm_fail_errno(err, "world");
+    w->wake = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+    w->in.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    w->out.wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (w->bells < 0 || w->wake < 0 || w->in.wake < 0 || w->out.wake < 0)
+        return lm_fail_errno(err, "world");
+    return LM_OK;
 }
 
 static enum lm_status start_threads(struct mpi_world *w, const struct world_mpi_config *config,
