@@ -110,8 +110,7 @@ struct mpi_world {
     pthread_mutex_t lock;
     pthread_cond_t gone; /* all that was sent, or the job is lost */
     /* guarded by lock, as all calls of MPI are */
-    bool stopping, comm_asleep;
-    double woken_s;      /* when it was first to be woken; 0: it is not */
+    bool stopping, comm_asleep, wake_set;
     uint32_t n_spinning; /* threads that test while they wait: comm keeps out of their way */
     struct flights sending, receiving;
     uint32_t *n_sent, *n_received;  /* [n_rank] frames */
@@ -302,16 +301,26 @@ static size_t moving_locked(const struct mpi_world *w)
     return n_bytes;
 }
 
-/* Wakes comm in a moment: whoever has begun something will often wait for it himself, and then comm
- * would only take the core. Each call puts it off, for 1 ms in all. */
+static void set_wake(struct mpi_world *w, long ns)
+{
+    const struct itimerspec moment = {.it_value.tv_nsec = ns};
+    timerfd_settime(w->wake, 0, &moment, NULL);
+}
+
+/* Wakes comm in a moment: whoever has begun something will often wait for it himself. */
 static void wake_comm_locked(struct mpi_world *w)
 {
-    if (!w->comm_asleep) return;
-    const double now_s = log_now_s();
-    if (w->woken_s == 0) w->woken_s = now_s;
-    if (now_s > w->woken_s + 1e-3) return;
-    const struct itimerspec moment = {.it_value.tv_nsec = STEP_NS};
-    timerfd_settime(w->wake, 0, &moment, NULL);
+    if (!w->comm_asleep || w->wake_set) return;
+    w->wake_set = true;
+    set_wake(w, STEP_NS);
+}
+
+/* Now somebody does, and comm would only take the core from him. */
+static void spare_comm_locked(struct mpi_world *w)
+{
+    if (!w->wake_set) return;
+    w->wake_set = false;
+    set_wake(w, 0);
 }
 
 static void take_lock(struct mpi_world *w)
@@ -395,7 +404,7 @@ static void sleep_locked(struct mpi_world *w, long ns)
     ppoll(&bells, 1, ns < 0 ? NULL : &limit, NULL);
     take_lock(w);
     w->comm_asleep = false;
-    w->woken_s = 0;
+    w->wake_set = false;
     const int n = epoll_wait(w->bells, event, sizeof(event) / sizeof(event[0]), 0);
     for (int i = 0; i < n; i++) {
         uint64_t drained;
@@ -497,6 +506,7 @@ static bool spin_locked(struct side *side)
     const bool moving = side_need_locked(side) == NEED_TEST;
     const size_t n_bytes = moving ? side->begun[side->n_ended % TRANSPORT_DEPTH].n_bytes : 0;
     const double until_s = log_now_s() + test_s(w, n_bytes);
+    spare_comm_locked(w);
     w->n_spinning++;
     for (unsigned turn = 0;; turn++) {
         if (turn % SPIN_TURNS)
@@ -689,8 +699,7 @@ static void stop_comm(struct mpi_world *w)
 {
     take_lock(w);
     w->stopping = true;
-    w->woken_s = 0;
-    wake_comm_locked(w);
+    set_wake(w, 1);
     pthread_mutex_unlock(&w->lock);
     pthread_join(w->comm, NULL);
 }
