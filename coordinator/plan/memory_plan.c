@@ -8,7 +8,7 @@
 /* PROGRAM_BYTES: measured with a vocabulary of 248320, 38 MiB; the rest is for threads, which take
  * a MiB or two each. */
 enum {
-    KV_BLOCK = 128,
+    KV_BLOCK = MEMORY_PLAN_BLOCK,
     LOGIT_ROWS = 32, /* of which the worker makes logits at a time */
     CHUNK_MAX = 512,
     CHUNK_STEP = 64, /* and the least */
@@ -176,7 +176,8 @@ static void set_context(struct memory_plan *plan, const struct hparams *hp,
     plan->kv_bytes = kv_bytes(hp, request, n_ctx);
     plan->angle_bytes = n_angle_table(hp, request) * n_ctx * hp->rope.n_rot * sizeof(float);
     plan->total_bytes = plan->weight_bytes + plan->kv_bytes + plan->recurrent_bytes +
-                        plan->angle_bytes + plan->scratch_bytes + plan->program_bytes;
+                        plan->angle_bytes + plan->scratch_bytes + plan->program_bytes +
+                        plan->logprob_bytes;
 }
 
 /* The largest multiple of a block up to the trained context (or that itself) that fits; 0: none. */
@@ -287,6 +288,7 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
         .recurrent_bytes =
             recurrent_bytes(hp, request, (uint64_t)request->n_slot + request->n_snapshot),
         .program_bytes = PROGRAM_BYTES,
+        .logprob_bytes = request->logprob_bytes,
     };
     if (request->prefill_chunk) {
         plan_request(plan, hp, request, &census);

@@ -7,6 +7,7 @@
  *   recurrent      records of the gated delta net layers, one for each sequence and snapshot
  *   angles         sine and cosine of the rotary angles of every position
  *   scratch        activations of one step, logits
+ *   log-probs      of prompts whose states are kept, as many bytes as was said
  *   program        code, vocabulary, threads: a bound, the same for every model
  *
  * Scratch and program together are the overhead, which MEMORY_PLAN_OVERHEAD_MAX bounds: where a
@@ -37,6 +38,7 @@ struct memory_request {
     uint32_t n_slot; /* sequences held at once */
     uint32_t n_snapshot;       /* states of sequences kept besides */
     uint64_t n_cache_position; /* tokens of them whose keys and values are no running sequence's */
+    uint64_t logprob_bytes;    /* log-probabilities of kept prompts */
     uint32_t prefill_chunk;    /* tokens of a prompt in one step; 0: chosen */
     enum tensor_type kv_type;
     /* What may be used; 0: what is available but an eighth, at most MEMORY_PLAN_RESERVE_MAX, which
@@ -58,6 +60,7 @@ struct memory_plan {
     uint64_t slot_bytes;   /* of them in memory: all, or what is left of the budget */
     uint64_t weight_bytes; /* all weights in memory, slot_bytes included */
     uint64_t kv_bytes, recurrent_bytes, angle_bytes, scratch_bytes, program_bytes;
+    uint64_t logprob_bytes;
     uint64_t total_bytes;
 };
 
@@ -68,6 +71,7 @@ enum { MEMORY_PLAN_CTX = 8192 };
 void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
                       const struct hparams *hp, const struct memory_request *request);
 
+enum { MEMORY_PLAN_BLOCK = 128 }; /* positions of keys and values that are taken together */
 /* What a kept state takes beside the keys and values of the layers that see everything: its
  * recurrent records, windows, tables, and the block that it does not share. n_ctx, prefill_chunk
  * (0: the most) and kv_type of the request count. */

@@ -34,15 +34,16 @@ static uint32_t least(uint32_t a, uint32_t b)
 static void settle_cache(struct memory_request *request, uint64_t cache_bytes,
                          const struct hparams *hp)
 {
-    cache_bytes -= cache_bytes / SERVE_PLAN_LOGPROB_SHARE;
+    request->logprob_bytes = cache_bytes / SERVE_PLAN_LOGPROB_SHARE;
+    cache_bytes -= request->logprob_bytes;
     const uint64_t state_bytes = memory_plan_state_bytes(request, hp);
     const uint64_t position_bytes = memory_plan_position_bytes(request, hp);
     const uint64_t for_states = position_bytes ? cache_bytes / 2 : cache_bytes;
     const uint64_t n_state = for_states / state_bytes;
     request->n_snapshot = n_state < SERVE_PLAN_STATE_MAX ? (uint32_t)n_state : SERVE_PLAN_STATE_MAX;
     if (position_bytes)
-        request->n_cache_position =
-            (cache_bytes - request->n_snapshot * state_bytes) / position_bytes;
+        request->n_cache_position = (cache_bytes - request->n_snapshot * state_bytes) /
+                                    position_bytes / MEMORY_PLAN_BLOCK * MEMORY_PLAN_BLOCK;
 }
 
 /* The largest power of two times the unit up to the trained context that fits, or the least. */
@@ -67,6 +68,7 @@ uint64_t serve_plan_settle(struct memory_request *request, uint64_t cache_bytes,
     if (!trial.n_ctx) trial.n_ctx = least(hp->n_ctx_train, MEMORY_PLAN_CTX);
     trial.n_snapshot = 0;
     trial.n_cache_position = 0;
+    trial.logprob_bytes = 0;
     memory_plan_make(&plan, file, hp, &trial);
     const bool chosen = plan.paged && !request->slot_bytes; /* by what the rest leaves */
     const uint64_t slot_min = chosen ? request->slot_bytes_min : plan.slot_bytes;

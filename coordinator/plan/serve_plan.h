@@ -20,9 +20,9 @@ enum { SERVE_PLAN_LOGPROB_SHARE = 16 }; /* of the cache is for log-probabilities
 #define SERVE_PLAN_CACHE_MAX (4ull << 30)
 #define SERVE_PLAN_CACHE_AUTO UINT64_MAX
 
-/* Settles n_slot and n_ctx of a request where they are 0, and its n_snapshot and n_cache_position
- * from the cache's bytes or SERVE_PLAN_CACHE_AUTO. Whether it all fits is memory_plan's to say.
- * Returns the cache's bytes. */
+/* Settles n_slot and n_ctx of a request where they are 0, and its n_snapshot, n_cache_position and
+ * logprob_bytes from the cache's bytes or SERVE_PLAN_CACHE_AUTO. Whether it all fits is
+ * memory_plan's to say. Returns the cache's bytes. */
 uint64_t serve_plan_settle(struct memory_request *request, uint64_t cache_bytes,
                            const struct gguf_file *file, const struct hparams *hp);
 

@@ -70,7 +70,8 @@ static void test_the_cache_has_its_size(void **state)
     assert_int_equal(request.n_snapshot, 14);
     assert_in_range(request.n_cache_position, 48000, 52000);
     const uint64_t taken = with.total_bytes - without.total_bytes;
-    assert_true(taken <= cache && taken > cache / 16 * 14);
+    assert_int_equal(with.logprob_bytes, cache / SERVE_PLAN_LOGPROB_SHARE);
+    assert_true(taken <= cache && taken > cache / 16 * 15);
 }
 
 static void test_a_small_host_gets_one_sequence(void **state)
