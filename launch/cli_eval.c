@@ -19,6 +19,7 @@
 #include "proto/base/log.h"
 #include "proto/base/read_all.h"
 #include "proto/model/hparams.h"
+#include "worker/pager/pager_snapshot.h"
 #include "worker/sampling/softmax.h"
 
 enum { MAX_INPUT_BYTES = 1 << 30, MAX_BESIDE = 15 };
@@ -336,10 +337,11 @@ static struct json_object *ranks_json(const struct engine *engine)
 }
 
 /* What really ran. */
-static struct json_object *effective_json(const struct engine *engine)
+static struct json_object *effective_json(const struct engine *engine,
+                                          const struct pager_snapshot *experts)
 {
     const struct engine_stats stats = engine_stats(engine);
-    const struct expert_pager_stats *pager = &stats.pager;
+    const struct expert_pager_stats *pager = &experts->total;
     const uint64_t n_lookup = pager->decode.n_lookup + pager->prefill.n_lookup;
     const uint64_t n_hit = pager->decode.n_hit + pager->prefill.n_hit;
     struct json_object *effective = json_object_new_object();
@@ -350,14 +352,14 @@ static struct json_object *effective_json(const struct engine *engine)
     add(effective, "expert_lookups", json_object_new_uint64(n_lookup));
     add(effective, "expert_misses", json_object_new_uint64(n_lookup - n_hit));
     add(effective, "bytes_read", json_object_new_uint64(pager_report_read_bytes(pager)));
-    add(effective, "experts", pager_report_json(engine_pager(engine)));
+    add(effective, "experts", pager_report_json(experts));
     add(effective, "drafts_accepted", json_object_new_int(0));
     add(effective, "max_batch", json_object_new_int((int)stats.n_seq_max));
     return effective;
 }
 
 static void print_json(const struct evaluation *eval, const struct engine *engine,
-                       const char *model)
+                       const struct pager_snapshot *experts, const char *model)
 {
     struct json_object *result = json_object_new_object();
     char hash[24];
@@ -377,7 +379,7 @@ static void print_json(const struct evaluation *eval, const struct engine *engin
             json_object_new_double((double)eval->n_agree / (double)eval->n_ids));
         add(result, "compare", compare);
     }
-    add(result, "effective", effective_json(engine));
+    add(result, "effective", effective_json(engine, experts));
     puts(json_object_to_json_string_ext(result, JSON_C_TO_STRING_PLAIN));
     json_object_put(result);
 }
@@ -425,10 +427,13 @@ static enum lm_status evaluate(struct engine *engine, const struct options *opti
     log_bar_begin(&eval->bar, "evaluating", "tok", eval->n_ids);
     if (status == LM_OK) status = run_pieces(engine, eval, options, err);
     log_bar_end(&eval->bar);
-    if (status == LM_OK && options_flag(options, "json"))
-        print_json(eval, engine, options_arg(options, 0));
-    else if (status == LM_OK)
+    if (status == LM_OK && options_flag(options, "json")) {
+        struct pager_snapshot experts;
+        status = engine_experts(engine, &experts, err);
+        if (status == LM_OK) print_json(eval, engine, &experts, options_arg(options, 0));
+    } else if (status == LM_OK) {
         print_text(eval);
+    }
     free(eval->generated);
     free(eval->other);
     if (eval->logits) close_logits(eval, options, status);

@@ -17,6 +17,7 @@
 #include "launch/terminal/interrupt.h"
 #include "proto/base/log.h"
 #include "proto/base/read_all.h"
+#include "worker/pager/pager_snapshot.h"
 
 enum { MAX_PROMPT_BYTES = 64 << 20 };
 
@@ -193,7 +194,8 @@ static void print_json(const struct engine *engine, const struct chat_answer *an
 {
     static const char *const reasons[] = {"stop", "stop", "length", "abort"};
     struct json_object *object = json_object_new_object();
-    const bool paged = engine_stats(engine).pager.n_slot > 0;
+    struct pager_snapshot experts;
+    const bool paged = engine_stats(engine).paged;
     json_object_object_add(object, "content", json_object_new_string(answer->content));
     json_object_object_add(object, "reasoning_content",
                            *answer->reasoning ? json_object_new_string(answer->reasoning) : NULL);
@@ -201,7 +203,8 @@ static void print_json(const struct engine *engine, const struct chat_answer *an
                            json_object_new_string(reasons[answer->finish]));
     json_object_object_add(object, "usage", usage_json(answer));
     json_object_object_add(object, "timings", timings_json(&answer->counts, paged));
-    json_object_object_add(object, "experts", pager_report_json(engine_pager(engine)));
+    if (engine_experts(engine, &experts, NULL) == LM_OK)
+        json_object_object_add(object, "experts", pager_report_json(&experts));
     puts(json_object_to_json_string_ext(object,
                                         JSON_C_TO_STRING_PLAIN | JSON_C_TO_STRING_NOSLASHESCAPE));
     json_object_put(object);
@@ -219,7 +222,9 @@ void run_print_timings(FILE *out, const struct engine *engine, const struct chat
             counts->n_generated, "", predicted_s(counts),
             per_second(counts->n_generated ? counts->n_generated - 1 : 0, predicted_s(counts)),
             counts->first_token_s, reasons[answer->finish]);
-    pager_report_print(out, engine_pager(engine), &counts->experts);
+    struct pager_snapshot experts;
+    if (engine_experts(engine, &experts, NULL) == LM_OK)
+        pager_report_print(out, &experts, &counts->experts);
 }
 
 bool run_shows_thinking(const struct run *run, bool by_default)
@@ -254,7 +259,8 @@ static enum lm_status run_once(struct run *run, struct lm_error *err)
         status = lm_fail(err, LM_E_USAGE, "the prompt is empty");
         lm_hint(err, "lean run MODEL PROMPT, or pipe the prompt in");
     }
-    loading_view_begin(&output.view, engine_pager(run->engine));
+    if (engine_n_rank(run->engine) == 1) /* else another thread runs the pager */
+        loading_view_begin(&output.view, engine_pager(run->engine));
     if (status == LM_OK) status = answer_prompt(run, prompt, n, &sink, &answer, err);
     loading_view_end(&output.view);
     free(prompt);

@@ -38,6 +38,7 @@
 #include "proto/gguf/gguf_write.h"
 #include "proto/model/hparams.h"
 #include "proto/model/weights_sample.h"
+#include "worker/pager/pager_snapshot.h"
 
 enum { MAX_TEMPLATE_BYTES = 1 << 20 };
 
@@ -57,6 +58,9 @@ struct serve {
     int loaded_fd; /* readable once loading has ended */
     enum lm_status load_status;
     struct lm_error load_error;
+
+    pthread_mutex_t telling; /* held while the server is told of experts */
+    bool ended;              /* guarded by it: there is no server any more */
 
     int lost_fd; /* readable once a rank was lost; then why */
     struct lm_error lost;
@@ -112,11 +116,17 @@ static enum lm_status start_picture(struct serve *serve, struct lm_error *err)
     return status;
 }
 
-static void tell_experts(const struct serve *serve)
+/* On the step thread, or of several ranks on one of the pipeline. */
+static void on_experts(void *context)
 {
+    struct serve *serve = context;
     struct metrics_experts experts;
-    if (pager_report_metrics(&experts, engine_pager(serve->engine)))
-        server_set_experts(serve->server, &experts);
+    struct pager_snapshot snapshot;
+    engine_experts_told(serve->engine, &snapshot);
+    if (!pager_report_metrics(&experts, &snapshot)) return;
+    pthread_mutex_lock(&serve->telling);
+    if (!serve->ended) server_set_experts(serve->server, &experts);
+    pthread_mutex_unlock(&serve->telling);
 }
 
 /* On the step thread. */
@@ -128,7 +138,7 @@ static void on_step(void *context, const struct step_record *step)
     const struct serve *serve = context;
     metrics_observe(serve->server->metrics, of_phase[step->phase], step->seconds);
     metrics_observe(serve->server->metrics, METRICS_STEP_TOKENS, step->n_token);
-    tell_experts(serve);
+    engine_ask_experts(serve->engine);
 }
 
 static bool take_token(void *context, const struct sampled_token *token)
@@ -190,6 +200,8 @@ static enum lm_status load(struct serve *serve, struct lm_error *err)
     config.serving = true;
     config.on_lost = on_lost;
     config.lost_context = serve;
+    config.on_experts = on_experts;
+    config.experts_context = serve;
     config.cache_bytes = options_given(serve->options, "cache-ram")
                              ? options_size(serve->options, "cache-ram")
                              : UINT64_MAX;
@@ -213,7 +225,7 @@ static enum lm_status load(struct serve *serve, struct lm_error *err)
     server_set_stage(server, "warming up");
     if (status == LM_OK) warm_up(serve);
     server_set_stage(server, "preparing");
-    if (status == LM_OK) tell_experts(serve);
+    if (status == LM_OK) engine_ask_experts(serve->engine);
     if (status == LM_OK) status = dispatcher_create(&serve->dispatcher, &dispatcher, err);
     if (status == LM_OK)
         status = make_fingerprint(serve, server->system_fingerprint,
@@ -501,8 +513,11 @@ static void warn_of_exposure(const struct serve *serve, const struct server_conf
 
 static enum lm_status run_serve(struct options *options, struct lm_error *err)
 {
-    struct serve serve = {
-        .options = options, .loaded_fd = -1, .lost_fd = -1, .started = time(NULL)};
+    struct serve serve = {.options = options,
+                          .loaded_fd = -1,
+                          .lost_fd = -1,
+                          .started = time(NULL),
+                          .telling = PTHREAD_MUTEX_INITIALIZER};
     struct server_config config = {0};
     int signal_fd = -1;
     enum lm_status status = resolve_model(&serve, err);
@@ -518,6 +533,9 @@ static enum lm_status run_serve(struct options *options, struct lm_error *err)
         status = write_pid_file(options, err);
         if (status == LM_OK) status = run_until_signal(&serve, signal_fd, err);
     }
+    pthread_mutex_lock(&serve.telling);
+    serve.ended = true;
+    pthread_mutex_unlock(&serve.telling);
     server_destroy(serve.server);
     dispatcher_destroy(serve.dispatcher);
     expert_picture_stop(serve.picture);

@@ -124,7 +124,7 @@ static enum lm_status gather(struct cluster *cluster, Lean__FrameType type,
         }
         if (status != LM_OK) break;
         answered[frame->from] = true;
-        if (take) status = take(cluster, frame, err);
+        status = take(cluster, frame, err);
         free(frame);
     }
     free(answered);
@@ -348,9 +348,19 @@ enum lm_status cluster_send_setup(struct cluster *cluster, const struct part_con
     return status;
 }
 
+static enum lm_status take_ready(struct cluster *cluster, const struct frame *frame,
+                                 struct lm_error *err)
+{
+    Lean__Ready *ready = cluster_unpack(frame, &lean__ready__descriptor, err);
+    if (!ready) return LM_E_FORMAT;
+    cluster->rank[frame->from].n_expert_slot = ready->n_expert_slot;
+    lean__ready__free_unpacked(ready, NULL);
+    return LM_OK;
+}
+
 enum lm_status cluster_wait_ready(struct cluster *cluster, struct lm_error *err)
 {
-    return gather(cluster, LEAN__FRAME_TYPE__READY, NULL, err);
+    return gather(cluster, LEAN__FRAME_TYPE__READY, take_ready, err);
 }
 
 /* ---- the end ------------------------------------------------------------------------------ */

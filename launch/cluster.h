@@ -39,6 +39,7 @@ struct cluster_rank {
     uint64_t ram_bytes; /* budget */
     uint32_t n_thread;
     uint32_t layer_begin, layer_end;
+    uint32_t n_expert_slot; /* of a rank but 0 that is ready: experts in memory; 0: all */
 };
 
 struct cluster;

@@ -150,7 +150,9 @@ static enum lm_status answer_setup(struct member *member, struct lm_error *err)
     status = load(member, setup, err);
     lean__setup__free_unpacked(setup, NULL);
     if (status != LM_OK) return status;
-    return cluster_send(member->world, 0, LEAN__FRAME_TYPE__READY, NULL, err);
+    Lean__Ready ready = LEAN__READY__INIT;
+    ready.n_expert_slot = member->part.n_expert_slot;
+    return cluster_send(member->world, 0, LEAN__FRAME_TYPE__READY, &ready.base, err);
 }
 
 /* Tells rank 0, whose error it becomes, and waits to be told to end. */

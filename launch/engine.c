@@ -14,6 +14,7 @@
 #include "launch/options.h"
 #include "launch/routing_profile.h"
 #include "proto/base/log.h"
+#include "worker/pager/pager_snapshot.h"
 #include "worker/pipeline/pipeline.h"
 
 /* Shorter ones cost more per token than a pipeline gains by them; and where experts are paged each
@@ -34,6 +35,8 @@ struct engine {
     struct run_sizes sizes;
     uint64_t cache_bytes, state_bytes;
     bool keeps_profile;
+    void (*on_experts)(void *context);
+    void *experts_context;
     atomic_bool cancelled;
 };
 
@@ -229,7 +232,9 @@ static enum lm_status create_runner(struct engine *engine, const struct engine_c
                                            .worker = engine->part.worker,
                                            .slack = PIPELINE_SLACK,
                                            .on_lost = asked->on_lost,
-                                           .lost_context = asked->lost_context};
+                                           .lost_context = asked->lost_context,
+                                           .on_stats = asked->on_experts,
+                                           .stats_context = asked->experts_context};
     enum lm_status status = cluster_wait_ready(engine->cluster, err);
     if (status == LM_OK) status = pipeline_create(&engine->pipeline, &config, err);
     if (status == LM_OK) engine->runner = pipeline_runner(engine->pipeline);
@@ -261,6 +266,8 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
 {
     struct memory_request request;
     struct memory_plan plan;
+    engine->on_experts = config->on_experts;
+    engine->experts_context = config->experts_context;
     enum lm_status status = cluster_open(&engine->cluster, &config->cluster, err);
     if (status == LM_OK && engine->cluster && config->trace_path)
         status = lm_fail(err, LM_E_UNSUPPORTED, "--trace: several ranks cannot record one");
@@ -276,8 +283,7 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
     if (!engine->cluster) part.ram_bytes = plan.budget_bytes; /* as it was measured */
     if (config->on_plan) config->on_plan(config->plan_context, &plan);
     status = model_part_load(&engine->part, &part, &engine->sizes, err);
-    engine->keeps_profile = status == LM_OK && engine->part.n_expert_slot && !config->profile &&
-                            !engine->cluster; /* whose profile would be of these layers only */
+    engine->keeps_profile = status == LM_OK && !config->profile;
     if (status == LM_OK) status = create_runner(engine, config, err);
     if (status == LM_OK) status = create_scheduler(engine, config->checkpoint_every, err);
     return status;
@@ -297,13 +303,36 @@ enum lm_status engine_open(struct engine **out, const struct engine_config *conf
     return LM_OK;
 }
 
+/* What this run has seen of all layers. */
+static void save_profile(const struct engine *engine)
+{
+    const struct model_part *part = &engine->part;
+    const struct hparams *hp = &part->hp;
+    double n_token = 0;
+    double *const uses = calloc((size_t)hp->n_layer * hp->n_expert + 1, sizeof(*uses));
+    if (!uses) return;
+    if (!engine->pipeline)
+        n_token = routing_profile_uses(worker_pager(part->worker), hp, uses);
+    else if (pipeline_read_uses(engine->pipeline, &n_token, uses, NULL) != LM_OK)
+        n_token = 0;
+    if (n_token > 0) routing_profile_save(part->file, hp, n_token, uses);
+    free(uses);
+}
+
+/* Whether some rank pages experts. */
+static bool is_paged(const struct engine *engine)
+{
+    bool paged = engine->part.n_expert_slot > 0;
+    for (uint32_t i = 1; i < engine_n_rank(engine); i++)
+        paged |= cluster_rank(engine->cluster, i)->n_expert_slot > 0;
+    return paged;
+}
+
 enum lm_status engine_close(struct engine *engine, struct lm_error *err)
 {
     if (!engine) return LM_OK;
     scheduler_destroy(engine->scheduler);
-    if (engine->keeps_profile)
-        routing_profile_save(worker_pager(engine->part.worker), engine->part.file,
-                             &engine->part.hp);
+    if (engine->keeps_profile && is_paged(engine)) save_profile(engine);
     if (engine->pipeline) cluster_drained(engine->cluster);
     pipeline_close(engine->pipeline);
     const enum lm_status status = model_part_close(&engine->part, err);
@@ -366,12 +395,41 @@ struct engine_rank engine_rank(const struct engine *engine, uint32_t rank)
 
 struct engine_stats engine_stats(const struct engine *engine)
 {
-    return (struct engine_stats){.n_thread = backend_cpu_n_thread(engine->part.backend),
+    return (struct engine_stats){.paged = is_paged(engine),
+                                 .n_thread = backend_cpu_n_thread(engine->part.backend),
                                  .prefill_chunk = engine->sizes.prefill_chunk,
                                  .kernels = backend_cpu_kernels(engine->part.backend),
                                  .n_layer = engine->part.hp.n_layer,
                                  .pager = expert_pager_stats(engine_pager(engine)),
                                  .n_seq_max = scheduler_stats(engine->scheduler).n_seq_max};
+}
+
+enum lm_status engine_experts(const struct engine *engine, struct pager_snapshot *out,
+                              struct lm_error *err)
+{
+    if (!engine->pipeline) {
+        pager_snapshot_take(out, worker_pager(engine->part.worker));
+        return LM_OK;
+    }
+    const enum lm_status status = pipeline_ask_stats(engine->pipeline, true, err);
+    if (status == LM_OK) pipeline_read_stats(engine->pipeline, out);
+    return status;
+}
+
+void engine_ask_experts(const struct engine *engine)
+{
+    if (!engine->pipeline && engine->on_experts)
+        engine->on_experts(engine->experts_context);
+    else if (engine->pipeline && is_paged(engine))
+        pipeline_ask_stats(engine->pipeline, false, NULL); /* who is lost has told */
+}
+
+void engine_experts_told(const struct engine *engine, struct pager_snapshot *out)
+{
+    if (engine->pipeline)
+        pipeline_read_stats(engine->pipeline, out);
+    else
+        pager_snapshot_take(out, worker_pager(engine->part.worker));
 }
 
 /* ---- generating --------------------------------------------------------------------------- */

@@ -23,6 +23,7 @@ struct gguf_file;
 struct hparams;
 struct memory_plan;
 struct memory_request;
+struct pager_snapshot;
 struct scheduler;
 struct tokenizer;
 struct engine;
@@ -61,6 +62,10 @@ struct engine_config {
      * be NULL. What is generated then fails with LM_E_RANK_LOST. */
     void (*on_lost)(void *context, const struct lm_error *err);
     void *lost_context;
+    /* Called when the ranks have told what engine_ask_experts asked, from any thread; may be NULL.
+     */
+    void (*on_experts)(void *context);
+    void *experts_context;
     /* Called once the sizes are settled and before weights are read; may be NULL. */
     void (*on_plan)(void *context, const struct memory_plan *plan);
     void *plan_context;
@@ -88,7 +93,7 @@ const struct hparams *engine_hparams(const struct engine *engine);
 const struct tokenizer *engine_tokenizer(const struct engine *engine);
 uint32_t engine_n_ctx(const struct engine *engine);
 uint32_t engine_n_slot(const struct engine *engine);
-/* Not while something is generated, but as expert_pager_watch allows. */
+/* Of this rank's layers. Not while something is generated, but as expert_pager_watch allows. */
 struct expert_pager *engine_pager(const struct engine *engine);
 /* Belongs to the engine. Whoever drives it must be the only one: not beside engine_generate. */
 struct scheduler *engine_scheduler(const struct engine *engine);
@@ -142,10 +147,20 @@ struct engine_stats {
     uint32_t n_thread, prefill_chunk;
     const char *kernels;
     uint32_t n_layer;
-    struct expert_pager_stats pager;
-    uint32_t n_seq_max; /* sequences in one step, at most so far */
+    bool paged;                      /* some rank reads experts when they are needed */
+    struct expert_pager_stats pager; /* of this rank's layers */
+    uint32_t n_seq_max;              /* sequences in one step, at most so far */
 };
 struct engine_stats engine_stats(const struct engine *engine);
+
+/* What the pagers of all ranks have counted. Not while something is generated. LM_E_RANK_LOST. */
+enum lm_status engine_experts(const struct engine *engine, struct pager_snapshot *out,
+                              struct lm_error *err);
+/* The same while something is generated. Asking, in the step thread, makes config.on_experts be
+ * called when there is something to tell: of one rank at once, of several when they have answered.
+ * There engine_experts_told may be called. */
+void engine_ask_experts(const struct engine *engine);
+void engine_experts_told(const struct engine *engine, struct pager_snapshot *out);
 
 /* Stops the running generation at its next token. Async-signal-safe. */
 void engine_cancel(struct engine *engine);

@@ -13,7 +13,7 @@
 #include "coordinator/server/metrics.h"
 #include "proto/base/log.h"
 #include "proto/model/hparams.h"
-#include "worker/pager/expert_pager.h"
+#include "worker/pager/pager_snapshot.h"
 
 static double used_share(const struct hparams *hp)
 {
@@ -82,15 +82,15 @@ static int fewer_hits_first(const void *left, const void *right)
 
 /* The spread over the layers, and the layers at its lower end; of prefill if nothing was decoded.
  */
-static void print_layers(FILE *out, const struct expert_pager *pager,
-                         const struct expert_pager_stats *stats)
+static void print_layers(FILE *out, const struct pager_snapshot *experts)
 {
+    const struct expert_pager_stats *stats = &experts->total;
     enum { WORST_MAX = 3 };
     struct layer_rate rate[HPARAMS_MAX_LAYER];
     const bool decode = stats->decode.n_lookup > 0;
     size_t n = 0;
     for (uint32_t il = stats->layer_begin; il < stats->layer_end; il++) {
-        const struct expert_pager_layer_stats layer = expert_pager_layer_stats(pager, il);
+        const struct expert_pager_layer_stats layer = experts->layer[il];
         const struct expert_pager_counts *counts = decode ? &layer.decode : &layer.prefill;
         if (counts->n_lookup)
             rate[n++] = (struct layer_rate){il, percent(counts->n_hit, counts->n_lookup)};
@@ -132,10 +132,10 @@ static void print_predictions(FILE *out, const struct expert_pager_stats *stats)
     if (*separator == ' ') fprintf(out, "   %" PRIu64 " wasted\n", stats->n_wasted);
 }
 
-void pager_report_print(FILE *out, const struct expert_pager *pager,
+void pager_report_print(FILE *out, const struct pager_snapshot *experts,
                         const struct expert_usage *usage)
 {
-    const struct expert_pager_stats stats = expert_pager_stats(pager);
+    const struct expert_pager_stats stats = experts->total;
     const struct expert_pager_counts *decode = &stats.decode, *prefill = &stats.prefill;
     const uint64_t n_bytes = pager_report_read_bytes(&stats);
     char bytes[24], rate[24];
@@ -146,7 +146,7 @@ void pager_report_print(FILE *out, const struct expert_pager *pager,
             "waited %.2fs + %.2fs\n",
             stats.n_resident, stats.n_expert, percent(decode->n_hit, decode->n_lookup),
             percent(prefill->n_hit, prefill->n_lookup), decode->wait_s, prefill->wait_s);
-    print_layers(out, pager, &stats);
+    print_layers(out, experts);
     fprintf(out, "read    %s by %s%s", log_format_bytes(n_bytes, bytes), stats.disk.engine,
             stats.disk.direct ? ", direct" : ", buffered");
     if (stats.disk.busy_s > 0)
@@ -165,10 +165,10 @@ static struct metrics_lookups lookups_of(const struct expert_pager_counts *count
                                     .wait_s = counts->wait_s};
 }
 
-bool pager_report_metrics(struct metrics_experts *out, const struct expert_pager *pager)
+bool pager_report_metrics(struct metrics_experts *out, const struct pager_snapshot *experts)
 {
     static_assert((int)METRICS_N_READ == (int)READ_PRIORITY_COUNT, "priorities have names");
-    const struct expert_pager_stats stats = expert_pager_stats(pager);
+    const struct expert_pager_stats stats = experts->total;
     if (!stats.n_slot) return false;
     out->n_layer = 0;
     out->n_resident = stats.n_resident;
@@ -193,7 +193,7 @@ bool pager_report_metrics(struct metrics_experts *out, const struct expert_pager
     out->direct_rate = stats.disk.probe_direct_rate;
     out->buffered_rate = stats.disk.probe_buffered_rate;
     for (uint32_t il = stats.layer_begin; il < stats.layer_end; il++) {
-        const struct expert_pager_layer_stats layer = expert_pager_layer_stats(pager, il);
+        const struct expert_pager_layer_stats layer = experts->layer[il];
         if (!layer.n_expert) continue;
         out->layer[out->n_layer++] = (struct metrics_expert_layer){
             .layer = il,
@@ -222,12 +222,12 @@ static struct json_object *counts_json(const struct expert_pager_counts *counts)
     return json;
 }
 
-static struct json_object *layers_json(const struct expert_pager *pager,
-                                       const struct expert_pager_stats *stats)
+static struct json_object *layers_json(const struct pager_snapshot *experts)
 {
+    const struct expert_pager_stats *stats = &experts->total;
     struct json_object *list = json_object_new_array();
     for (uint32_t il = stats->layer_begin; il < stats->layer_end; il++) {
-        const struct expert_pager_layer_stats layer = expert_pager_layer_stats(pager, il);
+        const struct expert_pager_layer_stats layer = experts->layer[il];
         if (!layer.n_expert) continue;
         struct json_object *json = json_object_new_object();
         add(json, "layer", json_object_new_int64(il));
@@ -271,9 +271,9 @@ static struct json_object *predictions_json(const struct expert_pager_stats *sta
     return list;
 }
 
-struct json_object *pager_report_json(const struct expert_pager *pager)
+struct json_object *pager_report_json(const struct pager_snapshot *experts)
 {
-    const struct expert_pager_stats stats = expert_pager_stats(pager);
+    const struct expert_pager_stats stats = experts->total;
     struct json_object *json = json_object_new_object();
     add(json, "slots", json_object_new_int64(stats.n_slot));
     add(json, "experts", json_object_new_int64(stats.n_expert));
@@ -299,6 +299,6 @@ struct json_object *pager_report_json(const struct expert_pager *pager)
     if (stats.policy) add(json, "policy", json_object_new_string(stats.policy));
     if (stats.disk.engine) add(json, "io", json_object_new_string(stats.disk.engine));
     add(json, "direct", json_object_new_boolean(stats.disk.direct));
-    add(json, "layers", layers_json(pager, &stats));
+    add(json, "layers", layers_json(experts));
     return json;
 }

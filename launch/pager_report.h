@@ -6,13 +6,13 @@
 #include <stdint.h>
 #include <stdio.h>
 
-struct expert_pager;
 struct expert_pager_stats;
 struct expert_usage;
 struct hparams;
 struct json_object;
 struct memory_plan;
 struct metrics_experts;
+struct pager_snapshot;
 
 /* What can be expected with n_slot of n_expert experts in memory, in words: hits, and what they
  * leave to the disk. Returns out. */
@@ -27,13 +27,13 @@ void pager_report_plan(const struct memory_plan *plan, const struct hparams *hp,
 uint64_t pager_report_read_bytes(const struct expert_pager_stats *stats);
 /* A few lines under the timings of an answer: its own numbers, then those since the start; nothing
  * if no expert is ever read. */
-void pager_report_print(FILE *out, const struct expert_pager *pager,
+void pager_report_print(FILE *out, const struct pager_snapshot *experts,
                         const struct expert_usage *usage);
 /* Of one answer, with the keys of a server's timings. The caller owns it. */
 struct json_object *pager_report_usage_json(const struct expert_usage *usage);
 /* For /metrics. False: all experts are mapped, none is looked up. */
-bool pager_report_metrics(struct metrics_experts *out, const struct expert_pager *pager);
+bool pager_report_metrics(struct metrics_experts *out, const struct pager_snapshot *experts);
 /* The caller owns it. */
-struct json_object *pager_report_json(const struct expert_pager *pager);
+struct json_object *pager_report_json(const struct pager_snapshot *experts);
 
 #endif

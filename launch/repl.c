@@ -164,7 +164,8 @@ static bool show_answer(struct repl *repl, enum answer_kind kind, const char *ra
     word_wrap_init(&display.wrap, wraps ? terminal_columns(STDOUT_FILENO, NULL) : 0);
 
     interrupt_take(INTERRUPT_STOP);
-    display.paged = engine_stats(repl->run->engine).pager.n_slot > 0;
+    /* of several ranks another thread runs the pager */
+    display.paged = engine_stats(repl->run->engine).paged && engine_n_rank(repl->run->engine) == 1;
     if (display.paged) {
         fflush(stdout); /* the view goes below what was printed */
         loading_view_begin(&display.view, engine_pager(repl->run->engine));

@@ -109,37 +109,34 @@ enum lm_status routing_profile_load(struct expert_pager *pager, const struct ggu
     return LM_OK;
 }
 
-/* The uses of this run as a profile of their own. */
-static enum lm_status collect(struct heat_profile **out, const struct expert_pager *pager,
-                              uint64_t fingerprint, uint64_t weights, const struct hparams *hp,
-                              struct lm_error *err)
+double routing_profile_uses(const struct expert_pager *pager, const struct hparams *hp,
+                            double *uses)
 {
-    const enum lm_status status =
-        heat_profile_create(out, fingerprint, hp->arch->name, hp->n_layer + hp->n_layer_mtp,
-                            hp->n_expert, hp->n_expert_used, err);
-    if (status != LM_OK) return status;
-    (*out)->weights = weights;
-    (*out)->n_token = (double)expert_pager_n_token(pager);
-    for (uint32_t il = 0; il < hp->n_layer; il++)
+    const struct expert_pager_stats stats = expert_pager_stats(pager);
+    for (uint32_t il = stats.layer_begin; il < stats.layer_end; il++)
         for (uint32_t ie = 0; ie < hp->n_expert && hp->layer[il].moe; ie++)
-            (*out)->uses[(size_t)il * hp->n_expert + ie] =
+            uses[(size_t)il * hp->n_expert + ie] =
                 (double)expert_pager_uses(pager, (struct expert_key){il, ie});
-    return LM_OK;
+    return (double)expert_pager_n_token(pager);
 }
 
-void routing_profile_save(const struct expert_pager *pager, const struct gguf_file *file,
-                          const struct hparams *hp)
+void routing_profile_save(const struct gguf_file *file, const struct hparams *hp, double n_token,
+                          const double *uses)
 {
     struct heat_profile *run;
     struct lm_error err;
     uint64_t fingerprint, weights;
-    if (!expert_pager_n_token(pager)) return;
     if (gguf_fingerprint(file, &fingerprint, &err) != LM_OK) return;
     if (weights_sample(file, &weights, &err) != LM_OK) return; /* the file is gone */
     char *path = own_path(fingerprint);
     if (!path) return;
-    enum lm_status status = collect(&run, pager, fingerprint, weights, hp, &err);
+    enum lm_status status =
+        heat_profile_create(&run, fingerprint, hp->arch->name, hp->n_layer + hp->n_layer_mtp,
+                            hp->n_expert, hp->n_expert_used, &err);
     if (status == LM_OK) {
+        run->weights = weights;
+        run->n_token = n_token;
+        memcpy(run->uses, uses, (size_t)hp->n_layer * hp->n_expert * sizeof(*uses));
         config_make_parents(path);
         status = heat_profile_update(path, run, &err);
         heat_profile_destroy(run);

@@ -19,8 +19,12 @@ struct hparams;
 enum lm_status routing_profile_load(struct expert_pager *pager, const struct gguf_file *file,
                                     const struct hparams *hp, const char *path,
                                     struct lm_error *err);
-/* Adds what the pager has seen to the model's own profile. What goes wrong is a warning. */
-void routing_profile_save(const struct expert_pager *pager, const struct gguf_file *file,
-                          const struct hparams *hp);
+/* What the pager has seen: rows that chose each expert, to uses: [n_layer][n_expert], 0 before.
+ * Returns the tokens. */
+double routing_profile_uses(const struct expert_pager *pager, const struct hparams *hp,
+                            double *uses);
+/* Adds a run to the model's own profile. What goes wrong is a warning. */
+void routing_profile_save(const struct gguf_file *file, const struct hparams *hp, double n_token,
+                          const double *uses);
 
 #endif

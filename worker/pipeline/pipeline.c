@@ -12,6 +12,7 @@
 #include "worker/pipeline/ledger.h"
 #include "worker/pipeline/stage_loop.h"
 #include "worker/pipeline/wire.h"
+#include "worker/pipeline/wire_stats.h"
 
 /* Logits that have come and wait for end. */
 struct logits_row {
@@ -50,7 +51,11 @@ struct pipeline {
     pthread_cond_t changed;
     /* guarded by lock */
     uint64_t n_begun;
-    struct lm_error failed; /* LM_OK: the job goes on */
+    struct lm_error failed;       /* LM_OK: the job goes on */
+    Lean__Stats **stats;          /* [n_rank] as told last; NULL: never */
+    uint32_t n_awaited;           /* ranks that have not answered the last question */
+    uint64_t n_asked, n_answered; /* questions put, and answered by all */
+    bool asks_again;              /* a question came while another was open */
 };
 
 /* ---- what went wrong ---------------------------------------------------------------------- */
@@ -86,26 +91,6 @@ static enum lm_status check(struct pipeline *pipeline, struct lm_error *err)
     if (status != LM_OK && err) *err = pipeline->failed;
     pthread_mutex_unlock(&pipeline->lock);
     return status;
-}
-
-/* ---- the thread of stage 0 ---------------------------------------------------------------- */
-
-static enum lm_status next_frame(void *context, double timeout_s, struct frame **out,
-                                 struct lm_error *err)
-{
-    return frame_queue_pop(context, timeout_s, out, err);
-}
-
-static void *run_stage(void *context)
-{
-    struct pipeline *pipeline = context;
-    const struct stage_loop_config config = {.world = pipeline->config.world,
-                                             .worker = pipeline->config.worker,
-                                             .next = next_frame,
-                                             .context = &pipeline->to_stage};
-    struct lm_error err;
-    if (stage_loop_run(&config, &err) != LM_OK) give_up(pipeline, &err);
-    return NULL;
 }
 
 /* ---- the thread that receives ------------------------------------------------------------- */
@@ -174,10 +159,37 @@ static enum lm_status take_logits(struct pipeline *pipeline, const struct frame 
     return lm_fail(err, LM_E_FORMAT, "rank %u sent logits that nobody asked for", frame->from);
 }
 
+static enum lm_status put_question(struct pipeline *pipeline, bool with_uses, struct lm_error *err);
+
+static enum lm_status take_stats(struct pipeline *pipeline, const struct frame *frame,
+                                 struct lm_error *err)
+{
+    Lean__Stats *stats;
+    const enum lm_status status = wire_unpack_stats(&stats, frame, pipeline->worker->hp, err);
+    if (status != LM_OK) return status;
+    pthread_mutex_lock(&pipeline->lock);
+    Lean__Stats *const old = pipeline->stats[frame->from];
+    pipeline->stats[frame->from] = stats;
+    const bool complete = pipeline->n_awaited > 0 && --pipeline->n_awaited == 0;
+    const bool again = complete && pipeline->asks_again;
+    if (complete) {
+        pipeline->n_answered++;
+        pipeline->asks_again = false;
+        pthread_cond_broadcast(&pipeline->changed);
+    }
+    pthread_mutex_unlock(&pipeline->lock);
+    if (old) lean__stats__free_unpacked(old, NULL);
+    if (complete && pipeline->config.on_stats)
+        pipeline->config.on_stats(pipeline->config.stats_context);
+    return again ? put_question(pipeline, false, err) : LM_OK;
+}
+
 static enum lm_status take_frame(struct pipeline *pipeline, const struct frame *frame,
                                  uint32_t *n_bye, struct lm_error *err)
 {
     switch (frame->type) {
+    case LEAN__FRAME_TYPE__STATS:
+        return take_stats(pipeline, frame, err);
     case LEAN__FRAME_TYPE__TOKENS:
         return take_tokens(pipeline, frame, err);
     case LEAN__FRAME_TYPE__LOGITS:
@@ -203,6 +215,34 @@ static void *receive(void *context)
         free(frame);
     }
     if (err.status != LM_OK) give_up(pipeline, &err);
+    return NULL;
+}
+
+/* ---- the thread of stage 0 ---------------------------------------------------------------- */
+
+static enum lm_status next_frame(void *context, double timeout_s, struct frame **out,
+                                 struct lm_error *err)
+{
+    struct pipeline *pipeline = context;
+    return frame_queue_pop(&pipeline->to_stage, timeout_s, out, err);
+}
+
+/* It is here already. */
+static enum lm_status give_frame(void *context, const struct frame *frame, struct lm_error *err)
+{
+    uint32_t n_bye = 0;
+    return take_frame(context, frame, &n_bye, err);
+}
+
+static void *run_stage(void *context)
+{
+    struct pipeline *pipeline = context;
+    const struct stage_loop_config config = {.worker = pipeline->config.worker,
+                                             .next = next_frame,
+                                             .give = give_frame,
+                                             .context = pipeline};
+    struct lm_error err;
+    if (stage_loop_run(&config, &err) != LM_OK) give_up(pipeline, &err);
     return NULL;
 }
 
@@ -413,6 +453,85 @@ struct step_runner pipeline_runner(struct pipeline *pipeline)
                                 .usage = usage};
 }
 
+/* ---- counters ----------------------------------------------------------------------------- */
+
+static enum lm_status put_question(struct pipeline *pipeline, bool with_uses, struct lm_error *err)
+{
+    struct frame *frame;
+    Lean__StatsRequest request = LEAN__STATS_REQUEST__INIT;
+    request.has_with_uses = request.with_uses = with_uses;
+    enum lm_status status = wire_pack(&frame, LEAN__FRAME_TYPE__STATS_REQUEST, &request.base, err);
+    if (status != LM_OK) return status;
+    pthread_mutex_lock(&pipeline->lock);
+    pipeline->n_asked++;
+    pipeline->n_awaited = pipeline->config.world->n_rank;
+    pthread_mutex_unlock(&pipeline->lock);
+    return send_to_all(pipeline, frame, err);
+}
+
+/* Waits until a number of questions have been answered. */
+static enum lm_status wait_answered(struct pipeline *pipeline, uint64_t n, struct lm_error *err)
+{
+    pthread_mutex_lock(&pipeline->lock);
+    while (pipeline->n_answered < n && pipeline->failed.status == LM_OK)
+        pthread_cond_wait(&pipeline->changed, &pipeline->lock);
+    const enum lm_status status = pipeline->failed.status;
+    if (status != LM_OK && err) *err = pipeline->failed;
+    pthread_mutex_unlock(&pipeline->lock);
+    return status;
+}
+
+enum lm_status pipeline_ask_stats(struct pipeline *pipeline, bool wait, struct lm_error *err)
+{
+    enum lm_status status = check(pipeline, err);
+    if (status != LM_OK) return status;
+    pthread_mutex_lock(&pipeline->lock);
+    const bool open = pipeline->n_awaited > 0;
+    const uint64_t n = pipeline->n_asked + 1; /* the next question: this one, or the one after */
+    if (open) pipeline->asks_again = true;
+    pthread_mutex_unlock(&pipeline->lock);
+    if (!open) status = put_question(pipeline, false, err);
+    return status == LM_OK && wait ? wait_answered(pipeline, n, err) : status;
+}
+
+void pipeline_read_stats(struct pipeline *pipeline, struct pager_snapshot *out)
+{
+    struct pager_snapshot *const of_rank = malloc(sizeof(*of_rank));
+    bool first = true;
+    out->total = (struct expert_pager_stats){.n_slot = 0};
+    if (!of_rank) return;
+    pthread_mutex_lock(&pipeline->lock);
+    for (uint32_t rank = 0; rank < pipeline->config.world->n_rank; rank++) {
+        if (!pipeline->stats[rank]) continue;
+        wire_read_stats(first ? out : of_rank, pipeline->stats[rank]);
+        if (!first) pager_snapshot_add(out, of_rank);
+        first = false;
+    }
+    pthread_mutex_unlock(&pipeline->lock);
+    free(of_rank);
+}
+
+enum lm_status pipeline_read_uses(struct pipeline *pipeline, double *n_token, double *uses,
+                                  struct lm_error *err)
+{
+    const uint32_t n_expert = pipeline->worker->hp->n_expert;
+    enum lm_status status = pipeline_ask_stats(pipeline, true, err); /* none is open then */
+    if (status == LM_OK) status = put_question(pipeline, true, err);
+    if (status == LM_OK) status = wait_answered(pipeline, pipeline->n_asked, err);
+    if (status != LM_OK) return status;
+    pthread_mutex_lock(&pipeline->lock);
+    *n_token = (double)pipeline->stats[0]->n_token;
+    for (uint32_t rank = 0; rank < pipeline->config.world->n_rank; rank++) {
+        const Lean__Stats *stats = pipeline->stats[rank];
+        for (size_t i = 0; i < stats->n_layer; i++)
+            for (size_t ie = 0; ie < stats->layer[i]->n_uses; ie++)
+                uses[(size_t)stats->layer[i]->layer * n_expert + ie] =
+                    (double)stats->layer[i]->uses[ie];
+    }
+    pthread_mutex_unlock(&pipeline->lock);
+    return LM_OK;
+}
+
 /* ---- life --------------------------------------------------------------------------------- */
 
 static enum lm_status create_parts(struct pipeline *pipeline, struct lm_error *err)
@@ -424,9 +543,10 @@ static enum lm_status create_parts(struct pipeline *pipeline, struct lm_error *e
                                            .n_position = config->n_position,
                                            .n_batch = config->n_batch,
                                            .kv_type = config->kv_type};
+    pipeline->stats = calloc(pipeline->config.world->n_rank, sizeof(Lean__Stats *));
     pipeline->position = calloc(config->n_slot, sizeof(*pipeline->position));
     pipeline->step = calloc(pipeline->depth, sizeof(*pipeline->step));
-    bool complete = pipeline->position && pipeline->step;
+    bool complete = pipeline->position && pipeline->step && pipeline->stats;
     for (uint32_t i = 0; complete && i < pipeline->depth; i++) {
         pipeline->step[i].seq = calloc(config->n_slot, sizeof(struct step_seq));
         complete = pipeline->step[i].seq != NULL;
@@ -456,6 +576,9 @@ static void destroy(struct pipeline *pipeline)
         clear_step(&pipeline->step[i]);
         free(pipeline->step[i].seq);
     }
+    for (uint32_t i = 0; pipeline->stats && i < pipeline->config.world->n_rank; i++)
+        if (pipeline->stats[i]) lean__stats__free_unpacked(pipeline->stats[i], NULL);
+    free(pipeline->stats);
     free(pipeline->step);
     free(pipeline->position);
     free(pipeline->op);

@@ -28,7 +28,13 @@ struct pipeline_config {
      * NULL. */
     void (*on_lost)(void *context, const struct lm_error *err);
     void *lost_context;
+    /* Called when all ranks have told their counters, from any thread; may be NULL.
+     */
+    void (*on_stats)(void *context);
+    void *stats_context;
 };
+
+struct pager_snapshot;
 
 enum lm_status pipeline_create(struct pipeline **out, const struct pipeline_config *config,
                                struct lm_error *err);
@@ -38,5 +44,16 @@ void pipeline_close(struct pipeline *pipeline);
 /* depth: ranks + slack. A lost rank fails what is under way and all that comes with LM_E_RANK_LOST.
  */
 struct step_runner pipeline_runner(struct pipeline *pipeline);
+
+/* The counters of all ranks' pagers. Asking makes them tell in their own time, between steps, once
+ * more if they are about to: what is read later is at least as new. wait: until they have.
+ * LM_E_RANK_LOST. */
+enum lm_status pipeline_ask_stats(struct pipeline *pipeline, bool wait, struct lm_error *err);
+/* The sums of what was told last; of nothing before. From any thread. */
+void pipeline_read_stats(struct pipeline *pipeline, struct pager_snapshot *out);
+/* For a profile: tokens so far, and the rows that chose each expert, [n_layer][n_expert]. Asks and
+ * waits. */
+enum lm_status pipeline_read_uses(struct pipeline *pipeline, double *n_token, double *uses,
+                                  struct lm_error *err);
 
 #endif

@@ -12,10 +12,16 @@ static enum lm_status next(void *context, double timeout_s, struct frame **out,
     return world->ops->recv(world, timeout_s, out, err);
 }
 
+static enum lm_status give(void *context, const struct frame *frame, struct lm_error *err)
+{
+    struct world *world = context;
+    return world->ops->send(world, 0, frame->type, frame->payload, frame->n_bytes, err);
+}
+
 enum lm_status stage_run(struct world *world, struct worker *worker, struct lm_error *err)
 {
     const struct stage_loop_config config = {
-        .world = world, .worker = worker, .next = next, .context = world};
+        .rank = world->rank, .worker = worker, .next = next, .give = give, .context = world};
     struct lm_error failed;
     enum lm_status status = stage_loop_run(&config, &failed);
     if (status == LM_OK)

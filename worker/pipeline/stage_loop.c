@@ -8,6 +8,7 @@
 #include "proto/model/hparams.h"
 #include "proto/transport/world.h"
 #include "worker/pipeline/wire.h"
+#include "worker/pipeline/wire_stats.h"
 #include "worker/worker.h"
 
 /* A frame read: its type, and the plan if it is one. */
@@ -15,7 +16,8 @@ struct item {
     bool present;
     uint16_t type;
     struct wire_plan *plan;
-    bool expected; /* its input is being received */
+    bool expected;  /* its input is being received */
+    bool with_uses; /* of STATS_REQUEST */
 };
 
 struct stage_loop {
@@ -59,6 +61,14 @@ static enum lm_status read_frame(struct stage_loop *loop, const struct frame *fr
             wire_unpack_plan(&loop->ahead.plan, frame, &loop->limits, err);
         if (status != LM_OK) return status;
     }
+    if (frame->type == LEAN__FRAME_TYPE__STATS_REQUEST) {
+        ProtobufCMessage *request;
+        const enum lm_status status =
+            wire_unpack(&request, &lean__stats_request__descriptor, frame, err);
+        if (status != LM_OK) return status;
+        loop->ahead.with_uses = ((Lean__StatsRequest *)request)->with_uses;
+        protobuf_c_message_free_unpacked(request, NULL);
+    }
     loop->ahead.present = true;
     return LM_OK;
 }
@@ -78,9 +88,8 @@ static enum lm_status look_ahead(struct stage_loop *loop, double timeout_s, stru
 
 static enum lm_status send_frame(struct stage_loop *loop, struct frame *frame, struct lm_error *err)
 {
-    struct world *world = loop->config.world;
-    const enum lm_status status =
-        world->ops->send(world, 0, frame->type, frame->payload, frame->n_bytes, err);
+    frame->from = loop->config.rank;
+    const enum lm_status status = loop->config.give(loop->config.context, frame, err);
     free(frame);
     return status;
 }
@@ -99,7 +108,7 @@ static enum lm_status apply(struct stage_loop *loop, const Lean__SlotOp *message
     op.kind = message->kind == LEAN__SLOT_OP__KIND__FORK ? SEQ_FORK : SEQ_CLEAR;
     if (op.kind == SEQ_FORK && op.n > worker_length(worker, op.slot))
         return lm_fail(err, LM_E_FAIL, "rank %u: slot %u holds %u tokens, not %u",
-                       loop->config.world->rank, op.slot, worker_length(worker, op.slot), op.n);
+                       loop->config.rank, op.slot, worker_length(worker, op.slot), op.n);
     const enum lm_status status = worker_seq(worker, &op, err);
     if (status != LM_OK || !loop->last) return status;
     if (op.kind == SEQ_CLEAR) {
@@ -121,7 +130,7 @@ static enum lm_status check_positions(struct stage_loop *loop, const struct wire
         const uint32_t length = worker_length(loop->config.worker, seq->slot);
         if (length != seq->position)
             return lm_fail(err, LM_E_FAIL, "rank %u: slot %u holds %u tokens, the plan says %u",
-                           loop->config.world->rank, seq->slot, length, seq->position);
+                           loop->config.rank, seq->slot, length, seq->position);
     }
     return LM_OK;
 }
@@ -222,7 +231,7 @@ static enum lm_status prepare(struct stage_loop *loop, struct item *item, struct
     enum lm_status status = LM_OK;
     if (message->step != loop->n_step)
         return lm_fail(err, LM_E_FAIL, "rank %u: the plan of step %llu came, not of %llu",
-                       loop->config.world->rank, (unsigned long long)message->step,
+                       loop->config.rank, (unsigned long long)message->step,
                        (unsigned long long)loop->n_step);
     for (size_t i = 0; i < message->n_op && status == LM_OK; i++)
         status = apply(loop, message->op[i], err);
@@ -255,18 +264,28 @@ static enum lm_status run_step(struct stage_loop *loop, struct item *item, struc
     return status;
 }
 
+static enum lm_status send_stats(struct stage_loop *loop, bool with_uses, struct lm_error *err)
+{
+    struct frame *frame;
+    const enum lm_status status =
+        wire_pack_stats(&frame, worker_pager(loop->config.worker), with_uses, err);
+    return status == LM_OK ? send_frame(loop, frame, err) : status;
+}
+
 static enum lm_status run_item(struct stage_loop *loop, struct item *item, bool *done,
                                struct lm_error *err)
 {
     switch (item->type) {
     case LEAN__FRAME_TYPE__PLAN:
         return run_step(loop, item, err);
+    case LEAN__FRAME_TYPE__STATS_REQUEST:
+        return send_stats(loop, item->with_uses, err);
     case LEAN__FRAME_TYPE__DRAIN:
         *done = true;
         return LM_OK;
     }
-    return lm_fail(err, LM_E_FORMAT, "rank %u: rank 0 sent a message of type %u",
-                   loop->config.world->rank, item->type);
+    return lm_fail(err, LM_E_FORMAT, "rank %u: rank 0 sent a message of type %u", loop->config.rank,
+                   item->type);
 }
 
 /* ---- life --------------------------------------------------------------------------------- */

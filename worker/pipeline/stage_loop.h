@@ -1,6 +1,7 @@
 /* What every stage does, rank 0's too: takes frames in order and runs what they say.
  *
  *   PLAN           operations on slots, the step; on the last stage LOGITS and TOKENS to rank 0
+ *   STATS_REQUEST  STATS to rank 0
  *   DRAIN          the end
  *
  * While a step is computed the input of the next one is being received, if its plan is there.
@@ -13,18 +14,21 @@
 #ifndef LEAN_WORKER_PIPELINE_STAGE_LOOP_H
 #define LEAN_WORKER_PIPELINE_STAGE_LOOP_H
 
+#include <stdint.h>
+
 #include "proto/base/error.h"
 
 struct frame;
 struct worker;
-struct world;
 
 struct stage_loop_config {
-    struct world *world;
+    uint32_t rank;
     struct worker *worker;
     /* The next frame from rank 0, as recv of world.h. */
     enum lm_status (*next)(void *context, double timeout_s, struct frame **out,
                            struct lm_error *err);
+    /* Brings a frame, which stays the loop's, to rank 0. */
+    enum lm_status (*give)(void *context, const struct frame *frame, struct lm_error *err);
     void *context;
 };
 

@@ -1,0 +1,93 @@
+/* Field by field. */
+#include "worker/pager/pager_snapshot.h"
+
+#include <assert.h>
+
+/* Who adds a counter adds it here too, and to worker/pipeline/wire_stats.c. */
+static_assert(sizeof(struct expert_pager_stats) == 456 &&
+                  sizeof(struct expert_pager_layer_stats) == 128,
+              "all counters are summed");
+
+void pager_snapshot_take(struct pager_snapshot *out, const struct expert_pager *pager)
+{
+    out->total = expert_pager_stats(pager);
+    for (uint32_t il = out->total.layer_begin; il < out->total.layer_end; il++)
+        out->layer[il] = expert_pager_layer_stats(pager, il);
+}
+
+static void add_counts(struct expert_pager_counts *sum, const struct expert_pager_counts *next)
+{
+    sum->n_lookup += next->n_lookup;
+    sum->n_hit += next->n_hit;
+    sum->n_joined += next->n_joined;
+    sum->n_miss += next->n_miss;
+    sum->miss_bytes += next->miss_bytes;
+    sum->n_in_time += next->n_in_time;
+    sum->wait_s += next->wait_s;
+}
+
+static void add_prediction(struct expert_pager_prediction *sum,
+                           const struct expert_pager_prediction *next)
+{
+    sum->n_named += next->n_named;
+    sum->n_chosen += next->n_chosen;
+    sum->n_recalled += next->n_recalled;
+    sum->n_read += next->n_read;
+    sum->n_used += next->n_used;
+    sum->n_in_time += next->n_in_time;
+}
+
+static double slower(double a, double b)
+{
+    return a == 0 || (b != 0 && b < a) ? b : a;
+}
+
+static void add_disk(struct disk_reader_stats *sum, const struct disk_reader_stats *next)
+{
+    if (!sum->engine) {
+        sum->engine = next->engine;
+        sum->direct = next->direct;
+    }
+    sum->probe_direct_rate = slower(sum->probe_direct_rate, next->probe_direct_rate);
+    sum->probe_shallow_rate = slower(sum->probe_shallow_rate, next->probe_shallow_rate);
+    sum->probe_buffered_rate = slower(sum->probe_buffered_rate, next->probe_buffered_rate);
+    for (int i = 0; i < READ_PRIORITY_COUNT; i++) {
+        sum->n_read[i] += next->n_read[i];
+        sum->read_bytes[i] += next->read_bytes[i];
+    }
+    sum->busy_s += next->busy_s;
+}
+
+void pager_snapshot_add(struct pager_snapshot *sum, const struct pager_snapshot *next)
+{
+    struct expert_pager_stats *const a = &sum->total;
+    const struct expert_pager_stats *const b = &next->total;
+    add_counts(&a->decode, &b->decode);
+    add_counts(&a->prefill, &b->prefill);
+    if (!a->policy) a->policy = b->policy;
+    a->n_slot += b->n_slot;
+    a->n_expert += b->n_expert;
+    a->slot_bytes += b->slot_bytes;
+    a->bank_bytes += b->bank_bytes;
+    a->n_resident += b->n_resident;
+    a->n_reading += b->n_reading;
+    a->n_free += b->n_free;
+    a->n_evicted += b->n_evicted;
+    a->n_remiss += b->n_remiss;
+    for (int i = 0; i < PREDICT_POINT_COUNT; i++)
+        add_prediction(&a->prediction[i], &b->prediction[i]);
+    a->n_predicted += b->n_predicted;
+    a->n_chosen += b->n_chosen;
+    a->n_recalled += b->n_recalled;
+    a->n_speculated += b->n_speculated;
+    a->n_useful += b->n_useful;
+    a->n_wasted += b->n_wasted;
+    a->speculated_bytes += b->speculated_bytes;
+    a->useful_bytes += b->useful_bytes;
+    a->n_preloaded += b->n_preloaded;
+    add_disk(&a->disk, &b->disk);
+    for (uint32_t il = b->layer_begin; il < b->layer_end; il++)
+        sum->layer[il] = next->layer[il];
+    if (b->layer_end > a->layer_end) a->layer_end = b->layer_end;
+    if (b->layer_begin < a->layer_begin) a->layer_begin = b->layer_begin;
+}

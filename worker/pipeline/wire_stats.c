@@ -1,0 +1,257 @@
+/* Field by field, both ways. */
+#include "worker/pipeline/wire_stats.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "worker/pager/policy.h"
+#include "worker/pipeline/wire.h"
+
+/* Numbers that the message and struct expert_pager_stats have under the same name. */
+#define FOR_EACH_NUMBER(DO)                                                                        \
+    DO(n_slot)                                                                                     \
+    DO(n_expert)                                                                                   \
+    DO(slot_bytes)                                                                                 \
+    DO(bank_bytes)                                                                                 \
+    DO(n_resident)                                                                                 \
+    DO(n_reading)                                                                                  \
+    DO(n_free)                                                                                     \
+    DO(n_evicted)                                                                                  \
+    DO(n_remiss)                                                                                   \
+    DO(n_predicted)                                                                                \
+    DO(n_chosen)                                                                                   \
+    DO(n_recalled)                                                                                 \
+    DO(n_speculated)                                                                               \
+    DO(n_useful)                                                                                   \
+    DO(n_wasted)                                                                                   \
+    DO(speculated_bytes)                                                                           \
+    DO(useful_bytes)                                                                               \
+    DO(n_preloaded)
+
+/* ---- packing ------------------------------------------------------------------------------ */
+
+static void fill_counts(Lean__ExpertCounts *out, const struct expert_pager_counts *counts)
+{
+    lean__expert_counts__init(out);
+    out->has_n_lookup = out->has_n_hit = out->has_n_joined = out->has_n_miss = out->has_miss_bytes =
+        out->has_wait_s = true;
+    out->n_lookup = counts->n_lookup;
+    out->n_hit = counts->n_hit;
+    out->n_joined = counts->n_joined;
+    out->n_miss = counts->n_miss;
+    out->n_in_time = counts->n_in_time;
+    out->miss_bytes = counts->miss_bytes;
+    out->wait_s = counts->wait_s;
+}
+
+/* A layer's messages. */
+struct layer_message {
+    Lean__ExpertLayer layer;
+    Lean__ExpertCounts decode, prefill;
+};
+
+static void fill_layer(struct layer_message *out, uint32_t il,
+                       const struct expert_pager_layer_stats *stats)
+{
+    Lean__ExpertLayer *const layer = &out->layer;
+    lean__expert_layer__init(layer);
+    layer->layer = il;
+    fill_counts(layer->decode = &out->decode, &stats->decode);
+    fill_counts(layer->prefill = &out->prefill, &stats->prefill);
+    layer->has_n_resident = layer->has_slot_class = layer->has_n_class_slot = true;
+    layer->n_expert = stats->n_expert;
+    layer->n_resident = stats->n_resident;
+    layer->slot_class = stats->slot_class;
+    layer->n_class_slot = stats->n_class_slot;
+}
+
+static void fill_prediction(Lean__ExpertPrediction *out,
+                            const struct expert_pager_prediction *prediction)
+{
+    lean__expert_prediction__init(out);
+    out->has_n_named = out->has_n_chosen = out->has_n_recalled = out->has_n_read = out->has_n_used =
+        out->has_n_in_time = true;
+    out->n_named = prediction->n_named;
+    out->n_chosen = prediction->n_chosen;
+    out->n_recalled = prediction->n_recalled;
+    out->n_read = prediction->n_read;
+    out->n_used = prediction->n_used;
+    out->n_in_time = prediction->n_in_time;
+}
+
+static void fill_total(Lean__Stats *out, const struct expert_pager_stats *stats)
+{
+    out->layer_begin = stats->layer_begin;
+    out->layer_end = stats->layer_end;
+    out->policy = (char *)stats->policy;
+#define FILL(name)                                                                                 \
+    out->has_##name = true;                                                                        \
+    out->name = stats->name;
+    FOR_EACH_NUMBER(FILL)
+#undef FILL
+    out->disk_engine = (char *)stats->disk.engine;
+    out->has_disk_direct = out->has_probe_shallow_rate = out->has_probe_direct_rate =
+        out->has_probe_buffered_rate = out->has_busy_s = true;
+    out->disk_direct = stats->disk.direct;
+    out->probe_direct_rate = stats->disk.probe_direct_rate;
+    out->probe_shallow_rate = stats->disk.probe_shallow_rate;
+    out->probe_buffered_rate = stats->disk.probe_buffered_rate;
+    out->n_n_read = out->n_read_bytes = READ_PRIORITY_COUNT;
+    out->n_read = (uint64_t *)stats->disk.n_read;
+    out->read_bytes = (uint64_t *)stats->disk.read_bytes;
+    out->busy_s = stats->disk.busy_s;
+}
+
+static enum lm_status pack(struct frame **out, const struct expert_pager *pager,
+                           const struct pager_snapshot *snapshot, uint64_t *uses,
+                           struct lm_error *err)
+{
+    Lean__Stats message = LEAN__STATS__INIT;
+    Lean__ExpertCounts decode, prefill;
+    Lean__ExpertPrediction prediction[PREDICT_POINT_COUNT];
+    Lean__ExpertPrediction *predictions[PREDICT_POINT_COUNT];
+    const struct expert_pager_stats *total = &snapshot->total;
+    const size_t n = total->layer_end - total->layer_begin;
+    struct layer_message *const layers = calloc(n, sizeof(*layers));
+    Lean__ExpertLayer **const list = calloc(n, sizeof(Lean__ExpertLayer *));
+    enum lm_status status = LM_OK;
+    if (!layers || !list) status = lm_fail(err, LM_E_NO_MEM, "no memory for counters");
+    fill_total(&message, total);
+    fill_counts(message.decode = &decode, &total->decode);
+    fill_counts(message.prefill = &prefill, &total->prefill);
+    for (int i = 0; i < PREDICT_POINT_COUNT; i++)
+        fill_prediction(predictions[i] = &prediction[i], &total->prediction[i]);
+    message.n_prediction = PREDICT_POINT_COUNT;
+    message.prediction = predictions;
+    message.n_token = expert_pager_n_token(pager);
+    message.layer = list;
+    for (uint32_t il = total->layer_begin; status == LM_OK && il < total->layer_end; il++) {
+        const struct expert_pager_layer_stats *stats = &snapshot->layer[il];
+        if (!stats->n_expert) continue;
+        struct layer_message *const layer = &layers[message.n_layer];
+        fill_layer(layer, il, stats);
+        list[message.n_layer++] = &layer->layer;
+        for (uint32_t ie = 0; uses && ie < stats->n_expert; ie++)
+            uses[ie] = expert_pager_uses(pager, (struct expert_key){il, ie});
+        layer->layer.n_uses = uses ? stats->n_expert : 0;
+        layer->layer.uses = uses;
+        if (uses) uses += stats->n_expert;
+    }
+    if (status == LM_OK) status = wire_pack(out, LEAN__FRAME_TYPE__STATS, &message.base, err);
+    free(list);
+    free(layers);
+    return status;
+}
+
+enum lm_status wire_pack_stats(struct frame **out, const struct expert_pager *pager, bool with_uses,
+                               struct lm_error *err)
+{
+    struct pager_snapshot *const snapshot = malloc(sizeof(*snapshot));
+    uint64_t *uses = NULL;
+    enum lm_status status = LM_OK;
+    if (!snapshot) return lm_fail(err, LM_E_NO_MEM, "no memory for counters");
+    pager_snapshot_take(snapshot, pager);
+    if (with_uses) {
+        uses = calloc(snapshot->total.n_expert + 1, sizeof(*uses));
+        if (!uses) status = lm_fail(err, LM_E_NO_MEM, "no memory for counters");
+    }
+    if (status == LM_OK) status = pack(out, pager, snapshot, uses, err);
+    free(uses);
+    free(snapshot);
+    return status;
+}
+
+/* ---- reading ------------------------------------------------------------------------------ */
+
+static bool is_of_model(const Lean__Stats *stats, const struct hparams *hp)
+{
+    if (stats->layer_begin > stats->layer_end || stats->layer_end > hp->n_layer ||
+        stats->n_prediction != PREDICT_POINT_COUNT || stats->n_n_read != READ_PRIORITY_COUNT ||
+        stats->n_read_bytes != READ_PRIORITY_COUNT)
+        return false;
+    for (size_t i = 0; i < stats->n_layer; i++) {
+        const Lean__ExpertLayer *layer = stats->layer[i];
+        if (layer->layer < stats->layer_begin || layer->layer >= stats->layer_end ||
+            layer->n_expert != hp->n_expert || (layer->n_uses && layer->n_uses != hp->n_expert))
+            return false;
+    }
+    return true;
+}
+
+enum lm_status wire_unpack_stats(Lean__Stats **out, const struct frame *frame,
+                                 const struct hparams *hp, struct lm_error *err)
+{
+    ProtobufCMessage *message;
+    const enum lm_status status = wire_unpack(&message, &lean__stats__descriptor, frame, err);
+    if (status != LM_OK) return status;
+    *out = (Lean__Stats *)message;
+    if (is_of_model(*out, hp)) return LM_OK;
+    lean__stats__free_unpacked(*out, NULL);
+    return lm_fail(err, LM_E_FORMAT, "counters of another model");
+}
+
+static struct expert_pager_counts read_counts(const Lean__ExpertCounts *counts)
+{
+    return (struct expert_pager_counts){.n_lookup = counts->n_lookup,
+                                        .n_hit = counts->n_hit,
+                                        .n_joined = counts->n_joined,
+                                        .n_miss = counts->n_miss,
+                                        .n_in_time = counts->n_in_time,
+                                        .miss_bytes = counts->miss_bytes,
+                                        .wait_s = counts->wait_s};
+}
+
+static struct expert_pager_prediction read_prediction(const Lean__ExpertPrediction *prediction)
+{
+    return (struct expert_pager_prediction){.n_named = prediction->n_named,
+                                            .n_chosen = prediction->n_chosen,
+                                            .n_recalled = prediction->n_recalled,
+                                            .n_read = prediction->n_read,
+                                            .n_used = prediction->n_used,
+                                            .n_in_time = prediction->n_in_time};
+}
+
+/* Names outlive the message. */
+static const char *engine_name(const char *name)
+{
+    static const char *const names[] = {"io_uring", "threads"};
+    for (size_t i = 0; name && i < sizeof(names) / sizeof(names[0]); i++)
+        if (!strcmp(name, names[i])) return names[i];
+    return NULL;
+}
+
+void wire_read_stats(struct pager_snapshot *out, const Lean__Stats *stats)
+{
+    struct expert_pager_stats *const total = &out->total;
+    const struct cache_policy *policy = stats->policy ? policy_find(stats->policy) : NULL;
+    *total = (struct expert_pager_stats){.layer_begin = stats->layer_begin,
+                                         .layer_end = stats->layer_end,
+                                         .decode = read_counts(stats->decode),
+                                         .prefill = read_counts(stats->prefill),
+                                         .policy = policy ? policy->name : NULL};
+#define READ(name) total->name = stats->name;
+    FOR_EACH_NUMBER(READ)
+#undef READ
+    for (int i = 0; i < PREDICT_POINT_COUNT; i++)
+        total->prediction[i] = read_prediction(stats->prediction[i]);
+    total->disk.engine = engine_name(stats->disk_engine);
+    total->disk.direct = stats->disk_direct;
+    total->disk.probe_direct_rate = stats->probe_direct_rate;
+    total->disk.probe_shallow_rate = stats->probe_shallow_rate;
+    total->disk.probe_buffered_rate = stats->probe_buffered_rate;
+    memcpy(total->disk.n_read, stats->n_read, sizeof(total->disk.n_read));
+    memcpy(total->disk.read_bytes, stats->read_bytes, sizeof(total->disk.read_bytes));
+    total->disk.busy_s = stats->busy_s;
+    for (uint32_t il = stats->layer_begin; il < stats->layer_end; il++)
+        out->layer[il] = (struct expert_pager_layer_stats){.n_expert = 0};
+    for (size_t i = 0; i < stats->n_layer; i++) {
+        const Lean__ExpertLayer *layer = stats->layer[i];
+        out->layer[layer->layer] =
+            (struct expert_pager_layer_stats){.decode = read_counts(layer->decode),
+                                              .prefill = read_counts(layer->prefill),
+                                              .n_expert = layer->n_expert,
+                                              .n_resident = layer->n_resident,
+                                              .slot_class = layer->slot_class,
+                                              .n_class_slot = layer->n_class_slot};
+    }
+}
