@@ -625,7 +625,8 @@ static enum lm_status start_threads(struct http_server *http, struct lm_error *e
     for (; http->n_handler < HTTP_N_HANDLER_THREAD; http->n_handler++)
         if (pthread_create(&http->handlers[http->n_handler], NULL, run_handlers, http))
             return lm_fail(err, LM_E_NO_MEM, "http: no thread for handlers");
-    return http_monitor_start(http, err);
+    const enum lm_status status = http_gather_start(http, err);
+    return status == LM_OK ? http_monitor_start(http, err) : status;
 }
 
 enum lm_status http_server_create(struct http_server **out, const struct http_config *config,
@@ -638,6 +639,8 @@ enum lm_status http_server_create(struct http_server **out, const struct http_co
     atomic_init(&http->state, API_LOADING_MODEL);
     atomic_init(&http->listening, true);
     pthread_mutex_init(&http->lock, NULL);
+    pthread_mutex_init(&http->gather_lock, NULL);
+    pthread_cond_init(&http->has_gathered, NULL);
     pthread_cond_init(&http->has_work, NULL);
     pthread_cond_init(&http->is_empty, NULL);
     raise_file_limit(config->max_connections);
@@ -699,6 +702,7 @@ void http_server_destroy(struct http_server *http)
     pthread_mutex_unlock(&http->lock);
     for (size_t i = 0; i < http->n_handler; i++)
         pthread_join(http->handlers[i], NULL);
+    http_gather_stop(http);
     if (http->has_monitor) {
         http_monitor_wake(http);
         pthread_join(http->monitor, NULL);
@@ -717,6 +721,8 @@ void http_server_destroy(struct http_server *http)
     if (http->epoll_fd >= 0) close(http->epoll_fd);
     if (http->wake_fd >= 0) close(http->wake_fd);
     pthread_mutex_destroy(&http->lock);
+    pthread_mutex_destroy(&http->gather_lock);
+    pthread_cond_destroy(&http->has_gathered);
     pthread_cond_destroy(&http->has_work);
     pthread_cond_destroy(&http->is_empty);
     free(http->lingering);

@@ -143,7 +143,8 @@ bool http_reply_error(struct http_exchange *exchange, const struct api_error *er
 void http_stream_ping(struct http_exchange *exchange, double interval_s, const char *text);
 /* An event stream: headers go out now, unless a ping has sent them. */
 void http_stream_begin(struct http_exchange *exchange);
-/* Appends to the output; never blocks. False: the client is gone or so slow that more than 4 MiB
+/* Appends to the output; never blocks. What follows within a millisecond may leave with it, a
+ * millisecond later. False: the client is gone or so slow that more than 4 MiB
  * wait; on_closed has run or will. */
 bool http_stream_write(struct http_exchange *exchange, const char *bytes, size_t n);
 /* Whether so much waits for the client that text of several tokens should become one event. */

@@ -3,6 +3,7 @@
  *   http.c          the server: set-up, libmicrohttpd's callbacks, requests until their handler
  *   http_reply.c    answers and streams
  *   http_monitor.c  one thread that accepts, sees clients leave, and watches the clock
+ *   http_gather.c   one thread that sends what quick streams have written, each millisecond
  *
  * Threads: libmicrohttpd has one thread for the bytes of all connections. While a handler or the
  * engine works on a request, its connection is suspended there and the monitor watches the socket.
@@ -11,7 +12,8 @@
  * Lifetime: an exchange is counted: one reference is the connection's, one belongs to whoever
  * answers. The last one to leave passes it to the monitor, which reports and frees it.
  *
- * Lock order: http->lock, then exchange->lock. No lock is held while a callback runs. */
+ * Lock order: http->lock, then exchange->lock, then http->gather_lock. No lock is held while a
+ * callback runs. */
 #ifndef LEAN_COORDINATOR_SERVER_HTTP_INTERNAL_H
 #define LEAN_COORDINATOR_SERVER_HTTP_INTERNAL_H
 
@@ -31,6 +33,7 @@ enum {
     HTTP_MAX_DISCARD_BYTES =
         1 << 20, /* a refused body is read this far, so that the answer arrives */
     HTTP_N_HANDLER_THREAD = 4,
+    HTTP_GATHER_US = 1000, /* events of one stream that are closer leave together */
     HTTP_MAX_EXTRA_HEADER = 12,
 };
 
@@ -47,6 +50,7 @@ struct http_exchange {
     struct http_server *http;
     struct http_exchange *next, *previous; /* in http->exchanges, guarded by http->lock */
     struct http_exchange *queued;          /* in the handlers' queue or among the finished */
+    struct http_exchange *gathered;        /* in http->gathered, guarded by http->gather_lock */
     atomic_int n_ref;
 
     /* The request: set on libmicrohttpd's thread before the handler runs, then constant. */
@@ -80,8 +84,9 @@ struct http_exchange {
     bool dead;                  /* nothing goes out any more */
     struct byte_buffer waiting; /* output of a stream, from n_taken on */
     size_t n_taken;
-    double last_s; /* the last byte received, or written by a stream */
-    double ping_s; /* 0: none */
+    bool is_gathered; /* in http->gathered */
+    double last_s;    /* the last byte received, or written by a stream */
+    double ping_s;    /* 0: none */
     const char *ping;
     const char *extra[HTTP_MAX_EXTRA_HEADER][2]; /* malloc'ed names and values */
     size_t n_extra;
@@ -126,6 +131,13 @@ struct http_server {
     atomic_uint n_connection;
     atomic_bool listening, refusing; /* refusing: no new requests on open connections either */
 
+    pthread_t gatherer;
+    bool has_gatherer;
+    pthread_mutex_t gather_lock;
+    pthread_cond_t has_gathered;
+    struct http_exchange *gathered; /* guarded by gather_lock like the next */
+    bool gather_stops;
+
     pthread_mutex_t lock;
     pthread_cond_t has_work, is_empty;
     bool stopping;                   /* handlers and monitor end */
@@ -145,6 +157,8 @@ void exchange_unref(struct http_exchange *exchange);
 
 /* ---- http_reply.c ---- */
 
+/* With the lock held. What waits goes out, if the connection waits for it. */
+void exchange_resume_locked(struct http_exchange *exchange);
 /* With the lock held. Nothing goes out any more; the connection closes. */
 void exchange_kill_locked(struct http_exchange *exchange);
 void exchange_begin_stream_locked(struct http_exchange *exchange);
@@ -168,5 +182,12 @@ void http_monitor_watch(struct http_server *http, const struct http_connection *
 /* Keeps a copy of the socket for a moment and drops what the client still sends, so that the
  * answer is not lost with it. */
 void http_monitor_linger(struct http_server *http, int fd);
+
+/* ---- http_gather.c ---- */
+
+enum lm_status http_gather_start(struct http_server *http, struct lm_error *err);
+void http_gather_stop(struct http_server *http); /* what is gathered is sent before */
+/* With the exchange's lock held: it is resumed within a millisecond or so. */
+void http_gather_locked(struct http_exchange *exchange);
 
 #endif

@@ -64,7 +64,7 @@ bool exchange_send_raw_locked(struct http_exchange *exchange, const struct api_e
 
 /* ---- connections that wait ---- */
 
-static void resume_locked(struct http_exchange *exchange)
+void exchange_resume_locked(struct http_exchange *exchange)
 {
     if (!exchange->suspended || !exchange->connection) return;
     exchange->suspended = false;
@@ -77,7 +77,7 @@ void exchange_kill_locked(struct http_exchange *exchange)
     byte_buffer_free(&exchange->waiting);
     exchange->n_taken = 0;
     if (exchange->suspended)
-        resume_locked(exchange); /* the library asks for the answer, and closes */
+        exchange_resume_locked(exchange); /* the library asks for the answer, and closes */
     else if (exchange->fd >= 0)
         shutdown(exchange->fd, SHUT_RDWR);
 }
@@ -118,7 +118,7 @@ static struct MHD_Response *answer_locked(struct http_exchange *exchange, int st
     exchange->code = code;
     if (response && exchange->connection && !exchange->dead) {
         exchange->response = response;
-        resume_locked(exchange);
+        exchange_resume_locked(exchange);
         return NULL;
     }
     if (!exchange->dead) exchange_kill_locked(exchange);
@@ -211,7 +211,7 @@ void exchange_take_over(struct http_exchange *exchange, const struct api_error *
         exchange_write_locked(exchange, event.data, event.n);
         exchange->ended = exchange->answered = exchange->taken_over = true;
         exchange->ping_s = 0;
-        resume_locked(exchange);
+        exchange_resume_locked(exchange);
     } else if (!exchange->answered) {
         exchange->taken_over = true;
         response =
@@ -271,7 +271,7 @@ void exchange_begin_stream_locked(struct http_exchange *exchange)
     MHD_add_response_header(response, "X-Accel-Buffering", "no");
     add_common_headers(exchange, response);
     exchange->response = response;
-    resume_locked(exchange);
+    exchange_resume_locked(exchange);
 }
 
 void exchange_write_locked(struct http_exchange *exchange, const char *bytes, size_t n)
@@ -285,12 +285,15 @@ void exchange_write_locked(struct http_exchange *exchange, const char *bytes, si
         exchange->n_taken = 0;
     }
     byte_buffer_put(waiting, bytes, n);
+    const double before_s = exchange->last_s;
     exchange->last_s = log_now_s();
     if (waiting->failed || waiting->n - exchange->n_taken > HTTP_MAX_WAITING_BYTES) {
         exchange_kill_locked(exchange);
         http_monitor_close_locked(exchange, HTTP_SLOW_CLIENT);
+    } else if (exchange->last_s - before_s < HTTP_GATHER_US * 1e-6) {
+        http_gather_locked(exchange);
     } else {
-        resume_locked(exchange);
+        exchange_resume_locked(exchange);
     }
 }
 
@@ -336,7 +339,7 @@ void http_stream_end(struct http_exchange *exchange)
     if (!exchange->taken_over) {
         exchange->ended = exchange->answered = true;
         exchange->ping_s = 0;
-        resume_locked(exchange);
+        exchange_resume_locked(exchange);
     }
     pthread_mutex_unlock(&exchange->lock);
     drop_answerer(exchange);

@@ -332,6 +332,42 @@ static void a_client_that_has_left_before_the_handler_too(void **state)
     WAIT_FOR(atomic_load(&fixture->n_done) == 1);
 }
 
+/* Reads until the text has come; fails after a second. */
+static void hear_event(int fd, const char *event)
+{
+    const struct timeval second = {.tv_sec = 1};
+    char text[4096];
+    size_t n = 0;
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &second, sizeof(second));
+    do {
+        const ssize_t got = recv(fd, text + n, sizeof(text) - 1 - n, 0);
+        if (got <= 0) fail_msg("'%s' does not come", event);
+        n += (size_t)got;
+        text[n] = '\0';
+    } while (!strstr(text, event));
+}
+
+/* Nothing that comes later is needed for it to leave. */
+static void each_of_quick_events_arrives(void **state)
+{
+    (void)state;
+    const int fd = dial();
+    char event[32];
+    say(fd, "POST", "/hold", "x");
+    struct http_exchange *exchange = take_held();
+    http_stream_begin(exchange);
+    for (int i = 0; i < 50; i++) {
+        for (int k = 0; k <= i % 4; k++) {
+            snprintf(event, sizeof(event), "data: %d.%d\n\n", i, k);
+            assert_true(http_stream_write(exchange, event, strlen(event)));
+        }
+        hear_event(fd, event);
+    }
+    http_stream_end(exchange);
+    http_release(exchange);
+    free(hear(fd));
+}
+
 static void a_client_that_does_not_read_is_cut(void **state)
 {
     (void)state;
@@ -507,6 +543,7 @@ int main(void)
         TEST(a_stream_arrives_whole),
         TEST(clients_that_leave_are_noticed),
         TEST(a_client_that_has_left_before_the_handler_too),
+        TEST(each_of_quick_events_arrives),
         TEST(a_client_that_does_not_read_is_cut),
         TEST(pings_keep_a_stream_alive),
         TEST(an_error_before_the_first_ping_is_a_status),
