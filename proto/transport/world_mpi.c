@@ -48,6 +48,7 @@ enum {
     BYTES_PER_US = 1000,     /* slower than any memory: while this lasts a waiting thread tests */
     STEP_NS = 50 * 1000,     /* between tests behind that */
     SPIN_TURNS = 16,         /* tests of one transfer between looks at all */
+    WHILE_NS = 200 * 1000,   /* until comm takes over what others have begun */
     LOOK_NS = 1000 * 1000    /* and where the other end must act first */
 };
 
@@ -84,6 +85,7 @@ struct side {
     atomic_bool aborted;
     int wake; /* eventfd: aborted, or the job is lost */
     /* guarded by the world's lock */
+    bool holds_bell, waiting; /* of peer; in side_end */
     struct {
         struct mpi_handle request;
         size_t n_bytes;
@@ -110,7 +112,7 @@ struct mpi_world {
     pthread_mutex_t lock;
     pthread_cond_t gone; /* all that was sent, or the job is lost */
     /* guarded by lock, as all calls of MPI are */
-    bool stopping, comm_asleep, wake_set;
+    bool stopping, comm_asleep, wake_set, owes_bells;
     uint32_t n_spinning; /* threads that test while they wait: comm keeps out of their way */
     struct flights sending, receiving;
     uint32_t *n_sent, *n_received;  /* [n_rank] frames */
@@ -267,7 +269,8 @@ static void progress_locked(struct mpi_world *w)
     test_side_locked(&w->out);
 }
 
-/* What is to be done for transfers to end: sleep until a bell; look now and then; test. */
+/* What is to be done for transfers to end: sleep until a bell; look now and then; test. For a side
+ * in which somebody waits he does it. */
 enum need { NEED_BELL, NEED_LOOK, NEED_TEST };
 
 static enum need side_need_locked(const struct side *side)
@@ -284,7 +287,8 @@ static enum need need_locked(const struct mpi_world *w)
 {
     if (atomic_load(&w->is_lost)) return NEED_BELL;
     if (w->sending.first || w->receiving.first || w->n_frame_rung > w->n_frame) return NEED_TEST;
-    const enum need in = side_need_locked(&w->in), out = side_need_locked(&w->out);
+    const enum need in = w->in.waiting ? NEED_BELL : side_need_locked(&w->in);
+    const enum need out = w->out.waiting ? NEED_BELL : side_need_locked(&w->out);
     return in > out ? in : out;
 }
 
@@ -301,26 +305,27 @@ static size_t moving_locked(const struct mpi_world *w)
     return n_bytes;
 }
 
-static void set_wake(struct mpi_world *w, long ns)
+static bool bell_is_idle(const struct side *side)
+{
+    return side->holds_bell && !side->waiting;
+}
+
+static void wake_comm_in(struct mpi_world *w, long ns)
 {
     const struct itimerspec moment = {.it_value.tv_nsec = ns};
+    w->wake_set = true;
     timerfd_settime(w->wake, 0, &moment, NULL);
 }
 
-/* Wakes comm in a moment: whoever has begun something will often wait for it himself. */
+/* Wakes comm in a while if it has anything to do: whoever has begun something will often wait for
+ * it himself, and comm would only take the core from him. A timer that is set stays, since setting
+ * one leaves a virtual machine. */
 static void wake_comm_locked(struct mpi_world *w)
 {
     if (!w->comm_asleep || w->wake_set) return;
-    w->wake_set = true;
-    set_wake(w, STEP_NS);
-}
-
-/* Now somebody does, and comm would only take the core from him. */
-static void spare_comm_locked(struct mpi_world *w)
-{
-    if (!w->wake_set) return;
-    w->wake_set = false;
-    set_wake(w, 0);
+    if (need_locked(w) != NEED_BELL || w->owes_bells || bell_is_idle(&w->in) ||
+        bell_is_idle(&w->out))
+        wake_comm_in(w, WHILE_NS);
 }
 
 static void take_lock(struct mpi_world *w)
@@ -350,23 +355,23 @@ static void ring_locked(struct mpi_world *w, uint32_t to, char bell)
     if (send(w->bell[to], &bell, 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1) return;
     if (errno != EAGAIN) return; /* gone: the guard will see it */
     w->n_owed[to][bell == BELL_FRAME ? 0 : bell == BELL_EDGE ? 1 : 2]++;
+    w->owes_bells = true;
     wake_comm_locked(w);
 }
 
-/* Rings again where the socket was full. Whether bells are still owed. */
-static bool ring_owed_locked(struct mpi_world *w)
+/* Rings again where the socket was full. */
+static void ring_owed_locked(struct mpi_world *w)
 {
     const char bells[3] = {BELL_FRAME, BELL_EDGE, BELL_READY};
-    bool owed = false;
+    if (!w->owes_bells) return;
+    w->owes_bells = false;
     for (uint32_t i = 0; i < w->world.n_rank; i++)
         for (int kind = 0; kind < 3; kind++) {
             uint32_t n = w->n_owed[i][kind];
             w->n_owed[i][kind] = 0;
             for (; n > 0; n--)
                 ring_locked(w, i, bells[kind]);
-            owed |= w->n_owed[i][kind] > 0;
         }
-    return owed;
 }
 
 static void hear_bell_locked(struct mpi_world *w, uint32_t from)
@@ -384,11 +389,24 @@ static void hear_bell_locked(struct mpi_world *w, uint32_t from)
         epoll_ctl(w->bells, EPOLL_CTL_DEL, w->bell[from], NULL);
 }
 
-/* Whether comm hears this bell, which a thread that waits may take over. */
-static void share_bell(struct mpi_world *w, uint32_t from, bool shared)
+/* From now on comm hears this bell. */
+static void share_bell(struct mpi_world *w, uint32_t from)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = from};
-    epoll_ctl(w->bells, shared ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, w->bell[from], &event);
+    epoll_ctl(w->bells, EPOLL_CTL_ADD, w->bell[from], &event);
+}
+
+static void give_bell(struct side *side)
+{
+    side->holds_bell = false;
+    share_bell(side->world, side->peer);
+}
+
+static void take_bell(struct side *side)
+{
+    if (!side->holds_bell)
+        epoll_ctl(side->world->bells, EPOLL_CTL_DEL, side->world->bell[side->peer], NULL);
+    side->holds_bell = true;
 }
 
 /* -- comm ----------------------------------------------------------------------------------- */
@@ -425,9 +443,11 @@ static void *run_comm(void *context)
     size_t n_moving = 0;
     take_lock(w);
     while (!w->stopping) {
-        const bool owed = ring_owed_locked(w);
+        ring_owed_locked(w);
+        if (bell_is_idle(&w->in)) give_bell(&w->in);
+        if (bell_is_idle(&w->out)) give_bell(&w->out);
         if (w->n_spinning > 0) { /* whoever it is does all else, and wakes us */
-            sleep_locked(w, owed ? LOOK_NS : -1);
+            sleep_locked(w, w->owes_bells ? LOOK_NS : -1);
             continue;
         }
         progress_locked(w);
@@ -442,7 +462,9 @@ static void *run_comm(void *context)
         if (now_s < spin_until_s)
             yield_locked(w);
         else
-            sleep_locked(w, need == NEED_TEST ? STEP_NS : need == NEED_LOOK || owed ? LOOK_NS : -1);
+            sleep_locked(w, need == NEED_TEST                    ? STEP_NS
+                            : need == NEED_LOOK || w->owes_bells ? LOOK_NS
+                                                                 : -1);
     }
     pthread_mutex_unlock(&w->lock);
     return NULL;
@@ -487,7 +509,7 @@ static enum lm_status side_begin(struct side *side, void *buffer, size_t n_bytes
     if (status == LM_OK) {
         side->n_begun++;
         if (side->n_begun == side->n_done + 1) test_side_locked(side);
-        if (need_locked(w) != NEED_BELL) wake_comm_locked(w);
+        wake_comm_locked(w);
     }
     pthread_mutex_unlock(&w->lock);
     return status;
@@ -506,7 +528,6 @@ static bool spin_locked(struct side *side)
     const bool moving = side_need_locked(side) == NEED_TEST;
     const size_t n_bytes = moving ? side->begun[side->n_ended % TRANSPORT_DEPTH].n_bytes : 0;
     const double until_s = log_now_s() + test_s(w, n_bytes);
-    spare_comm_locked(w);
     w->n_spinning++;
     for (unsigned turn = 0;; turn++) {
         if (turn % SPIN_TURNS)
@@ -527,7 +548,7 @@ static void sleep_on_bell_locked(struct side *side)
                               {.fd = side->wake, .events = POLLIN}};
     const enum need need = side_need_locked(side);
     const struct timespec limit = {.tv_nsec = need == NEED_TEST ? STEP_NS : LOOK_NS};
-    if (need_locked(w) != NEED_BELL) wake_comm_locked(w); /* it has kept out of the way */
+    wake_comm_locked(w);
     pthread_mutex_unlock(&w->lock);
     ppoll(heard, 2, need == NEED_BELL ? NULL : &limit, NULL);
     take_lock(w);
@@ -540,15 +561,18 @@ static enum lm_status side_end(struct side *side, struct lm_error *err)
     take_lock(w);
     assert(side->n_ended < side->n_begun);
     if (!side_ended_locked(side)) {
-        share_bell(w, side->peer, false);
+        take_bell(side);
+        side->waiting = true;
         while (!spin_locked(side))
             sleep_on_bell_locked(side);
+        side->waiting = false;
         hear_bell_locked(w, side->peer);
-        share_bell(w, side->peer, true);
     }
-    const enum lm_status status = side->n_done > side->n_ended ? LM_OK : side_status(side, err);
     side->n_ended++;
-    if (need_locked(w) != NEED_BELL) wake_comm_locked(w);
+    /* The next wait follows at once where more is under way; else comm may sleep on. */
+    if (side->holds_bell && side->n_ended == side->n_begun) give_bell(side);
+    wake_comm_locked(w);
+    const enum lm_status status = side->n_done >= side->n_ended ? LM_OK : side_status(side, err);
     pthread_mutex_unlock(&w->lock);
     return status;
 }
@@ -640,7 +664,8 @@ static enum lm_status mpi_send(struct world *world, uint32_t to, uint16_t type, 
     if (status != LM_OK) goto unlock;
     w->n_sent[to]++;
     flights_append(&w->sending, flight);
-    if (finish_frames_locked(w, err) != LM_OK || w->sending.first) wake_comm_locked(w);
+    if (finish_frames_locked(w, err) != LM_OK || (w->sending.first && w->comm_asleep))
+        wake_comm_in(w, 1); /* nobody else will see to it */
     pthread_mutex_unlock(&w->lock);
     return LM_OK;
 
@@ -699,7 +724,7 @@ static void stop_comm(struct mpi_world *w)
 {
     take_lock(w);
     w->stopping = true;
-    set_wake(w, 1);
+    wake_comm_in(w, 1);
     pthread_mutex_unlock(&w->lock);
     pthread_join(w->comm, NULL);
 }
@@ -825,7 +850,7 @@ static enum lm_status meet_others(struct mpi_world *w, const struct world_mpi_co
     uint32_t n_here = 0;
     for (uint32_t i = 0; i < n; i++) {
         n_here += w->card[i].machine == w->card[w->world.rank].machine;
-        if (i != w->world.rank) share_bell(w, i, true);
+        if (i != w->world.rank) share_bell(w, i);
     }
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = w->world.rank};
     epoll_ctl(w->bells, EPOLL_CTL_ADD, w->wake, &event);
