@@ -109,12 +109,14 @@ static bool count_tokens(struct server *server, struct json_object *body, size_t
     struct chat_prompt prompt = {0};
     const char *model = NULL;
     bool adds = false;
-    const bool good = field_string(&reader, "model", &model, NULL) &&
-                      server_check_model(server, model, error) &&
-                      field_bool(&reader, "add_special_tokens", &adds) &&
-                      chat_fields_read(&fields, &reader, server) &&
-                      chat_prompt_build(&prompt, &fields, server, adds, error);
-    *n = prompt.n;
+    int64_t truncate = 0;
+    const bool good =
+        field_string(&reader, "model", &model, NULL) && server_check_model(server, model, error) &&
+        field_bool(&reader, "add_special_tokens", &adds) &&
+        fields_read_truncate(&truncate, &reader) && chat_fields_read(&fields, &reader, server) &&
+        chat_prompt_build(&prompt, &fields, server, adds, error);
+    const size_t n_kept = truncate == FIELDS_TRUNCATE_TO_FIT ? server->n_ctx - 1 : (size_t)truncate;
+    *n = truncate && n_kept < prompt.n ? n_kept : prompt.n;
     chat_prompt_fini(&prompt);
     chat_fields_fini(&fields);
     return good;

@@ -389,12 +389,11 @@ static bool read_cache(struct generation_fields *fields, const struct field_read
     return true;
 }
 
-static bool read_truncate(struct generation_fields *fields, const struct field_reader *reader)
+bool fields_read_truncate(int64_t *truncate, const struct field_reader *reader)
 {
     struct json_object *value = field_get(reader, "truncate_prompt_tokens");
-    if (!field_int(reader, "truncate_prompt_tokens", -1, INT64_MAX, &fields->truncate))
-        return false;
-    return !value || fields->truncate != 0 ||
+    if (!field_int(reader, "truncate_prompt_tokens", -1, INT64_MAX, truncate)) return false;
+    return !value || *truncate != 0 ||
            field_refuse(reader, API_INVALID_VALUE, "truncate_prompt_tokens", "at least 1, or -1",
                         value);
 }
@@ -442,7 +441,8 @@ bool generation_fields_read(struct generation_fields *fields, const struct field
         !field_bool(reader, "return_token_ids", &fields->return_token_ids) ||
         !field_bool(reader, "return_tokens_as_token_ids", &fields->token_ids_as_strings) ||
         !field_bool(reader, "add_special_tokens", &fields->add_special_tokens) ||
-        !read_truncate(fields, reader) || !read_cache(fields, reader, server->cache_secret) ||
+        !fields_read_truncate(&fields->truncate, reader) ||
+        !read_cache(fields, reader, server->cache_secret) ||
         !field_int(reader, "priority", INT32_MIN, INT32_MAX, &fields->priority) ||
         !check_modalities(reader))
         return false;

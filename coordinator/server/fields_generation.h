@@ -59,4 +59,7 @@ bool generation_fields_read(struct generation_fields *fields, const struct field
                             const struct server *server, bool completions);
 void generation_fields_fini(struct generation_fields *fields);
 
+/* truncate_prompt_tokens alone, for those who count only; *truncate: left as it is when absent. */
+bool fields_read_truncate(int64_t *truncate, const struct field_reader *reader);
+
 #endif

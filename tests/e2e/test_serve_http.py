@@ -215,6 +215,12 @@ class Requests(serve_class("--parallel", 2, "--alias", "small", "--alias", "a/b"
         self.assertEqual(self.server.post("/tokenize", {"messages": messages}).json["count"], n)
         counted = self.server.post("/v1/chat/completions/input_tokens", {"messages": messages}).json
         self.assertEqual(counted, {"object": "response.input_tokens", "input_tokens": n})
+        for keep in (5, -1, 10**6):  # as the request itself would be shortened
+            body = {"messages": [{"role": "user", "content": "word " * 3000}] if keep < 0 else messages,
+                    "truncate_prompt_tokens": keep}
+            counted = self.server.post("/v1/chat/completions/input_tokens", body).json["input_tokens"]
+            usage = self.server.post("/v1/chat/completions", {**body, "max_tokens": 1}).json["usage"]
+            self.assertEqual(counted, usage["prompt_tokens"], keep)
         used = self.server.chat("What is a cat?", max_tokens=1)["usage"]["prompt_tokens"]
         self.assertEqual(used, n)
 
