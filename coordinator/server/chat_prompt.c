@@ -405,6 +405,7 @@ static bool render_fenced(struct chat_prompt *prompt, struct fence *fence,
         .extra = fields->kwargs,
         .thinking = fields->thinking,
         .tool_format = fields->tool.format,
+        .tools_in_system = fields->tool.in_system,
         .add_generation_prompt = !continues && fields->add_generation_prompt,
     };
     size_t end = SIZE_MAX;

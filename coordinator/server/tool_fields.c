@@ -230,22 +230,26 @@ static bool read_functions(struct tool_fields *fields, const struct field_reader
 /* ---- all */
 
 /* By the template of the request, where it brings its own, or of the model. */
-static enum tool_format format_of(const struct field_reader *reader, const struct server *server)
+static void read_template(struct tool_fields *fields, const struct field_reader *reader,
+                          const struct server *server)
 {
     struct json_object *own = field_get(reader, "chat_template");
-
-    const enum tool_format format = server->settings.tool_format;
-    if (format != TOOL_FORMAT_AUTO) return format;
-    if (json_object_is_type(own, json_type_string))
-        return tool_format_of_template(json_object_get_string(own),
-                                       (size_t)json_object_get_string_len(own));
-    return tool_format_of_template(server->template_source, server->n_template_source);
+    const char *source = server->template_source ? server->template_source : "";
+    size_t n = server->n_template_source;
+    if (json_object_is_type(own, json_type_string)) {
+        source = json_object_get_string(own);
+        n = (size_t)json_object_get_string_len(own);
+    }
+    fields->format = server->settings.tool_format;
+    if (fields->format == TOOL_FORMAT_AUTO) fields->format = tool_format_of_template(source, n);
+    fields->in_system = !tool_format_template_shows_tools(source, n);
 }
 
 bool tool_fields_read(struct tool_fields *fields, const struct field_reader *reader,
                       const struct server *server)
 {
-    *fields = (struct tool_fields){.parallel = true, .format = format_of(reader, server)};
+    *fields = (struct tool_fields){.parallel = true};
+    read_template(fields, reader, server);
     const bool is_old = !field_get(reader, "tools") && !field_get(reader, "tool_choice");
     if (is_old && !read_functions(fields, reader)) return false;
     return (is_old || (read_tools(fields, reader) && read_choice(fields, reader))) &&

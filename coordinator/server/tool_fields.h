@@ -19,6 +19,7 @@ struct tool_fields {
     bool required;                /* the answer is a call */
     bool parallel;                /* or several */
     enum tool_format format;      /* never AUTO */
+    bool in_system;               /* the template shows no tools: the system message does */
 };
 
 /* tools, tool_choice and parallel_tool_calls; functions and function_call in their place. False:

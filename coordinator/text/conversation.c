@@ -179,6 +179,12 @@ enum lm_status conversation_variables(struct json_object **out,
         json_object_put(adapted);
         if (status != LM_OK) return status;
         tools = NULL;
+    } else if (conversation->tools_in_system && tools) {
+        struct json_object *adapted = messages;
+        status =
+            tool_format_add_definitions(&messages, conversation->tool_format, adapted, tools, err);
+        json_object_put(adapted);
+        if (status != LM_OK) return status;
     }
     struct json_object *variables = json_object_new_object();
     json_object_object_add(variables, "messages", messages);

@@ -34,6 +34,7 @@ struct conversation {
     bool add_generation_prompt;
     /* GENERIC: the template is not shown the tools; messages hold all about them. Else it is. */
     enum tool_format tool_format;
+    bool tools_in_system; /* the template shows none: the system message has the definitions */
 };
 
 /* The variables for chat_template_render; *out is the caller's to put. file: the model, for its

@@ -173,13 +173,19 @@ enum tool_format tool_format_of_template(const char *source, size_t n)
         {"[TOOL_CALLS]", TOOL_FORMAT_MISTRAL},
         {"<|python_tag|>", TOOL_FORMAT_LLAMA},
     };
-    if (!reads_tools(source, n)) return TOOL_FORMAT_GENERIC;
+    /* that of V3.1 writes calls, but leaves the definitions to the caller */
     if (mentions(source, n, DEEPSEEK("sep")))
         return mentions(source, n, "```json") ? TOOL_FORMAT_DEEPSEEK_V3 : TOOL_FORMAT_DEEPSEEK_V31;
+    if (!reads_tools(source, n)) return TOOL_FORMAT_GENERIC;
     for (size_t i = 0; i < sizeof(signs) / sizeof(signs[0]); i++)
         if (mentions(source, n, signs[i].text)) return signs[i].format;
     if (!mentions(source, n, "<tool_call>")) return TOOL_FORMAT_GENERIC;
     return mentions(source, n, "<function=") ? TOOL_FORMAT_QWEN_XML : TOOL_FORMAT_HERMES;
+}
+
+bool tool_format_template_shows_tools(const char *source, size_t n)
+{
+    return reads_tools(source, n);
 }
 
 bool tool_format_from_name(enum tool_format *out, const char *name)
@@ -298,11 +304,14 @@ void tool_format_adapt_history(enum tool_format format, struct json_object *mess
         name_thinking(json_object_array_get_idx(messages, i));
 }
 
-/* ---- generic */
+/* ---- definitions in the system message */
 
 static const char instruction_before[] =
     "# Tools\n\nYou can call functions. These are their definitions, one on each line:\n<tools>\n";
-static const char instruction_after[] =
+static const char instruction_of_syntax[] = "</tools>\n\nTo call a function, write its name and "
+                                            "its arguments in this way, and nothing after "
+                                            "it:\n";
+static const char instruction_of_generic[] =
     "</tools>\n\nTo call a function, write a JSON object with its name and its arguments between "
     "<tool_call> and </tool_call>, and nothing after it:\n<tool_call>\n"
     "{\"name\": \"NAME\", \"arguments\": {\"PARAMETER\": \"VALUE\"}}\n</tool_call>\n"
@@ -327,29 +336,114 @@ static void set_content(struct json_object *message, const struct byte_buffer *t
                            json_object_new_string_len(text->data ? text->data : "", (int)text->n));
 }
 
-static void put_instruction(struct byte_buffer *text, struct json_object *tools)
+static void put_parts(struct byte_buffer *text, const char *const *parts, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (parts[i]) byte_buffer_put_text(text, parts[i]);
+}
+
+/* A call as the model is to write it. */
+static void put_example(struct byte_buffer *text, const struct tool_syntax *syntax)
+{
+    static const char arguments[] = "{\"PARAMETER\": \"VALUE\"}";
+    const char *const gap = syntax->body == TOOL_BODY_ARGUMENTS ? NULL : "\n";
+    if (!syntax->only_first) put_parts(text, (const char *[]){syntax->section_open}, 1);
+    if (syntax->body == TOOL_BODY_OBJECT) {
+        byte_buffer_printf(text, "%s{\"name\": \"NAME\", \"%s\": %s}%s", syntax->list ? "[" : "",
+                           syntax->arguments_key, arguments, syntax->list ? "]" : "");
+    } else {
+        const char *const head[] = {
+            syntax->section_open ? gap : NULL, syntax->call_open, syntax->prefix, "NAME",
+            syntax->numbered ? ":0" : NULL,    syntax->name_close};
+        put_parts(text, head, sizeof(head) / sizeof(head[0]));
+    }
+    const char *const value_break = syntax->line_breaks ? "\n" : NULL;
+    const char *const parameter[] = {gap,
+                                     syntax->key_open,
+                                     "PARAMETER",
+                                     syntax->key_close,
+                                     syntax->typed ? "true\">" : NULL,
+                                     syntax->value_open,
+                                     value_break,
+                                     "VALUE",
+                                     value_break,
+                                     syntax->value_close,
+                                     gap};
+    if (syntax->body == TOOL_BODY_PARAMETERS)
+        put_parts(text, parameter, sizeof(parameter) / sizeof(parameter[0]));
+    if (syntax->body == TOOL_BODY_ARGUMENTS) byte_buffer_put_text(text, arguments);
+    const bool is_object = syntax->body == TOOL_BODY_OBJECT;
+    const char *const end[] = {syntax->body_close, is_object ? NULL : syntax->call_close,
+                               syntax->section_close ? gap : NULL, syntax->section_close};
+    put_parts(text, end, sizeof(end) / sizeof(end[0]));
+}
+
+static void put_instruction(struct byte_buffer *text, enum tool_format format,
+                            struct json_object *tools)
 {
     byte_buffer_put_text(text, instruction_before);
     for (size_t i = 0; i < json_object_array_length(tools); i++) {
         byte_buffer_put_text(text, json_of(json_object_array_get_idx(tools, i)));
         byte_buffer_put_text(text, "\n");
     }
-    byte_buffer_put_text(text, instruction_after);
+    if (format == TOOL_FORMAT_GENERIC) {
+        byte_buffer_put_text(text, instruction_of_generic);
+        return;
+    }
+    byte_buffer_put_text(text, instruction_of_syntax);
+    put_example(text, &syntaxes[format]);
+    byte_buffer_put_text(text, "\nCall a function only where it helps; else answer directly.");
 }
 
-/* The system message, with what messages[0] says if it is one. */
-static struct json_object *system_message(struct json_object *first, struct json_object *tools,
-                                          struct byte_buffer *text)
+/* The system message, with what `first` says if it is one. */
+static struct json_object *system_message(enum tool_format format, struct json_object *first,
+                                          struct json_object *tools, struct byte_buffer *text)
 {
     byte_buffer_clear(text);
     if (first) put_string(text, json_object_object_get(first, "content"));
     if (text->n) byte_buffer_put_text(text, "\n\n");
-    put_instruction(text, tools);
+    put_instruction(text, format, tools);
     struct json_object *message = json_object_new_object();
     json_object_object_add(message, "role", json_object_new_string("system"));
     set_content(message, text);
     return message;
 }
+
+static struct json_object *first_system(struct json_object *messages)
+{
+    struct json_object *first =
+        json_object_array_length(messages) ? json_object_array_get_idx(messages, 0) : NULL;
+    return first && !strcmp(role_of(first), "system") ? first : NULL;
+}
+
+/* Frees the text that *written was made of. */
+static enum lm_status end_messages(struct json_object **out, struct json_object *written,
+                                   struct byte_buffer *text, struct lm_error *err)
+{
+    const bool failed = text->failed;
+    byte_buffer_free(text);
+    if (failed) {
+        json_object_put(written);
+        return lm_fail(err, LM_E_NO_MEM, "no memory for the messages");
+    }
+    *out = written;
+    return LM_OK;
+}
+
+enum lm_status tool_format_add_definitions(struct json_object **out, enum tool_format format,
+                                           struct json_object *messages, struct json_object *tools,
+                                           struct lm_error *err)
+{
+    struct json_object *const first = first_system(messages);
+    struct json_object *written = json_object_new_array();
+    struct byte_buffer text = {0};
+    json_object_array_add(written, system_message(format, first, tools, &text));
+    for (size_t i = first != NULL; i < json_object_array_length(messages); i++)
+        json_object_array_add(written, json_object_get(json_object_array_get_idx(messages, i)));
+    return end_messages(out, written, &text, err);
+}
+
+/* ---- generic */
 
 /* Calls follow the content in the syntax of the instruction. */
 static void write_calls(struct json_object *message, struct byte_buffer *text)
@@ -402,12 +496,12 @@ enum lm_status tool_format_generic_messages(struct json_object **out, struct jso
                                             struct json_object *tools, struct lm_error *err)
 {
     const size_t n = json_object_array_length(messages);
-    struct json_object *first = n ? json_object_array_get_idx(messages, 0) : NULL;
+    struct json_object *const first = first_system(messages);
     struct json_object *written = json_object_new_array();
     struct byte_buffer text = {0};
-    if (first && strcmp(role_of(first), "system") != 0) first = NULL;
     const bool has_tools = tools && json_object_array_length(tools) > 0;
-    if (has_tools) json_object_array_add(written, system_message(first, tools, &text));
+    if (has_tools)
+        json_object_array_add(written, system_message(TOOL_FORMAT_GENERIC, first, tools, &text));
     for (size_t i = has_tools && first; i < n;) {
         struct json_object *message = json_object_array_get_idx(messages, i);
         json_object_array_add(written, json_object_get(message));
@@ -418,12 +512,5 @@ enum lm_status tool_format_generic_messages(struct json_object **out, struct jso
             i++;
         }
     }
-    const bool failed = text.failed;
-    byte_buffer_free(&text);
-    if (failed) {
-        json_object_put(written);
-        return lm_fail(err, LM_E_NO_MEM, "no memory for the messages");
-    }
-    *out = written;
-    return LM_OK;
+    return end_messages(out, written, &text, err);
 }

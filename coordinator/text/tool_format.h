@@ -85,6 +85,8 @@ bool tool_format_mentions(enum tool_format format, const char *text, size_t n);
 
 /* By the text of a chat template; never AUTO. */
 enum tool_format tool_format_of_template(const char *source, size_t n);
+/* Whether such a template shows definitions of tools to the model. */
+bool tool_format_template_shows_tools(const char *source, size_t n);
 /* False: there is none of that name. */
 bool tool_format_from_name(enum tool_format *out, const char *name);
 const char *tool_format_name(enum tool_format format);
@@ -92,6 +94,12 @@ const char *tool_format_name(enum tool_format format);
 /* Changes messages of the history, in place, to what the model's template wants of them: ids of
  * calls that it shows to the model or checks, and names of members. messages: as below. */
 void tool_format_adapt_history(enum tool_format format, struct json_object *messages);
+
+/* Messages for a template that shows no definitions: they and the syntax go into the system
+ * message. *out is a new array. */
+enum lm_status tool_format_add_definitions(struct json_object **out, enum tool_format format,
+                                           struct json_object *messages, struct json_object *tools,
+                                           struct lm_error *err);
 
 /* Messages for a template that knows no tools: their definitions go into the system message, calls
  * and results of the history into content. messages: in the shape of the chat API with contents

@@ -1,9 +1,11 @@
 /* Which format a template's text calls for, and messages for templates that know no tools. */
 #include <json-c/json.h>
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 
 #include "coordinator/text/tool_format.h"
+#include "coordinator/text/tool_parser.h"
 #include "tests/unit/cmocka_all.h"
 
 static void test_formats_follow_from_the_template(void **state)
@@ -20,7 +22,7 @@ static void test_formats_follow_from_the_template(void **state)
         {"{{ tools }} <\xef\xbd\x9ctool\xe2\x96\x81sep\xef\xbd\x9c>\n```json",
          TOOL_FORMAT_DEEPSEEK_V3},
         {"{{ tools }} <\xef\xbd\x9ctool\xe2\x96\x81sep\xef\xbd\x9c>", TOOL_FORMAT_DEEPSEEK_V31},
-        {"<\xef\xbd\x9ctool\xe2\x96\x81sep\xef\xbd\x9c>", TOOL_FORMAT_GENERIC},
+        {"<\xef\xbd\x9ctool\xe2\x96\x81sep\xef\xbd\x9c>", TOOL_FORMAT_DEEPSEEK_V31},
         {"{{ tools }} {% set mark = '\xef\xbd\x9c"
          "DSML\xef\xbd\x9c' %}",
          TOOL_FORMAT_DSML},
@@ -137,6 +139,71 @@ static void adapt(enum tool_format format, const char *messages, const char *exp
     json_object_put(list);
 }
 
+struct reading {
+    char name[40], arguments[80];
+    size_t n_end;
+};
+
+static void on_text(void *context, const char *bytes, size_t n)
+{
+    (void)context;
+    fail_msg("no call: %.*s", (int)n, bytes);
+}
+
+static void on_call(void *context, const char *name, size_t n)
+{
+    snprintf(((struct reading *)context)->name, 40, "%.*s", (int)n, name);
+}
+
+static void on_arguments(void *context, const char *bytes, size_t n)
+{
+    strncat(((struct reading *)context)->arguments, bytes, n);
+}
+
+static void on_call_end(void *context)
+{
+    ((struct reading *)context)->n_end++;
+}
+
+/* What the system message shows is what the parser reads. */
+static void test_the_example_of_each_format_is_a_call(void **state)
+{
+    (void)state;
+    struct json_object *tools = json_tokener_parse("[{\"function\":{\"name\":\"NAME\"}}]");
+    for (int format = TOOL_FORMAT_AUTO + 1; format < TOOL_FORMAT_N; format++) {
+        struct json_object *messages =
+            json_tokener_parse("[{\"role\":\"system\",\"content\":\"S.\"},{\"role\":\"user\"}]");
+        struct json_object *out;
+        struct reading reading = {0};
+        struct tool_parser *parser;
+        const struct tool_sink sink = {on_text, on_call, on_arguments, on_call_end, &reading};
+        if (format == TOOL_FORMAT_GENERIC) {
+            json_object_put(messages);
+            continue;
+        }
+        assert_int_equal(
+            tool_format_add_definitions(&out, (enum tool_format)format, messages, tools, NULL),
+            LM_OK);
+        assert_int_equal(json_object_array_length(out), 2);
+        const char *text = json_object_get_string(
+            json_object_object_get(json_object_array_get_idx(out, 0), "content"));
+        assert_memory_equal(text, "S.\n\n# Tools", 11);
+        const char *const begin = strstr(text, "nothing after it:\n") + 18;
+        const char *const end = strstr(begin, "\nCall a function only");
+        assert_int_equal(
+            tool_parser_create(&parser, (enum tool_format)format, tools, 0, &sink, NULL), LM_OK);
+        tool_parser_push(parser, begin, (size_t)(end - begin));
+        tool_parser_finish(parser, false);
+        tool_parser_destroy(parser);
+        assert_string_equal(reading.name, "NAME");
+        assert_string_equal(reading.arguments, "{\"PARAMETER\":\"VALUE\"}");
+        assert_int_equal(reading.n_end, 1);
+        json_object_put(out);
+        json_object_put(messages);
+    }
+    json_object_put(tools);
+}
+
 static void test_history_has_the_ids_of_the_syntax(void **state)
 {
     (void)state;
@@ -175,6 +242,7 @@ int main(void)
         cmocka_unit_test(test_definitions_join_the_system_message),
         cmocka_unit_test(test_history_is_written_as_text),
         cmocka_unit_test(test_many_results_cost_what_they_weigh),
+        cmocka_unit_test(test_the_example_of_each_format_is_a_call),
         cmocka_unit_test(test_history_has_the_ids_of_the_syntax),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
