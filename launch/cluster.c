@@ -121,6 +121,7 @@ static enum lm_status gather(struct cluster *cluster, Lean__FrameType type,
                     cluster->config.startup_timeout_s);
             lm_hint(err, "--startup-timeout");
             status = LM_E_RANK_LOST;
+            cluster->world->ops->abort(cluster->world, err); /* nobody may wait for its goodbye */
         }
         if (status != LM_OK) break;
         answered[frame->from] = true;
