@@ -1,6 +1,6 @@
 /* The guard: one poll() over the sockets, woken for heartbeats and by an eventfd. It reads all that
- * has come before it judges silence, so that being held up itself does not look like the silence of
- * others. */
+ * has come before it judges silence, and does not count the time in which it was held up itself, so
+ * that this does not look like the silence of others. */
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -201,6 +201,15 @@ static void read_peer(struct liveness *live, struct peer *peer)
     }
 }
 
+/* Time in which this guard did not run is nobody's silence: all ranks may have been stopped, with
+ * their terminal or their machine. */
+static void forgive(struct liveness *live, double held_s)
+{
+    if (held_s < 2 * live->config.heartbeat_s) return;
+    for (uint32_t i = 0; i < live->n_peer; i++)
+        live->peer[i].heard_s += held_s;
+}
+
 static void judge_silence(struct liveness *live, double now_s)
 {
     for (uint32_t i = 0; i < live->n_peer; i++) {
@@ -258,6 +267,7 @@ static void *guard(void *context)
             ready[i] = (struct pollfd){.fd = live->peer[i].fd, .events = POLLIN};
         ready[live->n_peer] = (struct pollfd){.fd = live->wake, .events = POLLIN};
         poll(ready, live->n_peer + 1, (int)((beat_s - now_s) * 1e3) + 1);
+        forgive(live, log_now_s() - now_s);
         for (uint32_t i = 0; i < live->n_peer; i++)
             if (ready[i].revents) read_peer(live, &live->peer[i]);
         judge_silence(live, log_now_s());

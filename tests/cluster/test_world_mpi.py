@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 import mpi_job
@@ -66,6 +67,18 @@ class Loss(unittest.TestCase):
             for rank in (1, 2):
                 seconds += coordinator.wait_for("end", 3, lambda r=rank: mpi_job.gone(pids[r]))
             self.assertLess(seconds, 7)
+
+    def test_all_ranks_stopped_and_continued(self):
+        """As by a suspended machine: nobody was silent while somebody else listened."""
+        with Job(3, DRIVER, "wait") as job:
+            job.wait_ready(3)
+            pids = job.pids().values()
+            for number in (signal.SIGSTOP, signal.SIGCONT):
+                for pid in pids:
+                    os.kill(pid, number)
+                time.sleep(6)
+            self.assertFalse(any(mpi_job.gone(pid) for pid in pids), job.text())
+            self.assertNotIn("rank lost", job.text())
 
     def test_abort_says_why_everywhere(self):
         for who in (0, 1):
