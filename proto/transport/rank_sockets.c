@@ -30,8 +30,10 @@ struct greeting {
     uint32_t kind; /* enum link_kind */
 };
 
+/* Which addresses may be used: all, those of an interface, those of a network. */
 struct network {
     bool any, is_v6;
+    char interface[IF_NAMESIZE]; /* "": not named */
     uint8_t bytes[16];
     unsigned n_bit;
 };
@@ -54,13 +56,21 @@ static enum lm_status parse_network(struct network *out, const char *text, struc
             (!text[n] || text[n + 1]) && n_bit <= n_bit_max)
             return LM_OK;
     }
+    if (if_nametoindex(text)) {
+        snprintf(out->interface, sizeof(out->interface), "%s", text);
+        return LM_OK;
+    }
     return lm_fail(err, LM_E_USAGE,
-                   "interface %s: is no address and no network such as 10.0.0.0/24", text);
+                   "interface %s: is no interface of this machine, no address and no network such "
+                   "as 10.0.0.0/24",
+                   text);
 }
 
-static bool network_holds(const struct network *network, bool is_v6, const uint8_t *bytes)
+static bool network_holds(const struct network *network, const char *interface, bool is_v6,
+                          const uint8_t *bytes)
 {
     if (network->any) return true;
+    if (*network->interface) return !strcmp(network->interface, interface);
     if (network->is_v6 != is_v6) return false;
     for (unsigned i = 0; i < network->n_bit; i++)
         if ((network->bytes[i / 8] ^ bytes[i / 8]) >> (7 - i % 8) & 1) return false;
@@ -83,7 +93,7 @@ static enum lm_status list_addresses(struct rank_card *card, const struct networ
         if (is_v6 && IN6_IS_ADDR_LINKLOCAL(&v6->sin6_addr)) continue;
         if (network->any && i->ifa_flags & IFF_LOOPBACK) continue;
         const void *bytes = is_v6 ? (const void *)&v6->sin6_addr : &v4->sin_addr;
-        if (!network_holds(network, is_v6, bytes)) continue;
+        if (!network_holds(network, i->ifa_name, is_v6, bytes)) continue;
         card->address[card->n_address].is_v6 = is_v6;
         memcpy(card->address[card->n_address++].bytes, bytes, is_v6 ? 16 : 4);
     }

@@ -31,8 +31,8 @@ struct rank_card {
     uint8_t token[RANK_TOKEN_SIZE]; /* of rank 0 counts */
 };
 
-/* network: "10.0.0.0/24" or an address, of the interface to use; NULL: any.
- * LM_E_USAGE: network is malformed or this machine has no address in it. */
+/* network: "10.0.0.0/24" or an address, of the interface to use, or its name; NULL: any.
+ * LM_E_USAGE: network is none of these or this machine has no address in it. */
 enum lm_status rank_listener_open(int *listener, struct rank_card *card, const char *network,
                                   struct lm_error *err);
 

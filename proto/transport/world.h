@@ -56,7 +56,7 @@ enum lm_status world_loopback_create(struct world **out, uint32_t n_rank, struct
 struct world_mpi_config {
     double liveness_timeout_s; /* silence of a rank that counts as loss */
     uint32_t spin_us;          /* how long a waiting thread tests before it sleeps */
-    const char *interface;     /* address or network "10.0.0.0/24" between hosts, or NULL */
+    const char *interface;     /* "10.0.0.0/24", address or name of that between hosts; NULL */
 };
 enum lm_status world_mpi_open(struct world **out, const struct world_mpi_config *config,
                               struct lm_error *err);
