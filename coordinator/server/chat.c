@@ -53,15 +53,6 @@ static void put_reasoning(struct json_writer *out, const struct generation *gene
     if (field != REASONING_FIELD_CONTENT) put_text(out, "reasoning", text);
 }
 
-static void put_entries(struct json_writer *out, const char *key, const struct json_writer *inside)
-{
-    json_put_key(out, key);
-    json_open(out, '[');
-    byte_buffer_put(&out->text, inside->text.data, inside->text.n);
-    json_close(out, ']');
-    out->text.failed |= inside->text.failed;
-}
-
 /* has_content: whether the message has any; the tokens of a content that became empty do not
  * count. */
 static void put_logprobs(struct json_writer *out, const struct generation_choice *choice)
@@ -75,12 +66,13 @@ static void put_logprobs(struct json_writer *out, const struct generation_choice
         return;
     }
     json_open(out, '{');
-    put_entries(out, "content",
-                choice->has_text[ANSWER_CONTENT] ? &pending->logprobs[ANSWER_CONTENT] : &none);
+    json_put_key_list(out, "content",
+                      choice->has_text[ANSWER_CONTENT] ? &pending->logprobs[ANSWER_CONTENT]
+                                                       : &none);
     json_put_key(out, "refusal");
     json_put_null(out);
     if (choice->has_text[ANSWER_REASONING] && pending->logprobs[ANSWER_REASONING].text.n)
-        put_entries(out, "reasoning_content", &pending->logprobs[ANSWER_REASONING]);
+        json_put_key_list(out, "reasoning_content", &pending->logprobs[ANSWER_REASONING]);
     json_close(out, '}');
 }
 
@@ -136,7 +128,7 @@ static void put_calls(struct json_writer *out, struct pending *pending)
     if (pending->in_call) end_call(&pending->calls);
     pending->in_call = false;
     if (pending->calls.text.n || pending->calls.text.failed)
-        put_entries(out, "tool_calls", &pending->calls);
+        json_put_key_list(out, "tool_calls", &pending->calls);
 }
 
 static void put_finish(struct json_writer *out, const struct generation_choice *choice)

@@ -22,13 +22,6 @@ static const char *string_of(struct json_object *value)
     return json_object_is_type(value, json_type_string) ? json_object_get_string(value) : NULL;
 }
 
-static bool is_one_of(const char *text, const char *const *list)
-{
-    for (; *list; list++)
-        if (!strcmp(text, *list)) return true;
-    return false;
-}
-
 static bool check_part(const struct field_reader *reader)
 {
     static const char *const texts[] = {"text", "input_text", "output_text", NULL};
@@ -41,10 +34,10 @@ static bool check_part(const struct field_reader *reader)
         return field_refuse(reader, API_INVALID_TYPE, NULL, "an object", reader->object);
     if (!field_string(reader, "type", &type, NULL)) return false;
     if (!type) return field_fail(reader, API_MISSING_FIELD, "type", "is required");
-    if (is_one_of(type, others))
+    if (field_is_one_of(type, others))
         return field_fail(reader, API_UNSUPPORTED_CONTENT, NULL,
                           "is of type %s: this model reads text only", type);
-    if (!is_one_of(type, texts))
+    if (!field_is_one_of(type, texts))
         return field_refuse(reader, API_INVALID_VALUE, "type", "\"text\"",
                             field_get(reader, "type"));
     if (!field_string(reader, "text", &text, &n)) return false;
@@ -127,7 +120,7 @@ static bool check_message(const struct field_reader *reader)
     if (!field_string(reader, "role", &role, NULL)) return false;
     if (!role) return field_fail(reader, API_MISSING_FIELD, "role", "is required");
     if (!strcmp(role, "assistant")) return check_assistant(reader);
-    if (!is_one_of(role, roles))
+    if (!field_is_one_of(role, roles))
         return field_refuse(reader, API_INVALID_VALUE, "role",
                             "system, developer, user, assistant or tool",
                             field_get(reader, "role"));
@@ -164,7 +157,7 @@ static bool read_effort(struct chat_fields *fields, const struct field_reader *r
     const char *effort = NULL;
     if (!field_string(reader, "reasoning_effort", &effort, NULL)) return false;
     if (!effort) return true;
-    if (!is_one_of(effort, efforts))
+    if (!field_is_one_of(effort, efforts))
         return field_refuse(reader, API_INVALID_VALUE, "reasoning_effort",
                             "none, minimal, low, medium, high, xhigh or max",
                             field_get(reader, "reasoning_effort"));
@@ -185,7 +178,7 @@ static bool read_switch(struct chat_fields *fields, const struct field_reader *r
         if (!field_string(&inside, "type", &type, NULL) ||
             !field_int(&inside, "budget_tokens", 0, INT32_MAX, &fields->reasoning_budget))
             return false;
-        if (!is_one_of(type, types))
+        if (!field_is_one_of(type, types))
             return field_refuse(&inside, API_INVALID_VALUE, "type", "enabled, disabled or adaptive",
                                 field_get(&inside, "type"));
         if (strcmp(type, "adaptive"))

@@ -36,6 +36,13 @@ struct field_reader field_reader_inside(const struct field_reader *reader,
     return inside;
 }
 
+bool field_is_one_of(const char *text, const char *const *names)
+{
+    while (*names && strcmp(text, *names))
+        names++;
+    return *names != NULL;
+}
+
 struct json_object *field_get(const struct field_reader *reader, const char *name)
 {
     struct json_object *value = NULL;

@@ -31,6 +31,9 @@ struct field_reader field_reader_inside(const struct field_reader *reader,
                                         struct json_object *object, const char *name,
                                         long long index);
 
+/* names: NULL ends them. */
+bool field_is_one_of(const char *text, const char *const *names);
+
 /* NULL: absent, or null. */
 struct json_object *field_get(const struct field_reader *reader, const char *name);
 

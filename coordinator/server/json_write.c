@@ -124,3 +124,25 @@ void json_put_real(struct json_writer *writer, double value)
     }
     put_digits(writer, text, (size_t)n);
 }
+
+void json_put_key_text(struct json_writer *writer, const char *name, const char *text)
+{
+    json_put_key(writer, name);
+    json_put_text(writer, text);
+}
+
+void json_put_key_int(struct json_writer *writer, const char *name, int64_t value)
+{
+    json_put_key(writer, name);
+    json_put_int(writer, value);
+}
+
+void json_put_key_list(struct json_writer *writer, const char *name,
+                       const struct json_writer *elements)
+{
+    json_put_key(writer, name);
+    json_open(writer, '[');
+    byte_buffer_put(&writer->text, elements->text.data, elements->text.n);
+    json_close(writer, ']');
+    writer->text.failed |= elements->text.failed;
+}

@@ -38,4 +38,11 @@ void json_put_real(struct json_writer *writer, double value); /* finite */
 /* A value that is JSON text already. */
 void json_put_value(struct json_writer *writer, const char *json, size_t n);
 
+/* Members: the key and its value. */
+void json_put_key_text(struct json_writer *writer, const char *name, const char *text);
+void json_put_key_int(struct json_writer *writer, const char *name, int64_t value);
+/* An array of what another writer has: elements without the brackets. */
+void json_put_key_list(struct json_writer *writer, const char *name,
+                       const struct json_writer *elements);
+
 #endif

@@ -95,22 +95,13 @@ void logprob_arrays_add(struct logprob_arrays *arrays, struct logprob_style styl
     }
 }
 
-static void put_array(struct json_writer *writer, const char *key, const struct json_writer *inside)
-{
-    json_put_key(writer, key);
-    json_open(writer, '[');
-    byte_buffer_put(&writer->text, inside->text.data, inside->text.n);
-    json_close(writer, ']');
-    writer->text.failed |= inside->text.failed;
-}
-
 void logprob_arrays_put(const struct logprob_arrays *arrays, struct json_writer *writer)
 {
     json_open(writer, '{');
-    put_array(writer, "tokens", &arrays->tokens);
-    put_array(writer, "token_logprobs", &arrays->token_logprobs);
-    put_array(writer, "top_logprobs", &arrays->top_logprobs);
-    put_array(writer, "text_offset", &arrays->text_offset);
+    json_put_key_list(writer, "tokens", &arrays->tokens);
+    json_put_key_list(writer, "token_logprobs", &arrays->token_logprobs);
+    json_put_key_list(writer, "top_logprobs", &arrays->top_logprobs);
+    json_put_key_list(writer, "text_offset", &arrays->text_offset);
     json_close(writer, '}');
 }
 

@@ -37,28 +37,16 @@ static bool streams(const struct generation_choice *choice)
 /* An opaque text that clients send back; nothing is signed here. */
 static const char signature[] = "bGVhbg==";
 
-static void put_member(struct json_writer *out, const char *key, const char *text)
-{
-    json_put_key(out, key);
-    json_put_text(out, text);
-}
-
-static void put_count(struct json_writer *out, const char *key, size_t n)
-{
-    json_put_key(out, key);
-    json_put_int(out, (int64_t)n);
-}
-
 static void put_usage(struct json_writer *out, const struct generation_choice *choice,
                       size_t n_output)
 {
     const size_t n_cached = choice->request.n_cached;
     json_put_key(out, "usage");
     json_open(out, '{');
-    put_count(out, "input_tokens", choice->prompt->n - n_cached);
-    put_count(out, "cache_creation_input_tokens", 0);
-    put_count(out, "cache_read_input_tokens", n_cached);
-    put_count(out, "output_tokens", n_output);
+    json_put_key_int(out, "input_tokens", choice->prompt->n - n_cached);
+    json_put_key_int(out, "cache_creation_input_tokens", 0);
+    json_put_key_int(out, "cache_read_input_tokens", n_cached);
+    json_put_key_int(out, "output_tokens", n_output);
     json_close(out, '}');
 }
 
@@ -74,8 +62,8 @@ static void put_stop(struct json_writer *out, const struct generation_choice *ch
             sequence = choice->stop_string;
         }
     }
-    put_member(out, "stop_reason", reason);
-    put_member(out, "stop_sequence", sequence);
+    json_put_key_text(out, "stop_reason", reason);
+    json_put_key_text(out, "stop_sequence", sequence);
 }
 
 /* content: the inside of its brackets; NULL: of a message that begins. */
@@ -84,10 +72,10 @@ static void put_message(struct json_writer *out, const struct generation_choice 
 {
     const struct generation *generation = choice->generation;
     json_open(out, '{');
-    put_member(out, "id", generation->id);
-    put_member(out, "type", "message");
-    put_member(out, "role", "assistant");
-    put_member(out, "model", generation->server->settings.id);
+    json_put_key_text(out, "id", generation->id);
+    json_put_key_text(out, "type", "message");
+    json_put_key_text(out, "role", "assistant");
+    json_put_key_text(out, "model", generation->server->settings.id);
     json_put_key(out, "content");
     json_open(out, '[');
     if (content) byte_buffer_put(&out->text, content->text.data, content->text.n);
@@ -107,7 +95,7 @@ static struct json_writer *begin_event(struct messages *messages, const char *ty
     json_writer_clear(out);
     byte_buffer_printf(&out->text, "event: %s\ndata: ", type);
     json_open(out, '{');
-    put_member(out, "type", type);
+    json_put_key_text(out, "type", type);
     return out;
 }
 
@@ -122,7 +110,7 @@ static void send_event(struct generation_choice *choice)
 static struct json_writer *begin_block_event(struct messages *messages, const char *type)
 {
     struct json_writer *out = begin_event(messages, type);
-    put_count(out, "index", messages->n_block - 1);
+    json_put_key_int(out, "index", messages->n_block - 1);
     return out;
 }
 
@@ -132,7 +120,7 @@ static void send_delta(struct generation_choice *choice, const char *type, const
     struct json_writer *out = begin_block_event(messages_of(choice), "content_block_delta");
     json_put_key(out, "delta");
     json_open(out, '{');
-    put_member(out, "type", type);
+    json_put_key_text(out, "type", type);
     json_put_key(out, key);
     json_put_string(out, text, n);
     json_close(out, '}');
@@ -158,9 +146,9 @@ static void open_block(struct generation_choice *choice, enum block block, const
         json_put_key(out, "content_block");
     }
     json_open(out, '{');
-    put_member(out, "type", block_types[block]);
+    json_put_key_text(out, "type", block_types[block]);
     if (block == BLOCK_TOOL_USE) {
-        put_member(out, "id", id);
+        json_put_key_text(out, "id", id);
         json_put_key(out, "name");
         json_put_string(out, name, n_name);
         json_put_key(out, "input");
@@ -175,7 +163,7 @@ static void open_block(struct generation_choice *choice, enum block block, const
     }
     byte_buffer_put_text(&out->text, block == BLOCK_TOOL_USE ? "{}" : "\"\"");
     out->comma = true;
-    if (block == BLOCK_THINKING) put_member(out, "signature", "");
+    if (block == BLOCK_THINKING) json_put_key_text(out, "signature", "");
     json_close(out, '}');
     send_event(choice);
 }
@@ -203,7 +191,7 @@ static void close_block(struct generation_choice *choice)
     } else { /* cut off: no object yet */
         json_put_value(out, "{}", 2);
     }
-    if (block == BLOCK_THINKING) put_member(out, "signature", signature);
+    if (block == BLOCK_THINKING) json_put_key_text(out, "signature", signature);
     json_close(out, '}');
 }
 

@@ -7,13 +7,6 @@
 #include "coordinator/server/chat_turn.h"
 #include "coordinator/server/json_field.h"
 
-static bool is_one_of(const char *name, const char *const *names)
-{
-    while (*names && strcmp(name, *names) != 0)
-        names++;
-    return *names != NULL;
-}
-
 static bool no_memory(const struct field_reader *reader)
 {
     return field_fail(reader, API_OUT_OF_MEMORY, NULL, "does not fit in memory");
@@ -25,7 +18,7 @@ static bool refuse_block(const struct field_reader *block, const char *type)
 {
     static const char *const media[] = {"image", "document", "search_result", "container_upload",
                                         NULL};
-    if (is_one_of(type, media))
+    if (field_is_one_of(type, media))
         return field_fail(block, API_UNSUPPORTED_CONTENT, "type",
                           "%s is not supported: this model reads text only", type);
     return field_refuse(block, API_INVALID_VALUE, "type", "a block that may stand here",
@@ -247,7 +240,8 @@ static void hand_on(struct json_object *chat, struct json_object *body)
         "include_reasoning", NULL};
     json_object_object_foreach(body, key, value)
     {
-        if (!is_one_of(key, left_out)) json_object_object_add(chat, key, json_object_get(value));
+        if (!field_is_one_of(key, left_out))
+            json_object_object_add(chat, key, json_object_get(value));
     }
 }
 

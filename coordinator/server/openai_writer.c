@@ -131,9 +131,5 @@ void openai_put_token_ids(struct json_writer *out, const struct generation_choic
             json_put_int(out, choice->prompt->ids[i]);
         json_close(out, ']');
     }
-    json_put_key(out, "token_ids");
-    json_open(out, '[');
-    byte_buffer_put(&out->text, ids->text.data, ids->text.n);
-    json_close(out, ']');
-    out->text.failed |= ids->text.failed;
+    json_put_key_list(out, "token_ids", ids);
 }

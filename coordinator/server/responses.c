@@ -46,32 +46,11 @@ static bool streams(const struct generation_choice *choice)
     return choice->generation->fields.stream;
 }
 
-static void put_member(struct json_writer *out, const char *key, const char *text)
-{
-    json_put_key(out, key);
-    json_put_text(out, text);
-}
-
-static void put_count(struct json_writer *out, const char *key, size_t n)
-{
-    json_put_key(out, key);
-    json_put_int(out, (int64_t)n);
-}
-
 static void put_bytes(struct json_writer *out, const char *key, const struct byte_buffer *text)
 {
     json_put_key(out, key);
     json_put_string(out, text->data ? text->data : "", text->n);
     out->text.failed |= text->failed;
-}
-
-static void put_list(struct json_writer *out, const char *key, const struct json_writer *inside)
-{
-    json_put_key(out, key);
-    json_open(out, '[');
-    byte_buffer_put(&out->text, inside->text.data, inside->text.n);
-    json_close(out, ']');
-    out->text.failed |= inside->text.failed;
 }
 
 static void put_json(struct json_writer *out, const char *key, const char *json)
@@ -135,18 +114,18 @@ static void put_usage(struct json_writer *out, const struct generation_choice *c
 {
     json_put_key(out, "usage");
     json_open(out, '{');
-    put_count(out, "input_tokens", choice->prompt->n);
+    json_put_key_int(out, "input_tokens", choice->prompt->n);
     json_put_key(out, "input_tokens_details");
     json_open(out, '{');
-    put_count(out, "cached_tokens", choice->request.n_cached);
-    put_count(out, "cache_write_tokens", 0);
+    json_put_key_int(out, "cached_tokens", choice->request.n_cached);
+    json_put_key_int(out, "cache_write_tokens", 0);
     json_close(out, '}');
-    put_count(out, "output_tokens", choice->n_token);
+    json_put_key_int(out, "output_tokens", choice->n_token);
     json_put_key(out, "output_tokens_details");
     json_open(out, '{');
-    put_count(out, "reasoning_tokens", answer_stream_n_reasoning(choice->stream));
+    json_put_key_int(out, "reasoning_tokens", answer_stream_n_reasoning(choice->stream));
     json_close(out, '}');
-    put_count(out, "total_tokens", choice->prompt->n + choice->n_token);
+    json_put_key_int(out, "total_tokens", choice->prompt->n + choice->n_token);
     json_close(out, '}');
 }
 
@@ -176,20 +155,20 @@ static void put_response(struct json_writer *out, const struct generation_choice
     const struct responses *responses = generation->sink_context;
     const char *const status = status_of(choice, error);
     json_open(out, '{');
-    put_member(out, "id", generation->id);
-    put_member(out, "object", "response");
+    json_put_key_text(out, "id", generation->id);
+    json_put_key_text(out, "object", "response");
     json_put_key(out, "created_at");
     json_put_int(out, generation->created);
     if (!strcmp(status, "completed")) {
         json_put_key(out, "completed_at");
         json_put_int(out, (int64_t)time(NULL));
     }
-    put_member(out, "status", status);
+    json_put_key_text(out, "status", status);
     json_put_key(out, "error");
     if (error) {
         json_open(out, '{');
-        put_member(out, "code", failure_code(error));
-        put_member(out, "message", error->message);
+        json_put_key_text(out, "code", failure_code(error));
+        json_put_key_text(out, "message", error->message);
         json_close(out, '}');
     } else {
         json_put_null(out);
@@ -197,15 +176,15 @@ static void put_response(struct json_writer *out, const struct generation_choice
     json_put_key(out, "incomplete_details");
     if (!strcmp(status, "incomplete")) {
         json_open(out, '{');
-        put_member(out, "reason",
-                   !strcmp(choice->finish, "length") ? "max_output_tokens" : choice->finish);
+        json_put_key_text(out, "reason",
+                          !strcmp(choice->finish, "length") ? "max_output_tokens" : choice->finish);
         json_close(out, '}');
     } else {
         json_put_null(out);
     }
     put_echo(out, "instructions", member(responses->request, "instructions"), "null");
-    put_member(out, "model", generation->server->settings.id);
-    put_list(out, "output", &responses->output);
+    json_put_key_text(out, "model", generation->server->settings.id);
+    json_put_key_list(out, "output", &responses->output);
     put_request(out, generation);
     if (choice->finish && !error) put_usage(out, choice);
     json_close(out, '}');
@@ -219,8 +198,8 @@ static struct json_writer *begin_event(struct responses *responses, const char *
     json_writer_clear(out);
     byte_buffer_printf(&out->text, "event: %s\ndata: ", type);
     json_open(out, '{');
-    put_member(out, "type", type);
-    put_count(out, "sequence_number", responses->n_event++);
+    json_put_key_text(out, "type", type);
+    json_put_key_int(out, "sequence_number", responses->n_event++);
     return out;
 }
 
@@ -237,9 +216,9 @@ static struct json_writer *begin_item_event(struct responses *responses, const c
                                             bool has_part)
 {
     struct json_writer *out = begin_event(responses, type);
-    put_member(out, "item_id", responses->item.id);
-    put_count(out, "output_index", responses->n_item - 1);
-    if (has_part) put_count(out, "content_index", 0);
+    json_put_key_text(out, "item_id", responses->item.id);
+    json_put_key_int(out, "output_index", responses->n_item - 1);
+    if (has_part) json_put_key_int(out, "content_index", 0);
     return out;
 }
 
@@ -257,10 +236,10 @@ static void send_response(struct generation_choice *choice, const char *type,
 static void put_text_part(struct json_writer *out, const struct item *item)
 {
     json_open(out, '{');
-    put_member(out, "type", "output_text");
+    json_put_key_text(out, "type", "output_text");
     put_bytes(out, "text", &item->text);
     put_json(out, "annotations", "[]");
-    put_list(out, "logprobs", &item->logprobs);
+    json_put_key_list(out, "logprobs", &item->logprobs);
     json_close(out, '}');
 }
 
@@ -270,9 +249,9 @@ static void put_item(struct json_writer *out, const struct item *item, const cha
 {
     static const char *const types[] = {"", "reasoning", "message", "function_call"};
     json_open(out, '{');
-    put_member(out, "id", item->id);
-    put_member(out, "type", types[item->kind]);
-    put_member(out, "status", status);
+    json_put_key_text(out, "id", item->id);
+    json_put_key_text(out, "type", types[item->kind]);
+    json_put_key_text(out, "status", status);
     switch (item->kind) {
     case ITEM_REASONING:
         put_json(out, "summary", "[]");
@@ -280,21 +259,21 @@ static void put_item(struct json_writer *out, const struct item *item, const cha
         json_open(out, '[');
         if (!begins) {
             json_open(out, '{');
-            put_member(out, "type", "reasoning_text");
+            json_put_key_text(out, "type", "reasoning_text");
             put_bytes(out, "text", &item->text);
             json_close(out, '}');
         }
         json_close(out, ']');
         break;
     case ITEM_MESSAGE:
-        put_member(out, "role", "assistant");
+        json_put_key_text(out, "role", "assistant");
         json_put_key(out, "content");
         json_open(out, '[');
         if (!begins) put_text_part(out, item);
         json_close(out, ']');
         break;
     default:
-        put_member(out, "call_id", item->call_id);
+        json_put_key_text(out, "call_id", item->call_id);
         put_bytes(out, "name", &item->name);
         put_bytes(out, "arguments", &item->text);
         break;
@@ -307,7 +286,7 @@ static void send_item(struct generation_choice *choice, const char *type, const 
 {
     struct responses *responses = responses_of(choice);
     struct json_writer *out = begin_event(responses, type);
-    put_count(out, "output_index", responses->n_item - 1);
+    json_put_key_int(out, "output_index", responses->n_item - 1);
     json_put_key(out, "item");
     put_item(out, &responses->item, status, begins);
     send_event(choice);
@@ -357,7 +336,7 @@ static void send_done(struct generation_choice *choice)
     } else {
         out = begin_item_event(responses, "response.output_text.done", true);
         put_bytes(out, "text", &item->text);
-        put_list(out, "logprobs", &item->logprobs);
+        json_put_key_list(out, "logprobs", &item->logprobs);
     }
     send_event(choice);
     if (item->kind == ITEM_MESSAGE) send_part(choice, "response.content_part.done");
@@ -400,7 +379,7 @@ static void on_token(struct generation_choice *choice, const struct answer_token
 static void move_logprobs(struct responses *responses, struct json_writer *out)
 {
     struct json_writer *from = &responses->logprobs, *to = &responses->item.logprobs;
-    if (out) put_list(out, "logprobs", from);
+    if (out) json_put_key_list(out, "logprobs", from);
     if (from->text.n && to->text.n) byte_buffer_put_text(&to->text, ",");
     byte_buffer_put(&to->text, from->text.data, from->text.n);
     to->text.failed |= from->text.failed;

@@ -14,13 +14,6 @@ struct input {
     bool in_system;            /* still there */
 };
 
-static bool is_one_of(const char *name, const char *const *names)
-{
-    while (*names && strcmp(name, *names) != 0)
-        names++;
-    return *names != NULL;
-}
-
 static bool ends_in(const char *text, const char *end)
 {
     const size_t n = strlen(text), n_end = strlen(end);
@@ -51,10 +44,10 @@ static bool put_part(const struct field_reader *part, struct byte_buffer *out)
     if (!field_need_string(part, "type", &type)) return false;
     const char *const name = json_object_get_string(type);
     if (!strcmp(name, "refusal")) return true;
-    if (is_one_of(name, media))
+    if (field_is_one_of(name, media))
         return field_fail(part, API_UNSUPPORTED_CONTENT, "type",
                           "%s is not supported: this model reads text only", name);
-    if (!is_one_of(name, texts))
+    if (!field_is_one_of(name, texts))
         return field_refuse(part, API_INVALID_VALUE, "type", "the type of a text", type);
     if (!field_need_string(part, "text", &text)) return false;
     put_string(out, text);
@@ -104,7 +97,7 @@ static bool add_message(struct input *input, const struct field_reader *item)
     struct json_object *role;
     if (!field_need_string(item, "role", &role)) return false;
     const char *name = json_object_get_string(role);
-    if (!is_one_of(name, roles))
+    if (!field_is_one_of(name, roles))
         return field_refuse(item, API_INVALID_VALUE, "role", "user, assistant, system or developer",
                             role);
     const bool is_system = !strcmp(name, "system") || !strcmp(name, "developer");
@@ -384,7 +377,8 @@ static void hand_on(struct json_object *chat, struct json_object *body)
         "max_completion_tokens", "n_predict", "return_progress", "response_format", NULL};
     json_object_object_foreach(body, key, value)
     {
-        if (!is_one_of(key, left_out)) json_object_object_add(chat, key, json_object_get(value));
+        if (!field_is_one_of(key, left_out))
+            json_object_object_add(chat, key, json_object_get(value));
     }
 }
 
