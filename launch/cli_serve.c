@@ -38,6 +38,7 @@
 #include "proto/gguf/gguf_write.h"
 #include "proto/model/hparams.h"
 #include "proto/model/weights_sample.h"
+#include "proto/transport/world.h"
 #include "worker/pager/pager_snapshot.h"
 
 enum { MAX_TEMPLATE_BYTES = 1 << 20 };
@@ -276,7 +277,7 @@ static void tell_registry(struct serve *serve)
     add_text(facts, "name", server->settings.id);
     add_text(facts, "model", slash ? slash + 1 : serve->path);
     add_text(facts, "url", http_url(server->http, 0));
-    add_number(facts, "ranks", 1);
+    add_number(facts, "ranks", server->n_rank);
     add_number(facts, "started", serve->started);
     if (server->n_slot) add_number(facts, "slots", server->n_slot);
     if (server->n_slot) add_number(facts, "ctx", server->n_ctx);
@@ -520,8 +521,10 @@ static enum lm_status run_serve(struct options *options, struct lm_error *err)
                           .telling = PTHREAD_MUTEX_INITIALIZER};
     struct server_config config = {0};
     int signal_fd = -1;
+    uint32_t rank;
     enum lm_status status = resolve_model(&serve, err);
     if (status == LM_OK) status = serve_config_init(&config, options, serve.path, err);
+    if (!world_mpi_launched(&rank, &config.n_rank)) config.n_rank = 1;
     if (status == LM_OK) status = open_signals(&signal_fd, err);
     if (status == LM_OK && ((serve.loaded_fd = eventfd(0, EFD_CLOEXEC)) < 0 ||
                             (serve.lost_fd = eventfd(0, EFD_CLOEXEC)) < 0))

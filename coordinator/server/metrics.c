@@ -304,11 +304,12 @@ static uint64_t n_found(const struct metrics_lookups *a)
     return a->n_hit + a->n_joined + a->n_miss;
 }
 
-/* A number of rank 0 with one more label or two; a NULL value of a label leaves it out. */
+/* A number of all ranks together with one more label or two; a NULL value of a label leaves it out.
+ */
 static void put_expert(struct writer *writer, const char *name, const char *label,
                        const char *value, const char *label2, const char *value2, double number)
 {
-    put_series(writer, name, "", "rank", "0");
+    put_series(writer, name, "", "rank", writer->state->n_rank > 1 ? "all" : "0");
     if (value) {
         byte_buffer_put_text(writer->out, ",");
         put_label(writer, label, value);
@@ -452,7 +453,7 @@ static void put_state(struct writer *writer, const struct metrics_state *state)
     put_series(writer, "lean_build_info", "", "version", LEAN_VERSION);
     byte_buffer_put_text(writer->out, ",");
     put_label(writer, "commit", LEAN_COMMIT);
-    byte_buffer_put_text(writer->out, ",ranks=\"1\",");
+    byte_buffer_printf(writer->out, ",ranks=\"%u\",", state->n_rank);
     put_label(writer, "quantization", state->quantization);
     byte_buffer_put_text(writer->out, "} 1\n");
     put_gauge(writer, "lean_model_load_seconds", "Time that loading the model took.",

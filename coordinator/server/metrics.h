@@ -108,7 +108,7 @@ struct metrics_state {
     const char *model, *quantization;
     double load_s;
     uint32_t n_running, n_waiting; /* sequences */
-    uint32_t n_slot;
+    uint32_t n_slot, n_rank;
     uint64_t n_step, n_step_token; /* steps, and tokens in them, so far */
     double kv_usage;               /* 0 .. 1 */
     uint64_t kv_tokens;            /* that the cache holds */

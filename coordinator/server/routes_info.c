@@ -393,7 +393,7 @@ void props_handle(void *context, struct http_exchange *exchange)
     json_close(&out, '}');
     put_key_text(&out, "build_info", LEAN_VERSION "-" LEAN_COMMIT);
     put_key_text(&out, "model_path", slash ? slash + 1 : path);
-    put_key_int(&out, "ranks", 1);
+    put_key_int(&out, "ranks", server->n_rank);
     json_close(&out, '}');
     reply(exchange, 200, &out);
 }

@@ -235,6 +235,7 @@ enum lm_status server_create(struct server **out, const struct server_config *co
     server->state = state;
     server->settings = config->settings;
     server->created = config->created;
+    server->n_rank = config->n_rank ? config->n_rank : 1;
     state->config = *config;
     state->stage = "starting";
     pthread_mutex_init(&state->lock, NULL);
@@ -381,7 +382,8 @@ static void copy_experts(struct metrics_experts *to, const struct metrics_expert
 
 struct metrics_state server_metrics_state(struct server *server)
 {
-    struct metrics_state state = {.model = server->settings.id, .quantization = ""};
+    struct metrics_state state = {
+        .model = server->settings.id, .quantization = "", .n_rank = server->n_rank};
     if (!atomic_load(&server->state->loaded)) return state;
     const struct dispatcher_stats stats = dispatcher_stats(server->dispatcher);
     state.quantization = server->state->quantization;

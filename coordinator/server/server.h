@@ -78,7 +78,8 @@ struct server {
     struct server_state *state;
     struct keys *keys;
     struct call_memory *calls;
-    int64_t created;       /* Unix seconds: the weights' time */
+    int64_t created; /* Unix seconds: the weights' time */
+    uint32_t n_rank;
     uint64_t cache_secret; /* of this process: what separates cached prefixes depends on it */
 
     /* the model: set by whoever loads it, before server_begin */
@@ -107,6 +108,7 @@ struct server {
 
 struct server_config {
     struct server_settings settings;
+    uint32_t n_rank;         /* processes that hold the model's layers; 0: 1 */
     struct http_config http; /* without routes, functions and TLS, which are the server's */
     int64_t created;
 
