@@ -45,6 +45,19 @@ class Loss(unittest.TestCase):
                 self.assertLess(job.wait_for_text(f"^rank 0 frames: {text}", 10), 1)
                 self.assertNotEqual(job.end(10), 0)
 
+    def test_killed_in_the_midst(self):
+        """By either way, without MPI ending rank 0 before it can say so."""
+        for btl in ("self,vader", "self,tcp"):
+            for victim in (1, 2):
+                with Job(3, DRIVER, "storm", OMPI_MCA_btl=btl) as job:
+                    job.wait_ready(3)
+                    os.kill(job.pids()[victim], signal.SIGKILL)
+                    text = f"rank lost: rank {victim} {HOST}: {KILLED}$"
+                    seconds = job.wait_for_text(f"^rank 0 frames: {text}", 10)
+                    seconds += job.wait_for_text(f"^rank 0 edge: {text}", 10)
+                    self.assertLess(seconds, 1)
+                    self.assertNotEqual(job.end(10), 0)
+
     def test_killed_coordinator_is_missed_without_mpirun(self):
         with Job(3, DRIVER, "wait") as job:
             job.wait_ready(3)

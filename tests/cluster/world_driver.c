@@ -80,6 +80,56 @@ static int wait_for_loss(struct world *world, int argc, char **argv)
     return 11;
 }
 
+/* Gives to the rank behind what it takes from the one before, and rank 0 and the last do half of
+ * it. */
+static void *storm_over_edges(void *context)
+{
+    struct world *world = context;
+    struct lm_error err;
+    struct transport_edge *in = NULL, *out = NULL;
+    uint8_t *buffer = malloc(1 << 20);
+    if (world->rank > 0) CHECK_OK(world->ops->edge_open(world, false, &in, &err), err);
+    if (world->rank + 1 < world->n_rank)
+        CHECK_OK(world->ops->edge_open(world, true, &out, &err), err);
+    enum lm_status status = LM_OK;
+    for (size_t n = 1; status == LM_OK; n = n % (1 << 20) * 3 + 1) {
+        const size_t n_bytes = n < 1 << 20 ? n : 1 << 20;
+        if (in && status == LM_OK) status = in->ops->recv_begin(in, buffer, n_bytes, &err);
+        if (in && status == LM_OK) status = in->ops->recv_end(in, &err);
+        if (out && status == LM_OK) status = out->ops->send_begin(out, buffer, n_bytes, &err);
+        if (out && status == LM_OK) status = out->ops->send_end(out, &err);
+    }
+    say_loss(world, "edge", &err);
+    return NULL; /* the buffer may still be written into */
+}
+
+static int storm(struct world *world)
+{
+    struct lm_error err;
+    pthread_t thread;
+    static uint8_t payload[200000];
+    signal(SIGTERM, SIG_IGN);
+    CHECK(!pthread_create(&thread, NULL, storm_over_edges, world), "no thread");
+    enum lm_status status = LM_OK;
+    for (uint32_t i = 0; status == LM_OK; i++) {
+        struct frame *frame;
+        const uint32_t to = (world->rank + 1 + i % (world->n_rank - 1)) % world->n_rank;
+        status = world->ops->send(world, to, 1, payload, i * 7919 % sizeof(payload), &err);
+        /* As many come as go, but for what is under way. */
+        while (status == LM_OK &&
+               (status = world->ops->recv(world, i > 50 ? 10 : 0, &frame, &err)) == LM_OK) {
+            free(frame);
+            if (i > 50) break;
+        }
+        if (status == LM_E_BUSY) status = LM_OK;
+        if (i == 100) say("rank %u ready %d\n", world->rank, getpid());
+    }
+    say_loss(world, "frames", &err);
+    pthread_join(thread, NULL);
+    world->ops->close(world);
+    return 11;
+}
+
 static double cpu_s(void)
 {
     struct rusage usage;
@@ -114,6 +164,7 @@ int main(int argc, char **argv)
     }
     if (argc == 5 && !strcmp(argv[1], "exercise")) return exercise(world, argv);
     if (argc >= 2 && !strcmp(argv[1], "wait")) return wait_for_loss(world, argc, argv);
+    if (argc == 2 && !strcmp(argv[1], "storm")) return storm(world);
     if (argc == 3 && !strcmp(argv[1], "idle")) return idle(world, atof(argv[2]));
     return 2;
 }
