@@ -44,7 +44,7 @@ void tool_block_begin(struct tool_block *block, enum tool_block_place place)
     byte_buffer_clear(&block->pending);
     byte_buffer_clear(&block->key);
     byte_buffer_clear(&block->seen);
-    block->has_arguments = block->in_tags = block->continues = false;
+    block->has_arguments = block->continues = false;
     block->in_list = place == TOOL_BLOCK_IN_LIST;
     block->i_closer = 0;
     block->state = place == TOOL_BLOCK_IN_CALL   ? IN_NAME
@@ -198,8 +198,7 @@ static bool is_name_byte(char c)
 static enum tool_block_status end_name(struct tool_block *block)
 {
     byte_buffer_clear(&block->pending);
-    block->in_tags = block->syntax->body != TOOL_BODY_ARGUMENTS;
-    block->state = block->in_tags ? TAGS_BETWEEN : AT_ARGUMENTS;
+    block->state = block->syntax->body == TOOL_BODY_ARGUMENTS ? AT_ARGUMENTS : TAGS_BETWEEN;
     return TOOL_BLOCK_MORE;
 }
 

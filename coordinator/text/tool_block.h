@@ -42,7 +42,6 @@ struct tool_block {
 
     /* Private. */
     int state;
-    bool in_tags; /* the body is PARAMETERS */
     bool in_list;
     unsigned i_closer;          /* of the closing texts, the first that may still come */
     struct byte_buffer pending; /* what is not decided, or a value that is read as a whole */

@@ -302,6 +302,50 @@ static void test_headers_lead_to_the_content(void **state)
     grammar_unref(config.grammar);
 }
 
+/* The second call is held like the first, and free text may follow the section. */
+static void test_each_call_of_a_section_is_held(void **state)
+{
+    (void)state;
+    static const struct {
+        enum tool_format format;
+        const char *first, *second, *end;
+    } cases[] = {
+        {TOOL_FORMAT_MISTRAL, "[TOOL_CALLS][{\"name\": \"ab\", \"arguments\": {}}",
+         ", {\"name\": \"", "ab\", \"arguments\": {}}]"},
+        {TOOL_FORMAT_KIMI,
+         "<|tool_calls_section_begin|><|tool_call_begin|>functions.ab:0"
+         "<|tool_call_argument_begin|>{}<|tool_call_end|>",
+         "<|tool_call_begin|>functions.",
+         "ab:1<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>"},
+        {TOOL_FORMAT_INVOKE, "<minimax:tool_call>\n<invoke name=\"ab\">\n</invoke>",
+         "\n<invoke name=\"", "ab\">\n</invoke>\n</minimax:tool_call>"},
+    };
+    struct json_object *tools = json_tokener_parse("[{\"function\":{\"name\":\"ab\"}}]");
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct grammar *calls;
+        assert_int_equal(
+            tool_grammar_build(&calls, cases[i].format, tools, TOOL_GRAMMAR_CALL, true, NULL),
+            LM_OK);
+        struct steering *steering = create((struct steering_config){.call_grammar = calls,
+                                                                    .trie = trie,
+                                                                    .tool_format = cases[i].format,
+                                                                    .tools = tools,
+                                                                    .reasoning_budget = -1});
+        take_text(steering, "x ");
+        take_text(steering, cases[i].first);
+        assert_true(steering_holds_call(steering) && !allows(steering, "x"));
+        take_text(steering, cases[i].second);
+        assert_true(steering_holds_call(steering));
+        assert_true(allows(steering, "a") && !allows(steering, "x"));
+        take_text(steering, cases[i].end);
+        assert_false(steering_holds_call(steering));
+        take_text(steering, "x");
+        steering_destroy(steering);
+        grammar_unref(calls);
+    }
+    json_object_put(tools);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -311,6 +355,7 @@ int main(void)
         cmocka_unit_test(test_a_budget_closes_the_reasoning),
         cmocka_unit_test(test_the_requests_own_tokens),
         cmocka_unit_test(test_bad_words_are_not_completed),
+        cmocka_unit_test(test_each_call_of_a_section_is_held),
         cmocka_unit_test(test_headers_lead_to_the_content),
         cmocka_unit_test(test_calls_are_held_from_their_marker_on),
     };
