@@ -693,15 +693,17 @@ static void test_mended_while_it_is_read(void **state)
         plan(&read, 0, MIB, 30 * MIB, arena);
         disk_reader_submit(reader, &read, READ_DEMAND);
         pthread_mutex_lock(&reader->lock);
-        while (!read.n_running) {
+        while (!read.n_running && !reader->done.first) {
             pthread_mutex_unlock(&reader->lock);
             pthread_mutex_lock(&reader->lock);
         }
-        usleep(20000); /* what runs has read the other bytes by now */
+        const bool over = !read.n_running; /* the test was held up so long: once more */
+        usleep(20000);                     /* what runs has read the other bytes by now */
         write_all(files[0].fd, content[0], n_bytes);
         pthread_mutex_unlock(&reader->lock);
         assert_int_equal(disk_reader_reap(reader, &ended, 1, true), 1);
-        check_bytes(&read);
+        if (over) i--;
+        if (!over) check_bytes(&read);
         disk_reader_destroy(reader);
     }
     free(other);
