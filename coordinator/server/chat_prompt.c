@@ -305,7 +305,6 @@ bool chat_fields_read(struct chat_fields *fields, const struct field_reader *rea
         .include_reasoning = true,
         .split_reasoning = server->settings.split_reasoning,
     };
-    if (!read_template(fields, reader, server)) return false;
     if (!field_get(reader, "messages"))
         return field_fail(reader, API_MISSING_FIELD, "messages", "is required");
     return field_array(reader, "messages", SIZE_MAX, &fields->messages) &&
