@@ -10,6 +10,7 @@ enum { BLOCK_BYTES = 64 << 10, GZIP_WINDOW = 15 + 16 /* zlib's way to ask for gz
 static int inflate_all(const struct byte_buffer *body, size_t max, struct byte_buffer *out)
 {
     char block[BLOCK_BYTES];
+    const char *data = body->data ? body->data : "";
     z_stream stream = {0};
     size_t n_given = 0;
     int result = inflateInit2(&stream, GZIP_WINDOW);
@@ -17,7 +18,7 @@ static int inflate_all(const struct byte_buffer *body, size_t max, struct byte_b
     do {
         if (!stream.avail_in) {
             const size_t left = body->n - n_given;
-            stream.next_in = (unsigned char *)body->data + n_given;
+            stream.next_in = (unsigned char *)data + n_given;
             stream.avail_in = left < UINT_MAX ? (unsigned)left : UINT_MAX;
             n_given += stream.avail_in;
         }
