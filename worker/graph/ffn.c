@@ -1,6 +1,7 @@
 /* Feed-forward blocks: one dense SwiGLU, or routed experts with a shared one beside them. */
 #include "proto/step.h"
 #include "worker/graph/blocks.h"
+#include "worker/graph/foresight.h"
 #include "worker/pager/expert_pager.h"
 #include "worker/pager/trace.h"
 
@@ -75,7 +76,7 @@ static size_t collect_demand(struct graph *graph)
     return n;
 }
 
-/* normed -> ids and weights */
+/* The router's choice by `normed`. */
 static void route(struct graph *graph, uint32_t il, int32_t *ids, float *weights)
 {
     const struct hparams *hp = graph->hp;
@@ -95,12 +96,16 @@ static void route(struct graph *graph, uint32_t il, int32_t *ids, float *weights
     graph->backend->ops->route(graph->backend, &args);
 }
 
-/* Tells the pager what the router of a layer makes of `normed`, which is not its input but like it.
- */
+/* Tells the pager what the router of a layer makes of its input as far as that can be guessed now.
+ * Uses expert_out, changes `normed`. */
 static enum lm_status predict(struct graph *graph, uint32_t il, enum prediction_point point,
                               struct lm_error *err)
 {
     const uint32_t k = graph->hp->n_expert_used, n_row = graph->n_row;
+    float *const guess = graph->expert_out; /* nothing is there between a layer's experts */
+    foresight_guess(graph->foresight, graph->backend, il, point, graph->x, n_row, guess);
+    graph->backend->ops->rms_norm(graph->backend, guess, graph->model->layer[il].ffn_norm,
+                                  graph->hp->rms_eps, n_row, graph->hp->n_embd, graph->normed);
     route(graph, il, graph->next_ids, graph->next_weights);
     const enum lm_status status = graph->backend->ops->sync(graph->backend, err);
     for (uint32_t rank = 0; rank < k; rank++) /* by row; turned into best rank first */
@@ -115,7 +120,6 @@ enum lm_status graph_foresee(struct graph *graph, uint32_t il, struct lm_error *
 {
     if (!graph->n_row || !expert_pager_wants_prediction(graph->pager, il, PREDICT_LATE))
         return LM_OK;
-    norm_input(graph, &graph->model->layer[il]);
     return predict(graph, il, PREDICT_LATE, err);
 }
 
@@ -153,6 +157,7 @@ enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
     const struct layer *w = &graph->model->layer[il];
     struct backend *backend = graph->backend;
     if (!graph->n_row) return LM_OK;
+    if (graph->foresight) foresight_learn(graph->foresight, backend, il, graph->x, graph->n_row);
     norm_input(graph, w);
 
     route(graph, il, graph->expert_ids, graph->expert_weights);
@@ -166,6 +171,7 @@ enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
     if (expert_pager_wants_prediction(graph->pager, il + 1, PREDICT_EARLY)) {
         status = predict(graph, il + 1, PREDICT_EARLY, err);
         if (status != LM_OK) return status;
+        norm_input(graph, w); /* as it was */
     }
 
     const struct expert_layer *experts = expert_pager_layer(graph->pager, il);

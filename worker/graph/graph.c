@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "worker/graph/blocks.h"
+#include "worker/graph/foresight.h"
 #include "worker/graph/rope_table.h"
 #include "worker/pager/expert_pager.h"
 
@@ -112,6 +113,8 @@ enum lm_status graph_init(struct graph *graph, const struct graph_config *config
     if (!graph->views || !graph->demand || !graph->n_chosen || !graph->payer || !graph->sharer ||
         !graph->selected || !graph->predicted)
         status = lm_fail(err, LM_E_NO_MEM, "graph: no memory for %zu experts", n_expert);
+    if (status == LM_OK && config->paged)
+        status = foresight_create(&graph->foresight, hp->n_layer, hp->n_embd, err);
     if (status == LM_OK) status = create_rope(graph, config->n_ctx, err);
     if (status != LM_OK) graph_fini(graph);
     return status;
@@ -121,6 +124,7 @@ void graph_fini(struct graph *graph)
 {
     rope_table_destroy(graph->rope_window);
     rope_table_destroy(graph->rope);
+    foresight_destroy(graph->foresight);
     free(graph->predicted);
     free(graph->selected);
     free(graph->sharer);

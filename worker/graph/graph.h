@@ -17,6 +17,7 @@
 struct expert_demand;
 struct expert_pager;
 struct expert_usage;
+struct foresight;
 struct rope_table;
 struct route_trace;
 struct seq_state;
@@ -48,6 +49,7 @@ struct graph {
     struct expert_usage **sharer; /* [n_expert] and who chose them last */
     bool *selected;               /* [n_expert] false between uses */
     int32_t *predicted;           /* [n_batch][n_expert_used] */
+    struct foresight *foresight;  /* NULL unless paged */
 
     /* The batch, set by the worker for each step. */
     uint32_t n_token;
