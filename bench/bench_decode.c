@@ -91,13 +91,17 @@ int main(int argc, char **argv)
         /* The first token comes out of the prompt's last step; the others are decode steps. */
         const struct expert_pager_stats pager = engine_stats(engine).pager;
         const struct expert_pager_counts *decode = &pager.decode;
+        const double expert_bytes =
+            pager.n_expert ? (double)pager.bank_bytes / (double)pager.n_expert : 0;
         printf("{\"prompt\": %u, \"prefill_tok_s\": %.2f, \"tokens\": %zu, \"decode_tok_s\": %.2f, "
                "\"slots\": %u, \"decode_hit_rate\": %.4f, \"decode_miss_bytes\": %llu, "
-               "\"decode_wait_s\": %.2f, \"decode_read_bytes\": %llu, \"decode_disk_s\": %.3f}\n",
+               "\"decode_wait_s\": %.2f, \"decode_needed_bytes\": %.0f, \"decode_read_bytes\": "
+               "%llu, \"decode_disk_s\": %.3f}\n",
                n_prompt, (double)n_prompt / result.prefill_s, result.n_generated,
                (double)(result.n_generated - 1) / result.decode_s, pager.n_slot,
                decode->n_lookup ? (double)decode->n_hit / (double)decode->n_lookup : 0,
                (unsigned long long)decode->miss_bytes, decode->wait_s,
+               (double)(decode->n_lookup - decode->n_hit) * expert_bytes,
                (unsigned long long)(read_bytes(&pager) - read_bytes(&start.pager)),
                pager.disk.busy_s - start.pager.disk.busy_s);
         fflush(stdout);
