@@ -331,6 +331,15 @@ static enum lm_status fail_start(const struct supervisor *supervisor, const stru
     return lm_hint(err, "--verbose shows all that mpirun said");
 }
 
+/* Whether a rank may have ended with it; mpirun has others for what it could not do. */
+static bool is_exit_code(int code)
+{
+    bool found = false;
+    for (int status = 0; status < LM_STATUS_COUNT; status++)
+        found |= code == lm_exit_code((enum lm_status)status);
+    return found;
+}
+
 /* Rank 0 is gone, or on another host, and mpirun's code is all there is. */
 static int32_t judge_by_code(const struct supervisor *supervisor, const struct attempt *attempt,
                              int code)
@@ -338,7 +347,11 @@ static int32_t judge_by_code(const struct supervisor *supervisor, const struct a
     const bool here = supervisor->config->plan->rank0_is_here;
     const int number = code > 128 && code < 128 + NSIG ? code - 128 : 0;
     if (ends_a_process(number)) return -number;
-    if (!here && !number) return code;
+    if (!here && !number && is_exit_code(code)) return code;
+    if (!here && !number) {
+        log_line(LOG_ERROR, "the ranks could not be started, mpirun ended with status %d", code);
+        return lm_exit_code(LM_E_NETWORK);
+    }
     job_output_show(&attempt->output, false);
     if (attempt->forced)
         log_line(LOG_ERROR, "rank 0 was lost, and mpirun did not end");

@@ -10,7 +10,7 @@ import tempfile
 import time
 import unittest
 
-from cli import LEAN, environment
+from cli import LEAN, environment, lean
 
 DEMO = "demo"
 TIMEOUT_S = 2
@@ -65,6 +65,19 @@ class Start(unittest.TestCase):
         self.assertEqual(code, 11, said)
         self.assertRegex(said, rf"lean: error: rank 1 \(.*\) was not ready within {TIMEOUT_S} s")
         self.assertLess(seconds, 15)
+
+    def test_a_rank_that_hangs_before_it_joins(self):
+        code, said, seconds = run(self.command, ["sh", "-c", "kill -STOP $$"])
+        self.assertEqual(code, 11, said)
+        self.assertIn(f"lean: error: not all ranks had started after {TIMEOUT_S} s", said)
+        self.assertLess(seconds, 15)
+
+    def test_a_host_that_is_none(self):
+        """Where rank 0 would have been: mpirun alone can tell, by a status of its own."""
+        for hosts in ("no-such-host.invalid,localhost", "localhost,no-such-host.invalid"):
+            done = lean("run", "--hosts", hosts, "--allow-root", DEMO, "hello")
+            self.assertEqual(done.returncode, 4, done.stderr)
+            self.assertIn("lean: error: the ranks could not be started", done.stderr)
 
 
 if __name__ == "__main__":
