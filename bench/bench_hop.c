@@ -175,7 +175,8 @@ int main(void)
 {
     struct lm_error err;
     struct bench bench = {0};
-    const struct world_mpi_config config = {.liveness_timeout_s = 60, .spin_us = 200};
+    const struct world_mpi_config config = {
+        .startup_timeout_s = 60, .liveness_timeout_s = 60, .spin_us = 200};
     check(world_mpi_open(&bench.world, &config, &err), &err);
     if (bench.world->n_rank != 2) {
         fprintf(stderr, "bench_hop: wants 2 ranks: mpirun -np 2 bench_hop\n");

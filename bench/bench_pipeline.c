@@ -68,7 +68,8 @@ static void check(enum lm_status status, const struct lm_error *err)
 static void open_rank(struct rank *rank, const char *path, double model_s)
 {
     struct lm_error err = {.message = ""};
-    const struct world_mpi_config mpi = {.liveness_timeout_s = 5, .spin_us = 200};
+    const struct world_mpi_config mpi = {
+        .startup_timeout_s = 60, .liveness_timeout_s = 5, .spin_us = 200};
     const struct backend_cpu_config cpu = {.n_thread = 1, .kernels = "auto"};
     rank->n_rank = 1;
     if (world_mpi_launched(&rank->index, &rank->n_rank) && rank->n_rank > 1)

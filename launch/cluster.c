@@ -182,7 +182,8 @@ static void count_local(struct cluster *cluster)
 static enum lm_status join(struct cluster *cluster, struct lm_error *err)
 {
     const struct cluster_config *config = &cluster->config;
-    const struct world_mpi_config mpi = {.liveness_timeout_s = config->liveness_timeout_s,
+    const struct world_mpi_config mpi = {.startup_timeout_s = config->startup_timeout_s,
+                                         .liveness_timeout_s = config->liveness_timeout_s,
                                          .spin_us = config->spin_us,
                                          .interface = config->interface};
     char host[65] = "";

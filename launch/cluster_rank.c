@@ -188,7 +188,8 @@ static enum lm_status run(struct member *member, struct lm_error *err)
 
 enum lm_status cluster_run_rank(const struct cluster_config *config, struct lm_error *err)
 {
-    const struct world_mpi_config mpi = {.liveness_timeout_s = config->liveness_timeout_s,
+    const struct world_mpi_config mpi = {.startup_timeout_s = config->startup_timeout_s,
+                                         .liveness_timeout_s = config->liveness_timeout_s,
                                          .spin_us = config->spin_us,
                                          .interface = config->interface};
     struct member member = {.drained = false};

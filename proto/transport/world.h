@@ -54,6 +54,7 @@ enum lm_status world_loopback_create(struct world **out, uint32_t n_rank, struct
 /* The job that this process was launched into by mpirun, srun or the like. LM_E_UNSUPPORTED: MPI is
  * not installed; LM_E_USAGE: the ranks were started as separate jobs. */
 struct world_mpi_config {
+    double startup_timeout_s;  /* for all ranks to start and connect; MPI_Init has no other end */
     double liveness_timeout_s; /* silence of a rank that counts as loss */
     uint32_t spin_us;          /* how long a waiting thread tests before it sleeps */
     const char *interface;     /* "10.0.0.0/24", address or name of that between hosts; NULL */

@@ -43,7 +43,6 @@
 #include "proto/transport/world.h"
 
 enum {
-    STARTUP_S = 60,          /* for all ranks to have started and connected */
     EAGER_BYTES = 32 * 1024, /* MPI sends more than this only to a posted receive */
     BYTES_PER_US = 1000,     /* slower than any memory: while this lasts a waiting thread tests */
     STEP_NS = 50 * 1000,     /* between tests behind that */
@@ -813,6 +812,44 @@ bool world_mpi_launched(uint32_t *rank, uint32_t *n_rank)
     return true;
 }
 
+/* MPI starts when all ranks have, and waits for that without an end: who waits too long exits. */
+struct start_watch {
+    const struct world_mpi_config *config;
+    int started; /* eventfd */
+};
+
+static void *watch_start(void *context)
+{
+    const struct start_watch *watch = context;
+    struct pollfd started = {.fd = watch->started, .events = POLLIN};
+    const double timeout_s = watch->config->startup_timeout_s;
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_BLOCK, &all, NULL);
+    if (poll(&started, 1, timeout_s < INT_MAX / 1e3 ? (int)(1e3 * timeout_s) : -1) != 0)
+        return NULL;
+    log_line(LOG_ERROR, "not all ranks had started after %g s", timeout_s);
+    _exit(lm_exit_code(LM_E_RANK_LOST));
+}
+
+static enum lm_status open_mpi(struct mpi_world *w, const struct world_mpi_config *config,
+                               struct lm_error *err)
+{
+    struct start_watch watch = {.config = config, .started = eventfd(0, EFD_CLOEXEC)};
+    pthread_t thread;
+    if (watch.started < 0) return lm_fail_errno(err, "world");
+    if (pthread_create(&thread, NULL, watch_start, &watch)) {
+        close(watch.started);
+        return lm_fail(err, LM_E_NO_MEM, "world: cannot start a thread");
+    }
+    const enum lm_status status =
+        w->mpi->open(config->interface, &w->world.rank, &w->world.n_rank, err);
+    eventfd_write(watch.started, 1);
+    pthread_join(thread, NULL);
+    close(watch.started);
+    return status;
+}
+
 static enum lm_status start_mpi(struct mpi_world *w, const struct world_mpi_config *config,
                                 struct lm_error *err)
 {
@@ -820,7 +857,7 @@ static enum lm_status start_mpi(struct mpi_world *w, const struct world_mpi_conf
     enum lm_status status = plugin_open(&head, MPI_PLUGIN_FILE, sizeof(*w->mpi), err);
     if (status != LM_OK) return status;
     w->mpi = (const struct mpi_plugin *)head;
-    status = w->mpi->open(config->interface, &w->world.rank, &w->world.n_rank, err);
+    status = open_mpi(w, config, err);
     if (status != LM_OK) return status;
     uint32_t rank, n_launched;
     if (world_mpi_launched(&rank, &n_launched) && n_launched > 1 && w->world.n_rank == 1) {
@@ -840,10 +877,10 @@ static enum lm_status meet_others(struct mpi_world *w, const struct world_mpi_co
     int listener;
     enum lm_status status = rank_listener_open(&listener, &card, config->interface, err);
     if (status != LM_OK) return status;
-    status = w->mpi->exchange(&card, sizeof(card), w->card, STARTUP_S, err);
+    status = w->mpi->exchange(&card, sizeof(card), w->card, config->startup_timeout_s, err);
     if (status == LM_OK)
-        status = rank_sockets_connect(listener, w->card, w->world.rank, n, STARTUP_S, w->live,
-                                      w->bell, err);
+        status = rank_sockets_connect(listener, w->card, w->world.rank, n,
+                                      config->startup_timeout_s, w->live, w->bell, err);
     close(listener);
     if (status != LM_OK) return status;
 

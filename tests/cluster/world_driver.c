@@ -156,7 +156,8 @@ int main(int argc, char **argv)
 {
     struct lm_error err;
     struct world *world;
-    const struct world_mpi_config config = {.liveness_timeout_s = 5, .spin_us = 200};
+    const struct world_mpi_config config = {
+        .startup_timeout_s = 60, .liveness_timeout_s = 5, .spin_us = 200};
     if (world_mpi_open(&world, &config, &err) != LM_OK) {
         fprintf(stderr, "world_driver: %s: %s (%s)\n", lm_status_name(err.status), err.message,
                 err.hint);
