@@ -45,12 +45,11 @@ struct pipeline {
     size_t n_op, op_size;
     uint32_t *position; /* [n_slot] */
     struct step *step;  /* [depth], step i in i % depth */
-    uint64_t n_ended;
 
     pthread_mutex_t lock;
     pthread_cond_t changed;
     /* guarded by lock */
-    uint64_t n_begun;
+    uint64_t n_begun, n_ended;    /* changed by the caller only */
     struct lm_error failed;       /* LM_OK: the job goes on */
     Lean__Stats **stats;          /* [n_rank] as told last; NULL: never */
     uint32_t n_awaited;           /* ranks that have not answered the last question */
@@ -98,7 +97,7 @@ static enum lm_status check(struct pipeline *pipeline, struct lm_error *err)
 /* The step with that number, which must be under way. */
 static struct step *find_step_locked(struct pipeline *pipeline, uint64_t number)
 {
-    if (number >= pipeline->n_begun || number + pipeline->depth < pipeline->n_begun) return NULL;
+    if (number < pipeline->n_ended || number >= pipeline->n_begun) return NULL;
     struct step *step = &pipeline->step[number % pipeline->depth];
     return step->tokens ? NULL : step;
 }
@@ -125,6 +124,12 @@ static enum lm_status take_tokens(struct pipeline *pipeline, const struct frame 
     return LM_E_FORMAT;
 }
 
+/* Whether the step computes it for that sequence. */
+static bool is_position(const struct step_seq *seq, uint32_t position)
+{
+    return position < seq->n_history && position >= seq->n_history - seq->n_token;
+}
+
 static void free_row(struct logits_row *row)
 {
     lean__logits__free_unpacked(row->message, NULL);
@@ -147,6 +152,7 @@ static enum lm_status take_logits(struct pipeline *pipeline, const struct frame 
     struct step *step = find_step_locked(pipeline, row->message->step);
     const bool fits = step && row->message->seq < step->n_seq &&
                       step->seq[row->message->seq].output == STEP_OUTPUT_LOGITS &&
+                      is_position(&step->seq[row->message->seq], row->message->position) &&
                       row->message->row.len == pipeline->worker->hp->n_vocab * sizeof(float);
     if (fits) {
         *step->logits_end = row;
@@ -376,26 +382,39 @@ static enum lm_status wait_for(struct pipeline *pipeline, struct step *step, str
     return status;
 }
 
+static enum lm_status read_token(struct sampled_token *out, const Lean__Token *token,
+                                 uint32_t n_vocab, struct lm_error *err)
+{
+    const enum lm_status status = wire_unpack_token(out, token, err);
+    bool known = status != LM_OK || (uint32_t)out->id < n_vocab;
+    for (int32_t i = 0; status == LM_OK && i < out->n_top; i++)
+        known &= (uint32_t)out->top_id[i] < n_vocab;
+    return known ? status : lm_fail(err, LM_E_FORMAT, "a token came that there is not");
+}
+
 static enum lm_status deliver_seq(const struct step_seq *seq, const Lean__SeqResult *result,
-                                  struct sampled_token *sampled, struct lm_error *err)
+                                  uint32_t n_vocab, struct sampled_token *sampled,
+                                  struct lm_error *err)
 {
     enum lm_status status = LM_OK;
     for (size_t i = 0; i < result->n_target && status == LM_OK; i++) {
         struct sampled_token token;
-        status = wire_unpack_token(&token, result->target[i]->token, err);
+        status = read_token(&token, result->target[i]->token, n_vocab, err);
+        if (status == LM_OK && !is_position(seq, result->target[i]->position - 1))
+            status = lm_fail(err, LM_E_FORMAT, "a log-probability came that nobody asked for");
         if (status == LM_OK && seq->on_target)
             seq->on_target(seq->context, result->target[i]->position, &token);
     }
     if (result->failure)
         wire_unpack_failure(seq->error, result->failure);
     else if (status == LM_OK && result->token)
-        status = wire_unpack_token(sampled, result->token, err);
+        status = read_token(sampled, result->token, n_vocab, err);
     else if (status == LM_OK && seq->output != STEP_OUTPUT_NONE)
         status = lm_fail(err, LM_E_FORMAT, "no token came of a sequence that samples");
     return status;
 }
 
-static enum lm_status deliver(const struct step *step, struct lm_error *err)
+static enum lm_status deliver(const struct step *step, uint32_t n_vocab, struct lm_error *err)
 {
     const Lean__Tokens *tokens = step->tokens;
     struct lm_error failed = {.status = LM_OK};
@@ -406,7 +425,8 @@ static enum lm_status deliver(const struct step *step, struct lm_error *err)
     }
     if (tokens->failure) wire_unpack_failure(&failed, tokens->failure);
     for (uint32_t i = 0; i < step->n_seq && failed.status == LM_OK; i++)
-        failed.status = deliver_seq(&step->seq[i], tokens->seq[i], &step->sampled[i], &failed);
+        failed.status =
+            deliver_seq(&step->seq[i], tokens->seq[i], n_vocab, &step->sampled[i], &failed);
     if (failed.status != LM_OK && err) *err = failed;
     return failed.status;
 }
@@ -428,11 +448,11 @@ static enum lm_status end(void *context, struct lm_error *err)
     struct step *const step = &pipeline->step[pipeline->n_ended % pipeline->depth];
     assert(pipeline->n_ended < pipeline->n_begun);
     enum lm_status status = wait_for(pipeline, step, err);
-    if (status == LM_OK) status = deliver(step, err);
+    if (status == LM_OK) status = deliver(step, pipeline->worker->hp->n_vocab, err);
     pthread_mutex_lock(&pipeline->lock);
     clear_step(step);
-    pthread_mutex_unlock(&pipeline->lock);
     pipeline->n_ended++;
+    pthread_mutex_unlock(&pipeline->lock);
     return status;
 }
 

@@ -172,6 +172,90 @@ static void test_malformed_frames(void **state)
     }
 }
 
+/* Rank 0's pipeline, and a rank 1 that a test plays itself. */
+static void begin_alone(struct job *job, struct step_seq *seq, struct sampled_token *sampled)
+{
+    struct lm_error err;
+    const struct step_plan plan = {.seq = seq, .n_seq = 1};
+    const struct pipeline_config config = {.world = job->rank[0].world,
+                                           .worker = job->rank[0].worker,
+                                           .on_lost = job_on_lost,
+                                           .lost_context = job};
+    if (!job->pipeline) {
+        assert_int_equal(pipeline_create(&job->pipeline, &config, &err), LM_OK);
+        job->runner = pipeline_runner(job->pipeline);
+    }
+    if (job->runner.begin(job->runner.context, &plan, sampled, &err) != LM_OK)
+        fail_msg("%s", err.message);
+}
+
+static void send_token(struct job *job, uint64_t step, int32_t id)
+{
+    struct lm_error err, none = {.status = LM_OK};
+    struct frame *frame;
+    struct world *world = job->rank[1].world;
+    struct expert_usage experts = {0};
+    const struct sampled_token token = {.id = id};
+    const struct step_seq seq = {.output = STEP_OUTPUT_SAMPLE, .error = &none, .experts = &experts};
+    const struct wire_result result = {
+        .number = step, .failed = &none, .n_seq = 1, .seq = &seq, .sampled = &token};
+    assert_int_equal(wire_pack_result(&frame, &result, &err), LM_OK);
+    assert_int_equal(world->ops->send(world, 0, frame->type, frame->payload, frame->n_bytes, &err),
+                     LM_OK);
+    free(frame);
+}
+
+static void close_alone(struct job *job)
+{
+    job->n_rank = 1; /* rank 1 has no thread to wait for */
+    struct job_rank rank1 = job->rank[1];
+    job_close(job, LM_E_RANK_LOST);
+    worker_close(rank1.worker, NULL);
+    expert_store_destroy(rank1.store);
+    rank1.own.backend->ops->destroy(rank1.own.backend);
+    rank1.in->ops->close(rank1.in);
+    rank1.world->ops->close(rank1.world);
+}
+
+/* Neither what comes twice nor what cannot be is anybody's result. */
+static void test_results_that_nobody_asked_for(void **state)
+{
+    (void)state;
+    int32_t ids[] = {1, 2, 3};
+    const struct sampling_params sampling = sampling_params_default();
+    for (int round = 0; round < 2; round++) {
+        static struct job job;
+        struct lm_error err, own = {.status = LM_OK};
+        struct sampled_token sampled = {.id = -1};
+        struct step_seq seq = {.ids = ids,
+                               .n_token = 3,
+                               .n_history = 3,
+                               .output = STEP_OUTPUT_SAMPLE,
+                               .sampling = &sampling,
+                               .error = &own};
+        job_prepare(&job, "llama-s-f32", 2, (uint32_t[]){2});
+        begin_alone(&job, &seq, &sampled);
+        send_token(&job, 0, round ? SCRIPT_N_VOCAB : 5);
+        const enum lm_status status = job.runner.end(job.runner.context, &err);
+        if (round) {
+            assert_int_equal(status, LM_E_FORMAT);
+            assert_non_null(strstr(err.message, "a token came that there is not"));
+        } else {
+            assert_int_equal(status, LM_OK);
+            assert_int_equal(sampled.id, 5);
+        }
+        send_token(&job, 0, 6);
+        struct frame *frame;
+        struct world *const rank1 = job.rank[1].world;
+        enum lm_status lost;
+        while ((lost = rank1->ops->recv(rank1, 10, &frame, &err)) == LM_OK)
+            free(frame);
+        assert_int_equal(lost, LM_E_RANK_LOST);
+        assert_non_null(strstr(err.message, "rank 1 sent tokens of 1 sequences for step 0"));
+        close_alone(&job);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -179,6 +263,7 @@ int main(void)
         cmocka_unit_test(test_lost_rank_ends_everything),
         cmocka_unit_test(test_wrong_plans_are_not_run),
         cmocka_unit_test(test_malformed_frames),
+        cmocka_unit_test(test_results_that_nobody_asked_for),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
