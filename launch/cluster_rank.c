@@ -6,6 +6,7 @@
 
 #include "launch/cluster.h"
 #include "launch/cluster_message.h"
+#include "launch/job.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
 #include "proto/gguf/gguf_write.h"
@@ -186,12 +187,18 @@ static enum lm_status run(struct member *member, struct lm_error *err)
     return status;
 }
 
+static void leave_lost_job(void)
+{
+    job_leave(lm_exit_code(LM_E_RANK_LOST));
+}
+
 enum lm_status cluster_run_rank(const struct cluster_config *config, struct lm_error *err)
 {
     const struct world_mpi_config mpi = {.startup_timeout_s = config->startup_timeout_s,
                                          .liveness_timeout_s = config->liveness_timeout_s,
                                          .spin_us = config->spin_us,
-                                         .interface = config->interface};
+                                         .interface = config->interface,
+                                         .on_leave = leave_lost_job};
     struct member member = {.drained = false};
     enum lm_status status = world_mpi_open(&member.world, &mpi, err);
     if (status != LM_OK) return status;

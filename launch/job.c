@@ -20,6 +20,7 @@
 /* The process's, for handlers and for whoever ends it; set before either. -1: no supervisor here.
  */
 static int channel = -1;
+static bool is_worker; /* a rank, and not 0 */
 
 static const int terminal_signals[] = {SIGTTIN, SIGTTOU};
 
@@ -136,6 +137,7 @@ enum lm_status job_enter(struct lm_error *err)
     if (rank > 0) {
         snprintf(prefix, sizeof(prefix), "[%u] ", rank);
         log_set_prefix(prefix);
+        is_worker = true;
         leave_signals_to_rank0();
         return LM_OK;
     }
@@ -147,8 +149,22 @@ enum lm_status job_enter(struct lm_error *err)
     return status;
 }
 
+/* What started the ranks of this host waits for mpirun, for many minutes if the link is cut. */
+static void end_daemon(void)
+{
+    static const char daemon[] = "orted\n";
+    char path[40], name[sizeof(daemon)];
+    snprintf(path, sizeof(path), "/proc/%d/comm", (int)getppid());
+    const int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return;
+    const ssize_t n = read(fd, name, sizeof(name));
+    close(fd);
+    if (n == sizeof(daemon) - 1 && !memcmp(name, daemon, (size_t)n)) kill(getppid(), SIGTERM);
+}
+
 void job_leave(int32_t ending)
 {
+    if (is_worker && ending == lm_exit_code(LM_E_RANK_LOST)) end_daemon();
     const struct job_message message = {.kind = JOB_ENDS, .value = ending};
     if (channel >= 0) send(channel, &message, sizeof(message), MSG_NOSIGNAL | MSG_DONTWAIT);
 }

@@ -44,7 +44,7 @@ struct job_message {
  * for rank 0, and every rank dies with what launched it. */
 enum lm_status job_enter(struct lm_error *err);
 
-/* Last of all: how this process ends, an exit status or minus a signal. Async-signal-safe. */
+/* Last of all: how this process ends, an exit status or minus a signal. */
 void job_leave(int32_t ending);
 
 #endif

@@ -58,6 +58,9 @@ struct world_mpi_config {
     double liveness_timeout_s; /* silence of a rank that counts as loss */
     uint32_t spin_us;          /* how long a waiting thread tests before it sleeps */
     const char *interface;     /* "10.0.0.0/24", address or name of that between hosts; NULL */
+    /* When the job is lost and a rank but 0 is about to exit with 11, on a thread of the world; or
+     * NULL. */
+    void (*on_leave)(void);
 };
 enum lm_status world_mpi_open(struct world **out, const struct world_mpi_config *config,
                               struct lm_error *err);

@@ -104,8 +104,9 @@ struct mpi_world {
     struct lm_error lost; /* written once, before is_lost */
     atomic_bool is_lost;  /* no more calls of MPI */
     double spin_s;
-    int bells; /* epoll of the bells that nobody has taken over, and of wake */
-    int wake;  /* timerfd: comm has something to do */
+    void (*on_leave)(void); /* or NULL */
+    int bells;              /* epoll of the bells that nobody has taken over, and of wake */
+    int wake;               /* timerfd: comm has something to do */
     pthread_t comm;
     atomic_uint n_wanting; /* threads that wait for lock, which one that spins keeps otherwise */
     pthread_mutex_t lock;
@@ -714,6 +715,14 @@ static void world_lost(void *context, const struct lm_error *why)
     if (locked) pthread_mutex_unlock(&w->lock);
 }
 
+static void leave(void *context, const struct lm_error *why)
+{
+    const struct mpi_world *w = context;
+    (void)why;
+    if (w->on_leave) w->on_leave();
+    _exit(11);
+}
+
 static void mpi_abort(struct world *world, const struct lm_error *why)
 {
     liveness_abort(((struct mpi_world *)world)->liveness, why);
@@ -892,6 +901,7 @@ static enum lm_status meet_others(struct mpi_world *w, const struct world_mpi_co
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = w->world.rank};
     epoll_ctl(w->bells, EPOLL_CTL_ADD, w->wake, &event);
     w->spin_s = n_here > (uint32_t)sysconf(_SC_NPROCESSORS_ONLN) ? 0 : 1e-6 * config->spin_us;
+    w->on_leave = config->on_leave;
     return LM_OK;
 }
 
@@ -930,6 +940,7 @@ static enum lm_status start_threads(struct mpi_world *w, const struct world_mpi_
         .timeout_s = config->liveness_timeout_s,
         .heartbeat_s = 0.5,
         .lost = world_lost,
+        .leave = leave,
         .context = w,
     };
     const enum lm_status status = liveness_start(&w->liveness, &liveness, err);
