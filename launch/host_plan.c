@@ -146,15 +146,16 @@ static enum lm_status give_out(struct host_list *list, uint32_t *n_rank, struct 
     return LM_OK;
 }
 
-/* "a:2,b:1" of the hosts that have ranks. */
+/* "a,a,b": the host of each rank. */
 static char *write_hosts(const struct host_list *list)
 {
     char *text = NULL;
     size_t n;
     FILE *out = open_memstream(&text, &n);
     if (!out) return NULL;
-    for (size_t i = 0; i < list->n && list->host[i].n_rank; i++)
-        fprintf(out, "%s%s:%u", i ? "," : "", list->host[i].name, list->host[i].n_rank);
+    for (size_t i = 0; i < list->n; i++)
+        for (uint32_t r = 0; r < list->host[i].n_rank; r++)
+            fprintf(out, "%s%s", i || r ? "," : "", list->host[i].name);
     if (!fclose(out)) return text;
     free(text);
     return NULL;

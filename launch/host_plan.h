@@ -13,7 +13,7 @@
 
 struct host_plan {
     uint32_t n_rank;
-    char *hosts;        /* "a:2,b:1", as mpirun takes it; NULL: none were named */
+    char *hosts;        /* of each rank, "a,a,b"; NULL: none were named */
     bool rank0_is_here; /* rank 0 runs on this host */
 };
 

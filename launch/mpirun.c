@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <linux/close_range.h>
 #include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,6 +43,16 @@ static void add(struct words *words, const char *word)
     words->word[words->n] = NULL;
 }
 
+/* Several, up to NULL. */
+static void add_all(struct words *words, const char *first, ...)
+{
+    va_list more;
+    va_start(more, first);
+    for (const char *word = first; word; word = va_arg(more, const char *))
+        add(words, word);
+    va_end(more);
+}
+
 static void free_words(struct words *words)
 {
     for (size_t i = 0; i < words->n; i++)
@@ -57,8 +68,7 @@ static void add_variables(struct words *words)
         const size_t n = strcspn(*entry, "=");
         if (strncmp(*entry, "LEAN_", 5) || n >= sizeof(name)) continue;
         snprintf(name, sizeof(name), "%.*s", (int)n, *entry);
-        add(words, "-x");
-        add(words, name);
+        add_all(words, "-x", name, NULL);
     }
 }
 
@@ -72,24 +82,17 @@ static enum lm_status make_words(struct words *words, const struct mpirun_config
     snprintf(number, sizeof(number), "%u", config->plan->n_rank);
 
     add(words, "mpirun");
-    add(words, "-np");
-    add(words, number);
+    add_all(words, "-np", number, NULL);
     /* Threads are placed by whoever starts them, and by default all would share one core. */
-    add(words, "--bind-to");
-    add(words, "none");
-    add(words, "--map-by");
-    add(words, "slot");
-    add(words, "--oversubscribe");
+    add_all(words, "--bind-to", "none", "--oversubscribe", NULL);
     if (config->plan->hosts) {
-        add(words, "--host");
-        add(words, config->plan->hosts);
+        /* one after the other as they stand there; else this host would be the first */
+        add_all(words, "--map-by", "seq", "--host", config->plan->hosts, NULL);
         add_variables(words);
     }
-    static const char *const networks[] = {"oob_tcp_if_include", "btl_tcp_if_include"};
-    for (size_t i = 0; config->interface && i < sizeof(networks) / sizeof(networks[0]); i++) {
-        add(words, "--mca");
-        add(words, networks[i]);
-        add(words, config->interface);
+    if (config->interface) {
+        add_all(words, "--mca", "oob_tcp_if_include", config->interface, NULL);
+        add_all(words, "--mca", "btl_tcp_if_include", config->interface, NULL);
     }
     add(words, program);
     for (int i = 1; i < config->argc; i++)

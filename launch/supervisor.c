@@ -367,7 +367,10 @@ static enum lm_status judge(const struct supervisor *supervisor, const struct at
                             int status, int32_t *ending, struct lm_error *err)
 {
     const bool here = supervisor->config->plan->rank0_is_here;
-    if (attempt->ended) {
+    /* mpirun ends a server in order, too, when a rank is gone before the others knew it */
+    const bool killed = supervisor->config->drains && !supervisor->asked && attempt->ending == 0 &&
+                        WIFEXITED(status) && WEXITSTATUS(status) > 0;
+    if (attempt->ended && !killed) {
         *ending = attempt->ending;
         if (*ending == lm_exit_code(LM_E_RANK_LOST)) job_output_show(&attempt->output, false);
     } else if (supervisor->asked && !attempt->attached) {
