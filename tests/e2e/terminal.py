@@ -14,15 +14,15 @@ from cli import LEAN, environment
 
 
 class Terminal:
-    """Runs `lean ARGS` under a pseudo-terminal of the given size."""
+    """Runs `lean ARGS`, or another program, under a pseudo-terminal of the given size."""
 
-    def __init__(self, *args, columns=60, lines=12, **env):
+    def __init__(self, *args, columns=60, lines=12, program=LEAN, **env):
         self.screen = pyte.HistoryScreen(columns, lines, history=1000)
         self.stream = pyte.ByteStream(self.screen)
         self.output = b""
         pid, self.fd = pty.fork()
         if pid == 0:
-            os.execve(LEAN, [LEAN, *map(str, args)], environment(**env))
+            os.execvpe(program, [program, *map(str, args)], environment(**env))
         self.pid = pid
         self.status = None
         self.resize(columns, lines)

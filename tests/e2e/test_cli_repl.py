@@ -22,6 +22,8 @@ UP, LEFT, ALT_ENTER = "\x1b[A", "\x1b[D", "\x1b\r"
 
 
 class Repl(unittest.TestCase):
+    options = []  # more of them, for all
+
     def setUp(self):
         self.folder = tempfile.TemporaryDirectory()
         self.addCleanup(self.folder.cleanup)
@@ -30,7 +32,7 @@ class Repl(unittest.TestCase):
 
     def start(self, *args, n_max=8, **more):
         terminal = Terminal("run", MODEL, "--temperature", "0", "--max-tokens", n_max,
-                            "--ignore-eos", *args, **more)
+                            "--ignore-eos", *self.options, *args, **more)
         terminal.wait_for_prompt(1)
         self.addCleanup(lambda: terminal.status is None and terminal.close(patience=0))
         return terminal

@@ -1,0 +1,196 @@
+"""A server of several ranks whose processes die, hang or are told to end: what its clients get, how it
+ends, what is left of it. LEAN_KILLS sets how many times processes are killed at random moments."""
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import threading
+import time
+import unittest
+
+import jobs
+import ranks
+import serve
+from cli import lean
+
+ranks.skip_without_mpi()
+N_RANK = 3
+N_KILL = int(os.environ.get("LEAN_KILLS", "6"))
+TELL_S, HANG_S = 5, 12  # until a death is told and the job over; until a hang is noticed, too
+
+
+class Stream(threading.Thread):
+    """A request that goes on for long, in a thread of its own."""
+
+    def __init__(self, server, stream=True):
+        super().__init__()
+        self.server, self.stream = server, stream
+        self.n_event, self.events, self.done, self.cut = 0, [], False, False
+        self.start()
+
+    def run(self):
+        body = {"prompt": "go on", "max_tokens": 100000, "ignore_eos": True, "stream": self.stream}
+        try:
+            with contextlib.closing(self.server.connect(timeout=60)) as connection:
+                connection.request("POST", "/v1/completions", json.dumps(body))
+                response = connection.getresponse()
+                self.status, self.headers = response.status, response.headers
+                if not self.stream:
+                    self.body = json.loads(response.read())
+                    return
+                for line in response:
+                    if line == b"data: [DONE]\n":
+                        self.done = True
+                    elif line.startswith(b"data: "):
+                        self.n_event += 1
+                        self.events = [*self.events[-2:], json.loads(line[6:])]
+        except (OSError, http.client.HTTPException):
+            self.cut = True
+
+    def wait_running(self):
+        end = time.monotonic() + 30
+        while self.n_event < 2:
+            assert time.monotonic() < end, "the stream does not begin"
+            time.sleep(0.01)
+
+
+class Failures(unittest.TestCase):
+    def setUp(self):
+        self.job = jobs.Job()
+        self.addCleanup(self.job.kill)
+
+    def server(self, *more):
+        """The model has a short context: what runs lasts, as it slides."""
+        server = serve.Server(*jobs.options(N_RANK), "--ctx", "131072", "--parallel", "4", *more,
+                              model=serve.TINY, env=self.job.env)
+        self.addCleanup(server.__exit__, AssertionError, None, None)
+        return server
+
+    def assert_ends(self, server, status, seconds):
+        code = server.process.wait(seconds + 10)
+        self.assertEqual(code, status, server.log())
+        self.job.assert_gone()
+
+    def lose(self, server, victim, number=signal.SIGKILL, seconds=TELL_S):
+        """Sends a signal to a worker while two requests run; both learn it and the server ends."""
+        stream, whole = Stream(server), Stream(server, stream=False)
+        stream.wait_running()
+        begin = time.monotonic()
+        os.kill(victim, number)
+        stream.join(30)
+        whole.join(30)
+        self.assertFalse(stream.done)
+        self.assertEqual(stream.events[-1]["error"]["code"], "rank_lost")
+        self.assertEqual(stream.events[-1]["error"]["type"], "unavailable_error")
+        self.assertNotIn("error", stream.events[-2])
+        self.assertEqual((whole.status, whole.body["error"]["code"]), (503, "rank_lost"))
+        self.assertTrue(whole.headers["Retry-After"].isdigit())
+        self.assertIn("rank ", whole.body["error"]["message"])
+        self.assert_ends(server, 11, seconds)
+        self.assertLess(time.monotonic() - begin, seconds)
+        self.assertIn("lean: error: ", server.log())
+
+    def test_a_worker_dies(self):
+        server = self.server()
+        self.lose(server, self.job.rank(1))
+
+    def test_a_worker_hangs(self):
+        self.lose(self.server(), self.job.rank(N_RANK - 1), signal.SIGSTOP, HANG_S)
+
+    def test_a_worker_dies_while_nothing_runs(self):
+        server = self.server()
+        begin = time.monotonic()
+        os.kill(self.job.rank(N_RANK - 1), signal.SIGKILL)
+        self.assert_ends(server, 11, TELL_S)
+        self.assertLess(time.monotonic() - begin, TELL_S)
+
+    def test_it_starts_again(self):
+        server = self.server("--restart", "--listen", "127.0.0.1:0")
+        first = self.job.rank(0)
+        os.kill(self.job.rank(2), signal.SIGKILL)
+        end = time.monotonic() + 40
+        while "starting again" not in server.log():
+            self.assertLess(time.monotonic(), end, server.log())
+            time.sleep(0.05)
+        line = server.process.stdout.readline(), server.process.stdout.readline()
+        self.assertRegex(line[1], r"ready http://127\.0\.0\.1:\d+")
+        self.assertNotEqual(self.job.rank(0), first)
+        server.port = int(line[1].rpartition(":")[2])
+        self.assertTrue(server.complete("again", max_tokens=4)["choices"][0]["text"])
+        server.stop()
+        self.job.assert_gone()
+
+    def test_killing_each_process_at_any_time(self):
+        """Before it is ready, while it serves: no hang, nothing left, the status tells."""
+        victims = [("rank", 0), ("rank", 1), ("rank", N_RANK - 1), ("supervisor", -1),
+                   ("mpirun", -1)]
+        seed = int(os.environ.get("LEAN_SEED", random.randrange(1 << 32)))
+        dice = random.Random(seed)
+        for i in range(N_KILL):
+            name, rank = victims[i % len(victims)]
+            moment = dice.choice(["starting", "serving"])
+            with self.subTest(f"{name} {rank} {moment}, LEAN_SEED={seed}, number {i}"):
+                self.job = jobs.Job()
+                server = serve.Server(*jobs.options(N_RANK), model=serve.TINY, env=self.job.env,
+                                      wait=moment == "serving")
+                streams = [Stream(server) for _ in range(2)] if moment == "serving" else []
+                time.sleep(dice.random() * (0.7 if moment == "starting" else 0.3))
+                begin = time.monotonic()
+                os.kill(self.job.rank(rank) if name == "rank" else
+                        self.job.mpirun() if name == "mpirun" else server.process.pid,
+                        signal.SIGKILL)
+                code = server.process.wait(30)
+                self.job.assert_gone(jobs.GONE_S - (time.monotonic() - begin))
+                self.assertIn(code, [-9] if name == "supervisor" else [11, 4, 1], server.log())
+                for stream in streams:
+                    stream.join(10)
+                    self.assertFalse(stream.is_alive() or stream.done)
+                server.__exit__(AssertionError, None, None)
+
+    # -- told to end
+
+    def test_the_first_signal_drains(self):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            with self.subTest(number):
+                self.job = jobs.Job()
+                server = self.server()
+                results = []
+                threads = [threading.Thread(target=lambda: results.append(
+                    server.complete("go on", max_tokens=200, ignore_eos=True))) for _ in range(4)]
+                for thread in threads:
+                    thread.start()
+                while server.metric("lean_requests_running") < 4:
+                    time.sleep(0.02)
+                server.process.send_signal(number)
+                for thread in threads:
+                    thread.join(60)
+                self.assertEqual([r["usage"]["completion_tokens"] for r in results], [200] * 4)
+                self.assert_ends(server, 0, 10)
+
+    def test_the_second_signal_ends_at_once(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with self.subTest(number):
+                self.job = jobs.Job()
+                server = self.server()
+                stream = Stream(server)
+                stream.wait_running()
+                server.process.send_signal(number)
+                time.sleep(0.3)
+                self.assertIsNone(server.process.poll())
+                begin = time.monotonic()
+                server.process.send_signal(number)
+                self.assert_ends(server, 128 + number, 5)
+                self.assertLess(time.monotonic() - begin, 4)
+                stream.join(10)
+
+    def test_lean_stop(self):
+        server = self.server("--name", "several")
+        result = lean("stop", "several", XDG_RUNTIME_DIR=server.runtime.name)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assert_ends(server, 0, 10)
+
+
+if __name__ == "__main__":
+    unittest.main()
