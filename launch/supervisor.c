@@ -26,8 +26,9 @@
 #include "launch/mpirun.h"
 #include "proto/base/log.h"
 
-/* Once rank 0 has ended, mpirun takes about two seconds to end those that do not by themselves. */
-static const double ending_s = 3;
+/* Once rank 0 has failed the others leave by themselves or are killed; then mpirun ends, which
+ * would take two seconds to do it. */
+static const double leaving_s = 0.3, ending_s = 3;
 /* --restart: at most so many failures in so many seconds, and the longest pause between two. */
 enum { MAX_FAILURE = 5, MAX_STOP = 100 };
 static const double failure_window_s = 600, pause_s_max = 30;
@@ -46,6 +47,7 @@ struct attempt {
     pid_t mpirun;
     int listener, channel, rank0, output_fd; /* -1: not there, or not any more */
     bool attached, ended;                    /* rank 0 asked; rank 0 said how it ends */
+    bool killed_ranks;                       /* that were left on this host */
     bool forced;                             /* mpirun was killed */
     int32_t ending;
     double deadline_s; /* what is awaited until then; INFINITY: nothing */
@@ -213,8 +215,45 @@ static void take_message(struct supervisor *supervisor, struct attempt *attempt)
     } else if (message.kind == JOB_ENDS) {
         attempt->ended = true;
         attempt->ending = message.value;
-        attempt->deadline_s = log_now_s() + ending_s;
+        attempt->killed_ranks = message.value == 0; /* they leave in order */
+        attempt->deadline_s = log_now_s() + (message.value ? leaving_s : ending_s);
     }
+}
+
+/* ---- the others ---- */
+
+static bool runs_this_program(pid_t pid)
+{
+    char path[40], theirs[4096], ours[4096];
+    snprintf(path, sizeof(path), "/proc/%d/exe", (int)pid);
+    const ssize_t n = readlink(path, theirs, sizeof(theirs));
+    return n > 0 && readlink("/proc/self/exe", ours, sizeof(ours)) == n &&
+           !memcmp(ours, theirs, (size_t)n);
+}
+
+/* Of mpirun's children those that are ranks; the others may be on the way to other hosts. */
+static void kill_ranks(pid_t mpirun)
+{
+    char path[60];
+    int pid;
+    snprintf(path, sizeof(path), "/proc/%d/task/%d/children", (int)mpirun, (int)mpirun);
+    FILE *file = fopen(path, "re");
+    while (file && fscanf(file, "%d", &pid) == 1)
+        if (runs_this_program(pid)) kill(pid, SIGKILL);
+    if (file) fclose(file);
+}
+
+/* What was awaited has not come. */
+static void force(struct attempt *attempt)
+{
+    if (attempt->ended && !attempt->killed_ranks) {
+        kill_ranks(attempt->mpirun);
+        attempt->killed_ranks = true;
+    } else {
+        kill(-attempt->mpirun, SIGKILL);
+        attempt->forced = true;
+    }
+    attempt->deadline_s = log_now_s() + ending_s;
 }
 
 /* ---- signals ---- */
@@ -274,11 +313,7 @@ static int watch(struct supervisor *supervisor, struct attempt *attempt)
             {.fd = attempt->listener, .events = POLLIN},
             {.fd = attempt->channel, .events = POLLIN},
         };
-        if (poll(fds, 4, milliseconds_to(attempt->deadline_s)) == 0) {
-            attempt->forced = true;
-            kill(-attempt->mpirun, SIGKILL);
-            attempt->deadline_s = log_now_s() + ending_s;
-        }
+        if (poll(fds, 4, milliseconds_to(attempt->deadline_s)) == 0) force(attempt);
         if (fds[1].revents && !job_output_read(&attempt->output, attempt->output_fd))
             close_one(&attempt->output_fd);
         if (fds[2].revents) accept_rank0(supervisor, attempt);
