@@ -105,7 +105,7 @@ char *config_user_path(const char *variable, const char *fallback, const char *s
 }
 
 /* "compute.kv_type" is set by LEAN_COMPUTE_KV_TYPE. */
-static void variable_name(const char *key, char *name, size_t size)
+void config_variable_name(const char *key, char *name, size_t size)
 {
     snprintf(name, size, "LEAN_%s", key);
     for (char *c = name; *c; c++)
@@ -209,7 +209,7 @@ static enum lm_status merge_environment(struct config *config, struct lm_error *
     enum lm_status status = LM_OK;
     for (size_t i = 0; status == LM_OK && (spec = config_setting_at(i)); i++) {
         char name[128];
-        variable_name(spec->key, name, sizeof(name));
+        config_variable_name(spec->key, name, sizeof(name));
         const char *value = config_environment(name);
         if (!value) continue;
         struct lm_error reason = {0};
@@ -231,7 +231,7 @@ static bool is_known_variable(const char *name, size_t n)
         if (strlen(other_variables[i]) == n && !strncmp(other_variables[i], name, n)) return true;
     for (size_t i = 0; (spec = config_setting_at(i)); i++) {
         char known[128];
-        variable_name(spec->key, known, sizeof(known));
+        config_variable_name(spec->key, known, sizeof(known));
         if (strlen(known) == n && !strncmp(known, name, n)) return true;
     }
     return false;
@@ -304,6 +304,20 @@ enum lm_status config_load(struct config **out, const char *path, struct lm_erro
     warn_of_unknown_variables();
     *out = config;
     return LM_OK;
+}
+
+enum lm_status config_load_variables(struct config **out, struct lm_error *err)
+{
+    struct config *config = NULL;
+    enum lm_status status = create(&config, err);
+    if (status != LM_OK) return status;
+    status = merge_environment(config, err);
+    config->layer = NULL;
+    if (status == LM_OK)
+        *out = config;
+    else
+        config_destroy(config);
+    return status;
 }
 
 enum lm_status config_check_file(const char *path, struct lm_error *err)

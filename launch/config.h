@@ -23,7 +23,12 @@ struct config;
  * user's and the system's need not. LM_E_USAGE: a mistake in a file (with line and column) or in a
  * variable. A LEAN_* variable that is no setting gives a warning. */
 enum lm_status config_load(struct config **out, const char *path, struct lm_error *err);
+/* From variables only: for a rank but 0, whose host may have other files. */
+enum lm_status config_load_variables(struct config **out, struct lm_error *err);
 void config_destroy(struct config *config);
+
+/* The variable that sets a key: LEAN_COMPUTE_KV_TYPE of compute.kv_type. */
+void config_variable_name(const char *key, char *name, size_t size);
 
 /* The i-th value of a key as the command line spells it: *text is malloc'ed, NULL when nothing
  * sets it (built-in defaults do not count). */

@@ -113,18 +113,25 @@ struct call {
     int32_t ending; /* an exit status, or minus a signal */
 };
 
-/* In a job rank 0 runs the command and the others their layers; if one rank is asked for it is the
- * command itself; else this process becomes the
+/* What ranks on other hosts cannot read from this host's files. */
+static void tell_ranks(const struct options *options)
+{
+    char name[80];
+    for (const struct option_spec *spec = options_cluster; spec->name; spec++) {
+        if (!spec->key || !options_given(options, spec->name)) continue;
+        config_variable_name(spec->key, name, sizeof(name));
+        setenv(name, options_string(options, spec->name), 1);
+    }
+}
+
+/* In a job the command itself, and if one rank is asked for; else this process becomes the
  * supervisor of a job that runs it. */
 static enum lm_status run_on_ranks(const struct command *command, struct options *options,
                                    struct call *call, struct lm_error *err)
 {
     uint32_t rank, n_rank;
     struct host_plan plan;
-    if (world_mpi_launched(&rank, &n_rank)) {
-        const struct cluster_config cluster = cluster_config_from_options(options);
-        return rank ? cluster_run_rank(&cluster, err) : command->run(options, err);
-    }
+    if (world_mpi_launched(&rank, &n_rank)) return command->run(options, err);
     enum lm_status status =
         host_plan_init(&plan, (uint32_t)options_int(options, "ranks"),
                        options_string(options, "hosts"), options_string(options, "hostfile"), err);
@@ -140,8 +147,12 @@ static enum lm_status run_on_ranks(const struct command *command, struct options
         .verbose = options_flag(options, "verbose"),
         .drains = command->drains,
     };
-    status = plan.n_rank == 1 && plan.rank0_is_here ? command->run(options, err)
-                                                    : supervisor_run(&config, &call->ending, err);
+    if (plan.n_rank == 1 && plan.rank0_is_here) {
+        status = command->run(options, err);
+    } else {
+        tell_ranks(options);
+        status = supervisor_run(&config, &call->ending, err);
+    }
     host_plan_fini(&plan);
     return status;
 }
@@ -159,6 +170,27 @@ static enum lm_status run_configured(const struct command *command, struct optio
                                       : command->run(options, err);
     config_destroy(config);
     return status;
+}
+
+/* A rank but 0: it holds its layers, whatever the command is. */
+static enum lm_status run_worker(struct options *options, struct lm_error *err)
+{
+    struct config *config;
+    enum lm_status status = config_load_variables(&config, err);
+    if (status != LM_OK) return status;
+    status = options_fill(options, config, err);
+    if (status == LM_OK) {
+        const struct cluster_config cluster = cluster_config_from_options(options);
+        status = cluster_run_rank(&cluster, err);
+    }
+    config_destroy(config);
+    return status;
+}
+
+static bool is_worker(const struct command *command)
+{
+    uint32_t rank, n_rank;
+    return command->takes_ranks && world_mpi_launched(&rank, &n_rank) && rank > 0;
 }
 
 static enum lm_status check_arguments(const struct command *command, const struct options *options,
@@ -183,6 +215,8 @@ static enum lm_status run_command(const struct command *command, struct call *ca
         configure_log(options);
         if (wants_help)
             help_print_command(command);
+        else if (is_worker(command))
+            status = run_worker(options, err);
         else
             status = command->reads_config ? run_configured(command, options, call, err)
                                            : command->run(options, err);

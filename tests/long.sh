@@ -40,4 +40,5 @@ venv=${XDG_CACHE_HOME:-$HOME/.cache}/lean-tests/venv
 export LEAN=$PWD/build/lean LEAN_SOAK_S=$((minutes * 60)) LEAN_HOSTILE_S=$((minutes * 60))
 job "a server under mixed load, $minutes minutes" python3 tests/e2e/test_serve_soak.py
 job "a server under hostile requests, $minutes minutes" python3 tests/e2e/test_serve_hostile.py
+LEAN_KILLS=50 job "processes of jobs killed 50 times" python3 tests/e2e/test_ranks_failures.py
 exit $status

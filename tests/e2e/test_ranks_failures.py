@@ -6,14 +6,17 @@ import json
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 import unittest
 
+import cli
 import jobs
 import ranks
 import serve
-from cli import lean
+import ranks
+import serve
 
 ranks.skip_without_mpi()
 N_RANK = 3
@@ -185,9 +188,26 @@ class Failures(unittest.TestCase):
                 self.assertLess(time.monotonic() - begin, 4)
                 stream.join(10)
 
+    def test_by_hand_mpirun_forwards_the_signal_that_drains(self):
+        words = ["mpirun", "-np", "2", "--oversubscribe", "--bind-to", "none",
+                 *(["--allow-run-as-root"] if os.geteuid() == 0 else []), cli.LEAN, "serve",
+                 serve.TINY, "--listen", "127.0.0.1:0"]
+        with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE,
+                              env=cli.environment(**self.job.env)) as process:
+            self.assertTrue(process.stdout.readline().startswith(b"ready "))
+            process.send_signal(signal.SIGUSR1)
+            self.assertEqual(process.wait(20), 0, process.stderr.read())
+        self.job.assert_gone()
+
+    def test_rank_0_hangs(self):
+        server = self.server()
+        os.kill(self.job.rank(0), signal.SIGSTOP)
+        self.assert_ends(server, 11, HANG_S)
+
     def test_lean_stop(self):
         server = self.server("--name", "several")
-        result = lean("stop", "several", XDG_RUNTIME_DIR=server.runtime.name)
+        result = cli.lean("stop", "several", XDG_RUNTIME_DIR=server.runtime.name)
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assert_ends(server, 0, 10)
 

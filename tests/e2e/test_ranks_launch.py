@@ -1,5 +1,6 @@
 """lean with several ranks, started in each way a user can: what it prints, how it ends."""
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -51,6 +52,15 @@ class Modes(Launch):
         self.assert_same(self.run_of(*jobs.options(1)[2:], PROMPT, text=False,
                                      LEAN_CLUSTER_RANKS="2"))
 
+    def test_settings_from_a_file(self):
+        """Of which only rank 0 reads more than what ranks are told."""
+        with tempfile.NamedTemporaryFile("w", suffix=".textproto") as file:
+            file.write("cluster { ranks: 3 partition { layers: \"4,2,2\" } spin_us: 0 }")
+            file.flush()
+            result = self.run_of("--config", file.name, *jobs.options(1)[2:], PROMPT, text=False)
+            self.assert_same(result)
+            self.assertIn(b"rank 2", result.stderr)
+
     def test_hosts_have_ranks(self):
         more = jobs.options(1)[2:]
         self.assert_same(self.run_of("--hosts", "localhost:2", *more, PROMPT, text=False))
@@ -67,6 +77,20 @@ class Modes(Launch):
                                 env=environment(**self.job.env))
         self.assertEqual(result.returncode, 0, result.stderr)
         self.assertEqual(result.stdout, self.alone.stdout)
+        self.job.assert_gone()
+
+    def test_ctrl_c_ends_as_with_one_rank(self):
+        words = [LEAN, "run", MODEL, "--ignore-eos", "--max-tokens", "-1", "--ctx", "100000", PROMPT]
+        statuses = []
+        for more in ([], jobs.options(2)):
+            with subprocess.Popen(words + more, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                  stderr=subprocess.PIPE,
+                                  env=environment(**self.job.env)) as process:
+                self.assertTrue(process.stdout.read(1))
+                process.send_signal(signal.SIGINT)
+                process.communicate(timeout=30)
+                statuses.append(process.returncode)
+        self.assertEqual(*statuses)
         self.job.assert_gone()
 
     def test_a_reader_that_leaves(self):
