@@ -378,7 +378,8 @@ static void test_promotion_of_a_running_read(void **state)
 }
 
 /* A demand waits for what runs, not for what is queued. Pieces may overtake each other, so the
- * bound leaves every slot two of them. */
+ * bound leaves every slot two of them; a machine that is busy may hold up the thread that has it,
+ * but not each time. */
 static void test_demand_overtakes_a_preload(void **state)
 {
     (void)state;
@@ -386,10 +387,12 @@ static void test_demand_overtakes_a_preload(void **state)
     static struct disk_read read[N + 1];
     struct disk_read *ended;
     for (int m = 0; m < N_MODE; m++) {
-        size_t before = N, position = 0;
-        for (int attempt = 0; before > N / 2 && attempt < 20; attempt++) {
+        size_t before = N, position = N;
+        bool opened = true, overtook = false;
+        for (int attempt = 0; !overtook && attempt < 20; attempt++) {
             struct disk_reader *reader = open_reader(&modes[m], DEPTH);
-            if (!reader) break;
+            opened = reader != NULL;
+            if (!opened) break;
             for (size_t i = 0; i < N; i++) {
                 plan(&read[i], 0, i * 4096, MIB, arena + i * MIB + i * 8192);
                 disk_reader_submit(reader, &read[i], READ_BACKGROUND);
@@ -402,8 +405,10 @@ static void test_demand_overtakes_a_preload(void **state)
                 if (ended == &read[N]) position = n;
             }
             disk_reader_destroy(reader);
-            if (before <= N / 2) assert_in_range(position, 0, before + 3 * DEPTH);
+            overtook = before <= N / 2 && position <= before + 3 * DEPTH;
         }
+        if (opened && !overtook)
+            fail_msg("the last demand was number %zu, %zu had ended before it", position, before);
     }
 }
 
