@@ -275,8 +275,11 @@ int main(int argc, char **argv)
     enum lm_status status = job_enter(&err);
     if (status == LM_OK) status = dispatch(&call, &err);
     if (status != LM_OK) {
+        uint32_t rank, n_rank;
+        const bool is_other = world_mpi_launched(&rank, &n_rank) && rank > 0;
         err.status = status;
-        report(&err, wants_json(argc, argv));
+        /* what is wrong with the command line rank 0 says */
+        if (!is_other || status != LM_E_USAGE) report(&err, !is_other && wants_json(argc, argv));
         finish_stdout(status, NULL);
     } else if ((status = finish_stdout(status, &err)) != LM_OK) {
         report(&err, false);

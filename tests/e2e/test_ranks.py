@@ -128,6 +128,12 @@ class Failures(unittest.TestCase):
     def test_no_such_model(self):
         self.check(ranks.mpirun(2, "eval", "nowhere.gguf", "--ids", "1"), 3, "nowhere.gguf")
 
+    def test_a_wrong_option_is_said_once(self):
+        result = ranks.mpirun(3, "eval", model_path("llama-s-f32"), "--bogus", "1", "--json")
+        self.check(result, 2, "unknown option --bogus")
+        self.assertEqual(result.stderr.count("unknown option"), 1)
+        self.assertEqual(json.loads(result.stdout)["exit_code"], 2)
+
     def test_a_partition_that_is_not_of_this_model(self):
         self.check(ranks.mpirun(2, "eval", model_path("llama-s-f32"), "--ids", "1", "--partition",
                                 "3,2"), 2, "the partition has 5 layers, the model 4")

@@ -1,6 +1,8 @@
 /* However many ranks, wherever the layers are cut, however many steps are under way: the same bits
  * come out, and the same is refused. */
+#include "launch/routing_profile.h"
 #include "tests/unit/worker/pipeline/step_script.h"
+#include "worker/pager/pager_snapshot.h"
 
 /* One round of decoding: each group is a step. A group's next step waits for its last one only. */
 static void decode(struct script *script, const uint32_t (*group)[2], uint32_t n_group,
@@ -73,6 +75,39 @@ static void run(struct script *script)
     decode(script, (const uint32_t[][2]){{3, 3}}, 1, 4);
 }
 
+/* What the pagers of all ranks have counted. */
+static void log_counters(struct script *script, struct job *job)
+{
+    static struct pager_snapshot all;
+    struct lm_error err;
+    if (job->pipeline) {
+        assert_int_equal(pipeline_ask_stats(job->pipeline, false, &err), LM_OK);
+        assert_int_equal(pipeline_ask_stats(job->pipeline, true, &err), LM_OK);
+        pipeline_read_stats(job->pipeline, &all);
+    } else {
+        pager_snapshot_take(&all, worker_pager(job->rank[0].worker));
+    }
+    fprintf(script->log, "layers %u to %u, %u experts, %llu and %llu lookups\n",
+            all.total.layer_begin, all.total.layer_end, all.total.n_expert,
+            (unsigned long long)all.total.decode.n_lookup,
+            (unsigned long long)all.total.prefill.n_lookup);
+    for (uint32_t il = 0; il < job->hp.n_layer; il++)
+        fprintf(script->log, "layer %u: %u experts, %llu and %llu lookups\n", il,
+                all.layer[il].n_expert, (unsigned long long)all.layer[il].decode.n_lookup,
+                (unsigned long long)all.layer[il].prefill.n_lookup);
+    double n_token, *uses = calloc((size_t)job->hp.n_layer * job->hp.n_expert + 1, sizeof(double));
+    assert_non_null(uses);
+    if (job->pipeline)
+        assert_int_equal(pipeline_read_uses(job->pipeline, &n_token, uses, &err), LM_OK);
+    else
+        n_token = routing_profile_uses(worker_pager(job->rank[0].worker), &job->hp, uses);
+    fprintf(script->log, "uses in %g tokens:", n_token);
+    for (size_t i = 0; i < (size_t)job->hp.n_layer * job->hp.n_expert; i++)
+        fprintf(script->log, " %g", uses[i]);
+    fprintf(script->log, "\n");
+    free(uses);
+}
+
 static char *run_job(const char *model, uint32_t n_rank, const uint32_t *cut, uint32_t slack)
 {
     static struct job job;
@@ -81,6 +116,8 @@ static char *run_job(const char *model, uint32_t n_rank, const uint32_t *cut, ui
     job_start(&job, slack);
     script_begin(&script, job.runner);
     run(&script);
+    script_end_all(&script);
+    log_counters(&script, &job);
     char *const text = script_end(&script);
     assert_int_equal(script.n_under_way_max, n_rank == 1 ? 1 : n_rank + slack);
     job_close(&job, LM_OK);
