@@ -109,7 +109,7 @@ class Paged(unittest.TestCase):
         self.assertGreater(metric("lean_expert_read_busy_seconds_total"), 0)
         slots = {state: metric("lean_expert_slots", state=state) for state in ("resident", "reading", "free")}
         self.assertEqual(sum(slots.values()), 64)  # 40 % of 160
-        self.assertEqual(slots["free"], 0)
+        self.assertLess(slots["free"], 8)  # a prediction that was given up leaves its slot
         self.assertGreater(metric("lean_expert_evictions_total"), 0)
         self.assertGreater(metric("lean_expert_predicted_total"), 0)
         self.assertGreaterEqual(metric("lean_expert_predicted_total"),
