@@ -93,7 +93,7 @@ class Metrics(unittest.TestCase):
 
         def one():
             with lock:
-                kind, n = generator.randrange(10), generator.randint(1, 4)
+                kind, n = generator.randrange(13), generator.randint(1, 4)
                 prompt = [generator.randrange(1, 500) for _ in range(generator.randint(1, 12))]
             count = collections.Counter()
             if kind < 6:
@@ -112,9 +112,24 @@ class Metrics(unittest.TestCase):
             elif kind == 8:
                 assert self.server.get("/v1/models").status == 200
                 count.update({("/v1/models", "200"): 1})
-            else:
+            elif kind == 9:
                 assert self.server.post("/tokenize", {"prompt": "abc"}).status == 200
                 count.update({("/tokenize", "200"): 1})
+            else:
+                route = ("/v1/chat/completions", "/v1/messages", "/v1/responses")[kind - 10]
+                turns = [{"role": "user", "content": f"{prompt}"}]
+                body = {"model": "any", "max_tokens": n, "messages": turns, "ignore_eos": True}
+                if kind == 12:
+                    n += 15  # the least that it takes
+                    body = {"max_output_tokens": n, "input": turns, "ignore_eos": True}
+                answer = self.server.post(route, body)
+                assert answer.status == 200, answer.body
+                usage = answer.json["usage"]
+                read = usage.get("prompt_tokens") or (
+                    usage["input_tokens"] + usage.get("cache_read_input_tokens", 0)
+                    + usage.get("cache_creation_input_tokens", 0))
+                assert usage.get("completion_tokens", usage.get("output_tokens")) == n, usage
+                count.update({(route, "200"): 1, "prompt": read, "generated": n, "length": 1})
             with lock:
                 expected.update(count)
 
