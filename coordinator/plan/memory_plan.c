@@ -165,7 +165,10 @@ static uint64_t scratch_bytes(const struct hparams *hp, const struct memory_requ
     /* logits, and what the sampler keeps of a row of them */
     const bool is_last = layer_end(request, hp) == hp->n_layer;
     const uint64_t vocabulary = is_last ? (uint64_t)(LOGIT_ROWS + 8) * hp->n_vocab : 0;
-    return n_batch * bytes_per_token(hp, quantized) + vocabulary * sizeof(float);
+    /* a stage of several receives the next batch and sends the last one beside its own */
+    const bool is_all = is_last && request->layer_begin == 0;
+    const uint64_t edges = is_all ? 0 : 2 * n_batch * hp->n_embd;
+    return n_batch * bytes_per_token(hp, quantized) + (vocabulary + edges) * sizeof(float);
 }
 
 /* Fills what depends on the context, and the total. */
