@@ -2,6 +2,7 @@
  * has come before it judges silence, and does not count the time in which it was held up itself, so
  * that this does not look like the silence of others. */
 #include <errno.h>
+#include <math.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -49,6 +50,7 @@ struct liveness {
     bool lost_now;     /* lost() was called */
     struct peer *peer; /* [n_peer] */
     uint32_t n_peer;
+    double judged_s;
     pthread_mutex_t lock;
     pthread_cond_t changed;
     /* guarded by lock */
@@ -202,18 +204,15 @@ static void read_peer(struct liveness *live, struct peer *peer)
 }
 
 /* Time in which this guard did not run is nobody's silence: all ranks may have been stopped, with
- * their terminal or their machine. */
-static void forgive(struct liveness *live, double held_s)
+ * their terminal or their machine. One look at the clock, so that no moment is left out. */
+static void judge_silence(struct liveness *live)
 {
-    if (held_s < 2 * live->config.heartbeat_s) return;
-    for (uint32_t i = 0; i < live->n_peer; i++)
-        live->peer[i].heard_s += held_s;
-}
-
-static void judge_silence(struct liveness *live, double now_s)
-{
+    const double now_s = log_now_s(), since_s = now_s - live->judged_s;
+    const double held_s = since_s < 2 * live->config.heartbeat_s ? 0 : since_s;
+    live->judged_s = now_s;
     for (uint32_t i = 0; i < live->n_peer; i++) {
         struct peer *peer = &live->peer[i];
+        peer->heard_s = fmin(peer->heard_s + held_s, now_s);
         const double silent_s = now_s - peer->heard_s;
         if (peer->fd >= 0 && !peer->said_bye && silent_s > live->config.timeout_s)
             lose_peer(live, peer, "silent for %.1f s", silent_s);
@@ -267,10 +266,9 @@ static void *guard(void *context)
             ready[i] = (struct pollfd){.fd = live->peer[i].fd, .events = POLLIN};
         ready[live->n_peer] = (struct pollfd){.fd = live->wake, .events = POLLIN};
         poll(ready, live->n_peer + 1, (int)((beat_s - now_s) * 1e3) + 1);
-        forgive(live, log_now_s() - now_s);
         for (uint32_t i = 0; i < live->n_peer; i++)
             if (ready[i].revents) read_peer(live, &live->peer[i]);
-        judge_silence(live, log_now_s());
+        judge_silence(live);
         uint64_t drained;
         if (read(live->wake, &drained, sizeof(drained)) < 0) drained = 0;
         pthread_mutex_lock(&live->lock);
@@ -294,7 +292,7 @@ static void wake_guard(struct liveness *live)
 static void open_peers(struct liveness *live)
 {
     const struct liveness_config *config = &live->config;
-    const double now_s = log_now_s();
+    const double now_s = live->judged_s = log_now_s();
     for (uint32_t i = 0; i < config->n_rank; i++) {
         if (config->fd[i] < 0 || i == config->rank) continue;
         struct peer *peer = &live->peer[live->n_peer++];

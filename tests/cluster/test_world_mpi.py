@@ -16,6 +16,8 @@ HOST = r"\(host [^)]+\)"
 # How a killed process ended is known where the kernel tells; mpirun must have reaped it, too.
 KILLED = "(exited by signal 9|connection closed)"
 
+SOON_S = 2  # a death is seen in milliseconds, but a loaded machine takes its time to run who sees it
+
 
 class Exchange(unittest.TestCase):
     def test_all_arrives_in_order(self):
@@ -42,7 +44,7 @@ class Loss(unittest.TestCase):
                 job.wait_ready(3)
                 os.kill(job.pids()[victim], signal.SIGKILL)
                 text = f"rank lost: rank {victim} {HOST}: {KILLED}$"
-                self.assertLess(job.wait_for_text(f"^rank 0 frames: {text}", 10), 1)
+                self.assertLess(job.wait_for_text(f"^rank 0 frames: {text}", 10), SOON_S)
                 self.assertNotEqual(job.end(10), 0)
 
     def test_killed_in_the_midst(self):
@@ -55,7 +57,7 @@ class Loss(unittest.TestCase):
                     text = f"rank lost: rank {victim} {HOST}: {KILLED}$"
                     seconds = job.wait_for_text(f"^rank 0 frames: {text}", 10)
                     seconds += job.wait_for_text(f"^rank 0 edge: {text}", 10)
-                    self.assertLess(seconds, 1)
+                    self.assertLess(seconds, SOON_S)
                     self.assertNotEqual(job.end(10), 0)
 
     def test_killed_coordinator_is_missed_without_mpirun(self):
