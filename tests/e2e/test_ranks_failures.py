@@ -15,8 +15,6 @@ import cli
 import jobs
 import ranks
 import serve
-import ranks
-import serve
 
 ranks.skip_without_mpi()
 N_RANK = 3
