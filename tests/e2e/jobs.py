@@ -139,9 +139,6 @@ class Hosts:
     def cut(self, i):
         ip("-n", self.prefix + "s", "link", "set", f"port{i}", "down")
 
-    def join(self, i):
-        ip("-n", self.prefix + "s", "link", "set", f"port{i}", "up")
-
     def limit_rate(self, i, rate):
         """What reaches host i comes at this rate, as tc spells it; False: the kernel cannot."""
         return subprocess.run(["tc", "-n", self.prefix + "s", "qdisc", "add", "dev", f"port{i}", "root",

@@ -126,18 +126,6 @@ class Losses(Hosts):
         self.assertEqual(result.returncode, 4, result.stderr)
         self.assertIn("the ranks could not be started", result.stderr)
 
-    def test_a_cut_link(self):
-        server = self.server(2)
-        begin = time.monotonic()
-        self.hosts.cut(2)
-        try:
-            self.assertEqual(server.wait(20), 11, server.log())
-            self.assertLess(time.monotonic() - begin, 12)
-            self.assertRegex(server.log(), "lean: error: .*rank 1")
-            self.job.assert_gone()
-        finally:
-            self.hosts.join(2)
-
     def test_killing_on_any_host(self):
         for victim in ("rank 0", "rank 1", "rank 2", "mpirun", "supervisor"):
             with self.subTest(victim):
@@ -149,6 +137,19 @@ class Losses(Hosts):
                 code = server.wait(20)
                 self.job.assert_gone()
                 self.assertEqual(code, -9 if victim == "supervisor" else 11, server.log())
+
+
+class Cut(Hosts):
+    n_host = 2
+
+    def test_a_cut_link(self):
+        server = self.server(2)
+        begin = time.monotonic()
+        self.hosts.cut(2)
+        self.assertEqual(server.wait(20), 11, server.log())
+        self.assertLess(time.monotonic() - begin, 12)
+        self.assertRegex(server.log(), "lean: error: .*rank 1")
+        self.job.assert_gone()
 
 
 if __name__ == "__main__":
