@@ -19,6 +19,7 @@
 #include "proto/base/read_all.h"
 #include "proto/config.pb-c.h"
 #include "proto/text/textproto.h"
+#include "proto/transport/world.h"
 
 extern char **environ;
 
@@ -142,6 +143,14 @@ static bool override_applies(const Lean__Override *override)
            (strlen(override->host) == short_length && !strncmp(override->host, host, short_length));
 }
 
+/* Ranks get what rank 0 runs with, whatever a block says of them or of rank 0 alone. */
+static void warn_of_overrides(const char *file, size_t n_override)
+{
+    uint32_t rank, n_rank;
+    if (n_override && world_mpi_launched(&rank, &n_rank) && n_rank > 1)
+        log_warning("%s: override blocks of rank 0 count for all ranks, others for none", file);
+}
+
 /* Merges the blocks that apply, then removes them all: they belong to their file. */
 static enum lm_status merge_overrides(struct config *config, struct lm_error *err)
 {
@@ -152,6 +161,7 @@ static enum lm_status merge_overrides(struct config *config, struct lm_error *er
     if (asprintf(&layer, "override in %s", file) < 0)
         return lm_fail(err, LM_E_NO_MEM, "no memory for the configuration");
     config->layer = layer;
+    warn_of_overrides(file, values->n_override);
     for (size_t i = 0; i < values->n_override && status == LM_OK; i++) {
         const Lean__Override *override = values->override[i];
         if (!override->set || !override_applies(override)) continue;

@@ -43,7 +43,7 @@ const struct option_spec options_engine[] = {
     {"prefill-chunk", 0, OPTION_INT, "N|auto", .def = "auto", .key = "schedule.prefill_chunk",
      .min = 1, .max = 65536, .help = "prompt tokens computed in one step"},
     {"ram", 0, OPTION_SIZE, "SIZE", .key = "tiers.ram.size",
-     .help = "memory budget; default: what is free but a reserve"},
+     .help = "memory budget, of each rank; default: what is free but a reserve"},
     {"expert-slots", 0, OPTION_STRING, "N|P%|min", .key = "tiers.expert_slots",
      .help = "experts kept in memory: a number, a share, or the fewest that run; default: what "
              "the budget holds"},
