@@ -16,25 +16,22 @@
 #include "proto/step.h"
 #include "worker/worker.h"
 
+struct pager_snapshot;
 struct pipeline;
 struct world;
 
 struct pipeline_config {
-    struct world *world; /* at least two ranks */
-    struct worker
-        *worker;    /* stage 0; slots, context, batch and so on are as all others have them */
-    uint32_t slack; /* steps under way beyond the number of stages */
+    struct world *world;   /* at least two ranks */
+    struct worker *worker; /* stage 0, which has the sizes that all others have */
+    uint32_t slack;        /* steps under way beyond the number of stages */
     /* Called once when a rank is lost, also while no step is under way, from any thread; may be
      * NULL. */
     void (*on_lost)(void *context, const struct lm_error *err);
     void *lost_context;
-    /* Called when all ranks have told their counters, from any thread; may be NULL.
-     */
+    /* Called when all ranks have told their counters, from any thread; may be NULL. */
     void (*on_stats)(void *context);
     void *stats_context;
 };
-
-struct pager_snapshot;
 
 enum lm_status pipeline_create(struct pipeline **out, const struct pipeline_config *config,
                                struct lm_error *err);

@@ -22,7 +22,6 @@ struct item {
 
 struct stage_loop {
     struct stage_loop_config config;
-    const struct worker_config *worker;
     bool first, last;
     struct wire_limits limits;
     struct item ahead; /* the next frame, if it was looked at */
@@ -323,7 +322,6 @@ enum lm_status stage_loop_run(const struct stage_loop_config *config, struct lm_
     const struct worker_config *worker = worker_settings(config->worker);
     struct lm_error own;
     struct stage_loop loop = {.config = *config,
-                              .worker = worker,
                               .first = worker->layer_begin == 0,
                               .last = worker->layer_end == worker->hp->n_layer,
                               .limits = {.n_slot = worker->n_slot,
