@@ -131,10 +131,14 @@ static enum lm_status run_on_ranks(const struct command *command, struct options
 {
     uint32_t rank, n_rank;
     struct host_plan plan;
-    if (world_mpi_launched(&rank, &n_rank)) return command->run(options, err);
-    enum lm_status status =
-        host_plan_init(&plan, (uint32_t)options_int(options, "ranks"),
-                       options_string(options, "hosts"), options_string(options, "hostfile"), err);
+    const uint32_t n_asked = (uint32_t)options_int(options, "ranks");
+    if (world_mpi_launched(&rank, &n_rank)) {
+        if (n_asked && n_rank > 1 && n_asked != n_rank)
+            log_warning("--ranks %u: there are %u, as many as were started", n_asked, n_rank);
+        return command->run(options, err);
+    }
+    enum lm_status status = host_plan_init(&plan, n_asked, options_string(options, "hosts"),
+                                           options_string(options, "hostfile"), err);
     if (status != LM_OK) return status;
     const struct supervisor_config config = {
         .plan = &plan,

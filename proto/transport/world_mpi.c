@@ -773,7 +773,7 @@ static void mpi_close(struct world *world)
 {
     if (!world) return;
     struct mpi_world *w = (struct mpi_world *)world;
-    flush(w);
+    if (!atomic_load(&w->is_lost)) flush(w); /* else comm may keep the lock for ever */
     const bool lost = liveness_goodbye(w->liveness, NULL) != LM_OK;
     if (lost && !lock_within_1s(w)) return; /* comm is inside MPI, with what it uses */
     if (lost) pthread_mutex_unlock(&w->lock);

@@ -81,6 +81,12 @@ class Start(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(done.stderr.count("override blocks of rank 0 count for all ranks"), 1)
 
+    def test_another_number_of_ranks_than_mpirun_started(self):
+        command = [*self.command[:2], "--ranks", "3", *self.command[2:]]
+        code, said, _ = run(command, command)
+        self.assertEqual(code, 0, said)
+        self.assertEqual(said.count("--ranks 3: there are 2"), 1, said)
+
     def test_a_host_that_is_none(self):
         """Where rank 0 would have been: mpirun alone can tell, by a status of its own."""
         for hosts in ("no-such-host.invalid,localhost", "localhost,no-such-host.invalid"):
