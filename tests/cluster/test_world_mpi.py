@@ -48,17 +48,29 @@ class Loss(unittest.TestCase):
                 self.assertNotEqual(job.end(10), 0)
 
     def test_killed_in_the_midst(self):
-        """By either way, without MPI ending rank 0 before it can say so."""
-        for btl in ("self,vader", "self,tcp"):
-            for victim in (1, 2):
-                with Job(3, DRIVER, "storm", OMPI_MCA_btl=btl) as job:
-                    job.wait_ready(3)
-                    os.kill(job.pids()[victim], signal.SIGKILL)
-                    text = f"rank lost: rank {victim} {HOST}: {KILLED}$"
-                    seconds = job.wait_for_text(f"^rank 0 frames: {text}", 10)
-                    seconds += job.wait_for_text(f"^rank 0 edge: {text}", 10)
-                    self.assertLess(seconds, SOON_S)
-                    self.assertNotEqual(job.end(10), 0)
+        for victim in (1, 2):
+            with Job(3, DRIVER, "storm", OMPI_MCA_btl="self,vader") as job:
+                job.wait_ready(3)
+                os.kill(job.pids()[victim], signal.SIGKILL)
+                text = f"rank lost: rank {victim} {HOST}: {KILLED}$"
+                seconds = job.wait_for_text(f"^rank 0 frames: {text}", 10)
+                seconds += job.wait_for_text(f"^rank 0 edge: {text}", 10)
+                self.assertLess(seconds, SOON_S)
+                self.assertNotEqual(job.end(10), 0)
+
+    def test_killed_in_the_midst_by_tcp(self):
+        """Open MPI 4 may end rank 0 by itself, in one case of twenty, when a connection that it writes to
+        breaks; all that is certain is that nobody stays behind."""
+        for victim in (1, 2):
+            with Job(3, DRIVER, "storm", OMPI_MCA_btl="self,tcp") as job:
+                job.wait_ready(3)
+                pids = job.pids()
+                os.kill(pids[victim], signal.SIGKILL)
+                self.assertNotEqual(job.end(10), 0)
+                for pid in pids.values():
+                    job.wait_for("end", 3, lambda p=pid: mpi_job.gone(p))
+                for said in re.findall(r"^rank 0 (?:frames|edge): .*$", job.text(), re.M):
+                    self.assertRegex(said, f"rank lost: rank {victim} {HOST}: {KILLED}$")
 
     def test_killed_coordinator_is_missed_without_mpirun(self):
         with Job(3, DRIVER, "wait") as job:
