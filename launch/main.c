@@ -118,9 +118,10 @@ static void tell_ranks(const struct options *options)
 {
     char name[80];
     for (const struct option_spec *spec = options_cluster; spec->name; spec++) {
-        if (!spec->key || !options_given(options, spec->name)) continue;
+        const char *text = options_string(options, spec->name);
+        if (!spec->key || !text || !options_given(options, spec->name)) continue;
         config_variable_name(spec->key, name, sizeof(name));
-        setenv(name, options_string(options, spec->name), 1);
+        setenv(name, text, 1);
     }
 }
 

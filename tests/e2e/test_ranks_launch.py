@@ -46,7 +46,7 @@ class Modes(Launch):
         self.assertNotIn(b"mpirun", result.stderr)
 
     def test_a_prompt_through_a_pipe(self):
-        self.assert_same(self.run_of(*jobs.options(3), input=PROMPT.encode(), text=False))
+        self.assert_same(self.run_of(*jobs.options(3), "--interface=", input=PROMPT.encode(), text=False))
 
     def test_settings_from_the_environment(self):
         self.assert_same(self.run_of(*jobs.options(1)[2:], PROMPT, text=False,
