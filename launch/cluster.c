@@ -292,6 +292,19 @@ static enum lm_status cut(struct cluster *cluster, const struct partition_model 
     return status == LM_OK ? partition_given(stages, model, ranks, n, n_layer, err) : status;
 }
 
+/* The plan of a rank, in a line. */
+static void report_stage(const char *name, const struct partition_stage *stage)
+{
+    char fixed[24], slots[24], experts[24], expected[80] = "";
+    if (stage->hit_rate < 1)
+        snprintf(expected, sizeof(expected), " (about %.0f%% of the lookups) of %s",
+                 100 * stage->hit_rate, log_format_bytes(stage->expert_bytes, experts));
+    log_info("%s: layers %u to %u: %s, and %s%s of experts in memory", name, stage->layer_begin,
+             stage->layer_end - 1, log_format_bytes(stage->fixed_bytes, fixed),
+             log_format_bytes(stage->slot_bytes, slots), expected);
+    log_verbose("%s: predicted from measured rates: %.3g ms a token", name, 1e3 * stage->token_s);
+}
+
 enum lm_status cluster_cut(struct cluster *cluster, const struct gguf_file *file,
                            const struct hparams *hp, const struct memory_request *request,
                            struct lm_error *err)
@@ -312,7 +325,7 @@ enum lm_status cluster_cut(struct cluster *cluster, const struct gguf_file *file
         struct cluster_rank *const rank = &cluster->rank[i];
         rank->layer_begin = stages[i].layer_begin;
         rank->layer_end = stages[i].layer_end;
-        log_info("%s: layers %u to %u", rank->name, rank->layer_begin, rank->layer_end - 1);
+        report_stage(rank->name, &stages[i]);
     }
     free(n_layer);
     free(stages);

@@ -20,6 +20,8 @@
 #include <assert.h>
 #include <errno.h>
 #include <limits.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -350,10 +352,24 @@ static double test_s(const struct mpi_world *w, size_t n_bytes)
 
 /* -- bells ---------------------------------------------------------------------------------- */
 
+/* A socket between two ranks failed. That one of them is gone is the guard's to see; but between
+ * two others than rank 0 a cut link shows nowhere else. */
+static void judge_bell_locked(struct mpi_world *w, uint32_t peer, int error)
+{
+    struct lm_error why;
+    if (error != ETIMEDOUT && error != EHOSTUNREACH && error != ENETUNREACH) return;
+    lm_fail(&why, LM_E_RANK_LOST, "no connection to rank %u (host %s) any more: %s", peer,
+            w->card[peer].host, strerror(error));
+    break_locked(w, &why);
+}
+
 static void ring_locked(struct mpi_world *w, uint32_t to, char bell)
 {
     if (send(w->bell[to], &bell, 1, MSG_DONTWAIT | MSG_NOSIGNAL) == 1) return;
-    if (errno != EAGAIN) return; /* gone: the guard will see it */
+    if (errno != EAGAIN) {
+        judge_bell_locked(w, to, errno);
+        return;
+    }
     w->n_owed[to][bell == BELL_FRAME ? 0 : bell == BELL_EDGE ? 1 : 2]++;
     w->owes_bells = true;
     wake_comm_locked(w);
@@ -384,9 +400,9 @@ static void hear_bell_locked(struct mpi_world *w, uint32_t from)
             w->in.n_rung += bells[i] == BELL_EDGE;
             w->out.n_rung += bells[i] == BELL_READY;
         }
-    /* Gone: nothing more to hear. Who it was and why is the guard's. */
-    if (n == 0 || (errno != EAGAIN && errno != EINTR))
-        epoll_ctl(w->bells, EPOLL_CTL_DEL, w->bell[from], NULL);
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+    if (n < 0) judge_bell_locked(w, from, errno);
+    epoll_ctl(w->bells, EPOLL_CTL_DEL, w->bell[from], NULL); /* nothing more to hear */
 }
 
 /* From now on comm hears this bell. */
@@ -877,6 +893,25 @@ static enum lm_status start_mpi(struct mpi_world *w, const struct world_mpi_conf
     return LM_OK;
 }
 
+static int at_least_1(double value)
+{
+    return value < 1 ? 1 : (int)value;
+}
+
+/* The kernel asks now and then whether the other end can be reached, whatever its process does. */
+static void watch_link(int fd, double timeout_s)
+{
+    enum { N_PROBE = 3 };
+    const int on = 1, n_probe = N_PROBE, every_s = at_least_1(timeout_s / 5);
+    const int idle_s = at_least_1(timeout_s - N_PROBE * every_s);
+    const int timeout_ms = at_least_1(timeout_s * 1e3);
+    setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle_s, sizeof(idle_s));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &every_s, sizeof(every_s));
+    setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &n_probe, sizeof(n_probe));
+    setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &timeout_ms, sizeof(timeout_ms));
+}
+
 /* Finds out who the others are, and connects to them. */
 static enum lm_status meet_others(struct mpi_world *w, const struct world_mpi_config *config,
                                   struct lm_error *err)
@@ -896,7 +931,9 @@ static enum lm_status meet_others(struct mpi_world *w, const struct world_mpi_co
     uint32_t n_here = 0;
     for (uint32_t i = 0; i < n; i++) {
         n_here += w->card[i].machine == w->card[w->world.rank].machine;
-        if (i != w->world.rank) share_bell(w, i);
+        if (i == w->world.rank) continue;
+        watch_link(w->bell[i], config->liveness_timeout_s);
+        share_bell(w, i);
     }
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = w->world.rank};
     epoll_ctl(w->bells, EPOLL_CTL_ADD, w->wake, &event);

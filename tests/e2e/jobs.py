@@ -139,6 +139,11 @@ class Hosts:
     def cut(self, i):
         ip("-n", self.prefix + "s", "link", "set", f"port{i}", "down")
 
+    def cut_between(self, i, k):
+        """Hosts i and k cannot reach each other any more, others can reach both."""
+        for here, there in ((i, k), (k, i)):
+            ip("-n", f"{self.prefix}h{here}", "route", "add", "blackhole", self.addresses[there - 1])
+
     def limit_rate(self, i, rate):
         """What reaches host i comes at this rate, as tc spells it; False: the kernel cannot."""
         return subprocess.run(["tc", "-n", self.prefix + "s", "qdisc", "add", "dev", f"port{i}", "root",

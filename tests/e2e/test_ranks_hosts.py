@@ -140,16 +140,27 @@ class Losses(Hosts):
 
 
 class Cut(Hosts):
-    n_host = 2
+    n_host = 3
+
+    def check_loss(self, server, begin, names):
+        self.assertEqual(server.wait(20), 11, server.log())
+        self.assertLess(time.monotonic() - begin, 12)
+        self.assertRegex(server.log(), f"lean: error: .*{names}")
+        self.job.assert_gone()
+
+    def test_a_cut_between_two_workers(self):
+        """Rank 0 still reaches both."""
+        server = self.server(3)
+        begin = time.monotonic()
+        self.hosts.cut_between(2, 3)
+        self.check_loss(server, begin, "rank [12]")
+        self.assertIn("no connection to rank", server.log())
 
     def test_a_cut_link(self):
         server = self.server(2)
         begin = time.monotonic()
         self.hosts.cut(2)
-        self.assertEqual(server.wait(20), 11, server.log())
-        self.assertLess(time.monotonic() - begin, 12)
-        self.assertRegex(server.log(), "lean: error: .*rank 1")
-        self.job.assert_gone()
+        self.check_loss(server, begin, "rank 1")
 
 
 if __name__ == "__main__":

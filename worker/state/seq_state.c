@@ -111,13 +111,17 @@ enum lm_status seq_state_reserve(struct seq_state *state, uint32_t slot, uint32_
     const uint32_t length = state->length[slot];
     if (n > state->config.n_ctx - length)
         return lm_fail(err, LM_E_LIMIT, "context of %u tokens is full", state->config.n_ctx);
+    /* Both are tried whatever comes of the first, so that stages which have but one of them do what
+     * one with both does. */
+    enum lm_status status = LM_OK;
     for (int which = 0; which < N_CACHE; which++) {
         if (!state->cache[which]) continue;
-        const enum lm_status status = kv_cache_reserve(state->cache[which], slot, length, n, err);
-        if (status != LM_OK) return status;
+        struct lm_error *const first = status == LM_OK ? err : NULL;
+        const enum lm_status tried = kv_cache_reserve(state->cache[which], slot, length, n, first);
+        if (status == LM_OK) status = tried;
     }
     if (state->recurrent) recurrent_state_touch(state->recurrent, slot);
-    return LM_OK;
+    return status;
 }
 
 void seq_state_advance(struct seq_state *state, uint32_t slot, uint32_t n)
