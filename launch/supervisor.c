@@ -389,7 +389,7 @@ static int32_t judge_by_code(const struct supervisor *supervisor, const struct a
     }
     job_output_show(&attempt->output, false);
     if (attempt->forced)
-        log_line(LOG_ERROR, "rank 0 was lost, and mpirun did not end");
+        log_line(LOG_ERROR, "a rank was lost, and mpirun did not end");
     else if (number)
         log_line(LOG_ERROR, "a rank was ended by signal %d (%s)", number, strsignal(number));
     else
@@ -402,9 +402,11 @@ static enum lm_status judge(const struct supervisor *supervisor, const struct at
                             int status, int32_t *ending, struct lm_error *err)
 {
     const bool here = supervisor->config->plan->rank0_is_here;
-    /* mpirun ends a server in order, too, when a rank is gone before the others knew it */
-    const bool killed = supervisor->config->drains && !supervisor->asked && attempt->ending == 0 &&
-                        WIFEXITED(status) && WEXITSTATUS(status) > 0;
+    /* mpirun ends a server in order, too, when a rank is gone before the others knew it: then its
+     * own status tells, or it does not end by itself */
+    const bool in_order = !attempt->forced && WIFEXITED(status) && WEXITSTATUS(status) == 0;
+    const bool killed =
+        supervisor->config->drains && !supervisor->asked && attempt->ending == 0 && !in_order;
     if (attempt->ended && !killed) {
         *ending = attempt->ending;
         if (*ending == lm_exit_code(LM_E_RANK_LOST)) job_output_show(&attempt->output, false);
