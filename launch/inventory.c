@@ -1,6 +1,7 @@
 /* Two probes, and the file that remembers them. */
 #include "launch/inventory.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -25,7 +26,7 @@
 #define PROBE_S 0.2
 #define USUAL_MEMORY_RATE 10e9
 #define USUAL_DISK_RATE 1e9
-enum { KEPT_S = 7 * 24 * 3600 };
+enum { KEPT_S = 7 * 24 * 3600, LOCK_S = 5 };
 
 /* ---- memory ------------------------------------------------------------------------------- */
 
@@ -184,6 +185,15 @@ static void measure(struct inventory *inventory, const char *model_path, struct 
     }
 }
 
+/* Waits for whoever measures, but not for one that was stopped: then both do. */
+static void lock(int fd)
+{
+    const struct timespec pause = {.tv_nsec = 20 * 1000 * 1000};
+    const double end_s = log_now_s() + LOCK_S;
+    while (flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK && log_now_s() < end_s)
+        nanosleep(&pause, NULL);
+}
+
 void inventory_take(struct inventory *out, const char *model_path, uint32_t n_thread)
 {
     struct pool *pool;
@@ -196,7 +206,7 @@ void inventory_take(struct inventory *out, const char *model_path, uint32_t n_th
     char *path = machine_path(out, model_path);
     if (path) config_make_parents(path);
     const int fd = path ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1;
-    if (fd >= 0) flock(fd, LOCK_EX); /* who waits finds what the other has measured */
+    if (fd >= 0) lock(fd); /* who waits finds what the other has measured */
     if (fd < 0 || !read_rates(out, fd)) {
         measure(out, model_path, pool);
         if (fd >= 0) write_rates(out, fd);

@@ -1,4 +1,5 @@
 """`lean inspect`: models, files that are no model, memory, JSON."""
+import fcntl
 import json
 import os
 import tempfile
@@ -92,6 +93,17 @@ class Inspect(unittest.TestCase):
             result = lean("inspect", self.model, "--memory", "--ctx", 1000, *bad)
             self.assertEqual(result.returncode, code, result.stderr)
             self.assertIn(text, result.stderr)
+
+    def test_a_stopped_process_that_measures(self):
+        """Its lock is not waited for for ever."""
+        with tempfile.TemporaryDirectory() as cache:
+            words = ("inspect", self.model, "--memory", "--ranks", 2)
+            self.assertEqual(lean(*words, XDG_CACHE_HOME=cache).returncode, 0)
+            machines = os.path.join(cache, "lean/machines")
+            (name,) = os.listdir(machines)
+            with open(os.path.join(machines, name)) as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                self.assertEqual(lean(*words, XDG_CACHE_HOME=cache).returncode, 0)
 
     def test_vocabulary_only(self):
         """A file without tensors is shown, with the reason why it does not run."""
