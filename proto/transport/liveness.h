@@ -1,10 +1,11 @@
 /* Who of a job is alive: a thread that exchanges heartbeats over one socket from each rank to rank
  * 0.
  *
- *   seen by rank 0    a worker's socket closes (it died), says "abort" with a text, or is silent
- * for timeout_s: lost() here, and every other worker is told seen by a worker  the same of rank 0,
- * or rank 0's word that another rank is lost: lost(), then leave(), which ends the process. Nothing
- * else may have noticed: a thread can be inside a library that waits for the dead rank for ever
+ * - Rank 0 sees that a worker's socket closes (it died), says "abort" with a text, or is silent for
+ *   timeout_s: lost() here, and every other worker is told.
+ * - A worker sees the same of rank 0, or hears from it that another rank is lost: lost(), then
+ *   leave(), which ends the process. Nothing else may have noticed: a thread can be inside a
+ *   library that waits for the dead rank for ever.
  *
  * A rank that has said goodbye is not missed.
  *

@@ -4,10 +4,10 @@
  * thread, comm, that sleeps in poll() on the bells (rank_sockets.h) and calls MPI while something
  * is under way:
  *
- *   sender     rings F (a frame) or E (a message of the edge), posts, and goes on testing until it
- * is gone receiver   woken by the bell, tests until as much has arrived as was rung for receiver
- * rings R when it has posted the receive of a message that MPI sends only then; until that bell the
- * sender need not test
+ * - A sender rings F (a frame) or E (a message of the edge), posts, and tests until it is gone.
+ * - A receiver, woken by the bell, tests until as much has arrived as was rung for.
+ * - A receiver rings R when it has posted the receive of a message that MPI sends only then; until
+ *   that bell the sender need not test.
  *
  * The bell goes first: a sender that posted first and rang when that was done would wait for a
  * receiver that sleeps, since a large message is done when the receiver enters MPI. A thread that
