@@ -221,9 +221,65 @@ static void test_heads_must_be_whole_blocks(void **state)
     assert_non_null(strstr(err.message, "heads of 16"));
 }
 
+/* A stage with the layers of one kind holds what one with all layers holds of that kind, also
+ * behind steps for which there was no room: so who books for all can say what each will do. */
+static void test_stages_hold_what_the_whole_holds(void **state)
+{
+    (void)state;
+    enum { N_SLOT = 3, N_POSITION = 256, N_ENTRY = N_CTX / KV_BLOCK };
+    struct fixture whole, stage[2];
+    struct lm_error err;
+    uint32_t seed = 1, n_full = 0;
+    open_fixture(&whole, shape(false), N_SLOT, N_POSITION);
+    for (uint32_t il = 0; il < 2; il++) {
+        const struct seq_state_config config = {.layer_begin = il,
+                                                .layer_end = il + 1,
+                                                .n_slot = N_SLOT,
+                                                .n_ctx = N_CTX,
+                                                .n_position = N_POSITION,
+                                                .n_batch = BATCH,
+                                                .kv_type = TENSOR_F32};
+        stage[il].backend = whole.backend;
+        assert_int_equal(
+            seq_state_create(&stage[il].state, whole.backend, shape(false), &config, &err), LM_OK);
+    }
+    for (int round = 0; round < 2000; round++) {
+        seed = seed * 1664525u + 1013904223u;
+        const uint32_t slot = seed >> 8 & 3, n = 1 + (seed >> 12) % BATCH;
+        if (slot == N_SLOT) {
+            const uint32_t old = (seed >> 20) % N_SLOT;
+            seq_state_clear(whole.state, old);
+            for (int i = 0; i < 2; i++)
+                seq_state_clear(stage[i].state, old);
+        } else {
+            const enum lm_status status = seq_state_reserve(whole.state, slot, n, &err);
+            for (int i = 0; i < 2; i++) {
+                const enum lm_status own = seq_state_reserve(stage[i].state, slot, n, NULL);
+                if (status == LM_OK) assert_int_equal(own, LM_OK);
+            }
+            if (status == LM_OK) {
+                seq_state_advance(whole.state, slot, n);
+                for (int i = 0; i < 2; i++)
+                    seq_state_advance(stage[i].state, slot, n);
+            }
+            n_full += status == LM_E_LIMIT;
+        }
+        for (uint32_t il = 0; il < 2; il++)
+            for (uint32_t k = 0; k < N_SLOT; k++)
+                for (uint32_t i = 0; i < N_ENTRY; i++)
+                    assert_int_equal(!seq_state_kv_blocks(whole.state, il)[k][i],
+                                     !seq_state_kv_blocks(stage[il].state, il)[k][i]);
+    }
+    assert_true(n_full > 100);
+    for (int i = 0; i < 2; i++)
+        seq_state_destroy(stage[i].state);
+    close_fixture(&whole);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_stages_hold_what_the_whole_holds),
         cmocka_unit_test(test_forks_share_and_part),
         cmocka_unit_test(test_cut_forks_stop_at_the_window),
         cmocka_unit_test(test_usage_counts_shared_blocks_once),
