@@ -131,7 +131,7 @@ struct route_args {
     bool normalize; /* weights /= max(sum, 2^-14) */
     float scale;    /* weights *= scale unless 0 or 1 */
     uint32_t n_expert_used;
-    int32_t *ids;   /* [n_token][n_expert_used]; host-readable after sync */
+    int32_t *ids;   /* [n_token][n_expert_used] in backend memory; hosts read what they download */
     float *weights; /* likewise */
 };
 
@@ -146,10 +146,12 @@ struct ffn_args {
     uint32_t n_token;
     const float *x; /* [n_token][n_embd] */
     uint32_t n_embd;
-    uint32_t n_expert_used, n_ff_exp;
-    const int32_t *ids;                       /* [n_token][n_expert_used] */
-    const float *weights;                     /* [n_token][n_expert_used] */
-    const struct expert_view *expert;         /* [n_expert], filled for the ids that occur */
+    uint32_t n_expert, n_expert_used, n_ff_exp;
+    const int32_t *ids;   /* [n_token][n_expert_used], each < n_expert */
+    const float *weights; /* [n_token][n_expert_used] */
+    /* [n_expert], filled for the ids that occur: table in backend memory, read when the operation
+     * runs; or, if that is NULL, expert in host memory, read by the call. */
+    const struct expert_view *table, *expert;
     struct weight gate_exp, up_exp, down_exp; /* shape and type of one expert's, data unused */
     const struct weight *gate, *up, *down;    /* shared expert or dense FFN; NULL: none */
     const float *shared_gate;                 /* [n_embd] or NULL: not gated */

@@ -246,7 +246,7 @@ static bool gate_shared(struct ffn *f)
 
 static struct unit expert_unit(const struct ffn_args *args, int32_t id)
 {
-    const struct expert_view *view = &args->expert[id];
+    const struct expert_view *view = args->table ? &args->table[id] : &args->expert[id];
     const bool fused = !view->up;
     const struct weight *up = fused ? &args->gate_exp : &args->up_exp;
     const uint8_t *gate = view->gate;

@@ -200,7 +200,7 @@ static void plain_ffn(const struct kernel_table *ref, const struct ffn_args *a)
         const float *x = a->x + (size_t)it * n;
         memset(y, 0, n * sizeof(float));
         for (uint32_t rank = 0; rank < k; rank++) {
-            const struct expert_view *e = &a->expert[a->ids[it * k + rank]];
+            const struct expert_view *e = &(a->table ? a->table : a->expert)[a->ids[it * k + rank]];
             const bool fused = !e->up;
             plain_swiglu(ref, &a->gate_exp, e->gate, fused ? &a->gate_exp : &a->up_exp,
                          fused ? (const uint8_t *)e->gate + a->n_ff_exp * a->gate_exp.row_bytes
@@ -514,7 +514,7 @@ static void check_ffn(const struct subject *s)
     const uint32_t n_ff_shared = random_below(2) ? 512 : 32 * (1 + random_below(20));
     const uint32_t n_expert = 1 + random_below(12);
     const bool routed = random_below(4), shared = !routed || random_below(2),
-               fused = random_below(2);
+               fused = random_below(2), as_table = random_below(2);
     const uint32_t k = routed ? 1 + random_below(n_expert) : 0;
     float *x = random_floats((size_t)n_token * n_embd), *shared_gate = random_floats(n_embd);
     float *post = random_floats(n_embd), *weights = random_floats((size_t)n_token * k);
@@ -543,11 +543,13 @@ static void check_ffn(const struct subject *s)
         .n_token = n_token,
         .x = x,
         .n_embd = n_embd,
+        .n_expert = n_expert,
         .n_expert_used = k,
         .n_ff_exp = n_ff,
         .ids = ids,
         .weights = weights,
-        .expert = expert,
+        .expert = as_table ? NULL : expert,
+        .table = as_table ? expert : NULL,
         .gate_exp = w[0],
         .up_exp = w[1],
         .down_exp = w[2],

@@ -176,6 +176,7 @@ enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
 
     const struct expert_layer *experts = expert_pager_layer(graph->pager, il);
     struct ffn_args args = dense_args(graph, w);
+    args.n_expert = hp->n_expert;
     args.n_expert_used = hp->n_expert_used;
     args.n_ff_exp = hp->n_ff_exp;
     args.ids = graph->expert_ids;
