@@ -330,6 +330,11 @@ static struct json_object *ranks_json(const struct engine *engine)
         add(json, "pid", json_object_new_int64(rank.pid));
         add(json, "layers", layers);
         add(json, "device", json_object_new_string("cpu"));
+        add(json, "threads", json_object_new_int((int)rank.n_thread));
+        add(json, "kernels", json_object_new_string(rank.kernels));
+        add(json, "ram", json_object_new_uint64(rank.ram_bytes));
+        if (rank.n_expert_slot)
+            add(json, "expert_slots", json_object_new_int((int)rank.n_expert_slot));
         if (rank.host) add(json, "host", json_object_new_string(rank.host));
         json_object_array_add(ranks, json);
     }

@@ -13,6 +13,7 @@
 #include "coordinator/text/template_traits.h"
 #include "coordinator/text/tokenizer.h"
 #include "launch/command.h"
+#include "launch/config.h"
 #include "launch/engine.h"
 #include "launch/inventory.h"
 #include "launch/model_ref.h"
@@ -60,12 +61,45 @@ static enum lm_status make_plan(struct inspection *in, struct memory_request *re
     return LM_OK;
 }
 
-/* The cut into ranks on this machine, which share what it has; a --ram is each one's. */
-static enum lm_status make_partition(struct inspection *in, const struct memory_request *request,
-                                     const char *given, struct lm_error *err)
+/* The budget of one rank, which override blocks may set; 0: none was given. */
+static enum lm_status ram_of_rank(const struct options *options, uint32_t rank, const char *host,
+                                  uint64_t *n_bytes, struct lm_error *err)
 {
-    const uint32_t n_rank = in->n_rank;
+    struct config *config;
+    struct options *of_rank = NULL;
+    enum lm_status status = config_load_for_rank(&config, options_config(options), rank, host, err);
+    if (status != LM_OK) return status;
+    status = options_refill(&of_rank, options, config, err);
+    if (status == LM_OK) *n_bytes = options_size(of_rank, "ram");
+    options_destroy(of_rank);
+    config_destroy(config);
+    return status;
+}
+
+/* The ranks of a cut on this machine. They share what it has; a budget is each one's. */
+static enum lm_status list_ranks(const struct inspection *in, struct partition_rank *ranks,
+                                 const struct options *options, struct lm_error *err)
+{
     struct inventory machine;
+    const uint32_t n_rank = in->n_rank;
+    enum lm_status status = LM_OK;
+    inventory_take(&machine, gguf_path(in->file), 0);
+    for (uint32_t i = 0; i < n_rank && status == LM_OK; i++) {
+        uint64_t ram_bytes = 0;
+        status = ram_of_rank(options, i, machine.host, &ram_bytes, err);
+        ranks[i] = (struct partition_rank){.ram_bytes = ram_bytes ? ram_bytes
+                                                                  : in->plan.budget_bytes / n_rank,
+                                           .memory_bytes_s = machine.memory_bytes_s / n_rank,
+                                           .disk_bytes_s = machine.disk_bytes_s / n_rank};
+    }
+    return status;
+}
+
+static enum lm_status make_partition(struct inspection *in, const struct memory_request *request,
+                                     const struct options *options, struct lm_error *err)
+{
+    const char *const given = options_string(options, "partition");
+    const uint32_t n_rank = in->n_rank;
     uint32_t *const n_layer = calloc(n_rank, sizeof(*n_layer));
     struct partition_rank *const ranks = calloc(n_rank, sizeof(*ranks));
     struct partition_model *const model = malloc(sizeof(*model));
@@ -74,14 +108,8 @@ static enum lm_status make_partition(struct inspection *in, const struct memory_
     if (!n_layer || !ranks || !model || !in->stages)
         status = lm_fail(err, LM_E_NO_MEM, "no memory for %u ranks", n_rank);
     if (status == LM_OK && given) status = partition_parse(n_layer, n_rank, given, err);
+    if (status == LM_OK) status = list_ranks(in, ranks, options, err);
     if (status == LM_OK) {
-        inventory_take(&machine, gguf_path(in->file), 0);
-        for (uint32_t i = 0; i < n_rank; i++)
-            ranks[i] = (struct partition_rank){.ram_bytes = request->budget_bytes
-                                                                ? request->budget_bytes
-                                                                : in->plan.budget_bytes / n_rank,
-                                               .memory_bytes_s = machine.memory_bytes_s / n_rank,
-                                               .disk_bytes_s = machine.disk_bytes_s / n_rank};
         struct memory_request settled = *request;
         settled.n_ctx = in->plan.n_ctx;
         settled.prefill_chunk = in->plan.prefill_chunk;
@@ -132,7 +160,7 @@ static enum lm_status collect(struct inspection *in, const struct options *optio
     if (status == LM_OK) status = make_plan(in, &request, err);
     in->n_rank = (uint32_t)options_int(options, "ranks");
     if (status == LM_OK && in->n_rank > 1 && options_flag(options, "memory"))
-        status = make_partition(in, &request, options_string(options, "partition"), err);
+        status = make_partition(in, &request, options, err);
     return status;
 }
 

@@ -245,30 +245,86 @@ static uint64_t without_reserve(uint64_t n_bytes)
     return n_bytes - (reserve < MEMORY_PLAN_RESERVE_MAX ? reserve : MEMORY_PLAN_RESERVE_MAX);
 }
 
+enum lm_status cluster_settle(struct cluster *cluster, const struct rank_settings *own,
+                              const struct options *options, struct lm_error *err)
+{
+    enum lm_status status = LM_OK;
+    cluster->rank[0].settings = *own;
+    for (uint32_t i = 1; i < cluster->world->n_rank && status == LM_OK; i++) {
+        struct cluster_rank *const rank = &cluster->rank[i];
+        rank->settings = *own;
+        if (options)
+            status = rank_settings_resolve(&rank->settings, &rank->kept, options, own, i,
+                                           rank->inventory.host, err);
+    }
+    return status;
+}
+
+static bool is_same_host(const struct cluster *cluster, uint32_t i, uint32_t j)
+{
+    return !strcmp(cluster->rank[i].inventory.host, cluster->rank[j].inventory.host);
+}
+
+/* What ranks of one host were not given they have in equal parts of what is left, if it is a byte.
+ * given: [n_rank] */
+static void share_host(struct cluster *cluster, uint32_t i, const struct rank_settings *given)
+{
+    struct cluster_rank *const rank = &cluster->rank[i];
+    uint64_t ram_bytes = without_reserve(rank->inventory.ram_bytes);
+    uint32_t n_thread = rank->inventory.n_thread, n_without_ram = 0, n_without_thread = 0;
+    for (uint32_t j = 0; j < cluster->world->n_rank; j++) {
+        if (!is_same_host(cluster, i, j)) continue;
+        ram_bytes -= given[j].ram_bytes < ram_bytes ? given[j].ram_bytes : ram_bytes;
+        n_thread -= given[j].n_thread < n_thread ? given[j].n_thread : n_thread;
+        n_without_ram += !given[j].ram_bytes;
+        n_without_thread += !given[j].n_thread;
+    }
+    rank->pin = !given[i].n_thread && rank->n_local == 1;
+    if (!given[i].ram_bytes)
+        rank->settings.ram_bytes = ram_bytes < n_without_ram ? 1 : ram_bytes / n_without_ram;
+    if (!given[i].n_thread)
+        rank->settings.n_thread = n_thread < n_without_thread ? 1 : n_thread / n_without_thread;
+}
+
+static enum lm_status share_hosts(struct cluster *cluster, struct lm_error *err)
+{
+    const uint32_t n = cluster->world->n_rank;
+    struct rank_settings *const given = calloc(n, sizeof(*given));
+    if (!given) return lm_fail(err, LM_E_NO_MEM, "no memory for %u ranks", n);
+    for (uint32_t i = 0; i < n; i++)
+        given[i] = cluster->rank[i].settings;
+    for (uint32_t i = 0; i < n; i++)
+        share_host(cluster, i, given);
+    free(given);
+    return LM_OK;
+}
+
+static enum lm_status ask_inventory(struct cluster *cluster, Lean__ModelFile *model,
+                                    struct lm_error *err)
+{
+    enum lm_status status = LM_OK;
+    for (uint32_t i = 1; i < cluster->world->n_rank && status == LM_OK; i++) {
+        model->n_thread = cluster->rank[i].settings.n_thread;
+        model->has_n_thread = model->n_thread > 0;
+        status = cluster_send(cluster->world, i, LEAN__FRAME_TYPE__MODEL, &model->base, err);
+    }
+    if (status != LM_OK) return status;
+    struct cluster_rank *const own = &cluster->rank[0];
+    inventory_take(&own->inventory, model->path, own->settings.n_thread);
+    return gather(cluster, LEAN__FRAME_TYPE__INVENTORY, take_inventory, err);
+}
+
 enum lm_status cluster_share_model(struct cluster *cluster, const struct gguf_file *file,
-                                   const char *path, uint64_t ram_bytes, uint32_t n_thread,
-                                   struct lm_error *err)
+                                   const char *path, struct lm_error *err)
 {
     Lean__ModelFile model = LEAN__MODEL_FILE__INIT;
     char *const absolute = realpath(path, NULL);
     model.path = absolute ? absolute : (char *)path;
-    model.has_n_thread = n_thread > 0;
-    model.n_thread = n_thread;
     enum lm_status status = gguf_fingerprint(file, &model.fingerprint, err);
     if (status == LM_OK) status = weights_sample(file, &model.weights, err);
-    if (status == LM_OK) status = send_to_all(cluster, LEAN__FRAME_TYPE__MODEL, &model.base, err);
-    if (status == LM_OK) {
-        inventory_take(&cluster->rank[0].inventory, path, n_thread);
-        status = gather(cluster, LEAN__FRAME_TYPE__INVENTORY, take_inventory, err);
-    }
+    if (status == LM_OK) status = ask_inventory(cluster, &model, err);
+    if (status == LM_OK) status = share_hosts(cluster, err);
     free(absolute);
-    for (uint32_t i = 0; i < cluster->world->n_rank && status == LM_OK; i++) {
-        struct cluster_rank *const rank = &cluster->rank[i];
-        const uint32_t share = rank->inventory.n_thread / rank->n_local;
-        rank->n_thread = n_thread ? n_thread : share ? share : 1;
-        rank->ram_bytes =
-            ram_bytes ? ram_bytes : without_reserve(rank->inventory.ram_bytes) / rank->n_local;
-    }
     return status;
 }
 
@@ -282,7 +338,7 @@ static enum lm_status cut(struct cluster *cluster, const struct partition_model 
         const struct cluster_rank *rank = &cluster->rank[i];
         const bool far = i + 1 < n && strcmp(rank->inventory.host, rank[1].inventory.host);
         ranks[i] = (struct partition_rank){
-            .ram_bytes = rank->ram_bytes,
+            .ram_bytes = rank->settings.ram_bytes,
             .memory_bytes_s = rank->inventory.memory_bytes_s / rank->n_local,
             .disk_bytes_s = rank->inventory.disk_bytes_s / rank->n_local,
             .hop_s = far ? HOP_NETWORK_S : HOP_HOST_S};
@@ -293,15 +349,19 @@ static enum lm_status cut(struct cluster *cluster, const struct partition_model 
 }
 
 /* The plan of a rank, in a line. */
-static void report_stage(const char *name, const struct partition_stage *stage)
+static void report_stage(const struct cluster_rank *rank, const struct partition_stage *stage)
 {
-    char fixed[24], slots[24], experts[24], expected[80] = "";
+    const char *const name = rank->name;
+    const uint32_t n_thread = rank->settings.n_thread;
+    char fixed[24], slots[24], experts[24], budget[24], expected[80] = "";
     if (stage->hit_rate < 1)
         snprintf(expected, sizeof(expected), " (about %.0f%% of the lookups) of %s",
                  100 * stage->hit_rate, log_format_bytes(stage->expert_bytes, experts));
-    log_info("%s: layers %u to %u: %s, and %s%s of experts in memory", name, stage->layer_begin,
-             stage->layer_end - 1, log_format_bytes(stage->fixed_bytes, fixed),
-             log_format_bytes(stage->slot_bytes, slots), expected);
+    log_info(
+        "%s: layers %u to %u: %s, and %s%s of experts in memory; may use %s and %u thread%s", name,
+        stage->layer_begin, stage->layer_end - 1, log_format_bytes(stage->fixed_bytes, fixed),
+        log_format_bytes(stage->slot_bytes, slots), expected,
+        log_format_bytes(rank->settings.ram_bytes, budget), n_thread, n_thread == 1 ? "" : "s");
     log_verbose("%s: predicted from measured rates: %.3g ms a token", name, 1e3 * stage->token_s);
 }
 
@@ -325,7 +385,7 @@ enum lm_status cluster_cut(struct cluster *cluster, const struct gguf_file *file
         struct cluster_rank *const rank = &cluster->rank[i];
         rank->layer_begin = stages[i].layer_begin;
         rank->layer_end = stages[i].layer_end;
-        report_stage(rank->name, &stages[i]);
+        report_stage(rank, &stages[i]);
     }
     free(n_layer);
     free(stages);
@@ -334,8 +394,20 @@ enum lm_status cluster_cut(struct cluster *cluster, const struct gguf_file *file
     return status;
 }
 
-enum lm_status cluster_send_setup(struct cluster *cluster, const struct part_config *config,
-                                  const struct run_sizes *sizes, struct lm_error *err)
+static void put_settings(Lean__Setup *setup, const struct rank_settings *settings)
+{
+    setup->ram_bytes = settings->ram_bytes;
+    setup->n_thread = settings->n_thread;
+    setup->kernels = (char *)settings->kernels;
+    setup->expert_slots = (char *)settings->expert_slots;
+    setup->policy = (char *)settings->policy;
+    setup->prefetch = (char *)settings->prefetch;
+    setup->io = (char *)settings->io;
+    setup->profile = (char *)settings->profile;
+}
+
+enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_sizes *sizes,
+                                  struct lm_error *err)
 {
     Lean__Setup setup = LEAN__SETUP__INIT;
     enum lm_status status = LM_OK;
@@ -345,19 +417,12 @@ enum lm_status cluster_send_setup(struct cluster *cluster, const struct part_con
     setup.n_cache_position = sizes->n_cache_position;
     setup.prefill_chunk = sizes->prefill_chunk;
     setup.kv_type = (int32_t)sizes->kv_type;
-    setup.kernels = (char *)config->kernels;
-    setup.expert_slots = (char *)config->expert_slots;
-    setup.policy = (char *)config->policy;
-    setup.prefetch = (char *)config->prefetch;
-    setup.io = (char *)config->io;
-    setup.profile = (char *)config->profile;
     for (uint32_t i = 1; i < cluster->world->n_rank && status == LM_OK; i++) {
         const struct cluster_rank *rank = &cluster->rank[i];
         setup.layer_begin = rank->layer_begin;
         setup.layer_end = rank->layer_end;
-        setup.ram_bytes = rank->ram_bytes;
-        setup.n_thread = rank->n_thread;
-        setup.pin = config->n_thread == 0 && rank->n_local == 1;
+        setup.pin = rank->pin;
+        put_settings(&setup, &rank->settings);
         status = cluster_send(cluster->world, i, LEAN__FRAME_TYPE__SETUP, &setup.base, err);
     }
     return status;
@@ -368,7 +433,10 @@ static enum lm_status take_ready(struct cluster *cluster, const struct frame *fr
 {
     Lean__Ready *ready = cluster_unpack(frame, &lean__ready__descriptor, err);
     if (!ready) return LM_E_FORMAT;
-    cluster->rank[frame->from].n_expert_slot = ready->n_expert_slot;
+    struct cluster_rank *const rank = &cluster->rank[frame->from];
+    rank->n_expert_slot = ready->n_expert_slot;
+    rank->n_thread = ready->n_thread;
+    snprintf(rank->kernels, sizeof(rank->kernels), "%s", ready->kernels);
     lean__ready__free_unpacked(ready, NULL);
     return LM_OK;
 }
@@ -415,6 +483,8 @@ void cluster_close(struct cluster *cluster)
         if (status != LM_OK && status != LM_E_RANK_LOST) world->ops->abort(world, &err);
     }
     if (cluster->edge) cluster->edge->ops->close(cluster->edge);
+    for (uint32_t i = 0; cluster->rank && i < world->n_rank; i++)
+        options_destroy(cluster->rank[i].kept);
     if (world) world->ops->close(world);
     free(cluster->rank);
     free(cluster);

@@ -35,11 +35,15 @@ struct cluster_rank {
     char name[96]; /* "rank 1 (HOST)" */
     int64_t pid;
     struct inventory inventory;
-    uint32_t n_local;   /* ranks on its host */
-    uint64_t ram_bytes; /* budget */
-    uint32_t n_thread;
+    uint32_t n_local;              /* ranks on its host */
+    struct rank_settings settings; /* its own; once the model is shared with budget and threads */
+    struct options *kept;          /* texts of settings, or NULL */
+    bool pin;                      /* it has its host for itself */
     uint32_t layer_begin, layer_end;
-    uint32_t n_expert_slot; /* of a rank but 0 that is ready: experts in memory; 0: all */
+    /* of a rank but 0 that is ready */
+    uint32_t n_expert_slot; /* experts in memory; 0: all */
+    uint32_t n_thread;
+    char kernels[16];
 };
 
 struct cluster;
@@ -55,18 +59,19 @@ const struct cluster_rank *cluster_rank(const struct cluster *cluster, uint32_t 
 struct world *cluster_world(const struct cluster *cluster);
 struct transport_edge *cluster_edge(const struct cluster *cluster); /* to rank 1 */
 
-/* path: of the model, as this rank opened it. ram_bytes, n_thread: as given for each rank; 0: a
- * rank's share of what its host has. LM_E_FORMAT: a rank has another file there. */
+/* How each rank is to run: own, but for what options say of it alone; NULL: nothing. Ranks without
+ * a budget or a number of threads share what the others on their host leave, once it is known. */
+enum lm_status cluster_settle(struct cluster *cluster, const struct rank_settings *own,
+                              const struct options *options, struct lm_error *err);
+/* path: of the model, as this rank opened it. LM_E_FORMAT: a rank has another file there. */
 enum lm_status cluster_share_model(struct cluster *cluster, const struct gguf_file *file,
-                                   const char *path, uint64_t ram_bytes, uint32_t n_thread,
-                                   struct lm_error *err);
+                                   const char *path, struct lm_error *err);
 /* Which layers each rank gets. request: of the whole, its sizes settled. */
 enum lm_status cluster_cut(struct cluster *cluster, const struct gguf_file *file,
                            const struct hparams *hp, const struct memory_request *request,
                            struct lm_error *err);
-/* config: what is alike on all ranks counts. */
-enum lm_status cluster_send_setup(struct cluster *cluster, const struct part_config *config,
-                                  const struct run_sizes *sizes, struct lm_error *err);
+enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_sizes *sizes,
+                                  struct lm_error *err);
 enum lm_status cluster_wait_ready(struct cluster *cluster, struct lm_error *err);
 /* The pipeline has ended the ranks. */
 void cluster_drained(struct cluster *cluster);

@@ -124,15 +124,15 @@ static enum lm_status load(struct member *member, const Lean__Setup *setup, stru
                                     .kv_type = (enum tensor_type)setup->kv_type};
     const struct part_config config = {.layer_begin = setup->layer_begin,
                                        .layer_end = setup->layer_end,
-                                       .ram_bytes = setup->ram_bytes,
-                                       .n_thread = setup->n_thread,
+                                       .settings = {.ram_bytes = setup->ram_bytes,
+                                                    .n_thread = setup->n_thread,
+                                                    .kernels = setup->kernels,
+                                                    .expert_slots = setup->expert_slots,
+                                                    .policy = setup->policy,
+                                                    .prefetch = setup->prefetch,
+                                                    .io = setup->io,
+                                                    .profile = setup->profile},
                                        .pin = setup->pin,
-                                       .kernels = setup->kernels,
-                                       .expert_slots = setup->expert_slots,
-                                       .policy = setup->policy,
-                                       .prefetch = setup->prefetch,
-                                       .io = setup->io,
-                                       .profile = setup->profile,
                                        .name = member->name,
                                        .in = member->in,
                                        .out = member->out};
@@ -153,6 +153,8 @@ static enum lm_status answer_setup(struct member *member, struct lm_error *err)
     if (status != LM_OK) return status;
     Lean__Ready ready = LEAN__READY__INIT;
     ready.n_expert_slot = member->part.n_expert_slot;
+    ready.n_thread = backend_cpu_n_thread(member->part.backend);
+    ready.kernels = (char *)backend_cpu_kernels(member->part.backend);
     return cluster_send(member->world, 0, LEAN__FRAME_TYPE__READY, &ready.base, err);
 }
 

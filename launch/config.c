@@ -19,7 +19,6 @@
 #include "proto/base/read_all.h"
 #include "proto/config.pb-c.h"
 #include "proto/text/textproto.h"
-#include "proto/transport/world.h"
 
 extern char **environ;
 
@@ -46,6 +45,9 @@ struct config {
     Lean__Config *values;
     char *origins[MAX_SETTINGS]; /* by index of the setting, owned */
     const char *layer;           /* while loading: what sets values now */
+    char *path;                  /* of --config, or NULL */
+    uint32_t rank;               /* whose override blocks count */
+    char host[256];
 };
 
 /* ---- settings ---- */
@@ -131,24 +133,15 @@ static void on_set(void *context, const char *path)
     if (index >= 0) remember_origin(config, index, NULL);
 }
 
-/* Whether an override block speaks of this process: rank 0 on this host. */
-static bool override_applies(const Lean__Override *override)
+/* Whether an override block speaks of the rank. A host may be named without its domain. */
+static bool override_applies(const struct config *config, const Lean__Override *override)
 {
-    char host[256] = "";
-    gethostname(host, sizeof(host) - 1);
+    const char *host = config->host;
     const size_t short_length = strcspn(host, ".");
-    if (override->has_rank && override->rank != 0) return false;
+    if (override->has_rank && override->rank != config->rank) return false;
     if (!override->host) return true;
     return !strcmp(override->host, host) ||
            (strlen(override->host) == short_length && !strncmp(override->host, host, short_length));
-}
-
-/* Ranks get what rank 0 runs with, whatever a block says of them or of rank 0 alone. */
-static void warn_of_overrides(const char *file, size_t n_override)
-{
-    uint32_t rank, n_rank;
-    if (n_override && world_mpi_launched(&rank, &n_rank) && n_rank > 1)
-        log_warning("%s: override blocks of rank 0 count for all ranks, others for none", file);
 }
 
 /* Merges the blocks that apply, then removes them all: they belong to their file. */
@@ -161,10 +154,9 @@ static enum lm_status merge_overrides(struct config *config, struct lm_error *er
     if (asprintf(&layer, "override in %s", file) < 0)
         return lm_fail(err, LM_E_NO_MEM, "no memory for the configuration");
     config->layer = layer;
-    warn_of_overrides(file, values->n_override);
     for (size_t i = 0; i < values->n_override && status == LM_OK; i++) {
         const Lean__Override *override = values->override[i];
-        if (!override->set || !override_applies(override)) continue;
+        if (!override->set || !override_applies(config, override)) continue;
         if (override->set->n_override) {
             status = lm_fail(err, LM_E_USAGE, "%s: an override inside an override", file);
             break;
@@ -284,17 +276,24 @@ void config_destroy(struct config *config)
     if (!config) return;
     for (size_t i = 0; i < MAX_SETTINGS; i++)
         free(config->origins[i]);
+    free(config->path);
     if (config->values) protobuf_c_message_free_unpacked(&config->values->base, NULL);
     free(config);
 }
 
-enum lm_status config_load(struct config **out, const char *path, struct lm_error *err)
+/* All layers as they count for the rank on that host. */
+static enum lm_status load(struct config **out, const char *path, uint32_t rank, const char *host,
+                           struct lm_error *err)
 {
     assert(!config_setting_at(MAX_SETTINGS));
     struct config *config = NULL;
     enum lm_status status = create(&config, err);
     if (status != LM_OK) return status;
     const bool named = path || config_environment("LEAN_CONFIG");
+    config->rank = rank;
+    snprintf(config->host, sizeof(config->host), "%s", host);
+    config->path = path ? strdup(path) : NULL;
+    if (path && !config->path) status = lm_fail(err, LM_E_NO_MEM, "no memory for a path");
 
     size_t n_file = 0;
     for (char *file; (file = config_file_at(path, n_file)); n_file++)
@@ -311,9 +310,23 @@ enum lm_status config_load(struct config **out, const char *path, struct lm_erro
         config_destroy(config);
         return status;
     }
-    warn_of_unknown_variables();
     *out = config;
     return LM_OK;
+}
+
+enum lm_status config_load(struct config **out, const char *path, struct lm_error *err)
+{
+    char host[256] = "";
+    gethostname(host, sizeof(host) - 1);
+    const enum lm_status status = load(out, path, 0, host, err);
+    if (status == LM_OK) warn_of_unknown_variables();
+    return status;
+}
+
+enum lm_status config_load_for_rank(struct config **out, const struct config *config, uint32_t rank,
+                                    const char *host, struct lm_error *err)
+{
+    return load(out, config->path, rank, host, err);
 }
 
 enum lm_status config_load_variables(struct config **out, struct lm_error *err)

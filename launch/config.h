@@ -3,7 +3,8 @@
  * Precedence, highest first: command line (options.h), LEAN_<SECTION>_<KEY> variables, the file of
  * --config or LEAN_CONFIG, the user's file, the installation's file, built-in defaults. Files are
  * text format of the message lean.Config (proto/config.proto); an override block ranks just above
- * the file that holds it and counts if its host and rank are this process's.
+ * the file that holds it and counts for the rank and the host that it names; this process is rank
+ * 0.
  *
  * A setting is an option_spec with a key: kind, bounds, default and help stand there once.
  *
@@ -13,6 +14,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "proto/base/error.h"
 
@@ -23,6 +25,9 @@ struct config;
  * user's and the system's need not. LM_E_USAGE: a mistake in a file (with line and column) or in a
  * variable. A LEAN_* variable that is no setting gives a warning. */
 enum lm_status config_load(struct config **out, const char *path, struct lm_error *err);
+/* The same layers as they count for another rank, on a host of that name. */
+enum lm_status config_load_for_rank(struct config **out, const struct config *config, uint32_t rank,
+                                    const char *host, struct lm_error *err);
 /* From variables only: for a rank but 0, whose host may have other files. */
 enum lm_status config_load_variables(struct config **out, struct lm_error *err);
 void config_destroy(struct config *config);

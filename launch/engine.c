@@ -34,6 +34,7 @@ struct engine {
     struct step_runner runner;
     struct run_sizes sizes;
     uint64_t cache_bytes, state_bytes;
+    uint64_t ram_bytes; /* this rank's budget */
     bool keeps_profile;
     void (*on_experts)(void *context);
     void *experts_context;
@@ -45,6 +46,7 @@ enum lm_status engine_config_from_options(struct engine_config *config,
 {
     (void)err; /* options checked the values */
     *config = (struct engine_config){
+        .options = options,
         .n_ctx = (uint32_t)options_int(options, "ctx"),
         .n_slot = (uint32_t)options_int(options, "parallel"),
         .kv_type = options_string(options, "kv-type"),
@@ -111,7 +113,7 @@ static uint64_t total_ram_bytes(const struct cluster *cluster)
 {
     uint64_t n_bytes = 0;
     for (uint32_t i = 0; i < cluster_n_rank(cluster); i++)
-        n_bytes += cluster_rank(cluster, i)->ram_bytes;
+        n_bytes += cluster_rank(cluster, i)->settings.ram_bytes;
     return n_bytes;
 }
 
@@ -145,42 +147,54 @@ static enum lm_status settle_sizes(struct engine *engine, const struct engine_co
 
 /* ---- several ranks ------------------------------------------------------------------------ */
 
-/* What of the configuration this rank and others run by. */
+static struct rank_settings own_settings(const struct engine_config *config)
+{
+    return (struct rank_settings){.ram_bytes = config->ram_bytes,
+                                  .n_thread = config->n_thread,
+                                  .kernels = config->reference ? "reference" : config->kernels,
+                                  .expert_slots = config->expert_slots,
+                                  .policy = config->policy,
+                                  .prefetch = config->prefetch,
+                                  .io = config->io,
+                                  .profile = config->profile};
+}
+
+/* What a rank runs by; all there is of one that is alone. */
 static struct part_config part_config(const struct engine *engine,
-                                      const struct engine_config *config)
+                                      const struct engine_config *config, uint32_t i)
 {
     struct part_config part = {.layer_end = engine->part.hp.n_layer,
-                               .ram_bytes = config->ram_bytes,
-                               .n_thread = config->n_thread,
+                               .settings = own_settings(config),
                                .pin = config->n_thread == 0,
-                               .kernels = config->reference ? "reference" : config->kernels,
-                               .expert_slots = config->expert_slots,
-                               .policy = config->policy,
-                               .prefetch = config->prefetch,
-                               .io = config->io,
-                               .profile = config->profile,
                                .trace_path = config->trace_path};
-    if (!engine->cluster) return part;
-    const struct cluster_rank *rank = cluster_rank(engine->cluster, 0);
-    part.layer_end = rank->layer_end;
-    part.ram_bytes = rank->ram_bytes;
-    part.n_thread = rank->n_thread;
-    part.pin = config->n_thread == 0 && rank->n_local == 1;
-    part.name = rank->name;
-    part.out = cluster_edge(engine->cluster);
+    if (engine->cluster) {
+        const struct cluster_rank *rank = cluster_rank(engine->cluster, i);
+        part.layer_begin = rank->layer_begin;
+        part.layer_end = rank->layer_end;
+        part.settings = rank->settings;
+        part.pin = rank->pin;
+        part.name = rank->name;
+        if (i == 0) part.out = cluster_edge(engine->cluster);
+    }
     return part;
+}
+
+/* Tells the others the model, and settles how each of them runs. */
+static enum lm_status share_model(struct engine *engine, const struct engine_config *config,
+                                  struct lm_error *err)
+{
+    const struct rank_settings own = own_settings(config);
+    const enum lm_status status = cluster_settle(engine->cluster, &own, config->options, err);
+    if (status != LM_OK) return status;
+    return cluster_share_model(engine->cluster, engine->part.file, config->model_path, err);
 }
 
 static enum lm_status plan_rank(const struct engine *engine, const struct engine_config *config,
                                 uint32_t i, struct memory_plan *plan, struct lm_error *err)
 {
-    const struct cluster_rank *rank = cluster_rank(engine->cluster, i);
-    struct part_config part = part_config(engine, config);
+    const struct part_config part = part_config(engine, config, i);
     struct memory_request request;
     uint32_t n_expert_slot;
-    part.layer_begin = rank->layer_begin;
-    part.layer_end = rank->layer_end;
-    part.ram_bytes = rank->ram_bytes;
     const enum lm_status status =
         model_part_request(&engine->part, &part, &engine->sizes, &request, &n_expert_slot, err);
     if (status == LM_OK) memory_plan_make(plan, engine->part.file, &engine->part.hp, &request);
@@ -217,8 +231,7 @@ static enum lm_status set_up_ranks(struct engine *engine, const struct engine_co
     if (status == LM_OK) status = limit_context(engine, config, err);
     if (status == LM_OK) status = plan_rank(engine, config, 0, plan, err);
     if (status != LM_OK) return status;
-    const struct part_config part = part_config(engine, config);
-    return cluster_send_setup(engine->cluster, &part, &engine->sizes, err);
+    return cluster_send_setup(engine->cluster, &engine->sizes, err);
 }
 
 static enum lm_status create_runner(struct engine *engine, const struct engine_config *asked,
@@ -272,15 +285,14 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
     if (status == LM_OK && engine->cluster && config->trace_path)
         status = lm_fail(err, LM_E_UNSUPPORTED, "--trace: several ranks cannot record one");
     if (status == LM_OK) status = open_model(engine, config->model_path, err);
-    if (status == LM_OK && engine->cluster)
-        status = cluster_share_model(engine->cluster, engine->part.file, config->model_path,
-                                     config->ram_bytes, config->n_thread, err);
+    if (status == LM_OK && engine->cluster) status = share_model(engine, config, err);
     if (status == LM_OK) status = settle_sizes(engine, config, &request, &plan, err);
     if (status == LM_OK && engine->cluster)
         status = set_up_ranks(engine, config, &request, &plan, err);
     if (status != LM_OK) return status;
-    struct part_config part = part_config(engine, config);
-    if (!engine->cluster) part.ram_bytes = plan.budget_bytes; /* as it was measured */
+    struct part_config part = part_config(engine, config, 0);
+    if (!engine->cluster) part.settings.ram_bytes = plan.budget_bytes; /* as it was measured */
+    engine->ram_bytes = part.settings.ram_bytes;
     if (config->on_plan) config->on_plan(config->plan_context, &plan);
     status = model_part_load(&engine->part, &part, &engine->sizes, err);
     engine->keeps_profile = status == LM_OK && !config->profile;
@@ -384,13 +396,25 @@ uint32_t engine_n_rank(const struct engine *engine)
 
 struct engine_rank engine_rank(const struct engine *engine, uint32_t rank)
 {
-    if (!engine->cluster)
-        return (struct engine_rank){.pid = getpid(), .layer_end = engine->part.hp.n_layer};
+    struct engine_rank own = {.pid = getpid(),
+                              .layer_end = engine->part.hp.n_layer,
+                              .ram_bytes = engine->ram_bytes,
+                              .n_thread = backend_cpu_n_thread(engine->part.backend),
+                              .n_expert_slot = engine->part.n_expert_slot,
+                              .kernels = backend_cpu_kernels(engine->part.backend)};
+    if (!engine->cluster) return own;
     const struct cluster_rank *of = cluster_rank(engine->cluster, rank);
+    own.host = of->inventory.host;
+    own.layer_end = of->layer_end;
+    if (rank == 0) return own;
     return (struct engine_rank){.pid = of->pid,
                                 .host = of->inventory.host,
                                 .layer_begin = of->layer_begin,
-                                .layer_end = of->layer_end};
+                                .layer_end = of->layer_end,
+                                .ram_bytes = of->settings.ram_bytes,
+                                .n_thread = of->n_thread,
+                                .n_expert_slot = of->n_expert_slot,
+                                .kernels = of->kernels};
 }
 
 struct engine_stats engine_stats(const struct engine *engine)

@@ -35,6 +35,7 @@ enum {
 
 struct engine_config {
     struct cluster_config cluster;
+    const struct options *options; /* what ranks but 0 have differently; NULL: nothing */
     const char *model_path;
     uint32_t n_ctx;           /* 0: what fits, at most the trained context */
     uint32_t n_slot;          /* sequences held at once; 0: 1 */
@@ -139,6 +140,9 @@ struct engine_rank {
     int64_t pid;
     const char *host; /* NULL: this one */
     uint32_t layer_begin, layer_end;
+    uint64_t ram_bytes;               /* budget */
+    uint32_t n_thread, n_expert_slot; /* n_expert_slot: in memory; 0: all */
+    const char *kernels;
 };
 uint32_t engine_n_rank(const struct engine *engine);
 struct engine_rank engine_rank(const struct engine *engine, uint32_t rank);

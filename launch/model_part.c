@@ -74,8 +74,8 @@ enum lm_status model_part_request(const struct model_part *part, const struct pa
                                        .n_cache_position = sizes->n_cache_position,
                                        .prefill_chunk = sizes->prefill_chunk,
                                        .kv_type = sizes->kv_type,
-                                       .budget_bytes = config->ram_bytes};
-    return model_part_request_slots(part, request, config->expert_slots, n_slot, err);
+                                       .budget_bytes = config->settings.ram_bytes};
+    return model_part_request_slots(part, request, config->settings.expert_slots, n_slot, err);
 }
 
 static enum lm_status plan(struct model_part *part, const struct part_config *config,
@@ -102,7 +102,7 @@ static enum lm_status plan(struct model_part *part, const struct part_config *co
 
 /* ---- loading ------------------------------------------------------------------------------ */
 
-static struct pager_options pager_options(const struct part_config *config, uint32_t n_slot)
+static struct pager_options pager_options(const struct rank_settings *config, uint32_t n_slot)
 {
     const char *const io = config->io ? config->io : "auto";
     const char *const prefetch = config->prefetch ? config->prefetch : "auto";
@@ -122,38 +122,39 @@ static struct pager_options pager_options(const struct part_config *config, uint
 static enum lm_status create_worker(struct model_part *part, const struct part_config *asked,
                                     const struct run_sizes *sizes, struct lm_error *err)
 {
-    const struct worker_config config = {.file = part->file,
-                                         .hp = &part->hp,
-                                         .store = part->store,
-                                         .pager = pager_options(asked, part->n_expert_slot),
-                                         .backend = part->backend,
-                                         .layer_begin = asked->layer_begin,
-                                         .layer_end = asked->layer_end,
-                                         .in = asked->in,
-                                         .out = asked->out,
-                                         .n_slot = sizes->n_slot + sizes->n_snapshot,
-                                         .n_ctx = sizes->n_ctx,
-                                         .n_position = (uint64_t)sizes->n_slot * sizes->n_ctx +
-                                                       sizes->n_cache_position,
-                                         .n_batch = sizes->prefill_chunk + sizes->n_slot,
-                                         .kv_type = sizes->kv_type,
-                                         .trace_path = asked->trace_path,
-                                         .name = asked->name};
+    const struct worker_config config = {
+        .file = part->file,
+        .hp = &part->hp,
+        .store = part->store,
+        .pager = pager_options(&asked->settings, part->n_expert_slot),
+        .backend = part->backend,
+        .layer_begin = asked->layer_begin,
+        .layer_end = asked->layer_end,
+        .in = asked->in,
+        .out = asked->out,
+        .n_slot = sizes->n_slot + sizes->n_snapshot,
+        .n_ctx = sizes->n_ctx,
+        .n_position = (uint64_t)sizes->n_slot * sizes->n_ctx + sizes->n_cache_position,
+        .n_batch = sizes->prefill_chunk + sizes->n_slot,
+        .kv_type = sizes->kv_type,
+        .trace_path = asked->trace_path,
+        .name = asked->name};
     return worker_create(&part->worker, &config, err);
 }
 
 enum lm_status model_part_load(struct model_part *part, const struct part_config *config,
                                const struct run_sizes *sizes, struct lm_error *err)
 {
-    const struct backend_cpu_config cpu = {
-        .n_thread = config->n_thread, .kernels = config->kernels, .pin = config->pin};
+    const struct backend_cpu_config cpu = {.n_thread = config->settings.n_thread,
+                                           .kernels = config->settings.kernels,
+                                           .pin = config->pin};
     struct memory_plan made;
     enum lm_status status = plan(part, config, sizes, &made, err);
     if (status == LM_OK) status = backend_cpu_create(&part->backend, &cpu, err);
     if (status == LM_OK) status = create_worker(part, config, sizes, err);
-    if (status == LM_OK && (part->n_expert_slot || config->profile))
+    if (status == LM_OK && (part->n_expert_slot || config->settings.profile))
         status = routing_profile_load(worker_pager(part->worker), part->file, &part->hp,
-                                      config->profile, err);
+                                      config->settings.profile, err);
     if (status == LM_OK) memory_plan_recheck(&made, host_memory_taken(), host_memory_available());
     return status;
 }

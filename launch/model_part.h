@@ -8,6 +8,7 @@
 #define LEAN_LAUNCH_MODEL_PART_H
 
 #include "coordinator/plan/memory_plan.h"
+#include "launch/rank_settings.h"
 #include "proto/model/hparams.h"
 #include "worker/worker.h"
 
@@ -18,13 +19,11 @@ struct run_sizes {
     enum tensor_type kv_type;
 };
 
-/* How this rank runs; texts as in struct engine_config. */
+/* How this rank runs. */
 struct part_config {
     uint32_t layer_begin, layer_end;
-    uint64_t ram_bytes; /* budget; 0: what is free */
-    uint32_t n_thread;  /* 0: physical cores */
-    bool pin;           /* threads to cores */
-    const char *kernels, *expert_slots, *policy, *prefetch, *io, *profile;
+    struct rank_settings settings;
+    bool pin; /* threads to cores */
     const char *trace_path;
     const char *name;                /* of the rank, or NULL */
     struct transport_edge *in, *out; /* or NULL */

@@ -127,6 +127,7 @@ struct slot {
     const char **values; /* [n_value], borrowed from argv, or owned */
     size_t n_value;
     bool owned;
+    bool configured; /* the configuration gave them */
 };
 
 struct options {
@@ -404,6 +405,7 @@ static void clear_slot(struct slot *slot)
     for (size_t v = 0; slot->owned && v < slot->n_value; v++)
         free((char *)slot->values[v]);
     slot->n_value = 0;
+    slot->configured = false;
 }
 
 /* As add_value, of malloc'ed text that the slot then owns. */
@@ -423,7 +425,7 @@ enum lm_status options_fill(struct options *options, const struct config *config
     for (size_t s = 0; s < options->n_slot && status == LM_OK; s++) {
         struct slot *slot = &options->slots[s];
         if (!slot->spec->key || slot->n_value) continue;
-        slot->owned = true;
+        slot->owned = slot->configured = true;
         char *text;
         for (size_t i = 0; status == LM_OK; i++) {
             status = config_get(config, slot->spec->key, i, &text, err);
@@ -432,6 +434,37 @@ enum lm_status options_fill(struct options *options, const struct config *config
         }
     }
     return status;
+}
+
+/* The slot of the same option in another set, borrowing its values. */
+static enum lm_status copy_slot(struct slot *to, const struct slot *from, struct lm_error *err)
+{
+    to->spec = from->spec;
+    if (from->configured || !from->n_value) return LM_OK;
+    to->values = malloc(from->n_value * sizeof(*to->values));
+    if (!to->values) return lm_fail(err, LM_E_NO_MEM, "no memory for options");
+    memcpy(to->values, from->values, from->n_value * sizeof(*to->values));
+    to->n_value = from->n_value;
+    return LM_OK;
+}
+
+enum lm_status options_refill(struct options **out, const struct options *options,
+                              const struct config *config, struct lm_error *err)
+{
+    struct options *copy = calloc(1, sizeof(*copy));
+    if (copy) copy->slots = calloc(options->n_slot, sizeof(*copy->slots));
+    enum lm_status status = LM_OK;
+    if (!copy || !copy->slots) status = lm_fail(err, LM_E_NO_MEM, "no memory for options");
+    for (size_t i = 0; i < options->n_slot && status == LM_OK; i++, copy->n_slot++)
+        status = copy_slot(&copy->slots[i], &options->slots[i], err);
+    if (status == LM_OK) status = options_fill(copy, config, err);
+    if (status != LM_OK) {
+        options_destroy(copy);
+        return status;
+    }
+    copy->config = NULL;
+    *out = copy;
+    return LM_OK;
 }
 
 const struct config *options_config(const struct options *options)

@@ -58,6 +58,10 @@ void options_destroy(struct options *options);
  * where there is one. config must outlive options. */
 enum lm_status options_fill(struct options *options, const struct config *config,
                             struct lm_error *err);
+/* What the command line gave, filled from another configuration, which need not outlive it. *out is
+ * destroyed before options. */
+enum lm_status options_refill(struct options **out, const struct options *options,
+                              const struct config *config, struct lm_error *err);
 /* The configuration that options were filled from, or NULL. */
 const struct config *options_config(const struct options *options);
 

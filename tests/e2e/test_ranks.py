@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import unittest
@@ -115,6 +116,71 @@ class Eval(unittest.TestCase):
                 with open(os.path.join(cache, "lean/profiles", name), "rb") as file:
                     kept.append(file.read())
         self.assertEqual(kept[0], kept[1])
+
+
+class Overrides(unittest.TestCase):
+    """Blocks of the configuration for one rank or one host."""
+    MODEL = model_path("qwen35moe-s-q8_0")
+    GIB = 1 << 30
+
+    def config(self, *blocks):
+        file = tempfile.NamedTemporaryFile("w", suffix=".textproto")
+        self.addCleanup(file.close)
+        file.write('compute { threads: 2 } tiers { ram { size: "2GiB" } }\n' + "\n".join(blocks))
+        file.flush()
+        return file.name
+
+    def test_each_rank_runs_by_its_own_settings(self):
+        here = socket.gethostname()
+        config = self.config(
+            'override { rank: 1 set { compute { threads: 1 kernels: REF } '
+            'tiers { ram { size: "1GiB" } expert_slots: "min" profile: "none" } } }',
+            f'override {{ rank: 2 host: "{here}" set {{ compute {{ threads: 3 }} }} }}',
+            'override { rank: 2 host: "elsewhere" set { compute { threads: 4 } } }',
+            'override { host: "elsewhere" set { compute { threads: 5 } } }')
+        expected = evaluate(1, self.MODEL)
+        answer = evaluate(3, self.MODEL, "--config", config, "--partition", "3,3,2")
+        self.assertEqual(bits(answer), bits(expected))
+        found = answer["effective"]["ranks"]
+        self.assertEqual([rank["threads"] for rank in found], [2, 1, 3])
+        self.assertEqual([rank["ram"] for rank in found], [2 * self.GIB, self.GIB, 2 * self.GIB])
+        self.assertEqual(found[1]["kernels"], "ref")
+        self.assertEqual(found[0]["kernels"], expected["effective"]["kernels"])
+        self.assertEqual([bool(rank.get("expert_slots")) for rank in found], [False, True, False])
+        self.assertEqual(len({json.dumps([rank["threads"], rank["ram"]]) for rank in found}), 3)
+
+    def test_the_host_of_all_ranks(self):
+        config = self.config(f'override {{ host: "{socket.gethostname()}" set '
+                             '{ compute { threads: 1 } } }')
+        found = evaluate(2, self.MODEL, "--config", config)["effective"]["ranks"]
+        self.assertEqual([rank["threads"] for rank in found], [1, 1])
+
+    def test_the_command_line_counts_for_all(self):
+        config = self.config("override { rank: 1 set { compute { threads: 1 } } }")
+        found = evaluate(2, self.MODEL, "--config", config, "--threads", 3)["effective"]["ranks"]
+        self.assertEqual([rank["threads"] for rank in found], [3, 3])
+
+    def test_the_cut_goes_by_each_budget(self):
+        """The one with the memory gets the layers, in the job and in what is predicted of it."""
+        config = self.config('override { rank: 0 set { tiers { ram { size: "112MiB" } } } }',
+                             'override { rank: 1 set { tiers { ram { size: "8GiB" } } } }')
+        result = ranks.lean(2, "eval", self.MODEL, "--ids", "1,2", "--config", config, "--ctx", 65536,
+                            "--json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        found = json.loads(result.stdout)["effective"]["ranks"]
+        self.assertLess(found[0]["layers"][1], found[1]["layers"][1] - found[1]["layers"][0])
+        self.assertIn("may use 112 MiB", result.stderr)
+        shown = cli.lean("inspect", self.MODEL, "--memory", "--ranks", 2, "--config", config, "--ctx",
+                         65536, "--json")
+        stages = json.loads(shown.stdout)["memory"]["ranks"]
+        self.assertEqual([[stage["layer_begin"], stage["layer_end"] - 1] for stage in stages],
+                         [rank["layers"] for rank in found])
+
+    def test_what_ranks_have_alike_is_said(self):
+        config = self.config("override { rank: 1 set { model { ctx: 512 } } }")
+        result = ranks.lean(2, "eval", self.MODEL, "--ids", "1,2", "--config", config)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertEqual(result.stderr.count("model.ctx is the same on all ranks"), 1)
 
 
 class Failures(unittest.TestCase):

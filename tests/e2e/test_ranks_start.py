@@ -72,15 +72,6 @@ class Start(unittest.TestCase):
         self.assertIn(f"lean: error: not all ranks had started after {TIMEOUT_S} s", said)
         self.assertLess(seconds, 15)
 
-    def test_overrides_are_not_left_out_in_silence(self):
-        config = os.path.join(self.home[0], "config.textproto")
-        with open(config, "w") as file:
-            file.write('override { rank: 1 set { tiers { ram { size: "1GiB" } } } }')
-        done = lean("run", "--config", config, "--ranks", "2", "--allow-root", "--max-tokens", "1",
-                    DEMO, "hello")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(done.stderr.count("override blocks of rank 0 count for all ranks"), 1)
-
     def test_another_number_of_ranks_than_mpirun_started(self):
         command = [*self.command[:2], "--ranks", "3", *self.command[2:]]
         code, said, _ = run(command, command)
