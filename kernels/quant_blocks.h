@@ -19,6 +19,7 @@
 #ifndef LEAN_KERNELS_QUANT_BLOCKS_H
 #define LEAN_KERNELS_QUANT_BLOCKS_H
 
+#include <assert.h>
 #include <stdint.h>
 
 enum { QK = 256, QK32 = 32 };
@@ -90,19 +91,19 @@ struct block_mxfp4 {
     uint8_t qs[16];
 };
 
-_Static_assert(sizeof(struct block_q4_0) == 18, "Q4_0");
-_Static_assert(sizeof(struct block_q4_1) == 20, "Q4_1");
-_Static_assert(sizeof(struct block_q5_0) == 22, "Q5_0");
-_Static_assert(sizeof(struct block_q5_1) == 24, "Q5_1");
-_Static_assert(sizeof(struct block_q8_0) == 34, "Q8_0");
-_Static_assert(sizeof(struct block_q2_k) == 84, "Q2_K");
-_Static_assert(sizeof(struct block_q3_k) == 110, "Q3_K");
-_Static_assert(sizeof(struct block_q4_k) == 144, "Q4_K");
-_Static_assert(sizeof(struct block_q5_k) == 176, "Q5_K");
-_Static_assert(sizeof(struct block_q6_k) == 210, "Q6_K");
-_Static_assert(sizeof(struct block_iq4_nl) == 18, "IQ4_NL");
-_Static_assert(sizeof(struct block_iq4_xs) == 136, "IQ4_XS");
-_Static_assert(sizeof(struct block_mxfp4) == 17, "MXFP4");
+static_assert(sizeof(struct block_q4_0) == 18, "Q4_0");
+static_assert(sizeof(struct block_q4_1) == 20, "Q4_1");
+static_assert(sizeof(struct block_q5_0) == 22, "Q5_0");
+static_assert(sizeof(struct block_q5_1) == 24, "Q5_1");
+static_assert(sizeof(struct block_q8_0) == 34, "Q8_0");
+static_assert(sizeof(struct block_q2_k) == 84, "Q2_K");
+static_assert(sizeof(struct block_q3_k) == 110, "Q3_K");
+static_assert(sizeof(struct block_q4_k) == 144, "Q4_K");
+static_assert(sizeof(struct block_q5_k) == 176, "Q5_K");
+static_assert(sizeof(struct block_q6_k) == 210, "Q6_K");
+static_assert(sizeof(struct block_iq4_nl) == 18, "IQ4_NL");
+static_assert(sizeof(struct block_iq4_xs) == 136, "IQ4_XS");
+static_assert(sizeof(struct block_mxfp4) == 17, "MXFP4");
 
 /* A quantized activation row is an array of these, one for each 256 columns, 64-byte aligned.
  *
@@ -125,7 +126,7 @@ struct act_q8_0 {
     float d[8];
     int32_t sums[8];
 };
-_Static_assert(sizeof(struct act_q8_k) == 320, "act_q8_k");
-_Static_assert(sizeof(struct act_q8_0) == 320, "act_q8_0");
+static_assert(sizeof(struct act_q8_k) == 320, "act_q8_k");
+static_assert(sizeof(struct act_q8_0) == 320, "act_q8_0");
 
 #endif
