@@ -54,7 +54,7 @@ enum lm_status edges_create(struct edges **out, const struct edges_config *confi
     enum lm_status status = LM_OK;
     if (!edges->tail) status = lm_fail(err, LM_E_NO_MEM, "edges: no memory");
     edges->x[0] = x;
-    for (int i = 1; i < N_X && status == LM_OK; i++) {
+    for (int i = x ? 1 : 0; i < N_X && status == LM_OK; i++) {
         edges->own[i] = config->backend->ops->alloc(
             config->backend, row_bytes(edges, config->n_batch) + n_tail, err);
         if (!edges->own[i]) status = LM_E_NO_MEM;
@@ -71,7 +71,7 @@ enum lm_status edges_create(struct edges **out, const struct edges_config *confi
 void edges_destroy(struct edges *edges)
 {
     if (!edges) return;
-    for (int i = 1; i < N_X; i++)
+    for (int i = 0; i < N_X; i++)
         if (edges->own[i]) edges->config.backend->ops->free(edges->config.backend, edges->own[i]);
     free(edges->tail);
     free(edges);

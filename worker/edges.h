@@ -17,14 +17,15 @@ struct edges;
 struct transport_edge;
 
 struct edges_config {
-    struct backend *backend;
+    struct backend *backend;         /* whose memory the host reads */
     struct transport_edge *in, *out; /* NULL on the first, on the last stage; not both */
     uint32_t n_embd, n_batch, n_slot;
 };
 
 /* Bytes behind x that a buffer has room for. */
 size_t edges_trailer_bytes(uint32_t n_slot);
-/* x: a buffer of n_batch rows and edges_trailer_bytes, borrowed; the others are made here. */
+/* x: a buffer of n_batch rows and edges_trailer_bytes, borrowed, or NULL; the others are made here.
+ */
 enum lm_status edges_create(struct edges **out, const struct edges_config *config, float *x,
                             struct lm_error *err);
 void edges_destroy(struct edges *edges); /* NULL is legal */

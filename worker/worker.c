@@ -11,10 +11,9 @@
 #include "proto/base/map_guard.h"
 #include "proto/gguf/gguf.h"
 #include "worker/edges.h"
-#include "worker/graph/graph.h"
 #include "worker/pager/trace.h"
 #include "worker/sampling/sampler.h"
-#include "worker/state/seq_state.h"
+#include "worker/span.h"
 
 /* Rows of logits at a time: enough to read the output matrix seldom, few enough to stay small
  * beside a vocabulary of 250,000. */
@@ -22,14 +21,13 @@ enum { LOGIT_ROWS = 32 };
 
 struct worker {
     struct worker_config config;
-    struct model *model;
-    struct seq_state *state;
-    struct expert_pager *pager;
+    struct expert_pager *pager; /* of the CPU's layers if it has slots, else of all */
     struct route_trace *trace;
-    struct graph graph;
+    struct span span[2]; /* [n_span] in the order of their layers */
+    uint32_t n_span;
     struct sampler *sampler;
 
-    float *logits;      /* [LOGIT_ROWS][n_vocab], backend memory */
+    float *logits;      /* [LOGIT_ROWS][n_vocab], in memory of the last span's backend */
     float *host_logits; /* [n_vocab] */
     /* the batch */
     struct token_ref *token;     /* [n_batch] */
@@ -52,9 +50,19 @@ static bool is_last(const struct worker *worker)
     return worker->config.layer_end == worker->config.hp->n_layer;
 }
 
+static struct span *first_span(struct worker *worker)
+{
+    return &worker->span[0];
+}
+
+static struct span *last_span(struct worker *worker)
+{
+    return &worker->span[worker->n_span - 1];
+}
+
 static enum lm_status create_head(struct worker *worker, struct lm_error *err)
 {
-    struct backend *backend = worker->config.backend;
+    struct backend *backend = last_span(worker)->backend;
     const size_t n_vocab = worker->config.hp->n_vocab;
     if (!is_last(worker)) return LM_OK;
     worker->logits = backend->ops->alloc(backend, LOGIT_ROWS * n_vocab * sizeof(float), err);
@@ -89,15 +97,25 @@ static enum lm_status create_edges(struct worker *worker, struct lm_error *err)
                                        .n_slot = config->n_slot};
     if (is_first(worker) && is_last(worker)) return LM_OK;
     assert(is_first(worker) == !config->in && is_last(worker) == !config->out);
-    return edges_create(&worker->edges, &edges, worker->graph.x, err);
+    float *const x = first_span(worker)->is_device ? NULL : first_span(worker)->graph.x;
+    return edges_create(&worker->edges, &edges, x, err);
 }
 
+/* Where the CPU's layers end. */
+static uint32_t host_end(const struct worker_config *config)
+{
+    return config->device ? config->device_begin : config->layer_end;
+}
+
+/* Mapped, it counts what is chosen on a device, too. */
 static enum lm_status create_pager(struct worker *worker, struct lm_error *err)
 {
     const struct worker_config *config = &worker->config;
+    const bool paged = config->pager.n_slot > 0;
     const struct expert_pager_config pager = {.store = config->store,
                                               .layer_begin = config->layer_begin,
-                                              .layer_end = config->layer_end,
+                                              .layer_end =
+                                                  paged ? host_end(config) : config->layer_end,
                                               .n_expert = config->hp->n_expert,
                                               .n_expert_used = config->hp->n_expert_used,
                                               .n_slot = config->pager.n_slot,
@@ -109,33 +127,55 @@ static enum lm_status create_pager(struct worker *worker, struct lm_error *err)
     return expert_pager_create(&worker->pager, &pager, err);
 }
 
+static enum lm_status create_span(struct worker *worker, struct backend *backend, uint32_t begin,
+                                  uint32_t end, struct lm_error *err)
+{
+    const struct worker_config *config = &worker->config;
+    const bool is_device = backend == config->device;
+    const struct span_config span = {.file = config->file,
+                                     .hp = config->hp,
+                                     .store = config->store,
+                                     .backend = backend,
+                                     .is_device = is_device,
+                                     .paged = config->pager.n_slot > 0 && !is_device,
+                                     .state = {.layer_begin = begin,
+                                               .layer_end = end,
+                                               .n_slot = config->n_slot,
+                                               .n_ctx = config->n_ctx,
+                                               .n_position = config->n_position,
+                                               .n_batch = config->n_batch,
+                                               .kv_type = config->kv_type},
+                                     .on_load = config->on_load,
+                                     .load_context = config->load_context};
+    if (begin == end) return LM_OK;
+    return span_init(&worker->span[worker->n_span++], &span, err);
+}
+
+static enum lm_status create_graphs(struct worker *worker, struct lm_error *err)
+{
+    const bool paged = worker->config.pager.n_slot > 0;
+    const size_t trailer_bytes = edges_trailer_bytes(worker->config.n_slot);
+    enum lm_status status = LM_OK;
+    for (uint32_t i = 0; i < worker->n_span && status == LM_OK; i++) {
+        struct span *span = &worker->span[i];
+        struct expert_pager *const pager = paged && span->is_device ? NULL : worker->pager;
+        status = span_create_graph(span, pager, worker->trace, trailer_bytes, err);
+    }
+    return status;
+}
+
 static enum lm_status create_parts(struct worker *worker, struct lm_error *err)
 {
     const struct worker_config *config = &worker->config;
-    const struct seq_state_config state = {.layer_begin = config->layer_begin,
-                                           .layer_end = config->layer_end,
-                                           .n_slot = config->n_slot,
-                                           .n_ctx = config->n_ctx,
-                                           .n_position = config->n_position,
-                                           .n_batch = config->n_batch,
-                                           .kv_type = config->kv_type};
-    const struct graph_config graph = {.n_batch = config->n_batch,
-                                       .n_ctx = config->n_ctx,
-                                       .kv_type = config->kv_type,
-                                       .trailer_bytes = edges_trailer_bytes(config->n_slot),
-                                       .paged = config->pager.n_slot > 0};
-    enum lm_status status =
-        model_create(&worker->model, config->file, config->hp, config->backend, config->layer_begin,
-                     config->layer_end, config->pager.n_slot > 0, err);
+    const uint32_t middle = host_end(config);
+    enum lm_status status = create_span(worker, config->backend, config->layer_begin, middle, err);
     if (status == LM_OK)
-        status = seq_state_create(&worker->state, config->backend, config->hp, &state, err);
+        status = create_span(worker, config->device, middle, config->layer_end, err);
     if (status == LM_OK) status = create_pager(worker, err);
     if (status == LM_OK && config->trace_path)
         status = route_trace_create(&worker->trace, config->trace_path, config->hp, config->n_batch,
                                     err);
-    if (status == LM_OK)
-        status = graph_init(&worker->graph, &graph, worker->model, worker->state, worker->pager,
-                            worker->trace, err);
+    if (status == LM_OK) status = create_graphs(worker, err);
     if (status == LM_OK) status = create_edges(worker, err);
     if (status == LM_OK) status = create_batch(worker, err);
     if (status == LM_OK) status = create_head(worker, err);
@@ -203,21 +243,20 @@ enum lm_status worker_create(struct worker **out, const struct worker_config *co
 enum lm_status worker_close(struct worker *worker, struct lm_error *err)
 {
     if (!worker) return LM_OK;
-    struct backend *backend = worker->config.backend;
     sampler_destroy(worker->sampler);
     free(worker->host_logits);
-    if (worker->logits) backend->ops->free(backend, worker->logits);
+    if (worker->logits)
+        last_span(worker)->backend->ops->free(last_span(worker)->backend, worker->logits);
     free(worker->usage);
     free(worker->out_seq);
     free(worker->out_rows);
     free(worker->ids);
     free(worker->token);
     edges_destroy(worker->edges);
-    if (worker->graph.memory) graph_fini(&worker->graph);
+    for (uint32_t i = worker->n_span; i-- > 0;)
+        span_fini(&worker->span[i]);
     const enum lm_status status = route_trace_close(worker->trace, err);
     expert_pager_destroy(worker->pager);
-    seq_state_destroy(worker->state);
-    model_destroy(worker->model);
     map_guard_remove(worker);
     free(worker);
     return status;
@@ -227,7 +266,7 @@ enum lm_status worker_close(struct worker *worker, struct lm_error *err)
 static enum lm_status add_rows(struct worker *worker, const struct step_seq *seq, uint32_t index,
                                struct lm_error *err)
 {
-    const uint32_t pos = seq_state_length(worker->state, seq->slot);
+    const uint32_t pos = worker_length(worker, seq->slot);
     assert(seq->n_token > 0 && worker->n_token + seq->n_token <= worker->config.n_batch);
     for (uint32_t i = 0; i < seq->n_token; i++) {
         const uint32_t row = worker->n_token++;
@@ -242,7 +281,7 @@ static enum lm_status add_rows(struct worker *worker, const struct step_seq *seq
             worker->out_seq[worker->n_out++] = index;
         }
     }
-    return seq_state_reserve(worker->state, seq->slot, seq->n_token, err);
+    return worker_reserve(worker, seq->slot, seq->n_token, err);
 }
 
 static void count_wait(const struct worker *worker, const struct step_plan *plan)
@@ -261,34 +300,71 @@ static void name_failure(const struct worker *worker, struct lm_error *failed)
     memcpy(failed->hint, unnamed.hint, sizeof(failed->hint));
 }
 
-static void run_layers(struct worker *worker, const struct step_plan *plan, struct lm_error *failed)
+/* Whether a sequence has more than one row: those are adjacent. */
+static bool is_prefill(const struct worker *worker)
 {
-    struct graph *graph = &worker->graph;
+    for (uint32_t it = 1; it < worker->n_token; it++)
+        if (worker->token[it].slot == worker->token[it - 1].slot) return true;
+    return false;
+}
+
+/* Runs the layers of a span. Where logits of the model follow on a device, both are one piece of
+ * work for it, which run_head ends. */
+static enum lm_status run_span(struct worker *worker, struct span *span, struct lm_error *err)
+{
+    struct graph *graph = &span->graph;
     graph->n_token = worker->n_token;
     graph->token = worker->token;
     graph->ids = worker->ids;
     graph->out_rows = worker->out_rows;
     graph->n_out = worker->n_out;
     graph->usage = worker->usage;
+    const bool goes_on =
+        span->is_device && span == last_span(worker) && is_last(worker) && worker->n_out;
+    const enum lm_status status = graph_forward(graph, err);
+    return status == LM_OK && !goes_on ? graph_finish(graph, err) : status;
+}
+
+static size_t x_bytes(const struct worker *worker)
+{
+    return (size_t)worker->n_token * worker->config.hp->n_embd * sizeof(float);
+}
+
+static void run_layers(struct worker *worker, const struct step_plan *plan, struct lm_error *failed)
+{
     if (worker->trace) route_trace_step(worker->trace, worker->token, worker->ids, worker->n_token);
-    failed->status = graph_forward(graph, failed);
+    expert_pager_step(worker->pager, worker->n_token, is_prefill(worker));
+    for (uint32_t i = 0; i < worker->n_span && failed->status == LM_OK; i++) {
+        struct span *span = &worker->span[i];
+        if (i > 0)
+            span->backend->ops->upload(span->backend, span->graph.x, worker->span[i - 1].graph.x,
+                                       x_bytes(worker));
+        failed->status = run_span(worker, span, failed);
+    }
     count_wait(worker, plan);
     failed->status = check_files(worker, failed->status, failed);
     name_failure(worker, failed);
 }
 
-/* Runs the layers of this stage between its edges. failed: of this step, here or before. */
+/* Runs the layers of this stage between its edges. failed: of this step, here or before. What the
+ * edges carry is on the host: on the CPU x is the message itself. */
 static enum lm_status run_stage(struct worker *worker, const struct step_plan *plan,
                                 struct lm_error *failed, struct lm_error *err)
 {
     struct edges *edges = worker->edges;
-    struct graph *graph = &worker->graph;
-    const uint32_t n_token = worker->n_token;
+    struct span *const first = first_span(worker), *const last = last_span(worker);
+    float *x = NULL;
     enum lm_status status = LM_OK;
-    if (edges) status = edges_receive(edges, plan, n_token, &graph->x, failed, err);
+    if (edges) status = edges_receive(edges, plan, worker->n_token, &x, failed, err);
+    if (edges && !first->is_device) first->graph.x = x;
+    if (status == LM_OK && failed->status == LM_OK && first->is_device && !is_first(worker))
+        first->backend->ops->upload(first->backend, first->graph.x, x, x_bytes(worker));
     if (status == LM_OK && failed->status == LM_OK) run_layers(worker, plan, failed);
-    if (status == LM_OK && edges) status = edges_send(edges, plan, n_token, graph->x, failed, err);
-    return status;
+    if (status != LM_OK || !edges) return status;
+    if (!first->is_device) x = first->graph.x;
+    if (failed->status == LM_OK && last->is_device && !is_last(worker))
+        last->backend->ops->download(last->backend, x, last->graph.x, x_bytes(worker));
+    return edges_send(edges, plan, worker->n_token, x, failed, err);
 }
 
 /* What a sequence wants of one row of logits, that behind its token i: the logits themselves, the
@@ -317,33 +393,42 @@ static enum lm_status use_logits(struct worker *worker, const struct step_seq *s
 static void use_row(struct worker *worker, const struct step_plan *plan, uint32_t out,
                     const float *row, struct sampled_token *sampled)
 {
-    struct backend *backend = worker->config.backend;
+    const struct span *span = last_span(worker);
     const uint32_t index = worker->out_seq[out], at = worker->out_rows[out];
     const struct step_seq *seq = &plan->seq[index];
     if (seq->error->status != LM_OK) return;
-    backend->ops->download(backend, worker->host_logits, row,
-                           worker->config.hp->n_vocab * sizeof(float));
-    for (uint32_t i = 0; i < worker->model->n_suppressed; i++)
-        worker->host_logits[worker->model->suppressed[i]] = -INFINITY;
+    span->backend->ops->download(span->backend, worker->host_logits, row,
+                                 worker->config.hp->n_vocab * sizeof(float));
+    for (uint32_t i = 0; i < span->model->n_suppressed; i++)
+        worker->host_logits[span->model->suppressed[i]] = -INFINITY;
     const uint32_t pos = worker->token[at].pos;
-    const uint32_t first_pos = seq_state_length(worker->state, seq->slot) - seq->n_token;
+    const uint32_t first_pos = worker_length(worker, seq->slot) - seq->n_token;
     use_logits(worker, seq, pos - first_pos, pos, &sampled[index], seq->error);
 }
 
 static enum lm_status run_head(struct worker *worker, const struct step_plan *plan,
                                struct sampled_token *sampled, struct lm_error *err)
 {
-    struct backend *backend = worker->config.backend;
+    struct graph *graph = &last_span(worker)->graph;
     const size_t n_vocab = worker->config.hp->n_vocab;
     for (uint32_t first = 0; first < worker->n_out; first += LOGIT_ROWS) {
         const uint32_t left = worker->n_out - first, n = left < LOGIT_ROWS ? left : LOGIT_ROWS;
-        graph_head(&worker->graph, first, n, worker->logits);
-        const enum lm_status status = check_files(worker, backend->ops->sync(backend, err), err);
+        graph_head(graph, first, n, worker->logits);
+        enum lm_status status = first || !last_span(worker)->is_device
+                                    ? graph->backend->ops->sync(graph->backend, err)
+                                    : graph_finish(graph, err);
+        status = check_files(worker, status, err);
         if (status != LM_OK) return status;
         for (uint32_t i = 0; i < n; i++)
             use_row(worker, plan, first + i, worker->logits + i * n_vocab, sampled);
     }
     return LM_OK;
+}
+
+static void advance(struct worker *worker, const struct step_seq *seq)
+{
+    for (uint32_t i = 0; i < worker->n_span; i++)
+        seq_state_advance(worker->span[i].state, seq->slot, seq->n_token);
 }
 
 enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
@@ -358,7 +443,7 @@ enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
     const enum lm_status status = run_stage(worker, plan, &failed, err);
     if (status != LM_OK) return status;
     for (uint32_t i = 0; i < plan->n_seq; i++)
-        seq_state_advance(worker->state, plan->seq[i].slot, plan->seq[i].n_token);
+        advance(worker, &plan->seq[i]);
     if (failed.status == LM_OK && is_last(worker)) {
         failed.status = run_head(worker, plan, sampled, &failed);
         name_failure(worker, &failed);
@@ -367,14 +452,27 @@ enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
     return failed.status;
 }
 
+/* In all spans or none. */
+static enum lm_status fork_slot(struct worker *worker, const struct seq_op *op,
+                                struct lm_error *err)
+{
+    enum lm_status status = LM_OK;
+    for (uint32_t i = 0; i < worker->n_span && status == LM_OK; i++)
+        status = seq_state_can_fork(worker->span[i].state, op->slot, op->n, err);
+    for (uint32_t i = 0; i < worker->n_span && status == LM_OK; i++)
+        status = seq_state_fork(worker->span[i].state, op->slot, op->to, op->n, err);
+    return status;
+}
+
 enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct lm_error *err)
 {
     switch (op->kind) {
     case SEQ_CLEAR:
-        seq_state_clear(worker->state, op->slot);
+        for (uint32_t i = 0; i < worker->n_span; i++)
+            seq_state_clear(worker->span[i].state, op->slot);
         return LM_OK;
     case SEQ_FORK:
-        return seq_state_fork(worker->state, op->slot, op->to, op->n, err);
+        return fork_slot(worker, op, err);
     }
     return lm_fail(err, LM_E_FAIL, "unknown operation on a sequence");
 }
@@ -391,12 +489,19 @@ enum lm_status worker_expect(struct worker *worker, const struct step_plan *plan
 enum lm_status worker_reserve(struct worker *worker, uint32_t slot, uint32_t n_token,
                               struct lm_error *err)
 {
-    return seq_state_reserve(worker->state, slot, n_token, err);
+    /* each is tried whatever comes of the first, as in seq_state_reserve */
+    enum lm_status status = LM_OK;
+    for (uint32_t i = 0; i < worker->n_span; i++) {
+        struct lm_error *const first = status == LM_OK ? err : NULL;
+        const enum lm_status tried = seq_state_reserve(worker->span[i].state, slot, n_token, first);
+        if (status == LM_OK) status = tried;
+    }
+    return status;
 }
 
 uint32_t worker_length(const struct worker *worker, uint32_t slot)
 {
-    return seq_state_length(worker->state, slot);
+    return seq_state_length(worker->span[0].state, slot);
 }
 
 const struct worker_config *worker_settings(const struct worker *worker)
@@ -406,7 +511,13 @@ const struct worker_config *worker_settings(const struct worker *worker)
 
 struct seq_usage worker_usage(const struct worker *worker)
 {
-    return seq_state_usage(worker->state);
+    /* that of the layers that see everything, which have the larger pool, wherever they are */
+    struct seq_usage usage = seq_state_usage(worker->span[0].state);
+    for (uint32_t i = 1; i < worker->n_span; i++) {
+        const struct seq_usage other = seq_state_usage(worker->span[i].state);
+        if (other.n_position_max > usage.n_position_max) usage = other;
+    }
+    return usage;
 }
 
 /* ---- one rank ----------------------------------------------------------------------------- */

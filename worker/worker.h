@@ -6,7 +6,7 @@
  * The first stage embeds, the last one computes logits and samples. With one rank a worker is both
  * and has no edges.
  *
- * Ownership: borrows the file, the hparams, the store, the backend and the edges; owns the rest.
+ * Ownership: borrows the file, the hparams, the store, the backends and the edges; owns the rest.
  * Threads:   one caller at a time, the step thread. */
 #ifndef LEAN_WORKER_WORKER_H
 #define LEAN_WORKER_WORKER_H
@@ -22,7 +22,7 @@ struct transport_edge;
 struct worker;
 
 struct pager_options {
-    uint32_t n_slot; /* experts kept in memory; 0: all, in the mapping of the file */
+    uint32_t n_slot; /* experts of the CPU's layers kept in memory; 0: all, in the mapping */
     const struct cache_policy *policy;
     enum prefetch prefetch;
     enum disk_engine engine;
@@ -34,8 +34,10 @@ struct worker_config {
     const struct gguf_file *file;
     const struct hparams *hp;
     const struct expert_store *store; /* of these layers at least */
-    struct backend *backend;
+    struct backend *backend;          /* the CPU's */
+    struct backend *device;           /* of the layers from device_begin on; NULL: none */
     uint32_t layer_begin, layer_end;
+    uint32_t device_begin;           /* layer_begin <= device_begin < layer_end */
     struct transport_edge *in, *out; /* NULL on the first, on the last stage */
     uint32_t n_slot;                 /* sequences and snapshots held */
     uint32_t n_ctx;                  /* tokens of one sequence at most */
@@ -45,6 +47,9 @@ struct worker_config {
     const char *trace_path; /* routing trace, or NULL */
     struct pager_options pager;
     const char *name; /* "rank 1 (HOST)", with which errors of its steps begin; NULL: one rank */
+    /* Called while a device gets its experts; NULL: nobody. */
+    void (*on_load)(void *context, uint64_t n_done, uint64_t n_total);
+    void *load_context;
 };
 
 enum lm_status worker_create(struct worker **out, const struct worker_config *config,

@@ -39,4 +39,7 @@ static inline void project_back(struct graph *graph, const struct weight *w, con
     graph->backend->ops->linear(graph->backend, &args);
 }
 
+/* With a bank, at the end of a step: tells the trace and the pager what all routers chose. */
+void graph_count_choices(struct graph *graph);
+
 #endif

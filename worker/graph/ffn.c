@@ -2,6 +2,7 @@
 #include "proto/step.h"
 #include "worker/graph/blocks.h"
 #include "worker/graph/foresight.h"
+#include "worker/pager/expert_bank.h"
 #include "worker/pager/expert_pager.h"
 #include "worker/pager/trace.h"
 
@@ -44,14 +45,14 @@ static struct expert_usage *usage_of(const struct graph *graph, uint32_t row)
 /* Counts the rows that chose each expert. The first of them pays for the lookup (proto/step.h);
  * which rows come first changes from step to step, so that sequences pay in turn. The rows of one
  * are adjacent, so that a sequence that shares an expert is told from the one before it. */
-static void count_choices(struct graph *graph)
+static void count_rows(struct graph *graph, const int32_t *chosen)
 {
     const uint32_t n_row = graph->n_row, k = graph->hp->n_expert_used;
     const uint32_t first = (uint32_t)(graph->n_step % n_row);
     for (uint32_t i = 0; i < n_row; i++) {
         const uint32_t row = first + i < n_row ? first + i : first + i - n_row;
         struct expert_usage *const usage = usage_of(graph, row);
-        const int32_t *const ids = graph->expert_ids + (size_t)row * k;
+        const int32_t *const ids = chosen + (size_t)row * k;
         for (uint32_t rank = 0; rank < k; rank++) {
             const int32_t ie = ids[rank];
             if (!graph->n_chosen[ie]++)
@@ -63,11 +64,12 @@ static void count_choices(struct graph *graph)
     }
 }
 
-/* The distinct experts among the chosen, rising: the order in which they lie in a file. */
-static size_t collect_demand(struct graph *graph)
+/* The distinct experts among the chosen, rising: the order in which they lie in a file.
+ * chosen: [n_row][n_expert_used] on the host. */
+static size_t collect_demand(struct graph *graph, const int32_t *chosen)
 {
     size_t n = 0;
-    count_choices(graph);
+    count_rows(graph, chosen);
     for (uint32_t ie = 0; ie < graph->hp->n_expert; ie++) {
         if (!graph->n_chosen[ie]) continue;
         graph->demand[n++] = (struct expert_demand){ie, graph->n_chosen[ie], graph->payer[ie]};
@@ -118,7 +120,8 @@ static enum lm_status predict(struct graph *graph, uint32_t il, enum prediction_
 
 enum lm_status graph_foresee(struct graph *graph, uint32_t il, struct lm_error *err)
 {
-    if (!graph->n_row || !expert_pager_wants_prediction(graph->pager, il, PREDICT_LATE))
+    if (!graph->n_row || !graph->foresight ||
+        !expert_pager_wants_prediction(graph->pager, il, PREDICT_LATE))
         return LM_OK;
     return predict(graph, il, PREDICT_LATE, err);
 }
@@ -151,14 +154,79 @@ static enum lm_status run_experts(struct graph *graph, const struct ffn_args *ar
     return status;
 }
 
-enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
+/* Routed experts and what stands beside them, but for where the experts are. */
+static struct ffn_args moe_args(const struct graph *graph, uint32_t il,
+                                const struct expert_layer *experts)
 {
     const struct hparams *hp = graph->hp;
+    struct ffn_args args = dense_args(graph, &graph->model->layer[il]);
+    args.n_expert = hp->n_expert;
+    args.n_expert_used = hp->n_expert_used;
+    args.n_ff_exp = hp->n_ff_exp;
+    args.ids = graph->expert_ids;
+    args.weights = graph->expert_weights;
+    args.gate_exp = experts->gate;
+    args.up_exp = experts->up;
+    args.down_exp = experts->down;
+    return args;
+}
+
+/* Where a layer's choices begin among those of a step. Behind the last mixer there are fewer rows
+ * than tokens, so the last layer's share is not full. */
+static size_t choices_of(const struct graph *graph, uint32_t il)
+{
+    return (size_t)(il - graph->model->layer_begin) * graph->n_token * graph->hp->n_expert_used;
+}
+
+/* The host learns what was chosen when the step is over, and only to count it. */
+static void run_bank(struct graph *graph, uint32_t il)
+{
+    const size_t at = choices_of(graph, il);
+    struct ffn_args args = moe_args(graph, il, expert_bank_layer(graph->bank, il));
+    args.ids = graph->expert_ids + at;
+    args.weights = graph->expert_weights + at;
+    args.table = expert_bank_table(graph->bank, il);
+    route(graph, il, graph->expert_ids + at, graph->expert_weights + at);
+    graph->backend->ops->ffn(graph->backend, &args);
+}
+
+void graph_count_choices(struct graph *graph)
+{
+    const struct model *model = graph->model;
+    struct backend *backend = graph->backend;
+    const uint32_t n_row = graph->n_row;
+    const size_t n = choices_of(graph, model->layer_end);
+    if (!n || (!graph->trace && !graph->pager)) return;
+    backend->ops->download(backend, graph->chosen_ids, graph->expert_ids, n * sizeof(int32_t));
+    if (graph->trace)
+        backend->ops->download(backend, graph->chosen_weights, graph->expert_weights,
+                               n * sizeof(float));
+    for (uint32_t il = model->layer_begin; il < model->layer_end; il++) {
+        const int32_t *const ids = graph->chosen_ids + choices_of(graph, il);
+        const bool narrowed = il + 1 == graph->hp->n_layer && !graph->trace;
+        graph->n_row = narrowed ? n_row : graph->n_token;
+        if (!graph->hp->layer[il].moe || !graph->n_row) continue;
+        if (graph->trace)
+            route_trace_layer(graph->trace, il, ids, graph->chosen_weights + choices_of(graph, il),
+                              graph->n_row);
+        if (!graph->pager) continue;
+        const size_t n_demand = collect_demand(graph, ids);
+        expert_pager_request(graph->pager, il, graph->demand, n_demand);
+    }
+    graph->n_row = n_row;
+}
+
+enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
+{
     const struct layer *w = &graph->model->layer[il];
     struct backend *backend = graph->backend;
     if (!graph->n_row) return LM_OK;
     if (graph->foresight) foresight_learn(graph->foresight, backend, il, graph->x, graph->n_row);
     norm_input(graph, w);
+    if (graph->bank) {
+        run_bank(graph, il);
+        return LM_OK;
+    }
 
     route(graph, il, graph->expert_ids, graph->expert_weights);
     enum lm_status status = backend->ops->sync(backend, err); /* the pager reads the choice */
@@ -166,7 +234,7 @@ enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
     if (graph->trace)
         route_trace_layer(graph->trace, il, graph->expert_ids, graph->expert_weights, graph->n_row);
 
-    const size_t n_demand = collect_demand(graph);
+    const size_t n_demand = collect_demand(graph, graph->expert_ids);
     expert_pager_request(graph->pager, il, graph->demand, n_demand);
     if (expert_pager_wants_prediction(graph->pager, il + 1, PREDICT_EARLY)) {
         status = predict(graph, il + 1, PREDICT_EARLY, err);
@@ -174,17 +242,8 @@ enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
         norm_input(graph, w); /* as it was */
     }
 
-    const struct expert_layer *experts = expert_pager_layer(graph->pager, il);
-    struct ffn_args args = dense_args(graph, w);
-    args.n_expert = hp->n_expert;
-    args.n_expert_used = hp->n_expert_used;
-    args.n_ff_exp = hp->n_ff_exp;
-    args.ids = graph->expert_ids;
-    args.weights = graph->expert_weights;
+    struct ffn_args args = moe_args(graph, il, expert_pager_layer(graph->pager, il));
     args.expert = graph->views;
-    args.gate_exp = experts->gate;
-    args.up_exp = experts->up;
-    args.down_exp = experts->down;
     args.expert_out = graph->expert_out;
     status = run_experts(graph, &args, n_demand, err);
     return status == LM_OK ? graph_foresee(graph, il + 1, err) : status;

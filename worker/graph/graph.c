@@ -43,11 +43,21 @@ static size_t stream_floats(const struct hparams *hp, const struct graph_config 
            (config->trailer_bytes + sizeof(float) - 1) / sizeof(float);
 }
 
-static size_t workspace_floats(const struct hparams *hp, const struct graph_config *config)
+/* Choices of experts that are kept until the end of a step: with a bank those of all layers, so
+ * that no layer must wait for the host to have read the last one's. */
+static size_t n_choice(const struct graph *graph, const struct graph_config *config)
 {
+    const struct model *model = graph->model;
+    const size_t n_layer = graph->bank ? model->layer_end - model->layer_begin : 1;
+    return n_layer * config->n_batch * graph->hp->n_expert_used;
+}
+
+static size_t workspace_floats(const struct graph *graph, const struct graph_config *config)
+{
+    const struct hparams *hp = graph->hp;
     const size_t n_batch = config->n_batch, n_pair = n_batch * hp->n_expert_used;
     return 2 * buffer_floats(stream_floats(hp, config)) + n_batch * mixer_floats(hp) +
-           N_MIXER_BUFFER * buffer_floats(1) + 2 * buffer_floats(n_pair) +
+           N_MIXER_BUFFER * buffer_floats(1) + 2 * buffer_floats(n_choice(graph, config)) +
            (config->paged ? 2 * buffer_floats(n_pair) + buffer_floats(n_pair * hp->n_embd) : 0);
 }
 
@@ -58,8 +68,8 @@ static void divide_workspace(struct graph *graph, const struct graph_config *con
     float *at = graph->memory;
     graph->x = take_buffer(&at, stream_floats(hp, config));
     graph->normed = take_buffer(&at, stream_floats(hp, config));
-    graph->expert_weights = take_buffer(&at, n_batch * hp->n_expert_used);
-    graph->expert_ids = (int32_t *)take_buffer(&at, n_batch * hp->n_expert_used);
+    graph->expert_weights = take_buffer(&at, n_choice(graph, config));
+    graph->expert_ids = (int32_t *)take_buffer(&at, n_choice(graph, config));
     if (config->paged) {
         graph->next_weights = take_buffer(&at, n_batch * hp->n_expert_used);
         graph->next_ids = (int32_t *)take_buffer(&at, n_batch * hp->n_expert_used);
@@ -85,7 +95,7 @@ static enum lm_status create_rope(struct graph *graph, uint32_t n_ctx, struct lm
 
 enum lm_status graph_init(struct graph *graph, const struct graph_config *config,
                           const struct model *model, struct seq_state *state,
-                          struct expert_pager *pager, struct route_trace *trace,
+                          const struct graph_experts *experts, struct route_trace *trace,
                           struct lm_error *err)
 {
     const struct hparams *hp = model->hp;
@@ -94,12 +104,14 @@ enum lm_status graph_init(struct graph *graph, const struct graph_config *config
                             .model = model,
                             .backend = backend,
                             .state = state,
-                            .pager = pager,
+                            .bank = experts->bank,
+                            .pager = experts->pager,
                             .trace = trace,
                             .kv_type = config->kv_type};
     enum lm_status status = LM_OK;
     const size_t n_expert = hp->n_expert;
-    graph->memory = backend->ops->alloc(backend, workspace_floats(hp, config) * sizeof(float), err);
+    graph->memory =
+        backend->ops->alloc(backend, workspace_floats(graph, config) * sizeof(float), err);
     if (!graph->memory) return LM_E_NO_MEM;
     divide_workspace(graph, config);
     const size_t n_pair = (size_t)config->n_batch * hp->n_expert_used;
@@ -110,8 +122,11 @@ enum lm_status graph_init(struct graph *graph, const struct graph_config *config
     graph->sharer = calloc(n_expert + 1, sizeof(*graph->sharer));
     graph->selected = calloc(n_expert + 1, sizeof(*graph->selected));
     graph->predicted = calloc(n_pair + 1, sizeof(*graph->predicted));
+    const size_t n_kept = graph->bank ? n_choice(graph, config) : 0;
+    graph->chosen_ids = calloc(n_kept + 1, sizeof(*graph->chosen_ids));
+    graph->chosen_weights = calloc(n_kept + 1, sizeof(*graph->chosen_weights));
     if (!graph->views || !graph->demand || !graph->n_chosen || !graph->payer || !graph->sharer ||
-        !graph->selected || !graph->predicted)
+        !graph->selected || !graph->predicted || !graph->chosen_ids || !graph->chosen_weights)
         status = lm_fail(err, LM_E_NO_MEM, "graph: no memory for %zu experts", n_expert);
     if (status == LM_OK && config->paged)
         status = foresight_create(&graph->foresight, hp->n_layer, hp->n_embd, err);
@@ -125,6 +140,8 @@ void graph_fini(struct graph *graph)
     rope_table_destroy(graph->rope_window);
     rope_table_destroy(graph->rope);
     foresight_destroy(graph->foresight);
+    free(graph->chosen_weights);
+    free(graph->chosen_ids);
     free(graph->predicted);
     free(graph->selected);
     free(graph->sharer);
@@ -157,24 +174,21 @@ static void keep_wanted(struct graph *graph)
     graph->n_row = graph->n_out;
 }
 
-/* Whether a sequence has more than one row: those are adjacent. */
-static bool is_prefill(const struct graph *graph)
-{
-    for (uint32_t it = 1; it < graph->n_token; it++)
-        if (graph->token[it].slot == graph->token[it - 1].slot) return true;
-    return false;
-}
-
 enum lm_status graph_forward(struct graph *graph, struct lm_error *err)
 {
     graph->n_row = graph->n_token;
     graph->n_step++;
     fill_rope(graph);
-    expert_pager_step(graph->pager, graph->n_token, is_prefill(graph));
     const enum lm_status status = forward_table[graph->hp->arch->id](graph, err);
-    if (status != LM_OK) return status;
-    if (graph->model->layer_end == graph->hp->n_layer) keep_wanted(graph);
-    return graph->backend->ops->sync(graph->backend, err);
+    if (status == LM_OK && graph->model->layer_end == graph->hp->n_layer) keep_wanted(graph);
+    return status;
+}
+
+enum lm_status graph_finish(struct graph *graph, struct lm_error *err)
+{
+    const enum lm_status status = graph->backend->ops->sync(graph->backend, err);
+    if (status == LM_OK && graph->bank) graph_count_choices(graph);
+    return status;
 }
 
 void graph_embed(struct graph *graph, float scale)

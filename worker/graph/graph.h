@@ -1,4 +1,4 @@
-/* The forward pass of a stage over one batch of rows.
+/* The forward pass of a run of layers on one backend over one batch of rows.
  *
  * arch_<name>.c writes a model down as a sequence of blocks; the blocks here are what the
  * architectures share, and everything they compute goes through backend_ops. Rows are independent
@@ -14,6 +14,7 @@
 #include "kernels/backend.h"
 #include "worker/graph/model.h"
 
+struct expert_bank;
 struct expert_demand;
 struct expert_pager;
 struct expert_usage;
@@ -27,8 +28,9 @@ struct graph {
     const struct model *model;
     struct backend *backend;
     struct seq_state *state;
-    struct expert_pager *pager;
-    struct route_trace *trace; /* NULL: not recorded */
+    struct expert_bank *bank;   /* experts in the backend's memory; NULL: the pager has them */
+    struct expert_pager *pager; /* with a bank it counts only, and may be NULL */
+    struct route_trace *trace;  /* NULL: not recorded */
     enum tensor_type kv_type;
     struct rope_table *rope, *rope_window; /* NULL where no layer needs one */
 
@@ -37,7 +39,7 @@ struct graph {
     float *x;              /* may be replaced between steps by a buffer of the same size */
     float *normed;         /* [n_batch][n_embd] input of router and experts */
     float *mixer;          /* parts of it as the mixer of the layer needs them */
-    int32_t *expert_ids;   /* [n_batch][n_expert_used] */
+    int32_t *expert_ids;   /* [n_batch][n_expert_used]; with a bank for each layer, il first */
     float *expert_weights; /* likewise */
     int32_t *next_ids;     /* likewise, as the router behind would choose; and if paged: */
     float *next_weights;
@@ -47,6 +49,8 @@ struct graph {
     uint32_t *n_chosen;           /* [n_expert] rows that chose the expert, 0 between uses */
     struct expert_usage **payer;  /* [n_expert] of the chosen: for whom they are looked up */
     struct expert_usage **sharer; /* [n_expert] and who chose them last */
+    int32_t *chosen_ids;          /* with a bank: expert_ids and */
+    float *chosen_weights;        /* expert_weights on the host */
     bool *selected;               /* [n_expert] false between uses */
     int32_t *predicted;           /* [n_batch][n_expert_used] */
     struct foresight *foresight;  /* NULL unless paged */
@@ -69,17 +73,24 @@ struct graph_config {
     size_t trailer_bytes; /* room behind x, and behind normed that changes places with it */
 };
 
-/* model, state, pager and trace are borrowed until fini. */
+/* Where routed experts are. */
+struct graph_experts {
+    struct expert_bank *bank;
+    struct expert_pager *pager;
+};
+
+/* model, state, experts and trace are borrowed until fini. */
 enum lm_status graph_init(struct graph *graph, const struct graph_config *config,
                           const struct model *model, struct seq_state *state,
-                          struct expert_pager *pager, struct route_trace *trace,
+                          const struct graph_experts *experts, struct route_trace *trace,
                           struct lm_error *err);
-void graph_fini(struct graph *graph);
+void graph_fini(struct graph *graph); /* legal after a failed init, and of zeros */
 
-/* Runs the stage's layers over the batch; x holds the result: the wanted rows if this stage is the
- * last, all rows otherwise. Positions must be reserved. Errors: those of the backend (a NaN) and of
- * the pager. */
+/* Begins to run the layers over the batch; x will hold the result: the wanted rows behind the
+ * model's last layer, all rows otherwise. Positions must be reserved. Errors of the pager. */
 enum lm_status graph_forward(struct graph *graph, struct lm_error *err);
+/* Ends that, and what else was asked of the backend since: errors of the backend (a NaN). */
+enum lm_status graph_finish(struct graph *graph, struct lm_error *err);
 /* logits = output . RMSNorm(x[first .. first + n)). logits: [n][n_vocab], backend memory. */
 void graph_head(struct graph *graph, uint32_t first, uint32_t n, float *logits);
 

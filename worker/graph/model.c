@@ -53,7 +53,10 @@ static const struct {
 enum {
     N_MATRIX_FIELD = sizeof(matrix_fields) / sizeof(matrix_fields[0]),
     N_OTHER_MATRIX = 3, /* gate, qkv, z: bound by hand */
-    MATRICES_PER_LAYER = N_MATRIX_FIELD + N_OTHER_MATRIX
+    MATRICES_PER_LAYER = N_MATRIX_FIELD + N_OTHER_MATRIX,
+    N_VECTOR_FIELD = sizeof(vector_fields) / sizeof(vector_fields[0]),
+    COPIES_PER_LAYER = MATRICES_PER_LAYER + N_VECTOR_FIELD + 1, /* the fused bias */
+    N_OTHER_COPY = 3 /* token_embd, output and its norm */
 };
 
 /* What the file has for a role that the layer may have; data NULL: nothing. */
@@ -71,6 +74,30 @@ static struct weight find(const struct gguf_file *file, const struct hparams *hp
                            .row_bytes = tensor_row_bytes(tensor->type, tensor->ne[0])};
 }
 
+/* Memory of the backend that is freed with the model; NULL: there is none left. */
+static void *take_copy(struct model *model, size_t n_bytes, struct lm_error *err)
+{
+    void *copy = model->backend->ops->alloc(model->backend, n_bytes, err);
+    if (copy) model->copies[model->n_copy++] = copy;
+    return copy;
+}
+
+/* A vector where the graph can read it; *out stays as it is if the file has none. */
+static enum lm_status find_vector(struct model *model, const struct gguf_file *file,
+                                  enum tensor_role role, uint32_t il, const float **out,
+                                  struct lm_error *err)
+{
+    const struct weight found = find(file, model->hp, role, il);
+    if (found.data && model->weights != MODEL_ON_DEVICE) *out = found.data;
+    if (!found.data || model->weights != MODEL_ON_DEVICE) return LM_OK;
+    const size_t n_bytes = found.n_row * found.row_bytes;
+    float *const copy = take_copy(model, n_bytes, err);
+    if (!copy) return LM_E_NO_MEM;
+    model->backend->ops->upload(model->backend, copy, found.data, n_bytes);
+    *out = copy;
+    return LM_OK;
+}
+
 static struct weight rows_of(struct weight w, uint32_t begin, uint32_t n)
 {
     assert(begin + n <= w.n_row);
@@ -80,20 +107,24 @@ static struct weight rows_of(struct weight w, uint32_t begin, uint32_t n)
 }
 
 /* Splits attn_qkv, and its bias, of an attention layer; either may be there without the other. */
-static void bind_fused_qkv(struct layer *layer, const struct gguf_file *file,
-                           const struct hparams *hp, uint32_t il)
+static enum lm_status bind_fused_qkv(struct model *model, struct layer *layer,
+                                     const struct gguf_file *file, uint32_t il,
+                                     struct lm_error *err)
 {
+    const struct hparams *hp = model->hp;
     const struct weight qkv = find(file, hp, ROLE_ATTN_QKV, il);
     const uint32_t n_q = (uint32_t)tensor_shape(hp, ROLE_ATTN_Q, il).ne[1];
     const uint32_t n_kv = (uint32_t)tensor_shape(hp, ROLE_ATTN_K, il).ne[1];
     if (!layer->q.data) layer->q = rows_of(qkv, 0, n_q);
     if (!layer->k.data) layer->k = rows_of(qkv, n_q, n_kv);
     if (!layer->v.data) layer->v = rows_of(qkv, n_q + n_kv, n_kv);
-    const float *const bias = find(file, hp, ROLE_ATTN_QKV_BIAS, il).data;
-    if (!bias) return;
+    const float *bias = NULL;
+    const enum lm_status status = find_vector(model, file, ROLE_ATTN_QKV_BIAS, il, &bias, err);
+    if (!bias) return status;
     layer->q_bias = bias;
     layer->k_bias = bias + n_q;
     layer->v_bias = bias + n_q + n_kv;
+    return LM_OK;
 }
 
 /* A matrix of some rows of another, which model owns: the parts, one after the other, and each part
@@ -115,9 +146,9 @@ static enum lm_status copy_rows(struct model *model, struct weight from,
     out->n_row = 0;
     for (size_t i = 0; i < n_part; i++)
         out->n_row += n_head * parts[i].n;
-    char *at = backend->ops->alloc(backend, out->n_row * from.row_bytes, err);
+    char *at = take_copy(model, out->n_row * from.row_bytes, err);
     if (!at) return LM_E_NO_MEM;
-    out->data = model->copies[model->n_copy++] = at;
+    out->data = at;
     for (size_t i = 0; i < n_part; i++) {
         const size_t n_bytes = parts[i].n * from.row_bytes;
         const char *rows = (const char *)from.data + parts[i].begin * from.row_bytes;
@@ -157,12 +188,12 @@ static enum lm_status bind_layer(struct model *model, const struct gguf_file *fi
 {
     const struct hparams *hp = model->hp;
     struct layer *layer = &model->layer[il];
-    for (size_t i = 0; i < sizeof(vector_fields) / sizeof(vector_fields[0]); i++) {
-        const struct weight found = find(file, hp, vector_fields[i].role, il);
-        if (found.data)
-            memcpy((char *)layer + vector_fields[i].offset, &found.data, sizeof(found.data));
-    }
-    for (size_t i = 0; i < sizeof(matrix_fields) / sizeof(matrix_fields[0]); i++) {
+    enum lm_status status = LM_OK;
+    for (size_t i = 0; i < N_VECTOR_FIELD && status == LM_OK; i++)
+        status = find_vector(model, file, vector_fields[i].role, il,
+                             (const float **)((char *)layer + vector_fields[i].offset), err);
+    if (status != LM_OK) return status;
+    for (size_t i = 0; i < N_MATRIX_FIELD; i++) {
         const struct weight found = find(file, hp, matrix_fields[i].role, il);
         if (found.data) memcpy((char *)layer + matrix_fields[i].offset, &found, sizeof(found));
     }
@@ -173,8 +204,7 @@ static enum lm_status bind_layer(struct model *model, const struct gguf_file *fi
     }
     if (hp->layer[il].recurrent) return bind_delta_net(model, layer, file, il, err);
     layer->gate = find(file, hp, ROLE_ATTN_GATE, il);
-    bind_fused_qkv(layer, file, hp, il);
-    return LM_OK;
+    return bind_fused_qkv(model, layer, file, il, err);
 }
 
 static enum lm_status read_suppressed(struct model *model, const struct gguf_file *file,
@@ -228,9 +258,8 @@ static enum lm_status plan_copy(struct model *model, const struct gguf_file *fil
 {
     const size_t n_bytes = (size_t)w->n_row * w->row_bytes;
     if (!w->data || is_copy(model, w->data)) return LM_OK;
-    void *copy = model->backend->ops->alloc(model->backend, n_bytes, err);
+    void *copy = take_copy(model, n_bytes, err);
     if (!copy) return LM_E_NO_MEM;
-    model->copies[model->n_copy++] = copy;
     pending[(*n)++] = (struct pending){
         .from = w->data, .to = {copy, n_bytes}, .cached = gguf_will_copy(file, w->data, n_bytes)};
     w->data = copy;
@@ -253,13 +282,36 @@ static enum lm_status fill_copies(const struct gguf_file *file, const struct pen
     return status;
 }
 
+/* The same into a device's memory, in pieces through memory of the host. */
+static enum lm_status upload_copies(struct backend *backend, const struct gguf_file *file,
+                                    const struct pending *pending, size_t n, struct lm_error *err)
+{
+    enum { PIECE_BYTES = 16 << 20 };
+    enum lm_status status = LM_OK;
+    char *const piece = malloc(PIECE_BYTES);
+    if (!piece) return lm_fail(err, LM_E_NO_MEM, "model: no memory to copy through");
+    for (size_t i = 0; i < n; i++) {
+        const size_t n_all = pending[i].to.n_bytes;
+        for (size_t at = 0; at < n_all && status == LM_OK; at += PIECE_BYTES) {
+            const size_t n_bytes = n_all - at < PIECE_BYTES ? n_all - at : PIECE_BYTES;
+            status = gguf_copy(file, piece, (const char *)pending[i].from + at, n_bytes,
+                               !pending[i].cached, err);
+            if (status == LM_OK)
+                backend->ops->upload(backend, (char *)pending[i].to.begin + at, piece, n_bytes);
+        }
+    }
+    free(piece);
+    return status;
+}
+
 /* Copies the matrices of the stage. All are announced first, so that the disk is never idle. */
 static enum lm_status copy_matrices(struct model *model, const struct gguf_file *file,
                                     struct lm_error *err)
 {
     const uint32_t begin = model->layer_begin, end = model->layer_end;
-    const bool last = end == model->hp->n_layer;
-    struct pending *pending = calloc((size_t)end * MATRICES_PER_LAYER + 1, sizeof(*pending));
+    const bool last = end == model->hp->n_layer, device = model->weights == MODEL_ON_DEVICE;
+    struct pending *pending =
+        calloc((size_t)end * MATRICES_PER_LAYER + N_OTHER_COPY, sizeof(*pending));
     size_t n = 0;
     enum lm_status status = LM_OK;
     if (!pending) return lm_fail(err, LM_E_NO_MEM, "model: no memory");
@@ -268,15 +320,20 @@ static enum lm_status copy_matrices(struct model *model, const struct gguf_file 
         for (size_t i = 0; i < MATRICES_PER_LAYER && status == LM_OK; i++)
             status = plan_copy(model, file, matrix_at(&model->layer[il], i), pending, &n, err);
     if (status == LM_OK && last) status = plan_copy(model, file, &model->output, pending, &n, err);
-    if (status == LM_OK) status = fill_copies(file, pending, n, err);
-    if (model->hp->tied) model->token_embd = model->output;
+    if (model->hp->tied && last)
+        model->token_embd = model->output;
+    else if (status == LM_OK && device && begin == 0)
+        status = plan_copy(model, file, &model->token_embd, pending, &n, err);
+    if (status == LM_OK)
+        status = device ? upload_copies(model->backend, file, pending, n, err)
+                        : fill_copies(file, pending, n, err);
     free(pending);
     return status;
 }
 
 enum lm_status model_create(struct model **out, const struct gguf_file *file,
                             const struct hparams *hp, struct backend *backend, uint32_t layer_begin,
-                            uint32_t layer_end, bool copy, struct lm_error *err)
+                            uint32_t layer_end, enum model_weights weights, struct lm_error *err)
 {
     struct model *model = calloc(1, sizeof(*model));
     if (!model) return lm_fail(err, LM_E_NO_MEM, "model: no memory");
@@ -285,19 +342,22 @@ enum lm_status model_create(struct model **out, const struct gguf_file *file,
                             .layer_end = layer_end,
                             .token_embd = find(file, hp, ROLE_TOKEN_EMBD, 0),
                             .output = find(file, hp, ROLE_OUTPUT, 0),
-                            .output_norm = find(file, hp, ROLE_OUTPUT_NORM, 0).data,
                             .rope_freqs = find(file, hp, ROLE_ROPE_FREQS, 0).data,
+                            .weights = weights,
                             .backend = backend};
     if (hp->tied) model->output = model->token_embd;
     model->layer = calloc(hp->n_layer, sizeof(*model->layer));
-    model->copies = calloc((size_t)hp->n_layer * MATRICES_PER_LAYER + 1, sizeof(*model->copies));
+    model->copies =
+        calloc((size_t)hp->n_layer * COPIES_PER_LAYER + N_OTHER_COPY, sizeof(*model->copies));
     enum lm_status status = LM_OK;
     if (!model->layer || !model->copies)
         status = lm_fail(err, LM_E_NO_MEM, "model: no memory for %u layers", hp->n_layer);
     if (status == LM_OK) status = read_suppressed(model, file, err);
+    if (status == LM_OK && layer_end == hp->n_layer)
+        status = find_vector(model, file, ROLE_OUTPUT_NORM, 0, &model->output_norm, err);
     for (uint32_t il = layer_begin; il < layer_end && status == LM_OK; il++)
         status = bind_layer(model, file, il, err);
-    if (status == LM_OK && copy) status = copy_matrices(model, file, err);
+    if (status == LM_OK && weights != MODEL_MAPPED) status = copy_matrices(model, file, err);
     if (status != LM_OK) {
         model_destroy(model);
         return status;

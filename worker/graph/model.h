@@ -2,7 +2,8 @@
  *
  * Weights are views into the mapping of the file, or copies of their own where the file is larger
  * than memory: the page cache may then drop a mapping's pages, and reads around them what is not
- * wanted. Vectors and the rows of token_embd stay in the mapping. Fused tensors (attn_qkv on
+ * wanted. Vectors and the rows of token_embd stay in the mapping then. A device, which cannot read
+ * a mapping, gets a copy of everything. Fused tensors (attn_qkv on
  * attention layers) are bound as row ranges of it; old layouts that interleave rows by key head
  * (ssm_in, ssm_ba) are copied once, row by row, into the order that the graph uses. The same graph
  * then serves all forms. Routed experts are not here: worker/pager has them.
@@ -51,26 +52,33 @@ struct layer {
     const float *shared_gate;    /* (d) or NULL */
 };
 
+enum model_weights {
+    MODEL_MAPPED,
+    MODEL_COPIED, /* matrices */
+    MODEL_ON_DEVICE
+};
+
 struct model {
     const struct hparams *hp;
     uint32_t layer_begin, layer_end;
     struct weight token_embd; /* (n_vocab, d) */
     struct weight output;     /* (n_vocab, d), token_embd if tied */
     const float *output_norm; /* (d) */
-    const float *rope_freqs;  /* (n_rot/2) or NULL; on the host */
+    const float *rope_freqs;  /* (n_rot/2) or NULL; on the host, whatever the backend */
     struct layer *layer;      /* [n_layer]; those of the range are bound */
     int32_t *suppressed;      /* [n_suppressed] tokens whose logits are minus infinity */
     uint32_t n_suppressed;
+    enum model_weights weights;
     struct backend *backend; /* of the copies */
     void **copies;           /* [n_copy] */
     uint32_t n_copy;
 };
 
-/* hp: of this file, accepted by hparams_read. copy: matrices become copies. LM_E_NO_MEM;
- * LM_E_FORMAT: the list of suppressed tokens is none; LM_E_IO: a copy could not be read. */
+/* hp: of this file, accepted by hparams_read. LM_E_NO_MEM; LM_E_FORMAT: the list of suppressed
+ * tokens is none; LM_E_IO: a copy could not be read. */
 enum lm_status model_create(struct model **out, const struct gguf_file *file,
                             const struct hparams *hp, struct backend *backend, uint32_t layer_begin,
-                            uint32_t layer_end, bool copy, struct lm_error *err);
+                            uint32_t layer_end, enum model_weights weights, struct lm_error *err);
 void model_destroy(struct model *model);
 
 #endif

@@ -1,4 +1,5 @@
-/* Frequencies once, rows on demand. */
+/* Frequencies once, rows on demand, a block of them at a time: then most steps fill none, which on
+ * a device would make them differ from the step before. */
 #include "worker/graph/rope_table.h"
 
 #include <math.h>
@@ -6,13 +7,15 @@
 
 #include "kernels/exact_math.h"
 
+enum { BLOCK_ROWS = 128 };
+
 struct rope_table {
     struct backend *backend;
     uint32_t n_pair, n_ctx, n_filled;
     double *freq;     /* [n_pair] angle per position */
     double magnitude; /* of both results */
     float *cos, *sin; /* [n_ctx][n_pair], in backend memory */
-    float *row;       /* [n_pair], on the host */
+    float *rows;      /* [BLOCK_ROWS][n_pair], on the host */
 };
 
 /* The pair, as a real number, that turns n_turn times within n_ctx positions. */
@@ -88,8 +91,8 @@ enum lm_status rope_table_create(struct rope_table **out, struct backend *backen
     table->n_ctx = n_ctx;
     const size_t n_bytes = (size_t)n_ctx * table->n_pair * sizeof(float);
     table->freq = calloc(table->n_pair, sizeof(*table->freq));
-    table->row = calloc(table->n_pair, sizeof(*table->row));
-    if (table->freq && table->row) table->cos = backend->ops->alloc(backend, n_bytes, err);
+    table->rows = calloc((size_t)BLOCK_ROWS * table->n_pair, sizeof(*table->rows));
+    if (table->freq && table->rows) table->cos = backend->ops->alloc(backend, n_bytes, err);
     if (table->cos) table->sin = backend->ops->alloc(backend, n_bytes, err);
     enum lm_status status = LM_OK;
     if (!table->sin)
@@ -108,25 +111,31 @@ void rope_table_destroy(struct rope_table *table)
     if (!table) return;
     if (table->sin) table->backend->ops->free(table->backend, table->sin);
     if (table->cos) table->backend->ops->free(table->backend, table->cos);
-    free(table->row);
+    free(table->rows);
     free(table->freq);
     free(table);
 }
 
+/* Fills n rows from the first that is not filled, of one of the two tables. */
+static void fill_block(struct rope_table *table, float *to, uint32_t n, double (*function)(double))
+{
+    const size_t n_pair = table->n_pair;
+    for (uint32_t i = 0; i < n; i++)
+        for (uint32_t pair = 0; pair < n_pair; pair++)
+            table->rows[i * n_pair + pair] =
+                (float)(function((table->n_filled + i) * table->freq[pair]) * table->magnitude);
+    table->backend->ops->upload(table->backend, to + table->n_filled * n_pair, table->rows,
+                                n * n_pair * sizeof(float));
+}
+
 void rope_table_fill(struct rope_table *table, uint32_t n)
 {
-    struct backend *backend = table->backend;
-    const size_t row_bytes = table->n_pair * sizeof(float);
-    for (; table->n_filled < n && table->n_filled < table->n_ctx; table->n_filled++) {
-        const size_t at = (size_t)table->n_filled * table->n_pair;
-        for (uint32_t i = 0; i < table->n_pair; i++)
-            table->row[i] =
-                (float)(exact_cos_f64(table->n_filled * table->freq[i]) * table->magnitude);
-        backend->ops->upload(backend, table->cos + at, table->row, row_bytes);
-        for (uint32_t i = 0; i < table->n_pair; i++)
-            table->row[i] =
-                (float)(exact_sin_f64(table->n_filled * table->freq[i]) * table->magnitude);
-        backend->ops->upload(backend, table->sin + at, table->row, row_bytes);
+    while (table->n_filled < n && table->n_filled < table->n_ctx) {
+        const uint32_t n_left = table->n_ctx - table->n_filled;
+        const uint32_t n_block = n_left < BLOCK_ROWS ? n_left : BLOCK_ROWS;
+        fill_block(table, table->cos, n_block, exact_cos_f64);
+        fill_block(table, table->sin, n_block, exact_sin_f64);
+        table->n_filled += n_block;
     }
 }
 

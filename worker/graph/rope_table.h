@@ -7,8 +7,9 @@
  *            scaled by an attention factor
  * A pair that belongs to a position stream which text does not have is not rotated.
  *
- * Memory: address space for n_ctx positions is taken at create, rows are filled as needed.
- * Source: YaRN, arXiv 2309.00071; constants and their composition as the reference applies them. */
+ * Memory: address space for n_ctx positions is taken at create, rows are filled as needed, ahead of
+ * that. Source: YaRN, arXiv 2309.00071; constants and their composition as the reference applies
+ * them. */
 #ifndef LEAN_WORKER_GRAPH_ROPE_TABLE_H
 #define LEAN_WORKER_GRAPH_ROPE_TABLE_H
 
@@ -24,7 +25,7 @@ enum lm_status rope_table_create(struct rope_table **out, struct backend *backen
                                  const float *freq_factors, uint32_t n_ctx, struct lm_error *err);
 void rope_table_destroy(struct rope_table *table);
 
-/* Fills the rows of positions below n. */
+/* Fills the rows of positions below n, at least. */
 void rope_table_fill(struct rope_table *table, uint32_t n);
 
 const float *rope_table_cos(const struct rope_table *table); /* [n_ctx][n_rot/2] */

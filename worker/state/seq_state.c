@@ -138,11 +138,11 @@ void seq_state_clear(struct seq_state *state, uint32_t slot)
     state->length[slot] = 0;
 }
 
-enum lm_status seq_state_fork(struct seq_state *state, uint32_t from, uint32_t to, uint32_t n,
-                              struct lm_error *err)
+enum lm_status seq_state_can_fork(const struct seq_state *state, uint32_t from, uint32_t n,
+                                  struct lm_error *err)
 {
     const uint32_t length = state->length[from];
-    assert(from != to && n <= length);
+    assert(n <= length);
     if (state->recurrent && n < length)
         return lm_fail(err, LM_E_UNSUPPORTED, "a recurrent state of %u tokens cannot be cut to %u",
                        length, n);
@@ -150,6 +150,15 @@ enum lm_status seq_state_fork(struct seq_state *state, uint32_t from, uint32_t t
         if (state->cache[which] && !kv_cache_can_truncate(state->cache[which], from, n))
             return lm_fail(err, LM_E_UNSUPPORTED, "%u tokens back from %u the window is gone", n,
                            length);
+    return LM_OK;
+}
+
+enum lm_status seq_state_fork(struct seq_state *state, uint32_t from, uint32_t to, uint32_t n,
+                              struct lm_error *err)
+{
+    assert(from != to);
+    const enum lm_status status = seq_state_can_fork(state, from, n, err);
+    if (status != LM_OK) return status;
     for (int which = 0; which < N_CACHE; which++) {
         if (!state->cache[which]) continue;
         kv_cache_clear(state->cache[which], to);

@@ -42,8 +42,12 @@ enum lm_status seq_state_reserve(struct seq_state *state, uint32_t slot, uint32_
 void seq_state_advance(struct seq_state *state, uint32_t slot, uint32_t n);
 
 void seq_state_clear(struct seq_state *state, uint32_t slot);
-/* `to` becomes the first n positions of `from`, another slot. What it held is dropped.
- * LM_E_UNSUPPORTED, and nothing changes: a recurrent state or a passed window cannot go back. */
+/* Whether the first n positions of a slot can be forked. LM_E_UNSUPPORTED: a recurrent state or a
+ * passed window cannot go back. */
+enum lm_status seq_state_can_fork(const struct seq_state *state, uint32_t from, uint32_t n,
+                                  struct lm_error *err);
+/* `to` becomes the first n positions of `from`, another slot. What it held is dropped. Errors of
+ * seq_state_can_fork, and nothing changes then. */
 enum lm_status seq_state_fork(struct seq_state *state, uint32_t from, uint32_t to, uint32_t n,
                               struct lm_error *err);
 

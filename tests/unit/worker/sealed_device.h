@@ -1,0 +1,245 @@
+/* A device without hardware: the CPU backend on memory that nobody can touch but inside operations.
+ *
+ * The host reads or writes device memory: the process faults. An operation is given an address
+ * outside of device memory: the test fails. So a worker that runs on it would also run on a device
+ * whose memory is its own. */
+#ifndef LEAN_TESTS_SEALED_DEVICE_H
+#define LEAN_TESTS_SEALED_DEVICE_H
+
+#include "tests/unit/cmocka_all.h"
+
+#include <sys/mman.h>
+
+#include "kernels/backend.h"
+
+enum { SEALED_BYTES = 64 << 20 };
+
+struct sealed_device {
+    struct backend backend;
+    struct backend *cpu;
+    char *arena;
+    size_t n_used;
+    int n_alloc, n_live; /* pieces of memory so far, and not freed */
+    int fail_alloc;      /* the piece that cannot be had; -1: none */
+    int n_op;            /* operations so far */
+    int lost_op;         /* with which the device is lost; -1: none */
+};
+
+static struct sealed_device *sealed(struct backend *backend)
+{
+    return (struct sealed_device *)backend;
+}
+
+static struct backend *unseal(struct backend *backend)
+{
+    assert_int_equal(mprotect(sealed(backend)->arena, SEALED_BYTES, PROT_READ | PROT_WRITE), 0);
+    return sealed(backend)->cpu;
+}
+
+static void seal(struct backend *backend)
+{
+    assert_int_equal(mprotect(sealed(backend)->arena, SEALED_BYTES, PROT_NONE), 0);
+    sealed(backend)->n_op++;
+}
+
+static bool is_lost(const struct backend *backend)
+{
+    const struct sealed_device *device = (const struct sealed_device *)backend;
+    return device->lost_op >= 0 && device->n_op >= device->lost_op;
+}
+
+static void check_inside(struct backend *backend, const void *address)
+{
+    const char *const arena = sealed(backend)->arena, *const at = address;
+    if (at && (at < arena || at >= arena + SEALED_BYTES)) fail_msg("%p is host memory", address);
+}
+
+static void check_epilogue(struct backend *backend, const struct epilogue *epilogue)
+{
+    check_inside(backend, epilogue->post_norm);
+    check_inside(backend, epilogue->residual);
+}
+
+static void *sealed_alloc(struct backend *backend, size_t n_bytes, struct lm_error *err)
+{
+    struct sealed_device *device = sealed(backend);
+    const size_t n = (n_bytes + 63) / 64 * 64;
+    if (device->n_alloc++ == device->fail_alloc || n > SEALED_BYTES - device->n_used) {
+        lm_fail(err, LM_E_NO_MEM, "sealed device: no memory for %zu bytes", n_bytes);
+        return NULL;
+    }
+    char *const memory = device->arena + device->n_used;
+    device->n_used += n;
+    device->n_live++;
+    return memory;
+}
+
+static void sealed_free(struct backend *backend, void *memory)
+{
+    if (memory) sealed(backend)->n_live--;
+}
+
+static void sealed_upload(struct backend *backend, void *to, const void *from, size_t n_bytes)
+{
+    check_inside(backend, to);
+    unseal(backend)->ops->upload(sealed(backend)->cpu, to, from, n_bytes);
+    seal(backend);
+}
+
+static void sealed_download(struct backend *backend, void *to, const void *from, size_t n_bytes)
+{
+    check_inside(backend, from);
+    unseal(backend)->ops->download(sealed(backend)->cpu, to, from, n_bytes);
+    seal(backend);
+}
+
+static void sealed_copy(struct backend *backend, void *to, const void *from, size_t n_bytes)
+{
+    check_inside(backend, to);
+    check_inside(backend, from);
+    unseal(backend)->ops->copy(sealed(backend)->cpu, to, from, n_bytes);
+    seal(backend);
+}
+
+static enum lm_status sealed_sync(struct backend *backend, struct lm_error *err)
+{
+    if (is_lost(backend)) return lm_fail(err, LM_E_FAIL, "sealed device: lost");
+    return sealed(backend)->cpu->ops->sync(sealed(backend)->cpu, err);
+}
+
+static void sealed_embed(struct backend *backend, const struct weight *table, const int32_t *ids,
+                         uint32_t n_token, float scale, float *x)
+{
+    check_inside(backend, table->data);
+    check_inside(backend, x);
+    unseal(backend)->ops->embed(sealed(backend)->cpu, table, ids, n_token, scale, x);
+    seal(backend);
+}
+
+static void sealed_rms_norm(struct backend *backend, const float *x, const float *norm, float eps,
+                            uint32_t n_token, uint32_t n, float *y)
+{
+    check_inside(backend, x);
+    check_inside(backend, norm);
+    check_inside(backend, y);
+    unseal(backend)->ops->rms_norm(sealed(backend)->cpu, x, norm, eps, n_token, n, y);
+    seal(backend);
+}
+
+static void sealed_gather(struct backend *backend, const float *x, const uint32_t *rows,
+                          uint32_t n_row, uint32_t n, float *y)
+{
+    check_inside(backend, x);
+    check_inside(backend, y);
+    unseal(backend)->ops->gather(sealed(backend)->cpu, x, rows, n_row, n, y);
+    seal(backend);
+}
+
+static void sealed_linear(struct backend *backend, const struct linear_args *args)
+{
+    check_inside(backend, args->x);
+    check_inside(backend, args->norm);
+    check_epilogue(backend, &args->epilogue);
+    for (uint32_t i = 0; i < args->n_out; i++) {
+        check_inside(backend, args->out[i].w->data);
+        check_inside(backend, args->out[i].bias);
+        check_inside(backend, args->out[i].y);
+    }
+    unseal(backend)->ops->linear(sealed(backend)->cpu, args);
+    seal(backend);
+}
+
+static void sealed_attention(struct backend *backend, const struct attention_args *args)
+{
+    const void *const inside[] = {args->q,        args->gate,     args->k,
+                                  args->v,        args->q_norm,   args->k_norm,
+                                  args->rope_cos, args->rope_sin, args->out};
+    for (size_t i = 0; i < sizeof(inside) / sizeof(inside[0]); i++)
+        check_inside(backend, inside[i]);
+    for (uint32_t it = 0; it < args->n_token; it++)
+        check_inside(backend, args->kv_block[args->token[it].slot][args->token[it].pos / KV_BLOCK]);
+    unseal(backend)->ops->attention(sealed(backend)->cpu, args);
+    seal(backend);
+}
+
+static void sealed_delta_net(struct backend *backend, const struct delta_net_args *args)
+{
+    const void *const inside[] = {args->qkv,   args->z,      args->beta, args->alpha, args->conv_w,
+                                  args->ssm_a, args->ssm_dt, args->norm, args->out};
+    for (size_t i = 0; i < sizeof(inside) / sizeof(inside[0]); i++)
+        check_inside(backend, inside[i]);
+    for (uint32_t it = 0; it < args->n_token; it++) {
+        check_inside(backend, args->conv_state[args->token[it].slot]);
+        check_inside(backend, args->state[args->token[it].slot]);
+    }
+    unseal(backend)->ops->delta_net(sealed(backend)->cpu, args);
+    seal(backend);
+}
+
+static void sealed_route(struct backend *backend, const struct route_args *args)
+{
+    const void *const inside[] = {args->x, args->router->data, args->selection_bias, args->ids,
+                                  args->weights};
+    for (size_t i = 0; i < sizeof(inside) / sizeof(inside[0]); i++)
+        check_inside(backend, inside[i]);
+    unseal(backend)->ops->route(sealed(backend)->cpu, args);
+    seal(backend);
+}
+
+static void sealed_ffn(struct backend *backend, const struct ffn_args *args)
+{
+    const struct weight *const weights[] = {args->gate, args->up, args->down};
+    const void *const inside[] = {args->x,     args->ids,         args->weights,
+                                  args->table, args->shared_gate, args->y};
+    for (size_t i = 0; i < sizeof(inside) / sizeof(inside[0]); i++)
+        check_inside(backend, inside[i]);
+    for (size_t i = 0; i < sizeof(weights) / sizeof(weights[0]); i++)
+        if (weights[i]) check_inside(backend, weights[i]->data);
+    check_epilogue(backend, &args->epilogue);
+    assert_true(!args->n_expert_used || args->table);
+    struct backend *cpu = unseal(backend);
+    for (uint32_t ie = 0; args->n_expert_used && ie < args->n_expert; ie++) {
+        check_inside(backend, args->table[ie].gate);
+        check_inside(backend, args->table[ie].up);
+        check_inside(backend, args->table[ie].down);
+    }
+    cpu->ops->ffn(cpu, args);
+    seal(backend);
+}
+
+/* ffn_experts and ffn_finish are for experts that come in groups: not here. */
+static const struct backend_ops sealed_ops = {.name = "sealed",
+                                              .alloc = sealed_alloc,
+                                              .free = sealed_free,
+                                              .upload = sealed_upload,
+                                              .download = sealed_download,
+                                              .copy = sealed_copy,
+                                              .sync = sealed_sync,
+                                              .embed = sealed_embed,
+                                              .rms_norm = sealed_rms_norm,
+                                              .gather = sealed_gather,
+                                              .linear = sealed_linear,
+                                              .attention = sealed_attention,
+                                              .delta_net = sealed_delta_net,
+                                              .route = sealed_route,
+                                              .ffn = sealed_ffn};
+
+static void sealed_device_init(struct sealed_device *device)
+{
+    const struct backend_cpu_config cpu = {.n_thread = 1, .kernels = "auto"};
+    *device = (struct sealed_device){.backend.ops = &sealed_ops, .fail_alloc = -1, .lost_op = -1};
+    assert_int_equal(backend_cpu_create(&device->cpu, &cpu, NULL), LM_OK);
+    device->arena =
+        mmap(NULL, SEALED_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    assert_true(device->arena != MAP_FAILED);
+}
+
+/* Nothing may be left there. */
+static void sealed_device_fini(struct sealed_device *device)
+{
+    assert_int_equal(device->n_live, 0);
+    munmap(device->arena, SEALED_BYTES);
+    device->cpu->ops->destroy(device->cpu);
+}
+
+#endif

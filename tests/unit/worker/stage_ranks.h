@@ -1,0 +1,138 @@
+/* Ranks of a pipeline as threads of a test: each runs a prompt in one step, then single tokens, and
+ * keeps all logits. */
+#ifndef LEAN_TESTS_STAGE_RANKS_H
+#define LEAN_TESTS_STAGE_RANKS_H
+
+#include "tests/unit/cmocka_all.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "proto/gguf/gguf.h"
+#include "proto/model/hparams.h"
+#include "proto/transport/transport.h"
+#include "worker/worker.h"
+
+enum { N_PROMPT = 40, N_STEP = 12, N_VOCAB = 512, N_TOP = 10 };
+
+/* One rank of the pipeline: its worker, and the steps it is given, all known beforehand. */
+struct rank {
+    struct expert_store *store;
+    struct backend *backend;
+    struct worker *worker;
+    int32_t ids[N_PROMPT + N_STEP];
+    float *logits; /* [N_STEP + 1][N_VOCAB], last rank only */
+    size_t n_row;
+    enum lm_status status;
+    struct lm_error err;
+};
+
+static void keep_logits(void *context, uint32_t pos, const float *logits, uint32_t n_vocab)
+{
+    struct rank *rank = context;
+    (void)pos;
+    assert_int_equal(n_vocab, N_VOCAB);
+    memcpy(rank->logits + rank->n_row++ * N_VOCAB, logits, N_VOCAB * sizeof(float));
+}
+
+/* What a rank is opened with. */
+struct rank_layers {
+    uint32_t begin, end;
+    struct transport_edge *in, *out;
+    struct backend *device; /* of the layers from device_begin on; NULL: none */
+    uint32_t device_begin;
+};
+
+static enum lm_status try_open_rank(struct rank *rank, const struct gguf_file *file,
+                                    const struct hparams *hp, const struct rank_layers *layers,
+                                    struct lm_error *err)
+{
+    const struct backend_cpu_config cpu = {.n_thread = 1, .kernels = "auto"};
+    assert_int_equal(backend_cpu_create(&rank->backend, &cpu, err), LM_OK);
+    assert_int_equal(expert_store_create(&rank->store, file, hp, layers->begin, layers->end, err),
+                     LM_OK);
+    const struct worker_config config = {.file = file,
+                                         .hp = hp,
+                                         .store = rank->store,
+                                         .backend = rank->backend,
+                                         .device = layers->device,
+                                         .device_begin = layers->device_begin,
+                                         .layer_begin = layers->begin,
+                                         .layer_end = layers->end,
+                                         .in = layers->in,
+                                         .out = layers->out,
+                                         .n_slot = 1,
+                                         .n_ctx = 128,
+                                         .n_position = 128,
+                                         .n_batch = N_PROMPT,
+                                         .kv_type = TENSOR_F16};
+    for (int32_t i = 0; i < N_PROMPT + N_STEP; i++)
+        rank->ids[i] = (i * 57 + 11) % N_VOCAB;
+    rank->logits = calloc((N_PROMPT + N_STEP) * N_VOCAB, sizeof(float));
+    assert_non_null(rank->logits);
+    return worker_create(&rank->worker, &config, err);
+}
+
+static void open_rank(struct rank *rank, const struct gguf_file *file, const struct hparams *hp,
+                      const struct rank_layers *layers)
+{
+    struct lm_error err;
+    if (try_open_rank(rank, file, hp, layers, &err) != LM_OK) fail_msg("%s", err.message);
+}
+
+static void close_rank(struct rank *rank)
+{
+    worker_close(rank->worker, NULL);
+    expert_store_destroy(rank->store);
+    rank->backend->ops->destroy(rank->backend);
+    free(rank->logits);
+}
+
+/* The prompt in one step, then a token each. */
+static void *run_rank(void *context)
+{
+    struct rank *rank = context;
+    const struct sampling_params sampling = sampling_params_default();
+    rank->status = LM_OK;
+    for (uint32_t at = 0; at < N_PROMPT + N_STEP && rank->status == LM_OK;) {
+        struct sampled_token sampled;
+        struct lm_error seq_err = {.status = LM_OK};
+        const uint32_t n = at ? 1 : N_PROMPT;
+        const struct step_seq seq = {.ids = rank->ids + at,
+                                     .n_token = n,
+                                     .output = STEP_OUTPUT_LOGITS,
+                                     .history = rank->ids,
+                                     .n_history = at + n,
+                                     .sampling = &sampling,
+                                     .on_logits = keep_logits,
+                                     .context = rank,
+                                     .error = &seq_err};
+        const struct step_plan plan = {.seq = &seq, .n_seq = 1};
+        rank->status = worker_step(rank->worker, &plan, &sampled, &rank->err);
+        assert_int_equal(seq_err.status, LM_OK);
+        at += n;
+    }
+    return NULL;
+}
+
+static void run_ranks(struct rank *ranks, int n)
+{
+    pthread_t threads[3];
+    for (int i = 0; i < n; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, run_rank, &ranks[i]), 0);
+    for (int i = 0; i < n; i++)
+        pthread_join(threads[i], NULL);
+}
+
+static void open_golden(struct gguf_file **file, struct hparams *hp, const char *name)
+{
+    char path[1000];
+    struct lm_error err;
+    snprintf(path, sizeof(path), "%s/tests/data/golden/models/%s.gguf", getenv("LEAN_SOURCE_DIR"),
+             name);
+    assert_int_equal(gguf_open(file, path, &err), LM_OK);
+    assert_int_equal(hparams_read(hp, *file, &err), LM_OK);
+}
+
+#endif
