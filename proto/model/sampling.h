@@ -40,6 +40,9 @@ struct sampling_params {
     float temperature; /* 0: greedy; what precedes the filters still applies */
     uint64_t seed;
     int32_t n_logprob; /* -1: none; 0: of the chosen token; N: and of the N best */
+    bool is_forced;    /* forced_id is taken, whatever the logits; nothing else counts, and the
+                        * log-probability is not computed. May be rewritten between two steps */
+    int32_t forced_id;
     bool of_processed; /* log-probabilities of what is sampled from; false: of the raw logits */
 };
 

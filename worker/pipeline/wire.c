@@ -125,6 +125,7 @@ static void fill_sampling(Lean__SamplingParams *out, const struct sampling_param
     SET(out, temperature, params->temperature);
     SET(out, seed, params->seed);
     SET(out, n_logprob, params->n_logprob);
+    if (params->is_forced) SET(out, forced_id, params->forced_id);
 }
 
 static void fill_seq(Lean__PlanSeq *out, const struct step_seq *seq, uint32_t position)
@@ -212,6 +213,9 @@ static const char *find_fault(const Lean__Plan *message, const struct wire_limit
             return "the size of a mask";
         if (seq->sampling->n_logprob > SAMPLING_MAX_LOGPROB)
             return "the number of log-probabilities";
+        if (seq->sampling->has_forced_id &&
+            (seq->sampling->forced_id < 0 || (uint32_t)seq->sampling->forced_id >= limits->n_vocab))
+            return "a forced token that there is not";
     }
     return NULL;
 }
@@ -243,6 +247,8 @@ static struct sampling_params read_sampling(const Lean__SamplingParams *message,
         .temperature = message->temperature,
         .seed = message->seed,
         .n_logprob = message->n_logprob,
+        .is_forced = message->has_forced_id,
+        .forced_id = message->forced_id,
     };
 }
 

@@ -545,6 +545,10 @@ enum lm_status sampler_sample(struct sampler *sampler, const float *logits,
 {
     const float *adjusted = logits;
     int32_t id;
+    if (params->is_forced) {
+        *out = (struct sampled_token){.id = params->forced_id};
+        return LM_OK;
+    }
     enum lm_status status = adjust_logits(sampler, &adjusted, params, history, err);
     if (status == LM_OK) status = choose(sampler, adjusted, params, position, &id, err);
     if (status != LM_OK) return status;

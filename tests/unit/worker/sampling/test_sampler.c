@@ -40,6 +40,26 @@ static int32_t sample(struct sampler *sampler, const float *logits,
     return token.id;
 }
 
+/* A forced token comes out, also one that a bias bans and no mask allows. */
+static void test_forced(void **state)
+{
+    (void)state;
+    const float logits[] = {5, 1, 2, 3};
+    const struct logit_bias bias = {2, -INFINITY};
+    const uint32_t allowed = 1;
+    struct sampling_params params = sampling_params_default();
+    struct sampler *sampler = create(4);
+    params.bias = &bias;
+    params.n_bias = 1;
+    params.allowed = &allowed;
+    params.is_forced = true;
+    for (params.forced_id = 0; params.forced_id < 4; params.forced_id++)
+        assert_int_equal(sample(sampler, logits, &params, NULL, 0), params.forced_id);
+    params.is_forced = false;
+    assert_int_equal(sample(sampler, logits, &params, NULL, 0), 0);
+    sampler_destroy(sampler);
+}
+
 /* The tokens that are drawn at all in n tries. */
 static void find_support(const float *logits, uint32_t n_vocab,
                          const struct sampling_params *params, bool *drawn)
@@ -696,6 +716,7 @@ static void no_penalty_survives_its_call(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_forced),
         cmocka_unit_test(philox_gives_published_numbers),
         cmocka_unit_test(softmax_exp_is_accurate),
         cmocka_unit_test(softmax_sum_has_one_order),
