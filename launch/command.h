@@ -20,6 +20,9 @@ struct command {
     bool reads_config; /* files and environment fill in what the command line leaves out */
     bool takes_ranks;  /* has options_cluster, and becomes a job of several ranks by them */
     bool drains;       /* a server: signals end it in order */
+    /* Whether a call with these options is no job of several ranks, whatever they say; NULL: never.
+     */
+    bool (*stays_here)(const struct options *options);
     enum lm_status (*run)(struct options *options, struct lm_error *err);
 };
 

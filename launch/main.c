@@ -171,8 +171,9 @@ static enum lm_status run_configured(const struct command *command, struct optio
     if (status != LM_OK) return status;
     status = options_fill(options, config, err);
     if (status == LM_OK)
-        status = command->takes_ranks ? run_on_ranks(command, options, call, err)
-                                      : command->run(options, err);
+        status = command->takes_ranks && !(command->stays_here && command->stays_here(options))
+                     ? run_on_ranks(command, options, call, err)
+                     : command->run(options, err);
     config_destroy(config);
     return status;
 }

@@ -13,6 +13,7 @@
 #include "launch/engine.h"
 
 #include "launch/config.h"
+#include "launch/value_list.h"
 #include "proto/base/nearest.h"
 #include "proto/base/units.h"
 
@@ -28,6 +29,8 @@ const struct option_spec options_common[] = {
     {"config", 0, OPTION_PATH, "FILE", .help = "configuration file to read (or LEAN_CONFIG)"},
     {0},
 };
+
+const struct option_spec options_lists[] = {{0}};
 
 const struct option_spec options_engine[] = {
     {"ctx", 'c', OPTION_INT, "N", .key = "model.ctx", .min = 1, .max = ENGINE_N_CTX_MAX,
@@ -128,6 +131,7 @@ struct slot {
     size_t n_value;
     bool owned;
     bool configured; /* the configuration gave them */
+    bool takes_list;
 };
 
 struct options {
@@ -253,11 +257,36 @@ static struct slot *find_letter(const struct options *options, char letter)
     return NULL;
 }
 
+/* Names of hosts, layers of ranks and paths hold commas of their own. */
+static bool may_take_list(const struct option_spec *spec)
+{
+    switch (spec->kind) {
+    case OPTION_FLAG:
+        return false;
+    case OPTION_STRING:
+    case OPTION_PATH:
+        return strchr(spec->metavar, '|') != NULL;
+    default:
+        return true;
+    }
+}
+
+static enum lm_status check_list(const struct option_spec *spec, const char *name, const char *text,
+                                 struct lm_error *err)
+{
+    struct value_list list;
+    if (!*text) return LM_OK;
+    const enum lm_status status = value_list_parse(&list, spec, name, text, err);
+    if (status == LM_OK) value_list_fini(&list);
+    return status;
+}
+
 static enum lm_status add_value(struct slot *slot, const char *text, struct lm_error *err)
 {
     char name[80];
     snprintf(name, sizeof(name), "--%s", slot->spec->name);
-    const enum lm_status status = option_check(slot->spec, name, text, err);
+    const enum lm_status status = slot->takes_list ? check_list(slot->spec, name, text, err)
+                                                   : option_check(slot->spec, name, text, err);
     if (status != LM_OK) return status;
     const size_t n_kept = slot->spec->repeat ? slot->n_value : 0;
     const char **values = realloc(slot->values, (n_kept + 1) * sizeof(*values));
@@ -300,7 +329,7 @@ static enum lm_status take_value(struct slot *slot, const char *attached, int ar
 static enum lm_status parse_long(struct options *options, int argc, char *const *argv, int *i,
                                  struct lm_error *err)
 {
-    const char *name = argv[*i] + 2;
+    const char *name = argv[*i] + (argv[*i][1] == '-' ? 2 : 1);
     const size_t n = strcspn(name, "=");
     const char *attached = name[n] ? name + n + 1 : NULL;
     struct slot *slot = find_slot(options, name, n);
@@ -316,6 +345,13 @@ static enum lm_status parse_long(struct options *options, int argc, char *const 
         return lm_fail(err, LM_E_USAGE, "--%s takes no value; --no-%s turns it off",
                        slot->spec->name, slot->spec->name);
     return add_value(slot, flag_value, err);
+}
+
+/* A word such as -pg: the name of an option of two letters. */
+static bool is_short_name(const struct options *options, const char *word)
+{
+    const size_t n = strcspn(word + 1, "=");
+    return n == 2 && find_slot(options, word + 1, n);
 }
 
 /* A word such as -vv, -n5 or -n: letters of flags until one that takes the rest as its value. */
@@ -344,7 +380,7 @@ static enum lm_status parse_words(struct options *options, int argc, char *const
             options->args[options->n_arg++] = word;
         else if (!strcmp(word, "--"))
             ended = true;
-        else if (word[1] == '-')
+        else if (word[1] == '-' || is_short_name(options, word))
             status = parse_long(options, argc, argv, &i, err);
         else
             status = parse_letters(options, argc, argv, &i, err);
@@ -360,11 +396,12 @@ static size_t table_length(const struct option_spec *table)
     return n;
 }
 
-static void add_table(struct options *options, const struct option_spec *table)
+static void add_table(struct options *options, const struct option_spec *table, bool takes_lists)
 {
     for (; table->name; table++) {
         assert(!find_slot(options, table->name, strlen(table->name)));
         assert(!table->letter || !find_letter(options, table->letter));
+        options->slots[options->n_slot].takes_list = takes_lists && may_take_list(table);
         options->slots[options->n_slot++].spec = table;
     }
 }
@@ -387,9 +424,12 @@ enum lm_status options_parse(struct options **out, const struct option_spec *con
         options_destroy(options);
         return lm_fail(err, LM_E_NO_MEM, "no memory for options");
     }
-    for (size_t i = 0; tables[i]; i++)
-        add_table(options, tables[i]);
-    add_table(options, options_common);
+    bool takes_lists = false;
+    for (size_t i = 0; tables[i]; i++) {
+        takes_lists |= tables[i] == options_lists;
+        add_table(options, tables[i], takes_lists);
+    }
+    add_table(options, options_common, false);
 
     const enum lm_status status = parse_words(options, argc, argv, err);
     if (status != LM_OK) {
@@ -573,6 +613,23 @@ const char *options_string_at(const struct options *options, const char *name, s
     const struct slot *slot = known_slot(options, name);
     assert(i < slot->n_value);
     return slot->values[i];
+}
+
+enum lm_status options_list(const struct options *options, const char *name, struct value_list *out,
+                            struct lm_error *err)
+{
+    const struct slot *slot = known_slot(options, name);
+    const char *text = effective_text(options, name);
+    char dashed[80];
+    snprintf(dashed, sizeof(dashed), "--%s", name);
+    *out = (struct value_list){0};
+    if (!text) return LM_OK;
+    if (slot->takes_list) return value_list_parse(out, slot->spec, dashed, text, err);
+    out->text = calloc(1, sizeof(char *));
+    if (out->text && (out->text[0] = strdup(text))) out->n = 1;
+    if (out->n) return LM_OK;
+    value_list_fini(out);
+    return lm_fail(err, LM_E_NO_MEM, "%s: no memory", dashed);
 }
 
 size_t options_n_arg(const struct options *options)

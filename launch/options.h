@@ -1,7 +1,8 @@
 /* Command-line options from declarative tables.
  *
  * An option stands anywhere after the command: --name value, --name=value, --flag, --no-flag,
- * single letters for those that declare one (-n 5, -n5, -vv); `--` ends options. A value is checked
+ * single letters for those that declare one (-n 5, -n5, -vv), names of two letters also behind one
+ * dash (-pg 8,4); `--` ends options. A value is checked
  * by kind when it is parsed; of several, the last counts unless the option repeats. An empty value
  * (--ctx=) unsets: the default applies, whatever the configuration says. An option with a key is
  * also a setting of the configuration (launch/config.h), and its value, when not given, comes from
@@ -43,6 +44,9 @@ extern const struct option_spec options_engine[]; /* threads, kernels, kv-type, 
 extern const struct option_spec options_cluster[];  /* ranks, hosts, ... */
 extern const struct option_spec options_sampling[]; /* temperature, top-p, ... */
 extern const struct option_spec options_serve[];    /* listen, max-queue, api-key, ... */
+/* Empty. What the tables behind it in a command's list declare with a value that is checked, or a
+ * choice of words, takes lists and ranges of values (value_list.h): options_list. */
+extern const struct option_spec options_lists[];
 
 struct options;
 struct config;
@@ -87,6 +91,11 @@ uint64_t options_size(const struct options *options, const char *name);
 const char *options_string(const struct options *options, const char *name);
 size_t options_count(const struct options *options, const char *name); /* of a repeated option */
 const char *options_string_at(const struct options *options, const char *name, size_t i);
+
+/* All values of an option; none if it has none. value_list_fini frees them. */
+struct value_list;
+enum lm_status options_list(const struct options *options, const char *name, struct value_list *out,
+                            struct lm_error *err);
 
 /* Positional arguments. */
 size_t options_n_arg(const struct options *options);
