@@ -5,6 +5,7 @@
 
 #include "proto/base/nearest.h"
 
+extern const struct command command_bench;
 extern const struct command command_completion;
 extern const struct command command_config;
 extern const struct command command_eval;
@@ -25,6 +26,7 @@ extern const struct command command_version;
 /* One to a line, so that changes merge. */
 const struct command *const commands[] = {
     // clang-format off
+    &command_bench,
     &command_completion,
     &command_config,
     &command_eval,

@@ -10,13 +10,17 @@ BUILD = os.environ.get("LEAN_BUILD_DIR", os.path.dirname(os.path.abspath(cli.LEA
 MPI = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
+def why_no_mpi():
+    """What is missing for several ranks; None: nothing is."""
+    if not shutil.which("mpirun"):
+        return "no mpirun: Open MPI is not installed"
+    return None if os.path.exists(os.path.join(BUILD, "liblean_mpi.so")) else "built without MPI"
+
+
 def skip_without_mpi():
-    for missing, why in ((not shutil.which("mpirun"), "no mpirun: Open MPI is not installed"),
-                         (not os.path.exists(os.path.join(BUILD, "liblean_mpi.so")),
-                          "built without MPI")):
-        if missing:
-            print("skipped:", why)
-            sys.exit(77)
+    if why_no_mpi():
+        print("skipped:", why_no_mpi())
+        sys.exit(77)
 
 
 def mpirun(n_rank, *args, input=None, timeout=120, **variables):

@@ -1,0 +1,464 @@
+/* From an engine and tests to rows. */
+#include "launch/bench/engine_rows.h"
+
+#include <ctype.h>
+#include <inttypes.h>
+#include <json-c/json.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "coordinator/plan/weight_census.h"
+#include "launch/bench/machine.h"
+#include "launch/bench/statistics.h"
+#include "launch/bench/token_source.h"
+#include "launch/engine.h"
+#include "launch/model_ref.h"
+#include "launch/options.h"
+#include "launch/pager_report.h"
+#include "launch/terminal/interrupt.h"
+#include "proto/base/log.h"
+#include "proto/gguf/gguf.h"
+#include "proto/gguf/gguf_write.h"
+#include "proto/model/hparams.h"
+#include "proto/model/weights_sample.h"
+#include "worker/pager/pager_snapshot.h"
+
+enum { WARMUP_TOKENS = 16 };
+/* Traces of warm-up runs come behind those of all repetitions. */
+static const uint64_t WARMUP_TRACE = UINT64_C(1) << 32;
+
+struct measurement {
+    struct engine *engine;
+    struct token_source *tokens;
+    const struct engine_plan *plan;
+    struct weight_census census;
+    double load_s;
+    double preload_bytes_s; /* 0: nothing was preloaded */
+    uint64_t n_run;         /* so far */
+    struct log_bar bar;
+};
+
+static void add(struct json_object *object, const char *key, struct json_object *value)
+{
+    json_object_object_add(object, key, value);
+}
+
+static void add_number(struct json_object *object, const char *key, uint64_t value)
+{
+    add(object, key, json_object_new_uint64(value));
+}
+
+/* To three decimals: more is noise, and a table of it cannot be read. */
+static struct json_object *number(double value)
+{
+    char text[40];
+    snprintf(text, sizeof(text), "%.3f", value);
+    return isfinite(value) ? json_object_new_double_s(value, text) : NULL;
+}
+
+/* ---- what is told of the model ------------------------------------------------------------ */
+
+/* The type that most bytes of the weights have. */
+static const char *main_type(const struct gguf_file *file)
+{
+    uint64_t n_bytes[TENSOR_TYPE_COUNT] = {0};
+    uint32_t most = 0;
+    for (size_t i = 0; i < gguf_n_tensor(file); i++) {
+        const struct gguf_tensor *tensor = gguf_tensor_at(file, i);
+        n_bytes[tensor->type] += tensor->n_bytes;
+    }
+    for (uint32_t type = 1; type < TENSOR_TYPE_COUNT; type++)
+        if (n_bytes[type] > n_bytes[most]) most = type;
+    return tensor_type_info(most)->name;
+}
+
+/* "qwen3moe 30B.A3B q4_k": architecture, size, type of the weights. */
+static struct json_object *model_name(const struct gguf_file *file, const struct hparams *hp,
+                                      uint64_t n_param)
+{
+    char size[40], name[160];
+    struct gguf_string label;
+    bool found;
+    if (gguf_get_string(file, "general.size_label", &label, &found, NULL) == LM_OK && found &&
+        label.n > 0 && label.n < sizeof(size))
+        log_printable(label.data, label.n, size, sizeof(size));
+    else
+        snprintf(size, sizeof(size), "%.3g%c", (double)n_param / (n_param < 999500000 ? 1e6 : 1e9),
+                 n_param < 999500000 ? 'M' : 'B');
+    for (char *at = size; *at; at++)
+        if (*at == '-') *at = '.';
+    const int n = snprintf(name, sizeof(name), "%s %s ", hp->arch->name, size);
+    snprintf(name + n, sizeof(name) - (size_t)n, "%s", main_type(file));
+    for (char *at = name + n; *at; at++)
+        *at = (char)tolower((unsigned char)*at);
+    return json_object_new_string(name);
+}
+
+static struct json_object *hex(uint64_t value)
+{
+    char text[24];
+    snprintf(text, sizeof(text), "%016" PRIx64, value);
+    return json_object_new_string(text);
+}
+
+static struct json_object *model_json(const struct measurement *of)
+{
+    const struct gguf_file *file = engine_file(of->engine);
+    const struct hparams *hp = engine_hparams(of->engine);
+    struct json_object *model = json_object_new_object();
+    uint64_t value;
+    add(model, "name", model_name(file, hp, of->census.n_param));
+    add(model, "path", json_object_new_string(gguf_path(file)));
+    add(model, "architecture", json_object_new_string(hp->arch->name));
+    add(model, "type", json_object_new_string(main_type(file)));
+    add_number(model, "size_bytes", of->census.n_bytes);
+    add_number(model, "n_params", of->census.n_param);
+    add_number(model, "n_params_active", of->census.n_param_active);
+    add(model, "fingerprint", gguf_fingerprint(file, &value, NULL) == LM_OK ? hex(value) : NULL);
+    add(model, "weights", weights_sample(file, &value, NULL) == LM_OK ? hex(value) : NULL);
+    return model;
+}
+
+/* ---- what is told of the settings --------------------------------------------------------- */
+
+void engine_rows_key(const char *name, char *out, size_t size)
+{
+    snprintf(out, size, "%s", name);
+    for (char *at = out; *at; at++)
+        if (*at == '-') *at = '_';
+}
+
+static struct json_object *settings_json(const struct measurement *of,
+                                         const struct options *options)
+{
+    struct json_object *settings = json_object_new_object();
+    for (size_t i = 0; of->plan->tables[i]; i++)
+        for (const struct option_spec *spec = of->plan->tables[i]; spec->name; spec++) {
+            char key[80];
+            const char *text = options_string(options, spec->name);
+            engine_rows_key(spec->name, key, sizeof(key));
+            add(settings, key, text ? json_object_new_string(text) : NULL);
+        }
+    add(settings, "ranks", json_object_new_int64(engine_n_rank(of->engine)));
+    return settings;
+}
+
+static struct json_object *effective_json(const struct measurement *of)
+{
+    const struct engine_stats stats = engine_stats(of->engine);
+    struct json_object *effective = json_object_new_object(), *ranks = json_object_new_array();
+    add_number(effective, "threads", stats.n_thread);
+    add(effective, "kernels", json_object_new_string(stats.kernels));
+    add_number(effective, "prefill_chunk", stats.prefill_chunk);
+    add_number(effective, "n_ctx", engine_n_ctx(of->engine));
+    add_number(effective, "n_slot", engine_n_slot(of->engine));
+    for (uint32_t i = 0; i < engine_n_rank(of->engine); i++) {
+        const struct engine_rank rank = engine_rank(of->engine, i);
+        struct json_object *json = json_object_new_object();
+        add(json, "host", rank.host ? json_object_new_string(rank.host) : NULL);
+        add_number(json, "layer_begin", rank.layer_begin);
+        add_number(json, "layer_end", rank.layer_end);
+        json_object_array_add(ranks, json);
+    }
+    add(effective, "ranks", ranks);
+    return effective;
+}
+
+/* ---- what came of the experts ------------------------------------------------------------- */
+
+/* The counters that tell of a test, summed over its repetitions. */
+struct expert_sums {
+    struct expert_pager_stats last; /* for what is no sum */
+    uint64_t n_lookup, n_hit, n_joined, n_miss, miss_bytes;
+    uint64_t n_chosen, n_recalled, n_speculated, n_useful, n_evicted, read_bytes;
+    double wait_s, busy_s;
+};
+
+static void add_counts(struct expert_sums *sums, const struct expert_pager_counts *now,
+                       const struct expert_pager_counts *then)
+{
+    sums->n_lookup += now->n_lookup - then->n_lookup;
+    sums->n_hit += now->n_hit - then->n_hit;
+    sums->n_joined += now->n_joined - then->n_joined;
+    sums->n_miss += now->n_miss - then->n_miss;
+    sums->miss_bytes += now->miss_bytes - then->miss_bytes;
+    sums->wait_s += now->wait_s - then->wait_s;
+}
+
+static void add_run(struct expert_sums *sums, const struct expert_pager_stats *now,
+                    const struct expert_pager_stats *then)
+{
+    add_counts(sums, &now->decode, &then->decode);
+    add_counts(sums, &now->prefill, &then->prefill);
+    sums->n_chosen += now->n_chosen - then->n_chosen;
+    sums->n_recalled += now->n_recalled - then->n_recalled;
+    sums->n_speculated += now->n_speculated - then->n_speculated;
+    sums->n_useful += now->n_useful - then->n_useful;
+    sums->n_evicted += now->n_evicted - then->n_evicted;
+    sums->read_bytes += pager_report_read_bytes(now) - pager_report_read_bytes(then);
+    sums->busy_s += now->disk.busy_s - then->disk.busy_s;
+    sums->last = *now;
+}
+
+static struct json_object *ratio(double part, double whole)
+{
+    char text[40];
+    if (!(whole > 0)) return NULL;
+    snprintf(text, sizeof(text), "%.6f", part / whole);
+    return json_object_new_double_s(part / whole, text);
+}
+
+static struct json_object *experts_json(const struct measurement *of,
+                                        const struct expert_sums *sums, double elapsed_s)
+{
+    const struct expert_pager_stats *last = &sums->last;
+    if (!last->n_slot) return NULL;
+    struct json_object *json = json_object_new_object();
+    add_number(json, "slots", last->n_slot);
+    add_number(json, "experts", last->n_expert);
+    add_number(json, "slot_bytes", last->slot_bytes);
+    add_number(json, "bank_bytes", last->bank_bytes);
+    add(json, "resident_share", ratio((double)last->slot_bytes, (double)last->bank_bytes));
+    add_number(json, "lookups", sums->n_lookup);
+    add_number(json, "hits", sums->n_hit);
+    add_number(json, "joined", sums->n_joined);
+    add_number(json, "misses", sums->n_miss);
+    add_number(json, "miss_bytes", sums->miss_bytes);
+    add(json, "hit_rate", ratio((double)sums->n_hit, (double)sums->n_lookup));
+    add(json, "prefetch_recall", ratio((double)sums->n_recalled, (double)sums->n_chosen));
+    add(json, "prefetch_precision", ratio((double)sums->n_useful, (double)sums->n_speculated));
+    add(json, "wait_s", number(sums->wait_s));
+    add(json, "wait_share", ratio(sums->wait_s, elapsed_s));
+    add_number(json, "evicted", sums->n_evicted);
+    add_number(json, "read_bytes", sums->read_bytes);
+    add(json, "disk_busy_s", number(sums->busy_s));
+    add(json, "disk_bytes_s", ratio((double)sums->read_bytes, sums->busy_s));
+    add_number(json, "preloaded", last->n_preloaded);
+    add(json, "preload_bytes_s", of->preload_bytes_s > 0 ? number(of->preload_bytes_s) : NULL);
+    add(json, "policy", last->policy ? json_object_new_string(last->policy) : NULL);
+    add(json, "io", last->disk.engine ? json_object_new_string(last->disk.engine) : NULL);
+    add(json, "direct", json_object_new_boolean(last->disk.direct));
+    return json;
+}
+
+/* Weights that one token of decoding reads. */
+static double active_bytes(const struct measurement *of)
+{
+    const struct weight_census *census = &of->census;
+    const struct hparams *hp = engine_hparams(of->engine);
+    const double experts = (double)census->group[WEIGHTS_EXPERTS].n_bytes;
+    const double embedding = hp->tied ? 0 : (double)census->group[WEIGHTS_EMBEDDING].n_bytes;
+    const double used = hp->n_expert ? (double)hp->n_expert_used / hp->n_expert : 0;
+    return (double)census->n_bytes - experts - embedding + used * experts;
+}
+
+/* ---- rows --------------------------------------------------------------------------------- */
+
+static void add_statistics(struct json_object *row, const char *unit, double *values, size_t n)
+{
+    char key[40];
+    struct json_object *samples = json_object_new_array();
+    for (size_t i = 0; i < n; i++)
+        json_object_array_add(samples, number(values[i]));
+    snprintf(key, sizeof(key), "samples_%s", unit);
+    add(row, key, samples);
+    const struct statistics of = statistics_of(values, n);
+    const struct {
+        const char *name;
+        double value;
+    } parts[] = {{"mean", of.mean},
+                 {"stddev", of.stddev},
+                 {"min", of.min},
+                 {"median", of.median},
+                 {"max", of.max}};
+    for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
+        snprintf(key, sizeof(key), "%s_%s", parts[i].name, unit);
+        add(row, key, number(parts[i].value));
+    }
+}
+
+/* samples: [n_repeat] */
+static struct json_object *make_row(const struct measurement *of, const struct options *options,
+                                    const struct engine_test *test,
+                                    const struct engine_sample *samples,
+                                    const struct expert_sums *sums, double *scratch)
+{
+    const struct engine_plan *plan = of->plan;
+    const double n_token = (double)(test->n_prompt + test->n_gen) * test->n_seq;
+    double elapsed_s = 0, energy_j = 0;
+    char name[ENGINE_TEST_NAME_BYTES];
+    struct json_object *row = json_object_new_object(), *samples_ns = json_object_new_array();
+    add(row, "test", json_object_new_string(engine_test_name(test, name)));
+    add_number(row, "n_prompt", test->n_prompt);
+    add_number(row, "n_gen", test->n_gen);
+    add_number(row, "n_depth", test->n_depth);
+    add_number(row, "n_seq", test->n_seq);
+    add(row, "model", model_json(of));
+    add(row, "settings", settings_json(of, options));
+    add(row, "effective", effective_json(of));
+    add_number(row, "repetitions", plan->n_repeat);
+    add_number(row, "warmup", plan->n_warmup);
+    add(row, "delay_s", number(plan->delay_s));
+    add(row, "prompts", json_object_new_string(plan->prompts));
+    add_number(row, "seed", plan->seed);
+    add(row, "timed",
+        json_object_new_string("steps of the model; neither sampling nor tokenization"));
+    for (uint32_t i = 0; i < plan->n_repeat; i++) {
+        scratch[i] = (double)samples[i].elapsed_ns;
+        elapsed_s += scratch[i] / 1e9;
+        energy_j = samples[i].energy_j < 0 || energy_j < 0 ? -1 : energy_j + samples[i].energy_j;
+        json_object_array_add(samples_ns, json_object_new_uint64(samples[i].elapsed_ns));
+    }
+    add_statistics(row, "ns", scratch, plan->n_repeat);
+    add(row, "samples_ns", samples_ns);
+    for (uint32_t i = 0; i < plan->n_repeat; i++)
+        scratch[i] = n_token * 1e9 / (double)samples[i].elapsed_ns;
+    add_statistics(row, "tok_s", scratch, plan->n_repeat);
+    add(row, "load_s", number(of->load_s));
+    add(row, "weights_bytes_s",
+        test->n_gen && !test->n_prompt && test->n_seq == 1
+            ? number(active_bytes(of) * test->n_gen * plan->n_repeat / elapsed_s)
+            : NULL);
+    add(row, "experts", experts_json(of, sums, elapsed_s));
+    add(row, "energy_j", energy_j < 0 ? NULL : number(energy_j / plan->n_repeat));
+    add(row, "build", machine_build());
+    add(row, "host", machine_host());
+    add(row, "time", machine_time());
+    return row;
+}
+
+/* ---- running ------------------------------------------------------------------------------ */
+
+static void wait_s(double seconds)
+{
+    struct timespec left = {.tv_sec = (time_t)seconds,
+                            .tv_nsec = (long)((seconds - floor(seconds)) * 1e9)};
+    while (nanosleep(&left, &left) && !interrupt_pending(INTERRUPT_STOP) &&
+           !interrupt_pending(INTERRUPT_END))
+        ;
+}
+
+static enum lm_status run_once(struct measurement *of, const struct engine_test *test,
+                               uint64_t trace, struct engine_sample *out, struct lm_error *err)
+{
+    wait_s(of->plan->delay_s);
+    const enum lm_status status =
+        engine_test_run(test, of->engine, of->tokens, trace, of->n_run, out, err);
+    log_bar_update(&of->bar, ++of->n_run);
+    return status;
+}
+
+static enum lm_status warm_up(struct measurement *of, const struct engine_test *test,
+                              struct lm_error *err)
+{
+    struct engine_test shorter = *test;
+    struct engine_sample unused;
+    enum lm_status status = LM_OK;
+    if (shorter.n_gen > WARMUP_TOKENS) shorter.n_gen = WARMUP_TOKENS;
+    for (uint32_t i = 0; i < of->plan->n_warmup && status == LM_OK; i++)
+        status = run_once(of, &shorter, WARMUP_TRACE + i, &unused, err);
+    return status;
+}
+
+static enum lm_status measure_test(struct measurement *of, const struct options *options,
+                                   const struct engine_test *test, struct json_object *rows,
+                                   struct lm_error *err)
+{
+    const uint32_t n = of->plan->n_repeat;
+    struct engine_sample *const samples = calloc(n, sizeof(*samples));
+    double *const scratch = calloc(n, sizeof(*scratch));
+    struct expert_sums sums = {.n_lookup = 0};
+    enum lm_status status = LM_OK;
+    if (!samples || !scratch) status = lm_fail(err, LM_E_NO_MEM, "no memory for results");
+    if (status == LM_OK) status = warm_up(of, test, err);
+    for (uint32_t i = 0; i < n && status == LM_OK; i++) {
+        status = run_once(of, test, i, &samples[i], err);
+        if (status == LM_OK) add_run(&sums, &samples[i].after, &samples[i].before);
+    }
+    if (status == LM_OK)
+        json_object_array_add(rows, make_row(of, options, test, samples, &sums, scratch));
+    free(scratch);
+    free(samples);
+    return status;
+}
+
+/* How fast a profile's experts came into memory, as far as that has gone. */
+static enum lm_status note_preload(struct measurement *of, struct lm_error *err)
+{
+    struct pager_snapshot *const now = malloc(sizeof(*now));
+    if (!now) return lm_fail(err, LM_E_NO_MEM, "no memory for results");
+    const enum lm_status status = engine_experts(of->engine, now, err);
+    if (status == LM_OK && now->total.n_preloaded && now->total.disk.busy_s > 0)
+        of->preload_bytes_s = (double)pager_report_read_bytes(&now->total) / now->total.disk.busy_s;
+    free(now);
+    return status;
+}
+
+static enum lm_status measure_all(struct measurement *of, const struct options *options,
+                                  struct json_object *rows, struct lm_error *err)
+{
+    const struct engine_plan *plan = of->plan;
+    enum lm_status status = token_source_create(&of->tokens, engine_tokenizer(of->engine),
+                                                plan->prompts, plan->seed, err);
+    if (status == LM_OK) status = note_preload(of, err);
+    weight_census_take(&of->census, engine_file(of->engine), engine_hparams(of->engine));
+    log_bar_begin(&of->bar, "measuring", "runs", plan->n_test * (plan->n_repeat + plan->n_warmup));
+    for (size_t i = 0; i < plan->n_test && status == LM_OK; i++)
+        status = measure_test(of, options, &plan->test[i], rows, err);
+    log_bar_end(&of->bar);
+    token_source_destroy(of->tokens);
+    return status;
+}
+
+/* Context and places for all tests. */
+static enum lm_status fit_config(struct engine_config *config, const struct engine_plan *plan,
+                                 struct lm_error *err)
+{
+    char name[ENGINE_TEST_NAME_BYTES];
+    uint32_t n_ctx = 0;
+    config->n_slot = 1;
+    config->n_snapshot = 0;
+    for (size_t i = 0; i < plan->n_test; i++) {
+        const uint32_t needed = engine_test_n_ctx(&plan->test[i]);
+        const uint32_t n_slot = engine_test_n_slot(&plan->test[i]);
+        if (config->n_ctx && needed > config->n_ctx)
+            return lm_fail(err, LM_E_LIMIT, "%s needs a context of %u tokens, --ctx is %u",
+                           engine_test_name(&plan->test[i], name), needed, config->n_ctx);
+        if (needed > n_ctx) n_ctx = needed;
+        if (n_slot > config->n_slot) config->n_slot = n_slot;
+    }
+    if (!config->n_ctx) config->n_ctx = n_ctx;
+    return LM_OK;
+}
+
+enum lm_status engine_rows_measure(struct json_object *rows, const struct options *options,
+                                   const struct engine_plan *plan, struct lm_error *err)
+{
+    struct engine_config config;
+    struct measurement of = {.plan = plan};
+    char *path;
+    bool is_demo;
+    enum lm_status status = engine_config_from_options(&config, options, err);
+    if (status == LM_OK) status = fit_config(&config, plan, err);
+    if (status == LM_OK)
+        status = model_ref_resolve(options, options_n_arg(options) ? options_arg(options, 0) : NULL,
+                                   &path, &is_demo, err);
+    if (status != LM_OK) return status;
+    config.cluster = cluster_config_from_options(options);
+    config.model_path = path;
+    const double begin_s = log_now_s();
+    status = engine_open(&of.engine, &config, err);
+    of.load_s = log_now_s() - begin_s;
+    free(path);
+    if (status != LM_OK) return status;
+    status = interrupt_begin(NULL, NULL, err);
+    if (status == LM_OK) {
+        status = measure_all(&of, options, rows, err);
+        interrupt_end();
+    }
+    const enum lm_status closed = engine_close(of.engine, status == LM_OK ? err : NULL);
+    return status == LM_OK ? closed : status;
+}

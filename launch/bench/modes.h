@@ -1,0 +1,17 @@
+/* The modes of `lean bench`; each gets its options parsed. */
+#ifndef LEAN_LAUNCH_BENCH_MODES_H
+#define LEAN_LAUNCH_BENCH_MODES_H
+
+#include <stdbool.h>
+
+#include "launch/options.h"
+
+extern const struct option_spec options_bench[];       /* repetitions, output, ... */
+extern const struct option_spec options_bench_tests[]; /* n-prompt, n-gen, ...: lists of values */
+
+/* A model on this machine: lean bench REF. */
+enum lm_status bench_engine(struct options *options, struct lm_error *err);
+/* Whether it takes several runs of the program, each with other values of the engine's options. */
+bool bench_engine_has_arms(const struct options *options);
+
+#endif
