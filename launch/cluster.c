@@ -38,6 +38,7 @@ struct cluster_config cluster_config_from_options(const struct options *options)
                                    .interface = options_string(options, "interface"),
                                    .startup_timeout_s = options_float(options, "startup-timeout"),
                                    .liveness_timeout_s = options_float(options, "liveness-timeout"),
+                                   .stall_timeout_s = options_float(options, "stall-timeout"),
                                    .spin_us = (uint32_t)options_int(options, "spin-us")};
 }
 
@@ -184,6 +185,7 @@ static enum lm_status join(struct cluster *cluster, struct lm_error *err)
     const struct cluster_config *config = &cluster->config;
     const struct world_mpi_config mpi = {.startup_timeout_s = config->startup_timeout_s,
                                          .liveness_timeout_s = config->liveness_timeout_s,
+                                         .stall_timeout_s = config->stall_timeout_s,
                                          .spin_us = config->spin_us,
                                          .interface = config->interface};
     char host[65] = "";

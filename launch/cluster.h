@@ -24,7 +24,7 @@ struct world;
 struct cluster_config {
     bool enabled;                      /* else one rank, whatever launched this process */
     const char *partition, *interface; /* or NULL */
-    double startup_timeout_s, liveness_timeout_s;
+    double startup_timeout_s, liveness_timeout_s, stall_timeout_s;
     uint32_t spin_us;
 };
 /* Of options_cluster. Strings are borrowed. */

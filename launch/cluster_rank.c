@@ -134,6 +134,7 @@ static enum lm_status load(struct member *member, const Lean__Setup *setup, stru
                                                     .profile = setup->profile},
                                        .pin = setup->pin,
                                        .name = member->name,
+                                       .progress = member->world->progress,
                                        .in = member->in,
                                        .out = member->out};
     enum lm_status status = check_setup(member, setup, err);
@@ -198,9 +199,11 @@ enum lm_status cluster_run_rank(const struct cluster_config *config, struct lm_e
 {
     const struct world_mpi_config mpi = {.startup_timeout_s = config->startup_timeout_s,
                                          .liveness_timeout_s = config->liveness_timeout_s,
+                                         .stall_timeout_s = config->stall_timeout_s,
                                          .spin_us = config->spin_us,
                                          .interface = config->interface,
-                                         .on_leave = leave_lost_job};
+                                         .on_leave = leave_lost_job,
+                                         .wants_state = job_wants_state};
     struct member member = {.drained = false};
     enum lm_status status = world_mpi_open(&member.world, &mpi, err);
     if (status != LM_OK) return status;

@@ -14,6 +14,7 @@
 #include "launch/options.h"
 #include "launch/routing_profile.h"
 #include "proto/base/log.h"
+#include "proto/transport/world.h"
 #include "worker/pager/pager_snapshot.h"
 #include "worker/pipeline/pipeline.h"
 
@@ -175,6 +176,7 @@ static struct part_config part_config(const struct engine *engine,
         part.pin = rank->pin;
         part.name = rank->name;
         if (i == 0) part.out = cluster_edge(engine->cluster);
+        if (i == 0) part.progress = cluster_world(engine->cluster)->progress;
     }
     return part;
 }

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +22,7 @@
  */
 static int channel = -1;
 static bool is_worker; /* a rank, and not 0 */
+static atomic_bool state_wanted;
 
 static const int terminal_signals[] = {SIGTTIN, SIGTTOU};
 
@@ -119,12 +121,25 @@ static enum lm_status receive_descriptors(struct lm_error *err)
 
 /* ---- the life of a rank ---- */
 
+static void want_state(int number)
+{
+    (void)number;
+    atomic_store(&state_wanted, true);
+}
+
 /* Rank 0 ends the job in order; until it has, a worker that left would be a loss. */
 static void leave_signals_to_rank0(void)
 {
+    const struct sigaction want = {.sa_handler = want_state, .sa_flags = SA_RESTART};
     static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1};
     for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
         signal(signals[i], SIG_IGN);
+    sigaction(SIGUSR2, &want, NULL);
+}
+
+bool job_wants_state(void)
+{
+    return atomic_exchange(&state_wanted, false);
 }
 
 enum lm_status job_enter(struct lm_error *err)

@@ -17,6 +17,7 @@
 #ifndef LEAN_LAUNCH_JOB_H
 #define LEAN_LAUNCH_JOB_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "proto/base/error.h"
@@ -43,6 +44,9 @@ struct job_message {
 /* First of all in main; does nothing outside of a job. Ranks but 0 ignore signals that are meant
  * for rank 0, and every rank dies with what launched it. */
 enum lm_status job_enter(struct lm_error *err);
+
+/* Whether somebody has sent this worker SIGUSR2, for its state, since the last call. */
+bool job_wants_state(void);
 
 /* Last of all: how this process ends, an exit status or minus a signal. */
 void job_leave(int32_t ending);

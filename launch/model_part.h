@@ -27,6 +27,7 @@ struct part_config {
     const char *trace_path;
     const char *name;                /* of the rank, or NULL */
     struct transport_edge *in, *out; /* or NULL */
+    struct progress *progress;       /* or NULL */
 };
 
 struct model_part {

@@ -81,6 +81,8 @@ const struct option_spec options_cluster[] = {
      .help = "how long all ranks may take until they are ready"},
     {"liveness-timeout", 0, OPTION_TIME, "T", .def = "5s", .key = "cluster.liveness_timeout",
      .help = "a rank that is silent for so long is lost"},
+    {"stall-timeout", 0, OPTION_TIME, "T", .def = "60s", .key = "cluster.stall_timeout",
+     .help = "a step that stands still for so long ends the job; 0s: it never does"},
     {"spin-us", 0, OPTION_INT, "N", .def = "200", .key = "cluster.spin_us", .min = 0,
      .max = 1000000, .help = "microseconds that a rank tests for messages before it sleeps"},
     {0},

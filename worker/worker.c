@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "proto/base/map_guard.h"
+#include "proto/base/progress.h"
 #include "proto/gguf/gguf.h"
 #include "worker/edges.h"
 #include "worker/pager/trace.h"
@@ -37,6 +38,7 @@ struct worker {
     struct expert_usage **usage; /* [n_batch] */
     uint32_t n_token, n_out;
     struct edges *edges;        /* NULL: one rank */
+    uint64_t n_step;            /* so far */
     struct lm_error step_error; /* worker_runner: of the step that began last */
 };
 
@@ -123,7 +125,8 @@ static enum lm_status create_pager(struct worker *worker, struct lm_error *err)
                                               .prefetch = config->pager.prefetch,
                                               .engine = config->pager.engine,
                                               .access = config->pager.access,
-                                              .depth = config->pager.depth};
+                                              .depth = config->pager.depth,
+                                              .progress = config->progress};
     return expert_pager_create(&worker->pager, &pager, err);
 }
 
@@ -160,6 +163,7 @@ static enum lm_status create_graphs(struct worker *worker, struct lm_error *err)
         struct span *span = &worker->span[i];
         struct expert_pager *const pager = paged && span->is_device ? NULL : worker->pager;
         status = span_create_graph(span, pager, worker->trace, trailer_bytes, err);
+        span->graph.progress = worker->config.progress;
     }
     return status;
 }
@@ -224,6 +228,12 @@ static enum lm_status check_files(struct worker *worker, enum lm_status status,
                    loss.path, place, (unsigned long long)loss.offset + 1);
 }
 
+static void log_reads(void *context)
+{
+    const struct worker *worker = context;
+    expert_pager_log_reads(worker->pager);
+}
+
 enum lm_status worker_create(struct worker **out, const struct worker_config *config,
                              struct lm_error *err)
 {
@@ -236,6 +246,7 @@ enum lm_status worker_create(struct worker **out, const struct worker_config *co
         worker_close(worker, NULL);
         return status;
     }
+    progress_set_log(config->progress, log_reads, worker);
     *out = worker;
     return LM_OK;
 }
@@ -243,6 +254,7 @@ enum lm_status worker_create(struct worker **out, const struct worker_config *co
 enum lm_status worker_close(struct worker *worker, struct lm_error *err)
 {
     if (!worker) return LM_OK;
+    progress_set_log(worker->config.progress, NULL, NULL);
     sampler_destroy(worker->sampler);
     free(worker->host_logits);
     if (worker->logits)
@@ -354,8 +366,11 @@ static enum lm_status run_stage(struct worker *worker, const struct step_plan *p
     struct edges *edges = worker->edges;
     struct span *const first = first_span(worker), *const last = last_span(worker);
     float *x = NULL;
+    struct progress *const progress = worker->config.progress;
     enum lm_status status = LM_OK;
+    progress_set(progress, PROGRESS_WAITING, worker->n_step);
     if (edges) status = edges_receive(edges, plan, worker->n_token, &x, failed, err);
+    progress_set(progress, PROGRESS_COMPUTING, worker->n_step);
     if (edges && !first->is_device) first->graph.x = x;
     if (status == LM_OK && failed->status == LM_OK && first->is_device && !is_first(worker))
         first->backend->ops->upload(first->backend, first->graph.x, x, x_bytes(worker));
@@ -419,6 +434,7 @@ static enum lm_status run_head(struct worker *worker, const struct step_plan *pl
                                     : graph_finish(graph, err);
         status = check_files(worker, status, err);
         if (status != LM_OK) return status;
+        progress_move(worker->config.progress);
         for (uint32_t i = 0; i < n; i++)
             use_row(worker, plan, first + i, worker->logits + i * n_vocab, sampled);
     }
@@ -448,6 +464,7 @@ enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
         failed.status = run_head(worker, plan, sampled, &failed);
         name_failure(worker, &failed);
     }
+    progress_set(worker->config.progress, PROGRESS_IDLE, worker->n_step++);
     if (failed.status != LM_OK && err) *err = failed;
     return failed.status;
 }

@@ -18,6 +18,7 @@
 struct cache_policy;
 struct gguf_file;
 struct hparams;
+struct progress;
 struct transport_edge;
 struct worker;
 
@@ -46,6 +47,7 @@ struct worker_config {
     enum tensor_type kv_type;
     const char *trace_path; /* routing trace, or NULL */
     struct pager_options pager;
+    struct progress *progress; /* told of what the steps do; NULL: nobody watches */
     const char *name; /* "rank 1 (HOST)", with which errors of its steps begin; NULL: one rank */
     /* Called while a device gets its experts; NULL: nobody. */
     void (*on_load)(void *context, uint64_t n_done, uint64_t n_total);

@@ -13,11 +13,13 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "proto/base/log.h"
+#include "proto/base/progress.h"
 #include "proto/transport/liveness.h"
 
 /* On the sockets: a kind, the length of a text, the text. */
@@ -33,12 +35,19 @@ struct message {
 };
 enum { MESSAGE_HEAD = 4 };
 
+/* What comes with a heartbeat, where steps are watched. */
+struct beat {
+    uint64_t n_moved, step;
+    uint32_t state, unused;
+};
+
 struct peer {
     uint32_t rank;
     int fd, pid_fd; /* -1: closed; not of this machine */
     double heard_s;
     bool said_bye;
-    size_t n_read; /* bytes of message */
+    struct beat beat; /* the last */
+    size_t n_read;    /* bytes of message */
     struct message message;
 };
 
@@ -51,6 +60,8 @@ struct liveness {
     struct peer *peer; /* [n_peer] */
     uint32_t n_peer;
     double judged_s;
+    uint64_t n_own, n_all;           /* moves of this rank, of all, when they were seen last, */
+    double own_moved_s, all_moved_s; /* and when that was */
     pthread_mutex_t lock;
     pthread_cond_t changed;
     /* guarded by lock */
@@ -89,19 +100,38 @@ static void describe_end(const struct peer *peer, char *text, size_t size)
 
 /* What does not fit now is lost: whoever does not read is silent, too. A text follows a few beats
  * only, and the socket holds thousands. */
-static void send_message(int fd, enum message_kind kind, const char *text)
+static void send_message(int fd, enum message_kind kind, const void *bytes, size_t n_bytes)
 {
     struct message message = {.kind = (uint16_t)kind};
     if (fd < 0) return;
-    if (text) message.n_bytes = (uint16_t)strnlen(text, sizeof(message.text));
-    if (text) memcpy(message.text, text, message.n_bytes);
+    message.n_bytes = (uint16_t)(n_bytes < sizeof(message.text) ? n_bytes : sizeof(message.text));
+    if (n_bytes) memcpy(message.text, bytes, message.n_bytes);
     if (send(fd, &message, MESSAGE_HEAD + message.n_bytes, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) return;
 }
 
 static void send_to_all(struct liveness *live, enum message_kind kind, const char *text)
 {
     for (uint32_t i = 0; i < live->n_peer; i++)
-        send_message(live->peer[i].fd, kind, text);
+        send_message(live->peer[i].fd, kind, text, text ? strlen(text) : 0);
+}
+
+/* A page of a mapped file that came from disk is a move, too. */
+static struct beat own_beat(const struct liveness *live)
+{
+    const struct progress *progress = live->config.progress;
+    struct rusage usage = {.ru_majflt = 0};
+    if (!progress) return (struct beat){.step = 0};
+    getrusage(RUSAGE_SELF, &usage);
+    return (struct beat){.n_moved = progress->n_moved + (uint64_t)usage.ru_majflt,
+                         .step = progress->step,
+                         .state = progress->state};
+}
+
+static void send_beats(struct liveness *live)
+{
+    const struct beat beat = own_beat(live);
+    for (uint32_t i = 0; i < live->n_peer; i++)
+        send_message(live->peer[i].fd, MESSAGE_BEAT, &beat, sizeof(beat));
 }
 
 static void default_leave(void *context, const struct lm_error *why)
@@ -146,6 +176,7 @@ static void take_message(struct liveness *live, struct peer *peer)
     const int n = message->n_bytes;
     switch (message->kind) {
     case MESSAGE_BEAT:
+        if (n == sizeof(peer->beat)) memcpy(&peer->beat, message->text, sizeof(peer->beat));
         break;
     case MESSAGE_BYE:
         peer->said_bye = true;
@@ -204,18 +235,77 @@ static void read_peer(struct liveness *live, struct peer *peer)
 }
 
 /* Time in which this guard did not run is nobody's silence: all ranks may have been stopped, with
- * their terminal or their machine. One look at the clock, so that no moment is left out. */
-static void judge_silence(struct liveness *live)
+ * their terminal or their machine. */
+static void judge_silence(struct liveness *live, double now_s, double held_s)
 {
-    const double now_s = log_now_s(), since_s = now_s - live->judged_s;
-    const double held_s = since_s < 2 * live->config.heartbeat_s ? 0 : since_s;
-    live->judged_s = now_s;
     for (uint32_t i = 0; i < live->n_peer; i++) {
         struct peer *peer = &live->peer[i];
         peer->heard_s = fmin(peer->heard_s + held_s, now_s);
         const double silent_s = now_s - peer->heard_s;
         if (peer->fd >= 0 && !peer->said_bye && silent_s > live->config.timeout_s)
             lose_peer(live, peer, "silent for %.1f s", silent_s);
+    }
+}
+
+/* Where everyone stands, as far as it is known here. */
+static void log_state(struct liveness *live)
+{
+    for (uint32_t i = 0; i < live->n_peer; i++) {
+        const struct peer *peer = &live->peer[i];
+        log_info("rank %u %s %llu; moved %llu times so far", peer->rank,
+                 progress_state_name(peer->beat.state), (unsigned long long)peer->beat.step,
+                 (unsigned long long)peer->beat.n_moved);
+    }
+    if (live->config.progress) progress_log(live->config.progress);
+    if (live->config.log_state) live->config.log_state(live->config.context);
+}
+
+static void abort_job(struct liveness *live, const struct lm_error *why)
+{
+    if (live->lost_now) return;
+    const uint32_t rank = live->config.rank;
+    if (rank != 0) send_to_all(live, MESSAGE_ABORT, why->message);
+    char text[900];
+    snprintf(text, sizeof(text), "rank %u (host %s): %.600s", rank, live->config.card[rank].host,
+             why->message);
+    lose(live, text, false);
+}
+
+/* The step thread does not come back: this rank leaves by itself. */
+static void stall(struct liveness *live, const struct lm_error *why)
+{
+    log_line(LOG_ERROR, "%s", why->message);
+    log_state(live);
+    abort_job(live, why);
+    if (live->config.rank != 0) live->config.leave(live->config.context, why);
+}
+
+/* held_s: in which this process did not run. */
+static void judge_steps(struct liveness *live, double now_s, double held_s)
+{
+    const double limit_s = live->config.stall_timeout_s;
+    if (!live->config.progress || !limit_s || live->lost_now) return;
+    struct lm_error why;
+    const struct beat own = own_beat(live);
+    uint64_t n_all = own.n_moved;
+    for (uint32_t i = 0; i < live->n_peer; i++)
+        n_all += live->peer[i].beat.n_moved;
+    live->own_moved_s = own.n_moved != live->n_own || own.state != PROGRESS_COMPUTING
+                            ? now_s
+                            : fmin(live->own_moved_s + held_s, now_s);
+    live->all_moved_s = n_all != live->n_all || !live->config.progress->n_open
+                            ? now_s
+                            : fmin(live->all_moved_s + held_s, now_s);
+    live->n_own = own.n_moved;
+    live->n_all = n_all;
+    if (now_s - live->own_moved_s > limit_s) {
+        lm_fail(&why, LM_E_RANK_LOST, "step %llu has not moved for %.1f s",
+                (unsigned long long)own.step, now_s - live->own_moved_s);
+        stall(live, &why);
+    } else if (now_s - live->all_moved_s > limit_s + 4 * live->config.heartbeat_s) {
+        lm_fail(&why, LM_E_RANK_LOST, "no rank has moved for %.1f s, and tokens are awaited",
+                now_s - live->all_moved_s);
+        stall(live, &why);
     }
 }
 
@@ -236,15 +326,14 @@ static void say_goodbye(struct liveness *live, bool *said)
     pthread_mutex_unlock(&live->lock);
 }
 
-static void abort_job(struct liveness *live, const struct lm_error *why)
+/* One look at the clock, so that no moment in which this process was stopped is left out. */
+static void judge(struct liveness *live)
 {
-    if (live->lost_now) return;
-    const uint32_t rank = live->config.rank;
-    if (rank != 0) send_to_all(live, MESSAGE_ABORT, why->message);
-    char text[900];
-    snprintf(text, sizeof(text), "rank %u (host %s): %.600s", rank, live->config.card[rank].host,
-             why->message);
-    lose(live, text, false);
+    const double now_s = log_now_s(), since_s = now_s - live->judged_s;
+    const double held_s = since_s < 2 * live->config.heartbeat_s ? 0 : since_s;
+    live->judged_s = now_s;
+    judge_silence(live, now_s, held_s);
+    judge_steps(live, now_s, held_s);
 }
 
 static void *guard(void *context)
@@ -259,8 +348,9 @@ static void *guard(void *context)
     while (!stopping) {
         double now_s = log_now_s();
         if (now_s >= beat_s) {
-            send_to_all(live, MESSAGE_BEAT, NULL);
+            send_beats(live);
             beat_s = now_s + live->config.heartbeat_s;
+            if (live->config.wants_state && live->config.wants_state()) log_state(live);
         }
         for (uint32_t i = 0; i < live->n_peer; i++)
             ready[i] = (struct pollfd){.fd = live->peer[i].fd, .events = POLLIN};
@@ -268,7 +358,7 @@ static void *guard(void *context)
         poll(ready, live->n_peer + 1, (int)((beat_s - now_s) * 1e3) + 1);
         for (uint32_t i = 0; i < live->n_peer; i++)
             if (ready[i].revents) read_peer(live, &live->peer[i]);
-        judge_silence(live);
+        judge(live);
         uint64_t drained;
         if (read(live->wake, &drained, sizeof(drained)) < 0) drained = 0;
         pthread_mutex_lock(&live->lock);
@@ -293,6 +383,7 @@ static void open_peers(struct liveness *live)
 {
     const struct liveness_config *config = &live->config;
     const double now_s = live->judged_s = log_now_s();
+    live->own_moved_s = live->all_moved_s = now_s;
     for (uint32_t i = 0; i < config->n_rank; i++) {
         if (config->fd[i] < 0 || i == config->rank) continue;
         struct peer *peer = &live->peer[live->n_peer++];

@@ -9,6 +9,11 @@
  *
  * A rank that has said goodbye is not missed.
  *
+ * It also watches over the steps (base/progress.h), so that a process that answers and does nothing
+ * else is found out: a step that computes without moving for stall_timeout_s ends the job, by the
+ * rank where it stands; where none computes and tokens are awaited, by rank 0 a little later. What
+ * is known of where it stands goes to the log before.
+ *
  * Threads: lost and leave are called from the guard's thread, lost once; the functions from any. */
 #ifndef LEAN_PROTO_TRANSPORT_LIVENESS_H
 #define LEAN_PROTO_TRANSPORT_LIVENESS_H
@@ -22,6 +27,11 @@ struct liveness_config {
     const int *fd;                /* [n_rank], borrowed: at rank 0 one to each other, else fd[0] */
     const struct rank_card *card; /* [n_rank], borrowed */
     double timeout_s, heartbeat_s;
+    struct progress *progress; /* of this rank, borrowed; NULL: its steps are not watched */
+    double stall_timeout_s;    /* 0: nobody's are */
+    /* Logs what the transport knows; NULL: nothing. */
+    void (*log_state)(void *context);
+    bool (*wants_state)(void); /* or NULL; as in world.h */
     /* why: LM_E_RANK_LOST, names the rank, its host and what happened. */
     void (*lost)(void *context, const struct lm_error *why);
     void (*leave)(void *context, const struct lm_error *why); /* NULL: _exit(11) */

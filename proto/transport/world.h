@@ -18,9 +18,12 @@
 
 #include "proto/transport/transport.h"
 
+struct progress;
+
 struct world {
     const struct world_ops *ops;
     uint32_t rank, n_rank;
+    struct progress *progress; /* what this rank does, watched over by the world; NULL: it is not */
 };
 
 struct frame {
@@ -56,11 +59,14 @@ enum lm_status world_loopback_create(struct world **out, uint32_t n_rank, struct
 struct world_mpi_config {
     double startup_timeout_s;  /* for all ranks to start and connect; MPI_Init has no other end */
     double liveness_timeout_s; /* silence of a rank that counts as loss */
+    double stall_timeout_s;    /* a step that stands still for so long is the end; 0: it is not */
     uint32_t spin_us;          /* how long a waiting thread tests before it sleeps */
     const char *interface;     /* "10.0.0.0/24", address or name of that between hosts; NULL */
     /* When the job is lost and a rank but 0 is about to exit with 11, on a thread of the world; or
      * NULL. */
     void (*on_leave)(void);
+    /* Whether somebody wants to know what this rank does, asked now and then; or NULL. */
+    bool (*wants_state)(void);
 };
 enum lm_status world_mpi_open(struct world **out, const struct world_mpi_config *config,
                               struct lm_error *err);

@@ -38,6 +38,7 @@
 #include <unistd.h>
 
 #include "proto/base/log.h"
+#include "proto/base/progress.h"
 #include "proto/transport/frame_queue.h"
 #include "proto/transport/liveness.h"
 #include "proto/transport/mpi/mpi_plugin.h"
@@ -105,6 +106,7 @@ struct mpi_world {
     struct frame_queue arrived;
     struct lm_error lost; /* written once, before is_lost */
     atomic_bool is_lost;  /* no more calls of MPI */
+    struct progress progress;
     double spin_s;
     void (*on_leave)(void); /* or NULL */
     int bells;              /* epoll of the bells that nobody has taken over, and of wake */
@@ -731,6 +733,38 @@ static void world_lost(void *context, const struct lm_error *why)
     if (locked) pthread_mutex_unlock(&w->lock);
 }
 
+static void log_side_locked(const char *name, const struct side *side)
+{
+    log_info("%s: %llu transfers begun, %llu done, %llu taken; %llu rung for%s", name,
+             (unsigned long long)side->n_begun, (unsigned long long)side->n_done,
+             (unsigned long long)side->n_ended, (unsigned long long)side->n_rung,
+             side->waiting ? "; somebody waits" : "");
+}
+
+static unsigned length_of(const struct flights *flights)
+{
+    unsigned n = 0;
+    for (const struct flight *flight = flights->first; flight; flight = flight->next)
+        n++;
+    return n;
+}
+
+static void log_state(void *context)
+{
+    struct mpi_world *w = context;
+    if (!lock_within_1s(w)) {
+        log_info("transport: a thread is inside MPI and does not come back");
+        return;
+    }
+    log_info("frames: %llu came of %llu rung for, %u on their way here, %u from here%s",
+             (unsigned long long)w->n_frame, (unsigned long long)w->n_frame_rung,
+             length_of(&w->receiving), length_of(&w->sending),
+             w->owes_bells ? "; bells are owed" : "");
+    if (w->world.rank > 0) log_side_locked("edge from the rank before", &w->in);
+    if (w->world.rank + 1 < w->world.n_rank) log_side_locked("edge to the next rank", &w->out);
+    pthread_mutex_unlock(&w->lock);
+}
+
 static void leave(void *context, const struct lm_error *why)
 {
     const struct mpi_world *w = context;
@@ -765,6 +799,7 @@ static void free_world(struct mpi_world *w)
     free_flights(&w->sending);
     free_flights(&w->receiving);
     frame_queue_fini(&w->arrived);
+    progress_fini(&w->progress);
     pthread_cond_destroy(&w->gone);
     pthread_mutex_destroy(&w->lock);
     free(w->n_owed);
@@ -976,6 +1011,10 @@ static enum lm_status start_threads(struct mpi_world *w, const struct world_mpi_
         .card = w->card,
         .timeout_s = config->liveness_timeout_s,
         .heartbeat_s = 0.5,
+        .progress = &w->progress,
+        .stall_timeout_s = config->stall_timeout_s,
+        .log_state = log_state,
+        .wants_state = config->wants_state,
         .lost = world_lost,
         .leave = leave,
         .context = w,
@@ -1001,6 +1040,8 @@ enum lm_status world_mpi_open(struct world **out, const struct world_mpi_config 
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->gone, NULL);
     frame_queue_init(&w->arrived);
+    progress_init(&w->progress);
+    w->world.progress = &w->progress;
     enum lm_status status = start_mpi(w, config, err);
     if (status == LM_OK) status = allocate(w, err);
     if (status == LM_OK) status = meet_others(w, config, err);

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 import unittest
@@ -99,6 +100,54 @@ class Failures(unittest.TestCase):
 
     def test_a_worker_hangs(self):
         self.lose(self.server(), self.job.rank(N_RANK - 1), signal.SIGSTOP, HANG_S)
+
+    def held_server(self, *options):
+        """Whose rank 1 reads experts as slowly as a file says that does not exist yet."""
+        if cli.is_sanitized():
+            self.skipTest("a library that is preloaded goes before the sanitizer's own")
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.order = os.path.join(folder.name, "order")
+        self.job.env = {**self.job.env, "LD_PRELOAD": os.path.join(ranks.BUILD, "tests/read_shim.so"),
+                        "READ_SHIM_RANK": "1", "READ_SHIM_FILE": self.order}
+        return self.server("--partition", "1,2,5", "--expert-slots", "min", "--io", "pread",
+                           "--prefetch", "off", "--profile", "none", *options)
+
+    def hold(self, how):
+        with open(self.order + "~", "w") as file:
+            file.write(how)
+        os.rename(self.order + "~", self.order)
+
+    def test_a_step_stands_still(self):
+        """In a process that answers: a read never comes back."""
+        server = self.held_server("--stall-timeout", "1500ms")
+        stream = Stream(server)
+        stream.wait_running()
+        self.hold("hold")
+        stream.join(30)
+        error = stream.events[-1]["error"]
+        self.assertEqual(error["code"], "rank_lost")
+        self.assertRegex(error["message"], r"^rank 1 \(.*: step \d+ has not moved for 1\.[5-9]|"
+                                           r"^rank 1 \(.*: step \d+ has not moved for [2-9]")
+        self.assert_ends(server, 11, 10)
+        log = server.log()
+        for line in (r"\[1\] lean: computes step \d+; moved \d+ times",
+                     r"\[1\] lean: disk: [1-9]\d* reads submitted; .* [1-9]\d* pieces of .* run",
+                     r"\[1\] lean: edge to the next rank: \d+ transfers begun",
+                     r"\[1\] lean:   .* ago: waits for another stage in step \d+"):
+            self.assertRegex(log, line)
+
+    def test_a_slow_step_does_not_stand_still(self):
+        """It takes longer than the limit, each of its reads less."""
+        server = self.held_server("--stall-timeout", "2s")
+        self.hold("500")
+        begin = time.monotonic()
+        answer = server.complete("go on", max_tokens=1, ignore_eos=True)
+        self.assertGreater(time.monotonic() - begin, 3)
+        self.assertEqual(answer["usage"]["completion_tokens"], 1)
+        os.unlink(self.order)
+        server.stop()
+        self.job.assert_gone()
 
     def test_a_worker_dies_while_nothing_runs(self):
         server = self.server()

@@ -1,4 +1,5 @@
 /* Feed-forward blocks: one dense SwiGLU, or routed experts with a shared one beside them. */
+#include "proto/base/progress.h"
 #include "proto/step.h"
 #include "worker/graph/blocks.h"
 #include "worker/graph/foresight.h"
@@ -146,6 +147,7 @@ static enum lm_status run_experts(struct graph *graph, const struct ffn_args *ar
         ops->ffn_experts(graph->backend, args, graph->selected);
         for (size_t i = 0; i < group.n; i++)
             graph->selected[group.expert[i]] = false;
+        progress_move(graph->progress);
     }
     if (status == LM_OK)
         ops->ffn_finish(graph->backend, args);

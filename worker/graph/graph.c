@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <stdlib.h>
 
+#include "proto/base/progress.h"
 #include "worker/graph/blocks.h"
 #include "worker/graph/foresight.h"
 #include "worker/graph/rope_table.h"
@@ -200,6 +201,7 @@ void graph_embed(struct graph *graph, float scale)
 
 void graph_narrow(struct graph *graph, uint32_t il)
 {
+    progress_move(graph->progress);
     /* a trace is of all tokens: then the rows are dropped at the end */
     if (il + 1 == graph->hp->n_layer && !graph->trace) keep_wanted(graph);
 }

@@ -19,6 +19,7 @@ struct expert_demand;
 struct expert_pager;
 struct expert_usage;
 struct foresight;
+struct progress;
 struct rope_table;
 struct route_trace;
 struct seq_state;
@@ -31,6 +32,7 @@ struct graph {
     struct expert_bank *bank;   /* experts in the backend's memory; NULL: the pager has them */
     struct expert_pager *pager; /* with a bank it counts only, and may be NULL */
     struct route_trace *trace;  /* NULL: not recorded */
+    struct progress *progress;  /* moved by every block; NULL: nobody watches */
     enum tensor_type kv_type;
     struct rope_table *rope, *rope_window; /* NULL where no layer needs one */
 

@@ -54,7 +54,8 @@ extern const struct disk_engine_ops disk_engine_threads, disk_engine_uring;
 struct disk_reader {
     const struct disk_engine_ops *engine;
     void *engine_state;
-    struct disk_file *file; /* [n_file] */
+    struct progress *progress; /* or NULL */
+    struct disk_file *file;    /* [n_file] */
     size_t n_file;
     char *arena;
     size_t arena_bytes;

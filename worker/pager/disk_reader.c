@@ -18,6 +18,7 @@
 #include <xxhash.h>
 
 #include "proto/base/log.h"
+#include "proto/base/progress.h"
 #include "worker/pager/disk_engine.h"
 
 enum {
@@ -184,6 +185,7 @@ struct disk_read *disk_engine_end(struct disk_reader *reader, const struct disk_
     pthread_mutex_lock(&reader->lock);
     if (!--reader->n_piece) reader->stats.busy_s += log_now_s() - reader->busy_since_s;
     reader->piece_bytes -= piece->n_counted;
+    progress_move(reader->progress);
     if (reader->shallow && first_queued_locked(reader)) pthread_cond_signal(&reader->work);
     if (piece->failure && !read->failure) {
         read->failure = piece->failure;
@@ -436,6 +438,29 @@ struct disk_reader_stats disk_reader_stats(struct disk_reader *reader)
     return stats;
 }
 
+static size_t length_of(const struct disk_read_list *list)
+{
+    size_t n = 0;
+    for (const struct disk_read *read = list->first; read; read = read->next)
+        n++;
+    return n;
+}
+
+void disk_reader_log(struct disk_reader *reader)
+{
+    char size[24], time[24];
+    pthread_mutex_lock(&reader->lock);
+    log_info("disk: %zu reads submitted; queued %zu demanded, %zu predicted, %zu others; %u pieces "
+             "of %s run, some since %s; %zu ended and not fetched",
+             reader->n_submitted, length_of(&reader->queue[READ_DEMAND]),
+             length_of(&reader->queue[READ_SPECULATIVE]),
+             length_of(&reader->queue[READ_BACKGROUND]), reader->n_piece,
+             log_format_bytes(reader->piece_bytes, size),
+             log_format_seconds(reader->n_piece ? log_now_s() - reader->busy_since_s : 0, time),
+             length_of(&reader->done));
+    pthread_mutex_unlock(&reader->lock);
+}
+
 /* Files. */
 
 /* Opens a file again with other flags. The descriptor leads to the same file even if another has
@@ -653,6 +678,7 @@ enum lm_status disk_reader_create(struct disk_reader **out, const struct disk_re
     reader->arena_bytes = config->arena_bytes;
     reader->depth = config->depth ? config->depth : DEPTH_DEFAULT;
     reader->drop_cached = config->drop_cached;
+    reader->progress = config->progress;
     for (size_t i = 0; i < config->n_file; i++)
         open_file(&config->file[i], config->access, &reader->file[i]);
     init_locks(reader);

@@ -25,6 +25,7 @@
 #include "worker/pager/expert_store.h"
 
 struct disk_reader;
+struct progress;
 
 /* Direct reads start and end at multiples of this: memory from `to` rounded down to `to + n_bytes`
  * rounded up is written, and to % DISK_ALIGN == offset % DISK_ALIGN. */
@@ -72,7 +73,8 @@ struct disk_reader_config {
     uint32_t depth; /* 0: 8; at most 32 */
     enum disk_engine engine;
     enum disk_access access;
-    bool drop_cached; /* buffered: what has been read leaves the page cache */
+    bool drop_cached;          /* buffered: what has been read leaves the page cache */
+    struct progress *progress; /* moved by every piece that has come; NULL: nobody watches */
 };
 
 struct disk_reader_stats {
@@ -110,5 +112,7 @@ size_t disk_reader_reap(struct disk_reader *reader, struct disk_read **out, size
 void disk_reader_set_shallow(struct disk_reader *reader, bool shallow);
 
 struct disk_reader_stats disk_reader_stats(struct disk_reader *reader);
+/* What is queued and running, in a line of the log. From any thread. */
+void disk_reader_log(struct disk_reader *reader);
 
 #endif

@@ -928,6 +928,11 @@ float expert_pager_heat(const struct expert_pager *pager, struct expert_key key)
     return (float)pager->mapped_uses[key.layer * (size_t)pager->config.n_expert + key.expert];
 }
 
+void expert_pager_log_reads(const struct expert_pager *pager)
+{
+    if (pager->reader) disk_reader_log(pager->reader);
+}
+
 void expert_pager_watch(struct expert_pager *pager, void (*on_change)(void *context), void *context)
 {
     pager->on_change = on_change;
@@ -1043,7 +1048,8 @@ static enum lm_status create_reader(struct expert_pager *pager, struct lm_error 
                                               .depth = pager->config.depth,
                                               .engine = pager->config.engine,
                                               .access = pager->config.access,
-                                              .drop_cached = true};
+                                              .drop_cached = true,
+                                              .progress = pager->config.progress};
     const enum lm_status status = disk_reader_create(&pager->reader, &config, err);
     free(file);
     return status;

@@ -51,6 +51,7 @@ struct expert_pager_config {
     enum disk_engine engine;
     enum disk_access access;
     uint32_t depth;
+    struct progress *progress; /* as of disk_reader.h, or NULL */
 };
 
 /* Steps of many tokens of a sequence (prefill) and all others are counted apart. */
@@ -170,6 +171,8 @@ struct expert_pager_layer_stats expert_pager_layer_stats(const struct expert_pag
  * how hot it is, in a unit of the layer's own. */
 bool expert_pager_is_resident(const struct expert_pager *pager, struct expert_key key);
 float expert_pager_heat(const struct expert_pager *pager, struct expert_key key);
+/* The reads under way, in a line of the log. From any thread. */
+void expert_pager_log_reads(const struct expert_pager *pager);
 /* For displays: the step thread calls it whenever experts were asked for or have arrived, many
  * times a second; inside it the counters may be read, and nothing else done. NULL: nobody. */
 void expert_pager_watch(struct expert_pager *pager, void (*on_change)(void *context),

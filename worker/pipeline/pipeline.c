@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/base/progress.h"
 #include "proto/model/hparams.h"
 #include "proto/transport/frame_queue.h"
 #include "proto/transport/world.h"
@@ -102,6 +103,13 @@ static struct step *find_step_locked(struct pipeline *pipeline, uint64_t number)
     return step->tokens ? NULL : step;
 }
 
+/* For whoever watches over the steps. */
+static void count_open_locked(struct pipeline *pipeline, int change)
+{
+    struct progress *const progress = pipeline->config.world->progress;
+    if (progress) atomic_fetch_add(&progress->n_open, (uint32_t)change);
+}
+
 static enum lm_status take_tokens(struct pipeline *pipeline, const struct frame *frame,
                                   struct lm_error *err)
 {
@@ -113,6 +121,7 @@ static enum lm_status take_tokens(struct pipeline *pipeline, const struct frame 
     struct step *step = find_step_locked(pipeline, tokens->step);
     if (step && tokens->n_seq == step->n_seq) {
         step->tokens = tokens;
+        count_open_locked(pipeline, -1);
         pthread_cond_broadcast(&pipeline->changed);
         pthread_mutex_unlock(&pipeline->lock);
         return LM_OK;
@@ -347,6 +356,7 @@ static enum lm_status begin(void *context, const struct step_plan *plan,
     step->logits = NULL;
     step->logits_end = &step->logits;
     pipeline->n_begun++;
+    count_open_locked(pipeline, 1);
     pthread_mutex_unlock(&pipeline->lock);
     /* it has begun, whatever happens now: end tells of it */
     struct lm_error lost;
