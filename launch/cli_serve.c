@@ -65,6 +65,7 @@ struct serve {
 
     int lost_fd; /* readable once a rank was lost; then why */
     struct lm_error lost;
+    double lost_at_s;
 };
 
 /* What a server may take to tell its clients that a rank was lost; mpirun ends this one 2 s after.
@@ -175,6 +176,7 @@ static void on_lost(void *context, const struct lm_error *err)
     struct serve *serve = context;
     const uint64_t one = 1;
     serve->lost = *err;
+    serve->lost_at_s = log_now_s();
     if (write(serve->lost_fd, &one, sizeof(one)) < 0) abort(); /* it has room for one */
 }
 
@@ -447,6 +449,9 @@ static enum lm_status lose(struct serve *serve, struct lm_error *err)
         end_at_once(serve, lm_exit_code(LM_E_RANK_LOST));
     pthread_detach(guard);
     server_lose(serve->server, &serve->lost, telling_s);
+    char seconds[24];
+    log_info("the clients were told within %s",
+             log_format_seconds(log_now_s() - serve->lost_at_s, seconds));
     *err = serve->lost;
     return LM_E_RANK_LOST;
 }

@@ -74,6 +74,11 @@ class Job:
     def wait_for_text(self, pattern, seconds):
         return self.wait_for(pattern, seconds, lambda: re.search(pattern, self.text(), re.M))
 
+    def moment(self, pattern, seconds):
+        """What the last group of the pattern says: a time of the clock that time.monotonic() reads."""
+        self.wait_for_text(pattern, seconds)
+        return float(re.search(pattern, self.text(), re.M).groups()[-1])
+
     def wait_ready(self, n_rank):
         self.wait_for("ready", 60, lambda: len(self.pids()) == n_rank)
 

@@ -16,7 +16,8 @@ HOST = r"\(host [^)]+\)"
 # How a killed process ended is known where the kernel tells; mpirun must have reaped it, too.
 KILLED = "(exited by signal 9|connection closed)"
 
-SOON_S = 2  # a death is seen in milliseconds, but a loaded machine takes its time to run who sees it
+SOON_S = 1  # by the clock of who sees it: on a loaded machine this test sees it later
+AT = r" at ([\d.]+)$"
 
 
 class Exchange(unittest.TestCase):
@@ -42,20 +43,21 @@ class Loss(unittest.TestCase):
         for victim in (1, 2):
             with Job(3, DRIVER, "wait") as job:
                 job.wait_ready(3)
+                began = time.monotonic()
                 os.kill(job.pids()[victim], signal.SIGKILL)
-                text = f"rank lost: rank {victim} {HOST}: {KILLED}$"
-                self.assertLess(job.wait_for_text(f"^rank 0 frames: {text}", 10), SOON_S)
+                text = f"rank lost: rank {victim} {HOST}: {KILLED}{AT}"
+                self.assertLess(job.moment(f"^rank 0 frames: {text}", 10) - began, SOON_S)
                 self.assertNotEqual(job.end(10), 0)
 
     def test_killed_in_the_midst(self):
         for victim in (1, 2):
             with Job(3, DRIVER, "storm", OMPI_MCA_btl="self,vader") as job:
                 job.wait_ready(3)
+                began = time.monotonic()
                 os.kill(job.pids()[victim], signal.SIGKILL)
-                text = f"rank lost: rank {victim} {HOST}: {KILLED}$"
-                seconds = job.wait_for_text(f"^rank 0 frames: {text}", 10)
-                seconds += job.wait_for_text(f"^rank 0 edge: {text}", 10)
-                self.assertLess(seconds, SOON_S)
+                text = f"rank lost: rank {victim} {HOST}: {KILLED}{AT}"
+                for where in ("frames", "edge"):
+                    self.assertLess(job.moment(f"^rank 0 {where}: {text}", 10) - began, SOON_S)
                 self.assertNotEqual(job.end(10), 0)
 
     def test_killed_in_the_midst_by_tcp(self):
@@ -70,7 +72,7 @@ class Loss(unittest.TestCase):
                 for pid in pids.values():
                     job.wait_for("end", 3, lambda p=pid: mpi_job.gone(p))
                 for said in re.findall(r"^rank 0 (?:frames|edge): .*$", job.text(), re.M):
-                    self.assertRegex(said, f"rank lost: rank {victim} {HOST}: {KILLED}$")
+                    self.assertRegex(said, f"rank lost: rank {victim} {HOST}: {KILLED}{AT}")
 
     def test_killed_coordinator_is_missed_without_mpirun(self):
         with Job(3, DRIVER, "wait") as job:
@@ -89,7 +91,7 @@ class Loss(unittest.TestCase):
             os.kill(worker.pids()[2], signal.SIGSTOP)
             os.kill(pids[0], signal.SIGSTOP)
             seconds = worker.wait_for_text(
-                f"^rank 0 frames: rank lost: rank 2 {HOST}: silent for [\\d.]+ s$", 10)
+                f"^rank 0 frames: rank lost: rank 2 {HOST}: silent for [\\d.]+ s{AT}", 10)
             self.assertLess(seconds, 7)
             for rank in (1, 2):
                 seconds += coordinator.wait_for("end", 3, lambda r=rank: mpi_job.gone(pids[r]))
@@ -110,7 +112,7 @@ class Loss(unittest.TestCase):
     def test_abort_says_why_everywhere(self):
         for who in (0, 1):
             with Job(3, DRIVER, "wait", str(who), "disk on fire") as job:
-                text = f"rank lost: rank {who} {HOST}: disk on fire$"
+                text = f"rank lost: rank {who} {HOST}: disk on fire{AT}"
                 job.wait_for_text(f"^rank 0 frames: {text}", 60)
                 job.wait_for_text(f"^rank {who} frames: {text}", 1)
                 self.assertEqual(job.end(10), 11)

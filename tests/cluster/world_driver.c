@@ -40,7 +40,8 @@ __attribute__((format(printf, 1, 2))) static void say(const char *format, ...)
 
 static void say_loss(const struct world *world, const char *who, const struct lm_error *err)
 {
-    say("rank %u %s: %s: %s\n", world->rank, who, lm_status_name(err->status), err->message);
+    say("rank %u %s: %s: %s at %.6f\n", world->rank, who, lm_status_name(err->status), err->message,
+        log_now_s());
 }
 
 static void *wait_for_message(void *context)

@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ import serve
 ranks.skip_without_mpi()
 N_RANK = 3
 N_KILL = int(os.environ.get("LEAN_KILLS", "6"))
+SOON_S = 1  # until all requests know of a death
 TELL_S, HANG_S = 5, 12  # until a death is told and the job over; until a hang is noticed, too
 
 
@@ -46,6 +48,7 @@ class Stream(threading.Thread):
                     if line == b"data: [DONE]\n":
                         self.done = True
                     elif line.startswith(b"data: "):
+                        self.end_s = time.monotonic()
                         self.n_event += 1
                         self.events = [*self.events[-2:], json.loads(line[6:])]
         except (OSError, http.client.HTTPException):
@@ -93,6 +96,10 @@ class Failures(unittest.TestCase):
         self.assert_ends(server, 11, seconds)
         self.assertLess(time.monotonic() - begin, seconds)
         self.assertIn("lean: error: ", server.log())
+        if number == signal.SIGKILL:
+            self.assertLess(stream.end_s - begin, SOON_S)
+            told = re.search(r"the clients were told within ([\d.]+)(m?)s", server.log())
+            self.assertLess(float(told[1]) / (1000 if told[2] else 1), SOON_S)
 
     def test_a_worker_dies(self):
         server = self.server()
