@@ -188,17 +188,17 @@ template <int TYPE, int N> struct dot_blocks {
 template <int TYPE, int N> struct dot_floats {
     static MEMBER void run(const uint8_t *row, const uint8_t *const *act, uint32_t n_col, float *y)
     {
-        enum { DEPTH = 8 };
+        constexpr uint32_t DEPTH = 8;
         const uint32_t lane = (uint32_t)lane_of();
         float acc[N] = {};
         uint32_t i = lane;
         for (; i - lane + DEPTH * WARP <= n_col; i += DEPTH * WARP) {
             float w[DEPTH];
 #pragma unroll
-            for (int k = 0; k < DEPTH; k++)
+            for (uint32_t k = 0; k < DEPTH; k++)
                 w[k] = float_weight<TYPE>::at(row, i + WARP * k);
 #pragma unroll
-            for (int k = 0; k < DEPTH; k++)
+            for (uint32_t k = 0; k < DEPTH; k++)
 #pragma unroll
                 for (int t = 0; t < N; t++)
                     acc[t] =
