@@ -7,7 +7,8 @@ cd "$(dirname "$0")/.."
 
 packages=(gcc libc6-dev cmake ninja-build pkg-config protobuf-c-compiler protobuf-compiler
           libprotobuf-c-dev libjson-c-dev libxxhash-dev libhwloc-dev liburing-dev
-          libcmocka-dev libmicrohttpd-dev zlib1g-dev python3 python3-venv
+          libcmocka-dev libmicrohttpd-dev zlib1g-dev libcurl4-openssl-dev libssl-dev
+          python3 python3-venv
           libopenmpi-dev openmpi-bin)
 
 missing=()
