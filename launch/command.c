@@ -14,6 +14,7 @@ extern const struct command command_inspect;
 extern const struct command command_pack;
 extern const struct command command_profile;
 extern const struct command command_ps;
+extern const struct command command_pull;
 extern const struct command command_quantize;
 extern const struct command command_run;
 extern const struct command command_serve;
@@ -35,6 +36,7 @@ const struct command *const commands[] = {
     &command_pack,
     &command_profile,
     &command_ps,
+    &command_pull,
     &command_quantize,
     &command_run,
     &command_serve,

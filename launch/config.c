@@ -28,7 +28,7 @@ static const char system_path[] = LEAN_CONFIG_DIR "/config.textproto";
 
 /* Variables of ours that are no settings; the last three belong to the test suite. */
 static const char *const other_variables[] = {
-    "LEAN_CONFIG",     "LEAN_NOHISTORY",  "LEAN_API_KEY",    JOB_SOCKET_VARIABLE,
+    "LEAN_CONFIG",     "LEAN_CACHE",      "LEAN_NOHISTORY",  "LEAN_API_KEY",  JOB_SOCKET_VARIABLE,
     "LEAN_PLUGIN_DIR", "LEAN_GOLDEN_DIR", "LEAN_SOURCE_DIR", "LEAN_BUILD_DIR"};
 
 /* Settings that no command-line option sets. */
