@@ -29,7 +29,8 @@ const struct option_spec options_bench[] = {
              "beginning of Alice's Adventures in Wonderland"},
     {"seed", 0, OPTION_INT, "N", .def = "1", .min = 0, .max = INT32_MAX,
      .help = "where in the text, or which random tokens"},
-    {"output", 'o', OPTION_STRING, "FORMAT", .help = "md|csv|json|jsonl|sql [md]"},
+    {"output", 'o', OPTION_STRING, "FORMAT",
+     .help = "md|csv|json|jsonl|sql, of a server text|json|csv|md"},
     {"oe", 0, OPTION_STRING, "FORMAT", .help = "also -oe: a second format, to stderr"},
     {0},
 };

@@ -9,6 +9,12 @@
 extern const struct option_spec options_bench[];       /* repetitions, output, ... */
 extern const struct option_spec options_bench_tests[]; /* n-prompt, n-gen, ...: lists of values */
 
+extern const struct option_spec options_bench_load[]; /* url, request-rate, ... */
+
+/* A server: lean bench serve. LM_E_FAIL: a request failed; LM_E_MISMATCH: worse than what it was
+ * compared with. */
+enum lm_status bench_load(struct options *options, struct lm_error *err);
+
 /* A model on this machine: lean bench REF. */
 enum lm_status bench_engine(struct options *options, struct lm_error *err);
 /* Whether it takes several runs of the program, each with other values of the engine's options. */

@@ -5,7 +5,8 @@
 #include <string.h>
 
 #include "coordinator/text/tokenizer.h"
-#include "launch/bench/sample_text.h"
+#include "launch/bench/random.h"
+#include "launch/bench/sample.h"
 #include "proto/base/read_all.h"
 
 enum { MAX_TEXT_BYTES = 1 << 28 };
@@ -16,15 +17,6 @@ struct token_source {
     bool random;
     uint64_t seed;
 };
-
-/* SplitMix64: the state moves by a constant, the output mixes it. */
-static uint64_t next_random(uint64_t *state)
-{
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
 
 static enum lm_status list_vocabulary(struct token_source *source,
                                       const struct tokenizer *tokenizer, struct lm_error *err)
@@ -42,11 +34,12 @@ static enum lm_status read_text(struct token_source *source, const struct tokeni
                                 const char *path, struct lm_error *err)
 {
     char *bytes = NULL;
-    size_t n = sizeof(SAMPLE_TEXT);
+    size_t n = 0;
+    const char *const sample = sample_text(&n);
     enum lm_status status = path ? read_all_path(path, MAX_TEXT_BYTES, &bytes, &n, err) : LM_OK;
     if (status == LM_OK)
-        status = tokenizer_encode(tokenizer, path ? bytes : SAMPLE_TEXT, n, false, false,
-                                  &source->ids, &source->n_id, err);
+        status = tokenizer_encode(tokenizer, path ? bytes : sample, n, false, false, &source->ids,
+                                  &source->n_id, err);
     free(bytes);
     return status;
 }
@@ -88,8 +81,8 @@ void token_source_destroy(struct token_source *source)
 void token_source_trace(const struct token_source *source, uint64_t number, int32_t *out, size_t n)
 {
     uint64_t state = source->seed ^ (number + 1) * 0xd1342543de82ef95u;
-    const size_t first = next_random(&state) % source->n_id;
+    const size_t first = random_next(&state) % source->n_id;
     for (size_t i = 0; i < n; i++)
-        out[i] = source->ids[source->random ? next_random(&state) % source->n_id
+        out[i] = source->ids[source->random ? random_next(&state) % source->n_id
                                             : (first + i) % source->n_id];
 }
