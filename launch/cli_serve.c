@@ -112,22 +112,42 @@ static enum lm_status start_picture(struct serve *serve, struct lm_error *err)
 {
     const struct hparams *hp = engine_hparams(serve->engine);
     if (!hp->n_expert) return LM_OK;
-    const enum lm_status status = expert_picture_start(&serve->picture, engine_pager(serve->engine),
-                                                       hp->n_expert, hp->n_expert_used, err);
-    if (status == LM_OK) serve->server->expert_map = expert_picture_map(serve->picture);
-    return status;
+    struct expert_picture *picture;
+    const enum lm_status status = expert_picture_start(&picture, serve->engine, err);
+    if (status != LM_OK) return status;
+    pthread_mutex_lock(&serve->telling);
+    serve->picture = picture;
+    pthread_mutex_unlock(&serve->telling);
+    serve->server->expert_map = expert_picture_map(picture);
+    return LM_OK;
+}
+
+static void tell_rank(struct serve *serve, uint32_t i)
+{
+    struct pager_snapshot snapshot;
+    struct edges_stats edges;
+    const struct engine_rank rank = engine_rank(serve->engine, i);
+    engine_rank_told(serve->engine, i, &snapshot, &edges);
+    struct metrics_rank what = {.weight_bytes = rank.weight_bytes,
+                                .kv_bytes = rank.kv_bytes,
+                                .scratch_bytes = rank.scratch_bytes,
+                                .sent_bytes = edges.sent_bytes,
+                                .received_bytes = edges.received_bytes,
+                                .send_wait_s = edges.send_wait_s,
+                                .receive_wait_s = edges.receive_wait_s};
+    pager_report_metrics(&what.experts, &snapshot);
+    server_set_rank(serve->server, i, &what);
 }
 
 /* On the step thread, or of several ranks on one of the pipeline. */
 static void on_experts(void *context)
 {
     struct serve *serve = context;
-    struct metrics_experts experts;
-    struct pager_snapshot snapshot;
-    engine_experts_told(serve->engine, &snapshot);
-    if (!pager_report_metrics(&experts, &snapshot)) return;
     pthread_mutex_lock(&serve->telling);
-    if (!serve->ended) server_set_experts(serve->server, &experts);
+    for (uint32_t i = 0; !serve->ended && i < serve->server->n_rank; i++)
+        tell_rank(serve, i);
+    if (!serve->ended && serve->picture && serve->server->n_rank > 1)
+        expert_picture_draw(serve->picture);
     pthread_mutex_unlock(&serve->telling);
 }
 
@@ -184,9 +204,6 @@ static void on_plan(void *context, const struct memory_plan *plan)
 {
     const struct serve *serve = context;
     struct server *server = serve->server;
-    server->weight_bytes = plan->weight_bytes;
-    server->kv_bytes = plan->kv_bytes + plan->recurrent_bytes;
-    server->scratch_bytes = plan->scratch_bytes + plan->angle_bytes;
     server_expect_weights(server, plan->weight_bytes);
 }
 
@@ -205,6 +222,7 @@ static enum lm_status load(struct serve *serve, struct lm_error *err)
     config.lost_context = serve;
     config.on_experts = on_experts;
     config.experts_context = serve;
+    config.experts_map = true;
     config.cache_bytes = options_given(serve->options, "cache-ram")
                              ? options_size(serve->options, "cache-ram")
                              : UINT64_MAX;

@@ -438,6 +438,9 @@ static enum lm_status take_ready(struct cluster *cluster, const struct frame *fr
     struct cluster_rank *const rank = &cluster->rank[frame->from];
     rank->n_expert_slot = ready->n_expert_slot;
     rank->n_thread = ready->n_thread;
+    rank->weight_bytes = ready->weight_bytes;
+    rank->kv_bytes = ready->kv_bytes;
+    rank->scratch_bytes = ready->scratch_bytes;
     snprintf(rank->kernels, sizeof(rank->kernels), "%s", ready->kernels);
     lean__ready__free_unpacked(ready, NULL);
     return LM_OK;

@@ -43,6 +43,7 @@ struct cluster_rank {
     /* of a rank but 0 that is ready */
     uint32_t n_expert_slot; /* experts in memory; 0: all */
     uint32_t n_thread;
+    uint64_t weight_bytes, kv_bytes, scratch_bytes; /* that it takes at most */
     char kernels[16];
 };
 

@@ -155,6 +155,9 @@ static enum lm_status answer_setup(struct member *member, struct lm_error *err)
     Lean__Ready ready = LEAN__READY__INIT;
     ready.n_expert_slot = member->part.n_expert_slot;
     ready.n_thread = backend_cpu_n_thread(member->part.backend);
+    ready.weight_bytes = member->part.weight_bytes;
+    ready.kv_bytes = member->part.kv_bytes;
+    ready.scratch_bytes = member->part.scratch_bytes;
     ready.kernels = (char *)backend_cpu_kernels(member->part.backend);
     return cluster_send(member->world, 0, LEAN__FRAME_TYPE__READY, &ready.base, err);
 }

@@ -26,6 +26,9 @@ enum { CHUNK_MIN = 128 };
  * others wait. */
 enum { PIPELINE_SLACK = 1 };
 
+/* Where no expert is paged ranks have little to tell. */
+#define ASK_MAPPED_S 1
+
 struct engine {
     struct cluster *cluster; /* NULL: one rank */
     struct model_part part;  /* of this rank */
@@ -36,6 +39,7 @@ struct engine {
     struct run_sizes sizes;
     uint64_t cache_bytes, state_bytes;
     uint64_t ram_bytes; /* this rank's budget */
+    double asked_s;     /* when the ranks' counters were, last */
     bool keeps_profile;
     void (*on_experts)(void *context);
     void *experts_context;
@@ -248,6 +252,7 @@ static enum lm_status create_runner(struct engine *engine, const struct engine_c
                                            .slack = PIPELINE_SLACK,
                                            .on_lost = asked->on_lost,
                                            .lost_context = asked->lost_context,
+                                           .with_map = asked->experts_map,
                                            .on_stats = asked->on_experts,
                                            .stats_context = asked->experts_context};
     enum lm_status status = cluster_wait_ready(engine->cluster, err);
@@ -401,6 +406,9 @@ struct engine_rank engine_rank(const struct engine *engine, uint32_t rank)
     struct engine_rank own = {.pid = getpid(),
                               .layer_end = engine->part.hp.n_layer,
                               .ram_bytes = engine->ram_bytes,
+                              .weight_bytes = engine->part.weight_bytes,
+                              .kv_bytes = engine->part.kv_bytes,
+                              .scratch_bytes = engine->part.scratch_bytes,
                               .n_thread = backend_cpu_n_thread(engine->part.backend),
                               .n_expert_slot = engine->part.n_expert_slot,
                               .kernels = backend_cpu_kernels(engine->part.backend)};
@@ -414,6 +422,9 @@ struct engine_rank engine_rank(const struct engine *engine, uint32_t rank)
                                 .layer_begin = of->layer_begin,
                                 .layer_end = of->layer_end,
                                 .ram_bytes = of->settings.ram_bytes,
+                                .weight_bytes = of->weight_bytes,
+                                .kv_bytes = of->kv_bytes,
+                                .scratch_bytes = of->scratch_bytes,
                                 .n_thread = of->n_thread,
                                 .n_expert_slot = of->n_expert_slot,
                                 .kernels = of->kernels};
@@ -442,12 +453,31 @@ enum lm_status engine_experts(const struct engine *engine, struct pager_snapshot
     return status;
 }
 
-void engine_ask_experts(const struct engine *engine)
+void engine_ask_experts(struct engine *engine)
 {
-    if (!engine->pipeline && engine->on_experts)
-        engine->on_experts(engine->experts_context);
-    else if (engine->pipeline && is_paged(engine))
-        pipeline_ask_stats(engine->pipeline, false, NULL); /* who is lost has told */
+    const double now_s = log_now_s();
+    if (!engine->pipeline && engine->on_experts) engine->on_experts(engine->experts_context);
+    if (!engine->pipeline || (!is_paged(engine) && now_s - engine->asked_s < ASK_MAPPED_S)) return;
+    engine->asked_s = now_s;
+    pipeline_ask_stats(engine->pipeline, false, NULL); /* who is lost has told */
+}
+
+void engine_rank_told(const struct engine *engine, uint32_t rank, struct pager_snapshot *out,
+                      struct edges_stats *edges)
+{
+    *edges = (struct edges_stats){.sent_bytes = 0};
+    if (engine->pipeline)
+        pipeline_read_rank(engine->pipeline, rank, out, edges);
+    else
+        pager_snapshot_take(out, worker_pager(engine->part.worker));
+}
+
+void engine_draw_told(const struct engine *engine,
+                      void (*draw)(void *context, uint32_t layer, const uint8_t *resident,
+                                   const float *heat, uint64_t n_hit, uint64_t n_lookup),
+                      void *context)
+{
+    if (engine->pipeline) pipeline_read_map(engine->pipeline, draw, context);
 }
 
 void engine_experts_told(const struct engine *engine, struct pager_snapshot *out)

@@ -16,6 +16,7 @@
 #include "launch/cluster.h"
 #include "proto/base/error.h"
 #include "proto/model/sampling.h"
+#include "worker/edges.h"
 #include "worker/pager/expert_pager.h"
 
 struct options;
@@ -67,6 +68,7 @@ struct engine_config {
      */
     void (*on_experts)(void *context);
     void *experts_context;
+    bool experts_map; /* ranks also tell what they know of each expert: engine_draw_told */
     /* Called once the sizes are settled and before weights are read; may be NULL. */
     void (*on_plan)(void *context, const struct memory_plan *plan);
     void *plan_context;
@@ -140,8 +142,9 @@ struct engine_rank {
     int64_t pid;
     const char *host; /* NULL: this one */
     uint32_t layer_begin, layer_end;
-    uint64_t ram_bytes;               /* budget */
-    uint32_t n_thread, n_expert_slot; /* n_expert_slot: in memory; 0: all */
+    uint64_t ram_bytes;                             /* budget */
+    uint64_t weight_bytes, kv_bytes, scratch_bytes; /* that it takes at most */
+    uint32_t n_thread, n_expert_slot;               /* n_expert_slot: in memory; 0: all */
     const char *kernels;
 };
 uint32_t engine_n_rank(const struct engine *engine);
@@ -163,8 +166,16 @@ enum lm_status engine_experts(const struct engine *engine, struct pager_snapshot
 /* The same while something is generated. Asking, in the step thread, makes config.on_experts be
  * called when there is something to tell: of one rank at once, of several when they have answered.
  * There engine_experts_told may be called. */
-void engine_ask_experts(const struct engine *engine);
+void engine_ask_experts(struct engine *engine);
 void engine_experts_told(const struct engine *engine, struct pager_snapshot *out);
+/* What one rank has told, and what has passed its ends. */
+void engine_rank_told(const struct engine *engine, uint32_t rank, struct pager_snapshot *out,
+                      struct edges_stats *edges);
+/* Of several ranks: as pipeline_read_map. */
+void engine_draw_told(const struct engine *engine,
+                      void (*draw)(void *context, uint32_t layer, const uint8_t *resident,
+                                   const float *heat, uint64_t n_hit, uint64_t n_lookup),
+                      void *context);
 
 /* Stops the running generation at its next token. Async-signal-safe. */
 void engine_cancel(struct engine *engine);

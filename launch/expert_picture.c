@@ -3,10 +3,13 @@
 #include <stdlib.h>
 
 #include "coordinator/server/expert_map.h"
+#include "launch/engine.h"
+#include "proto/model/hparams.h"
 #include "worker/pager/expert_pager.h"
 
 struct expert_picture {
-    struct expert_pager *pager;
+    struct engine *engine;
+    struct expert_pager *pager; /* NULL: there are several ranks */
     struct expert_map *map;
     uint32_t n_expert;
     enum expert_tier *tier; /* [n_expert] of one layer */
@@ -38,26 +41,46 @@ static void draw(void *context)
     expert_map_end(picture->map);
 }
 
-enum lm_status expert_picture_start(struct expert_picture **out, struct expert_pager *pager,
-                                    uint32_t n_expert, uint32_t n_expert_used, struct lm_error *err)
+static void draw_told(void *context, uint32_t layer, const uint8_t *resident, const float *heat,
+                      uint64_t n_hit, uint64_t n_lookup)
 {
-    const uint32_t n_layer = expert_pager_stats(pager).layer_end;
+    struct expert_picture *picture = context;
+    for (uint32_t i = 0; i < picture->n_expert; i++)
+        picture->tier[i] = resident[i] ? EXPERT_IN_MEMORY : EXPERT_ON_DISK;
+    expert_map_set(picture->map, layer, picture->tier, heat, n_hit, n_lookup - n_hit);
+}
+
+void expert_picture_draw(struct expert_picture *picture)
+{
+    if (!expert_map_begin(picture->map)) return;
+    engine_draw_told(picture->engine, draw_told, picture);
+    expert_map_end(picture->map);
+}
+
+enum lm_status expert_picture_start(struct expert_picture **out, struct engine *engine,
+                                    struct lm_error *err)
+{
+    const struct hparams *hp = engine_hparams(engine);
+    const uint32_t n_expert = hp->n_expert;
     struct expert_picture *picture = calloc(1, sizeof(*picture));
     if (!picture) return lm_fail(err, LM_E_NO_MEM, "no memory for a picture of the experts");
-    picture->pager = pager;
+    picture->engine = engine;
+    picture->pager = engine_n_rank(engine) == 1 ? engine_pager(engine) : NULL;
     picture->n_expert = n_expert;
     picture->tier = calloc(n_expert, sizeof(*picture->tier));
     picture->heat = calloc(n_expert, sizeof(*picture->heat));
     const enum lm_status status =
         picture->tier && picture->heat
-            ? expert_map_create(&picture->map, n_layer, n_expert, n_expert_used, err)
+            ? expert_map_create(&picture->map, hp->n_layer, n_expert, hp->n_expert_used, err)
             : lm_fail(err, LM_E_NO_MEM, "no memory for a picture of %u experts", n_expert);
     if (status != LM_OK) {
         expert_picture_stop(picture);
         return status;
     }
-    draw(picture);
-    expert_pager_watch(pager, draw, picture);
+    if (picture->pager) {
+        draw(picture);
+        expert_pager_watch(picture->pager, draw, picture);
+    }
     *out = picture;
     return LM_OK;
 }
@@ -70,7 +93,7 @@ struct expert_map *expert_picture_map(const struct expert_picture *picture)
 void expert_picture_stop(struct expert_picture *picture)
 {
     if (!picture) return;
-    if (picture->map) expert_pager_watch(picture->pager, NULL, NULL);
+    if (picture->map && picture->pager) expert_pager_watch(picture->pager, NULL, NULL);
     expert_map_destroy(picture->map);
     free(picture->heat);
     free(picture->tier);

@@ -90,6 +90,9 @@ static enum lm_status plan(struct model_part *part, const struct part_config *co
     if (status != LM_OK) return status;
     memory_plan_make(out, part->file, hp, &request);
     status = memory_plan_check(out, err);
+    part->weight_bytes = out->weight_bytes;
+    part->kv_bytes = out->kv_bytes + out->recurrent_bytes;
+    part->scratch_bytes = out->scratch_bytes + out->angle_bytes;
     if (!out->paged || status != LM_OK) return status;
     if (!part->n_expert_slot)
         part->n_expert_slot =

@@ -36,7 +36,8 @@ struct model_part {
     struct expert_store *store;
     struct backend *backend;
     struct worker *worker;
-    uint32_t n_expert_slot; /* experts in memory; 0: all, mapped */
+    uint32_t n_expert_slot;                         /* experts in memory; 0: all, mapped */
+    uint64_t weight_bytes, kv_bytes, scratch_bytes; /* that it takes at most */
 };
 
 /* File and hyperparameters. part: zero before. */

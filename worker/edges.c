@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "proto/base/log.h"
 #include "proto/transport/transport.h"
 
 enum { N_X = 3, AHEAD_MAX = 2 };
@@ -22,6 +23,7 @@ struct edges {
     float *x[N_X], *own[N_X]; /* own: made here. Who computes may change buffers. */
     size_t n_expected_byte[N_X];
     uint64_t n_step, n_expected, n_sent; /* steps ended, receives begun, sends ended */
+    struct edges_stats stats;
     struct {
         struct trailer trailer;
         struct expert_usage usage[]; /* [n_slot] */
@@ -89,7 +91,9 @@ static enum lm_status free_buffer(struct edges *edges, uint64_t step, struct lm_
 {
     struct transport_edge *out = edges->config.out;
     while (out && edges->n_sent + N_X <= step) {
+        const double begin_s = log_now_s();
         const enum lm_status status = out->ops->send_end(out, err);
+        edges->stats.send_wait_s += log_now_s() - begin_s;
         if (status != LM_OK) return lost(status, err);
         edges->n_sent++;
     }
@@ -123,7 +127,10 @@ enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, 
     failed->status = LM_OK;
     if (!in) return free_buffer(edges, edges->n_step, err);
     if (edges->n_expected == edges->n_step) status = edges_expect(edges, n_token, plan->n_seq, err);
+    const double begin_s = log_now_s();
     if (status == LM_OK) status = lost(in->ops->recv_end(in, err), err);
+    edges->stats.receive_wait_s += log_now_s() - begin_s;
+    edges->stats.received_bytes += n_row + n_tail;
     if (status != LM_OK) return status;
     assert(edges->n_expected_byte[i] == n_row + n_tail);
     backend->ops->download(backend, edges->tail, (char *)*x + n_row, n_tail);
@@ -160,5 +167,11 @@ enum lm_status edges_send(struct edges *edges, const struct step_plan *plan, uin
         edges->tail->usage[j] =
             plan->seq[j].experts ? *plan->seq[j].experts : (struct expert_usage){0};
     backend->ops->upload(backend, (char *)x + n_row, edges->tail, n_tail);
+    edges->stats.sent_bytes += n_row + n_tail;
     return lost(out->ops->send_begin(out, x, n_row + n_tail, err), err);
+}
+
+struct edges_stats edges_stats(const struct edges *edges)
+{
+    return edges ? edges->stats : (struct edges_stats){.sent_bytes = 0};
 }

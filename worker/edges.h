@@ -22,6 +22,12 @@ struct edges_config {
     uint32_t n_embd, n_batch, n_slot;
 };
 
+/* Since the start: what was passed on, and how long was waited for it. */
+struct edges_stats {
+    uint64_t sent_bytes, received_bytes;
+    double send_wait_s, receive_wait_s;
+};
+
 /* Bytes behind x that a buffer has room for. */
 size_t edges_trailer_bytes(uint32_t n_slot);
 /* x: a buffer of n_batch rows and edges_trailer_bytes, borrowed, or NULL; the others are made here.
@@ -42,5 +48,7 @@ enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, 
  * buffer from now on. */
 enum lm_status edges_send(struct edges *edges, const struct step_plan *plan, uint32_t n_token,
                           float *x, const struct lm_error *failed, struct lm_error *err);
+
+struct edges_stats edges_stats(const struct edges *edges); /* NULL is legal: zeros */
 
 #endif

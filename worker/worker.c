@@ -11,7 +11,6 @@
 #include "proto/base/map_guard.h"
 #include "proto/base/progress.h"
 #include "proto/gguf/gguf.h"
-#include "worker/edges.h"
 #include "worker/pager/trace.h"
 #include "worker/sampling/sampler.h"
 #include "worker/span.h"
@@ -576,6 +575,11 @@ struct step_runner worker_runner(struct worker *worker)
                                 .end = runner_end,
                                 .seq = runner_seq,
                                 .usage = runner_usage};
+}
+
+struct edges_stats worker_edges(const struct worker *worker)
+{
+    return edges_stats(worker->edges);
 }
 
 struct expert_pager *worker_pager(const struct worker *worker)

@@ -13,6 +13,7 @@
 
 #include "kernels/backend.h"
 #include "proto/step.h"
+#include "worker/edges.h"
 #include "worker/pager/expert_pager.h"
 
 struct cache_policy;
@@ -82,6 +83,8 @@ uint32_t worker_length(const struct worker *worker, uint32_t slot);
 
 const struct worker_config *worker_settings(const struct worker *worker);
 
+/* What has passed the stage's ends; between steps only. */
+struct edges_stats worker_edges(const struct worker *worker);
 /* Belongs to the worker; between steps only. */
 struct expert_pager *worker_pager(const struct worker *worker);
 

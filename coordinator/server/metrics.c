@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -297,19 +298,158 @@ static void put_http(struct writer *writer, struct metrics *metrics)
     pthread_mutex_unlock(&metrics->lock);
 }
 
-/* ---- paged experts ---- */
+/* ---- ranks ---- */
 
-static uint64_t n_found(const struct metrics_lookups *a)
+/* What is said of every rank: the sum of some numbers of struct metrics_rank. */
+struct rank_series {
+    const char *name, *type, *help;
+    const char *label, *value, *label2, *value2; /* besides the rank's, or NULL */
+    enum { RANK_COUNT, RANK_REAL } kind;         /* uint64_t or double */
+    size_t n_at, at[4];                          /* where they are */
+};
+
+#define AT(member) offsetof(struct metrics_rank, member)
+#define OF(...) .n_at = sizeof((size_t[]){__VA_ARGS__}) / sizeof(size_t), .at = {__VA_ARGS__}
+
+static const struct rank_series expert_series[] = {
+    {"lean_expert_cache_hits_total", "counter", "Experts found in memory.",
+     OF(AT(experts.decode.n_hit), AT(experts.prefill.n_hit))},
+    {"lean_expert_cache_misses_total", "counter", "Experts that were not, also those on their way.",
+     OF(AT(experts.decode.n_joined), AT(experts.decode.n_miss), AT(experts.prefill.n_joined),
+        AT(experts.prefill.n_miss))},
+#define LOOKUPS(phase, member, result)                                                             \
+    {                                                                                              \
+        "lean_expert_lookups_total", "counter",                                                    \
+            "Experts that a step and layer needed, by how they were found: resident, on their "    \
+            "way, or "                                                                             \
+            "neither.",                                                                            \
+            "phase", phase, "result", result, OF(AT(experts.member))                               \
+    }
+    LOOKUPS("decode", decode.n_hit, "hit"),
+    LOOKUPS("decode", decode.n_joined, "joined"),
+    LOOKUPS("decode", decode.n_miss, "miss"),
+    LOOKUPS("prefill", prefill.n_hit, "hit"),
+    LOOKUPS("prefill", prefill.n_joined, "joined"),
+    LOOKUPS("prefill", prefill.n_miss, "miss"),
+#undef LOOKUPS
+    {"lean_expert_miss_bytes_total", "counter", "Size of the experts that were missed.", "phase",
+     "decode", OF(AT(experts.decode.miss_bytes))},
+    {"lean_expert_miss_bytes_total", "counter", "", "phase", "prefill",
+     OF(AT(experts.prefill.miss_bytes))},
+    {"lean_expert_wait_seconds_total", "counter", "Time that steps waited for experts to be read.",
+     "phase", "decode", .kind = RANK_REAL, OF(AT(experts.decode.wait_s))},
+    {"lean_expert_wait_seconds_total", "counter", "", "phase", "prefill", .kind = RANK_REAL,
+     OF(AT(experts.prefill.wait_s))},
+    {"lean_expert_reads_total", "counter", "Experts that were read, by what for.", "priority",
+     "demand", OF(AT(experts.n_read[METRICS_READ_DEMAND]))},
+    {"lean_expert_reads_total", "counter", "", "priority", "speculative",
+     OF(AT(experts.n_read[METRICS_READ_SPECULATIVE]))},
+    {"lean_expert_reads_total", "counter", "", "priority", "background",
+     OF(AT(experts.n_read[METRICS_READ_BACKGROUND]))},
+    {"lean_expert_read_bytes_total", "counter", "Bytes that were read, by what for.", "priority",
+     "demand", OF(AT(experts.read_bytes[METRICS_READ_DEMAND]))},
+    {"lean_expert_read_bytes_total", "counter", "", "priority", "speculative",
+     OF(AT(experts.read_bytes[METRICS_READ_SPECULATIVE]))},
+    {"lean_expert_read_bytes_total", "counter", "", "priority", "background",
+     OF(AT(experts.read_bytes[METRICS_READ_BACKGROUND]))},
+    {"lean_expert_bytes_loaded_total", "counter", "Bytes of experts that were read.", "source",
+     .value = "ram"},
+    {"lean_expert_bytes_loaded_total", "counter", "", "source", "disk",
+     OF(AT(experts.read_bytes[METRICS_READ_DEMAND]),
+        AT(experts.read_bytes[METRICS_READ_SPECULATIVE]),
+        AT(experts.read_bytes[METRICS_READ_BACKGROUND]))},
+    {"lean_expert_bytes_loaded_total", "counter", "", "source", .value = "peer"},
+    {"lean_expert_read_busy_seconds_total", "counter",
+     "Time with at least one read running; bytes read over it are the disk's rate.",
+     .kind = RANK_REAL, OF(AT(experts.busy_s))},
+    {"lean_expert_disk_bytes_per_second", "gauge",
+     "What a probe at the start found; 0: there was none.", "access", "direct", .kind = RANK_REAL,
+     OF(AT(experts.direct_rate))},
+    {"lean_expert_disk_bytes_per_second", "gauge", "", "access", "buffered", .kind = RANK_REAL,
+     OF(AT(experts.buffered_rate))},
+    {"lean_expert_predicted_total", "counter", "Experts named before their router ran.",
+     OF(AT(experts.n_predicted))},
+    {"lean_expert_predicted_chosen_total", "counter", "Experts chosen where some had been named.",
+     OF(AT(experts.n_chosen))},
+    {"lean_expert_predicted_recalled_total", "counter", "Experts chosen that had been named.",
+     OF(AT(experts.n_recalled))},
+    {"lean_expert_prefetches_total", "counter",
+     "Experts read on a prediction, and of them used, or evicted before.", "result", "read",
+     OF(AT(experts.n_prefetched))},
+    {"lean_expert_prefetches_total", "counter", "", "result", "used",
+     OF(AT(experts.n_prefetch_used))},
+    {"lean_expert_prefetches_total", "counter", "", "result", "wasted",
+     OF(AT(experts.n_prefetch_wasted))},
+    {"lean_expert_prefetch_bytes_total", "counter", "Their bytes.", "result", "read",
+     OF(AT(experts.prefetched_bytes))},
+    {"lean_expert_prefetch_bytes_total", "counter", "", "result", "used",
+     OF(AT(experts.prefetch_used_bytes))},
+    {"lean_expert_evictions_total", "counter", "Experts that made room.",
+     OF(AT(experts.n_evicted))},
+    {"lean_expert_remisses_total", "counter", "Experts missed soon after they made room.",
+     OF(AT(experts.n_remiss))},
+    {"lean_expert_preloads_total", "counter", "Experts read on account of a routing profile.",
+     OF(AT(experts.n_preloaded))},
+    {"lean_expert_slots", "gauge", "Places for experts, by state.", "state", "resident",
+     OF(AT(experts.n_resident))},
+    {"lean_expert_slots", "gauge", "", "state", "reading", OF(AT(experts.n_reading))},
+    {"lean_expert_slots", "gauge", "", "state", "free", OF(AT(experts.n_free))},
+};
+
+static const struct rank_series own_series[] = {
+    {"lean_rank_memory_bytes", "gauge",
+     "Memory that a rank takes at most; cache: of rank 0's kv, what kept states hold now.", "kind",
+     "weights", OF(AT(weight_bytes))},
+    {"lean_rank_memory_bytes", "gauge", "", "kind", "kv", OF(AT(kv_bytes))},
+    {"lean_rank_memory_bytes", "gauge", "", "kind", "scratch", OF(AT(scratch_bytes))},
+    {"lean_rank_memory_bytes", "gauge", "", "kind", "cache", OF(AT(cache_bytes))},
+    {"lean_rank_wait_seconds_total", "counter", "Time blocked on other ranks.", .kind = RANK_REAL,
+     OF(AT(send_wait_s), AT(receive_wait_s))},
+};
+
+/* What ranks pass on is between two: not by rank. */
+static const struct rank_series transfer_series[] = {
+    {"lean_collective_seconds_total", "counter", "Time that ranks waited for transfers.", "op",
+     "send", .kind = RANK_REAL, OF(AT(send_wait_s))},
+    {"lean_collective_seconds_total", "counter", "", "op", "recv", .kind = RANK_REAL,
+     OF(AT(receive_wait_s))},
+    {"lean_collective_bytes_total", "counter", "Bytes that ranks passed on.", "op", "send",
+     OF(AT(sent_bytes))},
+    {"lean_collective_bytes_total", "counter", "", "op", "recv", OF(AT(received_bytes))},
+};
+
+#undef OF
+#undef AT
+
+static uint32_t n_rank_of(const struct metrics_state *state)
 {
-    return a->n_hit + a->n_joined + a->n_miss;
+    return state->rank ? state->n_rank : 1;
 }
 
-/* A number of all ranks together with one more label or two; a NULL value of a label leaves it out.
- */
-static void put_expert(struct writer *writer, const char *name, const char *label,
-                       const char *value, const char *label2, const char *value2, double number)
+static const struct metrics_rank *rank_of(const struct metrics_state *state, uint32_t i)
 {
-    put_series(writer, name, "", "rank", writer->state->n_rank > 1 ? "all" : "0");
+    static const struct metrics_rank nothing;
+    return state->rank ? &state->rank[i] : &nothing;
+}
+
+static double value_of(const struct rank_series *series, const struct metrics_rank *rank)
+{
+    double sum = 0;
+    for (size_t i = 0; i < series->n_at; i++) {
+        const char *const at = (const char *)rank + series->at[i];
+        sum += series->kind == RANK_REAL ? *(const double *)(const void *)at
+                                         : (double)*(const uint64_t *)(const void *)at;
+    }
+    return sum;
+}
+
+/* A number of a rank with one more label or two; a NULL value of a label leaves it out. */
+static void put_of_rank(struct writer *writer, uint32_t rank, const char *name, const char *label,
+                        const char *value, const char *label2, const char *value2, double number)
+{
+    char text[16];
+    snprintf(text, sizeof(text), "%u", rank);
+    put_series(writer, name, "", "rank", text);
     if (value) {
         byte_buffer_put_text(writer->out, ",");
         put_label(writer, label, value);
@@ -321,128 +461,60 @@ static void put_expert(struct writer *writer, const char *name, const char *labe
     byte_buffer_printf(writer->out, "} %.17g\n", number);
 }
 
-static void put_expert_count(struct writer *writer, const char *name, const char *help,
-                             uint64_t number)
+static void put_by_rank(struct writer *writer, const struct rank_series *series, size_t n)
 {
-    put_head(writer, name, "counter", help);
-    put_expert(writer, name, NULL, NULL, NULL, NULL, (double)number);
-}
-
-static void put_lookups(struct writer *writer, const struct metrics_experts *experts)
-{
-    static const char *const phases[] = {"decode", "prefill"};
-    static const char lookups[] = "lean_expert_lookups_total",
-                      bytes[] = "lean_expert_miss_bytes_total",
-                      wait[] = "lean_expert_wait_seconds_total";
-    const struct metrics_lookups *const of_phase[] = {&experts->decode, &experts->prefill};
-    put_head(
-        writer, lookups, "counter",
-        "Experts that a step and layer needed, by how they were found: resident, on their way, "
-        "or neither.");
-    for (size_t i = 0; i < 2; i++) {
-        put_expert(writer, lookups, "phase", phases[i], "result", "hit",
-                   (double)of_phase[i]->n_hit);
-        put_expert(writer, lookups, "phase", phases[i], "result", "joined",
-                   (double)of_phase[i]->n_joined);
-        put_expert(writer, lookups, "phase", phases[i], "result", "miss",
-                   (double)of_phase[i]->n_miss);
+    for (const struct rank_series *end = series + n; series < end; series++) {
+        put_head(writer, series->name, series->type, series->help);
+        for (uint32_t i = 0; i < n_rank_of(writer->state); i++)
+            put_of_rank(writer, i, series->name, series->label, series->value, series->label2,
+                        series->value2, value_of(series, rank_of(writer->state, i)));
     }
-    put_head(writer, bytes, "counter", "Size of the experts that were missed.");
-    for (size_t i = 0; i < 2; i++)
-        put_expert(writer, bytes, "phase", phases[i], NULL, NULL, (double)of_phase[i]->miss_bytes);
-    put_head(writer, wait, "counter", "Time that steps waited for experts to be read.");
-    for (size_t i = 0; i < 2; i++)
-        put_expert(writer, wait, "phase", phases[i], NULL, NULL, of_phase[i]->wait_s);
 }
 
-static void put_layers(struct writer *writer, const struct metrics_experts *experts)
+static void put_sums(struct writer *writer, const struct rank_series *series, size_t n)
+{
+    for (const struct rank_series *end = series + n; series < end; series++) {
+        double sum = 0;
+        for (uint32_t i = 0; i < n_rank_of(writer->state); i++)
+            sum += value_of(series, rank_of(writer->state, i));
+        put_head(writer, series->name, series->type, series->help);
+        put_number(writer, series->name, series->label, series->value, sum);
+    }
+}
+
+static void put_layers(struct writer *writer)
 {
     static const char name[] = "lean_expert_layer_lookups_total";
-    if (!experts->n_layer) return; /* a family without series is none */
-    put_head(writer, name, "counter", "The same by layer.");
-    for (uint32_t i = 0; i < experts->n_layer; i++) {
-        const struct metrics_expert_layer *layer = &experts->layer[i];
-        char number[16];
-        snprintf(number, sizeof(number), "%u", layer->layer);
-        put_expert(writer, name, "layer", number, "result", "hit", (double)layer->n_hit);
-        put_expert(writer, name, "layer", number, "result", "joined", (double)layer->n_joined);
-        put_expert(writer, name, "layer", number, "result", "miss", (double)layer->n_miss);
+    for (uint32_t rank = 0; rank < n_rank_of(writer->state); rank++) {
+        const struct metrics_experts *experts = &rank_of(writer->state, rank)->experts;
+        for (uint32_t i = 0; i < experts->n_layer; i++) {
+            const struct metrics_expert_layer *layer = &experts->layer[i];
+            const struct {
+                const char *result;
+                uint64_t n;
+            } found[] = {
+                {"hit", layer->n_hit}, {"joined", layer->n_joined}, {"miss", layer->n_miss}};
+            char number[16];
+            snprintf(number, sizeof(number), "%u", layer->layer);
+            put_head(writer, name, "counter", "Experts that a layer needed.");
+            for (size_t k = 0; k < 3; k++)
+                put_of_rank(writer, rank, name, "layer", number, "result", found[k].result,
+                            (double)found[k].n);
+        }
     }
 }
 
-static void put_reads(struct writer *writer, const struct metrics_experts *experts)
+static void put_ranks(struct writer *writer)
 {
-    static const char *const priorities[METRICS_N_READ] = {"demand", "speculative", "background"};
-    static const char reads[] = "lean_expert_reads_total", bytes[] = "lean_expert_read_bytes_total",
-                      busy[] = "lean_expert_read_busy_seconds_total",
-                      rate[] = "lean_expert_disk_bytes_per_second",
-                      loaded[] = "lean_expert_bytes_loaded_total";
-    uint64_t n_byte = 0;
-    put_head(writer, reads, "counter", "Experts that were read, by what for.");
-    for (int i = 0; i < METRICS_N_READ; i++)
-        put_expert(writer, reads, "priority", priorities[i], NULL, NULL,
-                   (double)experts->n_read[i]);
-    put_head(writer, bytes, "counter", "Bytes that were read, by what for.");
-    for (int i = 0; i < METRICS_N_READ; i++) {
-        put_expert(writer, bytes, "priority", priorities[i], NULL, NULL,
-                   (double)experts->read_bytes[i]);
-        n_byte += experts->read_bytes[i];
-    }
-    put_head(writer, loaded, "counter", "Bytes of experts that were read.");
-    put_expert(writer, loaded, "source", "ram", NULL, NULL, 0);
-    put_expert(writer, loaded, "source", "disk", NULL, NULL, (double)n_byte);
-    put_expert(writer, loaded, "source", "peer", NULL, NULL, 0);
-    put_head(writer, busy, "counter",
-             "Time with at least one read running; bytes read over it are the disk's rate.");
-    put_expert(writer, busy, NULL, NULL, NULL, NULL, experts->busy_s);
-    put_head(writer, rate, "gauge", "What a probe at the start found; 0: there was none.");
-    put_expert(writer, rate, "access", "direct", NULL, NULL, experts->direct_rate);
-    put_expert(writer, rate, "access", "buffered", NULL, NULL, experts->buffered_rate);
-}
-
-static void put_prefetch(struct writer *writer, const struct metrics_experts *experts)
-{
-    static const char prefetches[] = "lean_expert_prefetches_total",
-                      bytes[] = "lean_expert_prefetch_bytes_total";
-    put_expert_count(writer, "lean_expert_predicted_total",
-                     "Experts named before their router ran.", experts->n_predicted);
-    put_expert_count(writer, "lean_expert_predicted_chosen_total",
-                     "Experts chosen where some had been named.", experts->n_chosen);
-    put_expert_count(writer, "lean_expert_predicted_recalled_total",
-                     "Experts chosen that had been named.", experts->n_recalled);
-    put_head(writer, prefetches, "counter",
-             "Experts read on a prediction, and of them used, or evicted before.");
-    put_expert(writer, prefetches, "result", "read", NULL, NULL, (double)experts->n_prefetched);
-    put_expert(writer, prefetches, "result", "used", NULL, NULL, (double)experts->n_prefetch_used);
-    put_expert(writer, prefetches, "result", "wasted", NULL, NULL,
-               (double)experts->n_prefetch_wasted);
-    put_head(writer, bytes, "counter", "Their bytes.");
-    put_expert(writer, bytes, "result", "read", NULL, NULL, (double)experts->prefetched_bytes);
-    put_expert(writer, bytes, "result", "used", NULL, NULL, (double)experts->prefetch_used_bytes);
-}
-
-static void put_experts(struct writer *writer, const struct metrics_experts *experts)
-{
-    static const char slots[] = "lean_expert_slots";
-    const uint64_t n_hit = experts->decode.n_hit + experts->prefill.n_hit;
-    put_expert_count(writer, "lean_expert_cache_hits_total", "Experts found in memory.", n_hit);
-    put_expert_count(writer, "lean_expert_cache_misses_total",
-                     "Experts that were not, also those on their way.",
-                     n_found(&experts->decode) + n_found(&experts->prefill) - n_hit);
-    put_lookups(writer, experts);
-    put_layers(writer, experts);
-    put_reads(writer, experts);
-    put_prefetch(writer, experts);
-    put_expert_count(writer, "lean_expert_evictions_total", "Experts that made room.",
-                     experts->n_evicted);
-    put_expert_count(writer, "lean_expert_remisses_total",
-                     "Experts missed soon after they made room.", experts->n_remiss);
-    put_expert_count(writer, "lean_expert_preloads_total",
-                     "Experts read on account of a routing profile.", experts->n_preloaded);
-    put_head(writer, slots, "gauge", "Places for experts, by state.");
-    put_expert(writer, slots, "state", "resident", NULL, NULL, experts->n_resident);
-    put_expert(writer, slots, "state", "reading", NULL, NULL, experts->n_reading);
-    put_expert(writer, slots, "state", "free", NULL, NULL, experts->n_free);
+    put_by_rank(writer, expert_series, sizeof(expert_series) / sizeof(expert_series[0]));
+    put_layers(writer);
+    put_gauge(writer, "lean_expert_load_imbalance_ratio",
+              "Largest over mean tokens per rank; every rank has all.", 1);
+    put_head(writer, "lean_rank_up", "gauge", "Whether a rank lives.");
+    for (uint32_t i = 0; i < n_rank_of(writer->state); i++)
+        put_of_rank(writer, i, "lean_rank_up", NULL, NULL, NULL, NULL, 1);
+    put_by_rank(writer, own_series, sizeof(own_series) / sizeof(own_series[0]));
+    put_sums(writer, transfer_series, sizeof(transfer_series) / sizeof(transfer_series[0]));
 }
 
 /* ---- the rest ---- */
@@ -471,29 +543,7 @@ static void put_state(struct writer *writer, const struct metrics_state *state)
     put_count(writer, evictions, "", "kind", "checkpoint", (double)state->checkpoint_evictions);
     put_count(writer, "lean_preemptions_total", "Sequences that were set aside.", NULL, NULL,
               (double)state->preemptions);
-    put_experts(writer, &state->experts);
-    put_gauge(writer, "lean_expert_load_imbalance_ratio",
-              "Largest over mean tokens per rank; one rank has all.", 1);
-    put_head(writer, "lean_rank_up", "gauge", "Whether a rank lives.");
-    put_number(writer, "lean_rank_up", "rank", "0", 1);
-    const struct {
-        const char *kind;
-        uint64_t n;
-    } memory[] = {{"weights", state->weight_bytes},
-                  {"kv", state->kv_bytes},
-                  {"scratch", state->scratch_bytes},
-                  {"cache", state->cache_bytes}};
-    put_head(writer, "lean_rank_memory_bytes", "gauge",
-             "Memory that a rank takes at most; cache: of kv, what kept states hold now.");
-    for (size_t i = 0; i < 4; i++) {
-        put_series(writer, "lean_rank_memory_bytes", "", "rank", "0");
-        byte_buffer_printf(writer->out, ",kind=\"%s\"} %llu\n", memory[i].kind,
-                           (unsigned long long)memory[i].n);
-    }
-    put_count(writer, "lean_rank_wait_seconds_total", "Time blocked on other ranks.", "rank", "0",
-              0);
-    put_count(writer, "lean_collective_seconds_total", "Time in collectives.", "op", "send", 0);
-    put_count(writer, "lean_collective_bytes_total", "Bytes in collectives.", "op", "send", 0);
+    put_ranks(writer);
     put_count(writer, "lean_spec_draft_tokens_total", "Drafted tokens.", NULL, NULL,
               (double)state->spec_drafted);
     put_count(writer, "lean_spec_accepted_tokens_total", "Drafted tokens that were right.", NULL,

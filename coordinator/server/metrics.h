@@ -87,7 +87,7 @@ enum metrics_read {
 
 /* What the pager of experts counts, since the start; zeros where all experts are mapped. */
 struct metrics_experts {
-    uint32_t n_resident, n_reading, n_free; /* slots */
+    uint64_t n_resident, n_reading, n_free; /* slots */
     struct metrics_lookups decode, prefill;
     uint64_t n_evicted, n_remiss, n_preloaded;
     uint64_t n_predicted, n_chosen, n_recalled; /* named; chosen where some were; both */
@@ -103,6 +103,14 @@ struct metrics_experts {
     } layer[METRICS_MAX_LAYER];
 };
 
+/* What is known of one rank. */
+struct metrics_rank {
+    uint64_t weight_bytes, kv_bytes, scratch_bytes, cache_bytes; /* that it takes at most */
+    double send_wait_s, receive_wait_s;                          /* since the start, on others */
+    uint64_t sent_bytes, received_bytes;                         /* activations */
+    struct metrics_experts experts;
+};
+
 /* What is not counted but looked at: the state of the server when it is asked. */
 struct metrics_state {
     const char *model, *quantization;
@@ -114,8 +122,7 @@ struct metrics_state {
     uint64_t kv_tokens;            /* that the cache holds */
     uint64_t n_checkpoint, checkpoint_bytes;
     uint64_t kv_evictions, checkpoint_evictions, preemptions;
-    struct metrics_experts experts;
-    uint64_t weight_bytes, kv_bytes, scratch_bytes, cache_bytes;
+    const struct metrics_rank *rank; /* [n_rank], borrowed; NULL: nothing is known */
     uint64_t spec_drafted, spec_accepted, spec_drafts;
 };
 

@@ -207,8 +207,11 @@ void metrics_handle(void *context, struct http_exchange *exchange)
     struct server *server = context;
     const struct server_config *config = &server->state->config;
     struct byte_buffer text = {0};
-    const struct metrics_state state = server_metrics_state(server);
+    struct metrics_state state = server_metrics_state(server);
+    struct metrics_rank *const ranks = server_ranks(server);
+    state.rank = ranks;
     metrics_write(server->metrics, &state, config->metrics_vllm, config->metrics_llamacpp, &text);
+    free(ranks);
     if (text.failed) {
         struct api_error error;
         api_fail(&error, API_OUT_OF_MEMORY, NULL, "The server has no memory for the answer.");

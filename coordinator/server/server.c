@@ -1,5 +1,6 @@
 #include "coordinator/server/server.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
@@ -242,7 +243,8 @@ enum lm_status server_create(struct server **out, const struct server_config *co
     inflight_init(&server->inflight);
     server->calls = call_memory_create(REMEMBERED_CALLS_MAX, REMEMBERED_BYTES_MAX);
     state->routes = make_routes(config);
-    enum lm_status status = state->routes && server->calls
+    state->rank = calloc(server->n_rank, sizeof(*state->rank));
+    enum lm_status status = state->routes && server->calls && state->rank
                                 ? LM_OK
                                 : lm_fail(err, LM_E_NO_MEM, "no memory for a server");
     if (status == LM_OK) status = metrics_create(&server->metrics, err);
@@ -374,10 +376,11 @@ void server_log_state(struct server *server)
 }
 
 /* No more layers than there are. */
-static void copy_experts(struct metrics_experts *to, const struct metrics_experts *from)
+static void copy_rank(struct metrics_rank *to, const struct metrics_rank *from)
 {
     memcpy(to, from,
-           offsetof(struct metrics_experts, layer) + from->n_layer * sizeof(*from->layer));
+           offsetof(struct metrics_rank, experts.layer) +
+               from->experts.n_layer * sizeof(*from->experts.layer));
 }
 
 struct metrics_state server_metrics_state(struct server *server)
@@ -401,20 +404,28 @@ struct metrics_state server_metrics_state(struct server *server)
     state.checkpoint_bytes = stats.scheduler.state_bytes;
     state.kv_evictions = stats.scheduler.n_evicted_kv;
     state.checkpoint_evictions = stats.scheduler.n_evicted_state;
-    pthread_mutex_lock(&server->state->lock);
-    copy_experts(&state.experts, &server->state->experts);
-    pthread_mutex_unlock(&server->state->lock);
-    state.cache_bytes = stats.scheduler.state_bytes;
-    state.weight_bytes = server->weight_bytes;
-    state.kv_bytes = server->kv_bytes;
-    state.scratch_bytes = server->scratch_bytes;
     return state;
 }
 
-void server_set_experts(struct server *server, const struct metrics_experts *experts)
+struct metrics_rank *server_ranks(struct server *server)
 {
+    if (!atomic_load(&server->state->loaded)) return NULL;
+    const uint64_t cache_bytes = dispatcher_stats(server->dispatcher).scheduler.state_bytes;
+    struct metrics_rank *ranks = malloc(server->n_rank * sizeof(*ranks));
+    if (!ranks) return NULL;
     pthread_mutex_lock(&server->state->lock);
-    copy_experts(&server->state->experts, experts);
+    for (uint32_t i = 0; i < server->n_rank; i++)
+        copy_rank(&ranks[i], &server->state->rank[i]);
+    pthread_mutex_unlock(&server->state->lock);
+    ranks[0].cache_bytes = cache_bytes;
+    return ranks;
+}
+
+void server_set_rank(struct server *server, uint32_t rank, const struct metrics_rank *what)
+{
+    assert(rank < server->n_rank);
+    pthread_mutex_lock(&server->state->lock);
+    copy_rank(&server->state->rank[rank], what);
     pthread_mutex_unlock(&server->state->lock);
 }
 
@@ -491,6 +502,7 @@ void server_destroy(struct server *server)
     chat_template_destroy(server->chat_template);
     free(server->template_source);
     free(state->routes);
+    free(state->rank);
     pthread_mutex_destroy(&state->lock);
     free(state);
     free(server);

@@ -30,7 +30,7 @@ struct hparams;
 struct json_object; /* json-c */
 struct keys;
 struct metrics;
-struct metrics_experts;
+struct metrics_rank;
 struct token_trie;
 struct tokenizer;
 
@@ -95,8 +95,6 @@ struct server {
     struct sampling_params sampling;
     char system_fingerprint[64]; /* "lean-0.1.0-9f2c11aa" */
     double load_s;
-    /* What is taken for them when all slots are full; the cache is in kv_bytes. */
-    uint64_t weight_bytes, kv_bytes, scratch_bytes;
 
     /* set by server_begin */
     struct token_trie *trie;
@@ -135,9 +133,11 @@ void server_expect_weights(struct server *server, uint64_t n);
  * model's own, or NULL. LM_E_FORMAT: a template that does not compile. */
 enum lm_status server_begin(struct server *server, const char *template_source,
                             struct lm_error *err);
-/* What /metrics says of paged experts from now on. From any one thread, which never waits for more
- * than a copy. */
-void server_set_experts(struct server *server, const struct metrics_experts *experts);
+/* What /metrics says of a rank from now on. From any thread, which never waits for more than a
+ * copy. */
+void server_set_rank(struct server *server, uint32_t rank, const struct metrics_rank *what);
+/* What was said, [n_rank], for the caller to free; NULL: nothing yet, or no memory. */
+struct metrics_rank *server_ranks(struct server *server);
 
 struct server_status {
     const char *state; /* "loading", "ready", "draining" */

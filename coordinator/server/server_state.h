@@ -17,9 +17,9 @@ struct server_state {
     struct access_log *log;
 
     pthread_mutex_t lock;
-    const char *stage; /* of loading, guarded by lock like the next */
+    const char *stage;                        /* of loading, guarded by lock like the next */
     uint64_t expected_bytes, resident_before; /* 0 expected: not known yet */
-    struct metrics_experts experts; /* likewise */
+    struct metrics_rank *rank;                /* [n_rank], likewise */
 
     /* set by server_begin, loaded last */
     atomic_bool loaded;

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 import unittest
 
 import cli
@@ -345,6 +346,44 @@ class Serve(unittest.TestCase):
 
     def test_windows(self):
         self.check_model(model_path("afmoe-s-q8_0"), ("2,1,3",))
+
+    def test_what_each_rank_counts(self):
+        layers = [3, 3, 2]
+        with self.server("3,3,2", serve.TINY, "--parallel", 2, *PAGED) as server:
+            server.complete("count what each rank does", max_tokens=20, ignore_eos=True)
+
+            def of_ranks(name, **labels):
+                return [server.metric(name, rank=str(i), **labels) for i in range(3)]
+
+            for name in ("lean_expert_cache_misses_total", "lean_expert_reads_total",
+                         "lean_rank_wait_seconds_total"):
+                with self.subTest(name):
+                    self.assertGreater(min(of_ranks(name)[1:]), 0)
+            self.assertTrue(all(n > 0 for n in of_ranks("lean_expert_bytes_loaded_total",
+                                                        source="disk")))
+            self.assertEqual(of_ranks("lean_rank_up"), [1, 1, 1])
+            for kind in ("weights", "kv", "scratch"):
+                self.assertGreater(min(of_ranks("lean_rank_memory_bytes", kind=kind)), 0)
+            n_byte = server.metric("lean_collective_bytes_total", op="send")
+            self.assertGreater(n_byte, 0)
+            self.assertGreater(server.metric("lean_collective_seconds_total", op="recv"), 0)
+            text = server.get("/metrics").body.decode()
+            for rank, first in enumerate((0, 3, 6)):
+                for layer in range(8):
+                    series = f'rank="{rank}",layer="{layer}",result="miss"'
+                    self.assertEqual(series in text, first <= layer < first + layers[rank], series)
+
+    def test_the_map_shows_all_ranks(self):
+        with self.server("3,3,2", serve.TINY, "--parallel", 2, *PAGED) as server:
+            end = time.monotonic() + 30
+            while True:  # it is drawn a few times a second while something runs
+                server.complete("go on", max_tokens=20, ignore_eos=True)
+                drawn = server.get("/experts").json["layers"]
+                if [layer["layer"] for layer in drawn] == list(range(8)) and \
+                        all("9" in layer["heat"] and layer["misses"] for layer in drawn):
+                    break
+                self.assertLess(time.monotonic(), end, drawn)
+            self.assertIn("1", "".join(layer["tiers"] for layer in drawn[3:]))
 
     def test_constrained_answers(self):
         request = {"max_tokens": 60, "seed": 4, "temperature": 0.9, "response_format": {

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "proto/base/log.h"
 #include "proto/base/progress.h"
 #include "proto/model/hparams.h"
 #include "proto/transport/frame_queue.h"
@@ -14,6 +15,9 @@
 #include "worker/pipeline/stage_loop.h"
 #include "worker/pipeline/wire.h"
 #include "worker/pipeline/wire_stats.h"
+
+/* No map of experts is asked for sooner after another. */
+#define MAP_S 0.25
 
 /* Logits that have come and wait for end. */
 struct logits_row {
@@ -56,6 +60,8 @@ struct pipeline {
     uint32_t n_awaited;           /* ranks that have not answered the last question */
     uint64_t n_asked, n_answered; /* questions put, and answered by all */
     bool asks_again;              /* a question came while another was open */
+    Lean__Stats **map;            /* [n_rank] told last with a map; NULL, or one of stats */
+    double map_asked_s;
 };
 
 /* ---- what went wrong ---------------------------------------------------------------------- */
@@ -183,8 +189,14 @@ static enum lm_status take_stats(struct pipeline *pipeline, const struct frame *
     const enum lm_status status = wire_unpack_stats(&stats, frame, pipeline->worker->hp, err);
     if (status != LM_OK) return status;
     pthread_mutex_lock(&pipeline->lock);
-    Lean__Stats *const old = pipeline->stats[frame->from];
+    Lean__Stats *old = pipeline->stats[frame->from], **const map = &pipeline->map[frame->from];
     pipeline->stats[frame->from] = stats;
+    const bool has_map = stats->n_layer && stats->layer[0]->has_resident;
+    Lean__Stats *const old_map = has_map && *map != old ? *map : NULL;
+    if (has_map)
+        *map = stats;
+    else if (*map == old)
+        old = NULL;
     const bool complete = pipeline->n_awaited > 0 && --pipeline->n_awaited == 0;
     const bool again = complete && pipeline->asks_again;
     if (complete) {
@@ -194,6 +206,7 @@ static enum lm_status take_stats(struct pipeline *pipeline, const struct frame *
     }
     pthread_mutex_unlock(&pipeline->lock);
     if (old) lean__stats__free_unpacked(old, NULL);
+    if (old_map) lean__stats__free_unpacked(old_map, NULL);
     if (complete && pipeline->config.on_stats)
         pipeline->config.on_stats(pipeline->config.stats_context);
     return again ? put_question(pipeline, false, err) : LM_OK;
@@ -485,11 +498,22 @@ struct step_runner pipeline_runner(struct pipeline *pipeline)
 
 /* ---- counters ----------------------------------------------------------------------------- */
 
+static bool wants_map(struct pipeline *pipeline)
+{
+    const double now_s = log_now_s();
+    pthread_mutex_lock(&pipeline->lock);
+    const bool wanted = pipeline->config.with_map && now_s - pipeline->map_asked_s >= MAP_S;
+    if (wanted) pipeline->map_asked_s = now_s;
+    pthread_mutex_unlock(&pipeline->lock);
+    return wanted;
+}
+
 static enum lm_status put_question(struct pipeline *pipeline, bool with_uses, struct lm_error *err)
 {
     struct frame *frame;
     Lean__StatsRequest request = LEAN__STATS_REQUEST__INIT;
     request.has_with_uses = request.with_uses = with_uses;
+    request.has_with_map = request.with_map = wants_map(pipeline);
     enum lm_status status = wire_pack(&frame, LEAN__FRAME_TYPE__STATS_REQUEST, &request.base, err);
     if (status != LM_OK) return status;
     pthread_mutex_lock(&pipeline->lock);
@@ -541,6 +565,42 @@ void pipeline_read_stats(struct pipeline *pipeline, struct pager_snapshot *out)
     free(of_rank);
 }
 
+void pipeline_read_rank(struct pipeline *pipeline, uint32_t rank, struct pager_snapshot *out,
+                        struct edges_stats *edges)
+{
+    out->total = (struct expert_pager_stats){.n_slot = 0};
+    *edges = (struct edges_stats){.sent_bytes = 0};
+    pthread_mutex_lock(&pipeline->lock);
+    const Lean__Stats *const stats = pipeline->stats[rank];
+    if (stats) {
+        wire_read_stats(out, stats);
+        *edges = (struct edges_stats){.sent_bytes = stats->sent_bytes,
+                                      .received_bytes = stats->received_bytes,
+                                      .send_wait_s = stats->send_wait_s,
+                                      .receive_wait_s = stats->receive_wait_s};
+    }
+    pthread_mutex_unlock(&pipeline->lock);
+}
+
+void pipeline_read_map(struct pipeline *pipeline,
+                       void (*draw)(void *context, uint32_t layer, const uint8_t *resident,
+                                    const float *heat, uint64_t n_hit, uint64_t n_lookup),
+                       void *context)
+{
+    pthread_mutex_lock(&pipeline->lock);
+    for (uint32_t rank = 0; rank < pipeline->config.world->n_rank; rank++) {
+        const Lean__Stats *const stats = pipeline->map[rank];
+        for (size_t i = 0; stats && i < stats->n_layer; i++) {
+            const Lean__ExpertLayer *layer = stats->layer[i];
+            if (!layer->has_resident || !layer->n_heat) continue;
+            draw(context, layer->layer, layer->resident.data, layer->heat,
+                 layer->decode->n_hit + layer->prefill->n_hit,
+                 layer->decode->n_lookup + layer->prefill->n_lookup);
+        }
+    }
+    pthread_mutex_unlock(&pipeline->lock);
+}
+
 enum lm_status pipeline_read_uses(struct pipeline *pipeline, double *n_token, double *uses,
                                   struct lm_error *err)
 {
@@ -574,9 +634,11 @@ static enum lm_status create_parts(struct pipeline *pipeline, struct lm_error *e
                                            .n_batch = config->n_batch,
                                            .kv_type = config->kv_type};
     pipeline->stats = calloc(pipeline->config.world->n_rank, sizeof(Lean__Stats *));
+    pipeline->map = calloc(pipeline->config.world->n_rank, sizeof(Lean__Stats *));
+    pipeline->map_asked_s = -MAP_S;
     pipeline->position = calloc(config->n_slot, sizeof(*pipeline->position));
     pipeline->step = calloc(pipeline->depth, sizeof(*pipeline->step));
-    bool complete = pipeline->position && pipeline->step && pipeline->stats;
+    bool complete = pipeline->position && pipeline->step && pipeline->stats && pipeline->map;
     for (uint32_t i = 0; complete && i < pipeline->depth; i++) {
         pipeline->step[i].seq = calloc(config->n_slot, sizeof(struct step_seq));
         complete = pipeline->step[i].seq != NULL;
@@ -606,8 +668,13 @@ static void destroy(struct pipeline *pipeline)
         clear_step(&pipeline->step[i]);
         free(pipeline->step[i].seq);
     }
-    for (uint32_t i = 0; pipeline->stats && i < pipeline->config.world->n_rank; i++)
-        if (pipeline->stats[i]) lean__stats__free_unpacked(pipeline->stats[i], NULL);
+    const uint32_t n_told = pipeline->stats && pipeline->map ? pipeline->config.world->n_rank : 0;
+    for (uint32_t i = 0; i < n_told; i++) {
+        Lean__Stats *const stats = pipeline->stats[i], *const map = pipeline->map[i];
+        if (map && map != stats) lean__stats__free_unpacked(map, NULL);
+        if (stats) lean__stats__free_unpacked(stats, NULL);
+    }
+    free(pipeline->map);
     free(pipeline->stats);
     free(pipeline->step);
     free(pipeline->position);

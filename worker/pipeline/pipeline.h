@@ -28,6 +28,7 @@ struct pipeline_config {
      * NULL. */
     void (*on_lost)(void *context, const struct lm_error *err);
     void *lost_context;
+    bool with_map; /* counters come with what is known of each expert, a few times a second */
     /* Called when all ranks have told their counters, from any thread; may be NULL. */
     void (*on_stats)(void *context);
     void *stats_context;
@@ -48,6 +49,15 @@ struct step_runner pipeline_runner(struct pipeline *pipeline);
 enum lm_status pipeline_ask_stats(struct pipeline *pipeline, bool wait, struct lm_error *err);
 /* The sums of what was told last; of nothing before. From any thread. */
 void pipeline_read_stats(struct pipeline *pipeline, struct pager_snapshot *out);
+/* Those of one rank. */
+void pipeline_read_rank(struct pipeline *pipeline, uint32_t rank, struct pager_snapshot *out,
+                        struct edges_stats *edges);
+/* Calls draw for every layer with experts that was told of with its map. resident, heat:
+ * [n_expert], as is_resident and heat of expert_pager.h. draw must not call the pipeline. */
+void pipeline_read_map(struct pipeline *pipeline,
+                       void (*draw)(void *context, uint32_t layer, const uint8_t *resident,
+                                    const float *heat, uint64_t n_hit, uint64_t n_lookup),
+                       void *context);
 /* For a profile: tokens so far, and the rows that chose each expert, [n_layer][n_expert]. Asks and
  * waits. */
 enum lm_status pipeline_read_uses(struct pipeline *pipeline, double *n_token, double *uses,

@@ -16,8 +16,8 @@ struct item {
     bool present;
     uint16_t type;
     struct wire_plan *plan;
-    bool expected;  /* its input is being received */
-    bool with_uses; /* of STATS_REQUEST */
+    bool expected;            /* its input is being received */
+    bool with_uses, with_map; /* of STATS_REQUEST */
 };
 
 struct stage_loop {
@@ -66,6 +66,7 @@ static enum lm_status read_frame(struct stage_loop *loop, const struct frame *fr
             wire_unpack(&request, &lean__stats_request__descriptor, frame, err);
         if (status != LM_OK) return status;
         loop->ahead.with_uses = ((Lean__StatsRequest *)request)->with_uses;
+        loop->ahead.with_map = ((Lean__StatsRequest *)request)->with_map;
         protobuf_c_message_free_unpacked(request, NULL);
     }
     loop->ahead.present = true;
@@ -263,11 +264,12 @@ static enum lm_status run_step(struct stage_loop *loop, struct item *item, struc
     return status;
 }
 
-static enum lm_status send_stats(struct stage_loop *loop, bool with_uses, struct lm_error *err)
+static enum lm_status send_stats(struct stage_loop *loop, const struct item *item,
+                                 struct lm_error *err)
 {
     struct frame *frame;
     const enum lm_status status =
-        wire_pack_stats(&frame, worker_pager(loop->config.worker), with_uses, err);
+        wire_pack_stats(&frame, loop->config.worker, item->with_uses, item->with_map, err);
     return status == LM_OK ? send_frame(loop, frame, err) : status;
 }
 
@@ -278,7 +280,7 @@ static enum lm_status run_item(struct stage_loop *loop, struct item *item, bool 
     case LEAN__FRAME_TYPE__PLAN:
         return run_step(loop, item, err);
     case LEAN__FRAME_TYPE__STATS_REQUEST:
-        return send_stats(loop, item->with_uses, err);
+        return send_stats(loop, item, err);
     case LEAN__FRAME_TYPE__DRAIN:
         *done = true;
         return LM_OK;

@@ -6,6 +6,7 @@
 
 #include "worker/pager/policy.h"
 #include "worker/pipeline/wire.h"
+#include "worker/worker.h"
 
 /* Numbers that the message and struct expert_pager_stats have under the same name. */
 #define FOR_EACH_NUMBER(DO)                                                                        \
@@ -102,10 +103,47 @@ static void fill_total(Lean__Stats *out, const struct expert_pager_stats *stats)
     out->busy_s = stats->disk.busy_s;
 }
 
-static enum lm_status pack(struct frame **out, const struct expert_pager *pager,
-                           const struct pager_snapshot *snapshot, uint64_t *uses,
+/* What is told of every expert, if it was asked for. */
+struct details {
+    uint64_t *uses; /* [all experts of the rank], or NULL */
+    uint8_t *resident;
+    float *heat;
+};
+
+static void fill_details(Lean__ExpertLayer *out, const struct expert_pager *pager,
+                         const struct details *details, size_t at)
+{
+    const uint32_t n = out->n_expert;
+    for (uint32_t ie = 0; ie < n; ie++) {
+        const struct expert_key key = {out->layer, ie};
+        if (details->uses) details->uses[at + ie] = expert_pager_uses(pager, key);
+        if (details->resident) details->resident[at + ie] = expert_pager_is_resident(pager, key);
+        if (details->heat) details->heat[at + ie] = expert_pager_heat(pager, key);
+    }
+    out->n_uses = details->uses ? n : 0;
+    if (details->uses) out->uses = details->uses + at;
+    out->has_resident = details->resident != NULL;
+    if (details->resident) out->resident = (ProtobufCBinaryData){n, details->resident + at};
+    out->n_heat = details->heat ? n : 0;
+    if (details->heat) out->heat = details->heat + at;
+}
+
+static void fill_edges(Lean__Stats *out, const struct edges_stats *edges)
+{
+    out->has_sent_bytes = out->has_received_bytes = out->has_send_wait_s = out->has_receive_wait_s =
+        true;
+    out->sent_bytes = edges->sent_bytes;
+    out->received_bytes = edges->received_bytes;
+    out->send_wait_s = edges->send_wait_s;
+    out->receive_wait_s = edges->receive_wait_s;
+}
+
+static enum lm_status pack(struct frame **out, const struct worker *worker,
+                           const struct pager_snapshot *snapshot, const struct details *details,
                            struct lm_error *err)
 {
+    const struct expert_pager *const pager = worker_pager(worker);
+    const struct edges_stats edges = worker_edges(worker);
     Lean__Stats message = LEAN__STATS__INIT;
     Lean__ExpertCounts decode, prefill;
     Lean__ExpertPrediction prediction[PREDICT_POINT_COUNT];
@@ -116,7 +154,9 @@ static enum lm_status pack(struct frame **out, const struct expert_pager *pager,
     Lean__ExpertLayer **const list = calloc(n, sizeof(Lean__ExpertLayer *));
     enum lm_status status = LM_OK;
     if (!layers || !list) status = lm_fail(err, LM_E_NO_MEM, "no memory for counters");
+    size_t n_expert = 0;
     fill_total(&message, total);
+    fill_edges(&message, &edges);
     fill_counts(message.decode = &decode, &total->decode);
     fill_counts(message.prefill = &prefill, &total->prefill);
     for (int i = 0; i < PREDICT_POINT_COUNT; i++)
@@ -131,11 +171,8 @@ static enum lm_status pack(struct frame **out, const struct expert_pager *pager,
         struct layer_message *const layer = &layers[message.n_layer];
         fill_layer(layer, il, stats);
         list[message.n_layer++] = &layer->layer;
-        for (uint32_t ie = 0; uses && ie < stats->n_expert; ie++)
-            uses[ie] = expert_pager_uses(pager, (struct expert_key){il, ie});
-        layer->layer.n_uses = uses ? stats->n_expert : 0;
-        layer->layer.uses = uses;
-        if (uses) uses += stats->n_expert;
+        fill_details(&layer->layer, pager, details, n_expert);
+        n_expert += stats->n_expert;
     }
     if (status == LM_OK) status = wire_pack(out, LEAN__FRAME_TYPE__STATS, &message.base, err);
     free(list);
@@ -143,20 +180,24 @@ static enum lm_status pack(struct frame **out, const struct expert_pager *pager,
     return status;
 }
 
-enum lm_status wire_pack_stats(struct frame **out, const struct expert_pager *pager, bool with_uses,
-                               struct lm_error *err)
+enum lm_status wire_pack_stats(struct frame **out, const struct worker *worker, bool with_uses,
+                               bool with_map, struct lm_error *err)
 {
     struct pager_snapshot *const snapshot = malloc(sizeof(*snapshot));
-    uint64_t *uses = NULL;
+    struct details details = {.uses = NULL};
     enum lm_status status = LM_OK;
     if (!snapshot) return lm_fail(err, LM_E_NO_MEM, "no memory for counters");
-    pager_snapshot_take(snapshot, pager);
-    if (with_uses) {
-        uses = calloc(snapshot->total.n_expert + 1, sizeof(*uses));
-        if (!uses) status = lm_fail(err, LM_E_NO_MEM, "no memory for counters");
-    }
-    if (status == LM_OK) status = pack(out, pager, snapshot, uses, err);
-    free(uses);
+    pager_snapshot_take(snapshot, worker_pager(worker));
+    const size_t n = snapshot->total.n_expert + 1;
+    if (with_uses) details.uses = calloc(n, sizeof(*details.uses));
+    if (with_map) details.resident = calloc(n, sizeof(*details.resident));
+    if (with_map) details.heat = calloc(n, sizeof(*details.heat));
+    if ((with_uses && !details.uses) || (with_map && (!details.resident || !details.heat)))
+        status = lm_fail(err, LM_E_NO_MEM, "no memory for counters");
+    if (status == LM_OK) status = pack(out, worker, snapshot, &details, err);
+    free(details.heat);
+    free(details.resident);
+    free(details.uses);
     free(snapshot);
     return status;
 }
@@ -172,7 +213,9 @@ static bool is_of_model(const Lean__Stats *stats, const struct hparams *hp)
     for (size_t i = 0; i < stats->n_layer; i++) {
         const Lean__ExpertLayer *layer = stats->layer[i];
         if (layer->layer < stats->layer_begin || layer->layer >= stats->layer_end ||
-            layer->n_expert != hp->n_expert || (layer->n_uses && layer->n_uses != hp->n_expert))
+            layer->n_expert != hp->n_expert || (layer->n_uses && layer->n_uses != hp->n_expert) ||
+            (layer->has_resident && layer->resident.len != hp->n_expert) ||
+            (layer->n_heat && layer->n_heat != hp->n_expert))
             return false;
     }
     return true;
