@@ -284,7 +284,9 @@ int main(int argc, char **argv)
         uint32_t rank, n_rank;
         const bool is_other = world_mpi_launched(&rank, &n_rank) && rank > 0;
         err.status = status;
-        /* what is wrong with the command line rank 0 says */
+        /* what is wrong with the command line rank 0 says, if mpirun has not ended it before, as it
+         * does when another rank has left */
+        if (is_other && status == LM_E_USAGE) sleep(1);
         if (!is_other || status != LM_E_USAGE) report(&err, !is_other && wants_json(argc, argv));
         finish_stdout(status, NULL);
     } else if ((status = finish_stdout(status, &err)) != LM_OK) {
