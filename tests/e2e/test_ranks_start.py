@@ -56,7 +56,8 @@ class Start(unittest.TestCase):
     def test_a_rank_that_joined_and_is_not_ready(self):
         """It waits for another process to have measured this machine."""
         command = [f"XDG_CACHE_HOME={self.home[1]}", *self.command]
-        code, said, _ = run(command, command)
+        in_time = [*command, "--startup-timeout", "60s"]
+        code, said, _ = run(in_time, in_time)
         self.assertEqual(code, 0, said)
         (machine,) = glob.glob(os.path.join(self.home[1], "lean", "machines", "*"))
         with open(machine) as held:
@@ -73,7 +74,7 @@ class Start(unittest.TestCase):
         self.assertLess(seconds, 15)
 
     def test_another_number_of_ranks_than_mpirun_started(self):
-        command = [*self.command[:2], "--ranks", "3", *self.command[2:]]
+        command = [*self.command[:2], "--ranks", "3", *self.command[2:], "--startup-timeout", "60s"]
         code, said, _ = run(command, command)
         self.assertEqual(code, 0, said)
         self.assertEqual(said.count("--ranks 3: there are 2"), 1, said)
