@@ -9,6 +9,11 @@
  * Errors:    operations do not return one. A NaN or infinity in an activation, or a device
  *            failure, is kept by the backend and reported by the next sync (LM_E_FAIL), which
  *            clears it.
+ * Memory:    weights, activations, norms, tables of angles, caches and states, route's ids and
+ *            weights are backend memory (alloc). Host memory, read before a call returns, are the
+ *            arguments themselves, what says where rows belong (token, embed's ids, gather's rows,
+ *            selected), and the tables of pointers (kv_block, conv_state, state, expert); the
+ *            pointers in them are to backend memory. On the CPU all is one.
  * Ownership: the caller owns all memory it passes; the backend owns its scratch.
  * Threads:   one caller at a time; the CPU backend's pool is internal. */
 #ifndef LEAN_KERNELS_BACKEND_H

@@ -14,14 +14,15 @@
  * Growth of a sequence may change a grid (blocks of the context): then the list differs, and is
  * recorded anew; keep such sizes rounded up so that this is rare.
  *
- * Errors:  an operation that cannot get scratch, or meets a NaN or an infinity where the CPU backend
- *          reports one, notes it: fail(), or NOT_FINITE in the kernel. sync reports and clears it.
+ * Errors:  an operation that cannot get scratch, or meets a NaN or an infinity where the CPU
+ * backend reports one, notes it: fail(), or NOT_FINITE in the kernel. sync reports and clears it.
  * Threads: one caller at a time. */
 #ifndef LEAN_KERNELS_CUDA_BACKEND_CUDA_CUH
 #define LEAN_KERNELS_CUDA_BACKEND_CUDA_CUH
 
 #include <stddef.h>
 #include <string.h>
+#include <type_traits>
 
 extern "C" {
 #include "kernels/backend.h"
@@ -29,7 +30,7 @@ extern "C" {
 }
 #include "kernels/cuda/device.cuh"
 
-struct cuda_backend; /* backend_cuda.cu */
+struct cuda_backend; /* backend_cuda.cu; begins with struct backend */
 
 /* Device memory for this operation alone, 256-byte aligned, not cleared; several calls give
  * several pieces. NULL: no memory, noted. */
@@ -40,34 +41,47 @@ const void *stage(struct cuda_backend *cuda, const void *host, size_t n_bytes);
 /* Where kernels note a value that is not finite: *flag = where + 1 (any one of them wins). where:
  * index of a name of not_finite_names. */
 int32_t *not_finite_flag(struct cuda_backend *cuda);
-enum not_finite_where { NOT_FINITE_LINEAR, NOT_FINITE_ATTENTION, NOT_FINITE_DELTA_NET,
-                        NOT_FINITE_ROUTE, NOT_FINITE_FFN, NOT_FINITE_FFN_HIDDEN };
+enum not_finite_where {
+    NOT_FINITE_LINEAR,
+    NOT_FINITE_ATTENTION,
+    NOT_FINITE_DELTA_NET,
+    NOT_FINITE_ROUTE,
+    NOT_FINITE_FFN,
+    NOT_FINITE_FFN_HIDDEN
+};
 /* Notes an error of the host's side for sync. */
 void fail(struct cuda_backend *cuda, const char *what);
 /* Multiprocessors of the device, for persistent grids. */
 uint32_t n_multiprocessor(const struct cuda_backend *cuda);
 
 /* Appends a launch. args: [args_bytes], plain and without padding that is not zeroed. */
-void launch_raw(struct cuda_backend *cuda, const void *kernel, void (*call)(const void *args),
-                dim3 grid, dim3 block, size_t shared_bytes, const void *args, size_t args_bytes);
+void launch_raw(struct cuda_backend *cuda, const void *kernel, dim3 grid, dim3 block,
+                size_t shared_bytes, const void *args, size_t args_bytes);
 
 template <class Args>
-void launch(struct cuda_backend *cuda, void (*kernel)(Args), dim3 grid, dim3 block,
-            size_t shared_bytes, const Args &args);
+static inline void launch(struct cuda_backend *cuda, void (*kernel)(Args), dim3 grid, dim3 block,
+                          size_t shared_bytes, const Args &args)
+{
+    static_assert(std::is_trivially_copyable<Args>::value, "arguments are compared as bytes");
+    register_kernel(kernel);
+    launch_raw(cuda, reinterpret_cast<const void *>(kernel), grid, block, shared_bytes, &args,
+               sizeof(args));
+}
 
 /* ---- the operations; contracts in kernels/backend.h ---- */
 
 void cuda_embed(struct backend *backend, const struct weight *table, const int32_t *ids,
-                uint32_t n_token, float scale, float *x);                       /* rows.cu */
+                uint32_t n_token, float scale, float *x); /* rows.cu */
 void cuda_rms_norm(struct backend *backend, const float *x, const float *norm, float eps,
-                   uint32_t n_token, uint32_t n, float *y);                     /* rows.cu */
+                   uint32_t n_token, uint32_t n, float *y); /* rows.cu */
 void cuda_gather(struct backend *backend, const float *x, const uint32_t *rows, uint32_t n_row,
-                 uint32_t n, float *y);                                         /* rows.cu */
-void cuda_linear(struct backend *backend, const struct linear_args *args);      /* linear.cu */
+                 uint32_t n, float *y);                                              /* rows.cu */
+void cuda_copy(struct backend *backend, void *to, const void *from, size_t n_bytes); /* rows.cu */
+void cuda_linear(struct backend *backend, const struct linear_args *args);           /* linear.cu */
 void cuda_attention(struct backend *backend, const struct attention_args *args); /* attention.cu */
 void cuda_delta_net(struct backend *backend, const struct delta_net_args *args); /* delta_net.cu */
-void cuda_route(struct backend *backend, const struct route_args *args);        /* route.cu */
-void cuda_ffn(struct backend *backend, const struct ffn_args *args);            /* ffn.cu */
+void cuda_route(struct backend *backend, const struct route_args *args);         /* route.cu */
+void cuda_ffn(struct backend *backend, const struct ffn_args *args);             /* ffn.cu */
 void cuda_ffn_experts(struct backend *backend, const struct ffn_args *args, const bool *selected);
 void cuda_ffn_finish(struct backend *backend, const struct ffn_args *args);
 

@@ -30,14 +30,40 @@
 #define DYNAMIC_SHARED(type, name)                                                                 \
     extern __shared__ __align__(16) unsigned char dynamic_shared_[];                               \
     type *const name = reinterpret_cast<type *>(dynamic_shared_)
+template <class Args> static inline void register_kernel(void (*)(Args))
+{
+}
 #else
-#include "kernels/cuda/emu/cuemu.h" /* the same two macros among the rest */
+#include "kernels/cuda/emu/cuemu.h" /* the same words among the rest */
 #endif
 
 #define DEVICE static __device__ __forceinline__
 
 enum { WARP = 32 };
 static const unsigned ALL_LANES = 0xffffffffu;
+
+/* The 16-bit formats as bits: widened exactly, rounded to nearest even. */
+DEVICE float f16_to_float(uint16_t bits)
+{
+    return __half2float(__ushort_as_half(bits));
+}
+
+DEVICE uint16_t float_to_f16(float value)
+{
+    return __half_as_ushort(__float2half_rn(value));
+}
+
+DEVICE float bf16_to_float(uint16_t bits)
+{
+    return __uint_as_float((uint32_t)bits << 16);
+}
+
+DEVICE uint16_t float_to_bf16(float value)
+{
+    const uint32_t bits = __float_as_uint(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)(bits >> 16 | 64u); /* a NaN stays */
+    return (uint16_t)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
 
 /* lanes(32): the tree of NUMERICS.md over one value per lane; every lane gets the sum. Halving by
  * exchange: l and l + 16, then 8, 4, 2, 1; both sides add the same two numbers. */

@@ -1,8 +1,11 @@
-/* Every operation of the CPU backend gives the bits of a plain loop over the scalar kernels, for
- * every variant, 1, 2 and 4 threads, and however the rows are split into calls.
+/* Every operation of a backend gives the bits of a plain loop over the scalar kernels, however the
+ * rows are split into calls: the CPU backend for every variant and 1, 2 and 4 threads, the CUDA
+ * backend on its emulator for three orders of the threads of a block, and on a device.
  *
- * Shapes and contents are random from a seed that a failure prints; `check_backend SEED` repeats
- * it. */
+ *   check_backend [--backend cpu|cuda-emu|cuda] [--only CHECK] [--cases N] [SEED]
+ *
+ * Shapes and contents are random from the seed, which a failure prints. For the CUDA backend
+ * buffers are its own memory: give copies there, compare back. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -10,363 +13,68 @@
 #include <string.h>
 
 #include "kernels/backend.h"
+#include "kernels/backend_cuda.h"
 #include "kernels/kernels.h"
-#include "proto/base/half.h"
+#include "tests/kernels/plain_ops.h"
+#include "tests/kernels/random_case.h"
 
-enum { N_SLOT = 3, CASES = 4 };
-
-static uint64_t random_state;
-
-static uint64_t random_u64(void) /* splitmix64 */
-{
-    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
-}
-
-static uint32_t random_below(uint32_t n)
-{
-    return (uint32_t)(random_u64() % n);
-}
-
-/* Uniform in [-1, 1). */
-static float random_float(void)
-{
-    return (float)(int32_t)random_u64() * 0x1p-31f;
-}
-
-static void *take(size_t n_bytes)
-{
-    void *memory = aligned_alloc(64, (n_bytes + 63) / 64 * 64 + 64);
-    if (!memory) abort();
-    memset(memory, 0, (n_bytes + 63) / 64 * 64 + 64);
-    return memory;
-}
-
-static float *random_floats(size_t n)
-{
-    float *x = take(n * sizeof(float));
-    for (size_t i = 0; i < n; i++)
-        x[i] = random_float();
-    return x;
-}
-
-static float *copy_floats(const float *x, size_t n)
-{
-    float *copy = take(n * sizeof(float));
-    memcpy(copy, x, n * sizeof(float));
-    return copy;
-}
-
-static const enum tensor_type weight_types[] = {TENSOR_F32,  TENSOR_F16,  TENSOR_Q8_0,
-                                                TENSOR_Q5_0, TENSOR_Q4_K, TENSOR_Q6_K};
-
-/* Random blocks with small finite scales. */
-static struct weight random_weight(uint32_t n_row, uint32_t n_col, uint32_t n_matrix)
-{
-    enum tensor_type type = weight_types[random_below(6)];
-    if (n_col % 256 && tensor_type_info(type)->block_elems == 256) type = TENSOR_Q8_0;
-    if (n_col % 32) type = TENSOR_F32;
-    const size_t row_bytes = tensor_row_bytes(type, n_col);
-    const size_t n_block = (size_t)n_matrix * n_row * n_col / tensor_type_info(type)->block_elems;
-    const size_t block_bytes = tensor_type_info(type)->block_bytes;
-    uint8_t *data = take(n_block * block_bytes);
-    for (size_t b = 0; b < n_block; b++) {
-        uint8_t *block = data + b * block_bytes;
-        const float value = random_float();
-        const uint16_t half = f16_from_f32(value * 0.01f), min = f16_from_f32(0.02f);
-        for (size_t i = 0; i < block_bytes; i++)
-            block[i] = (uint8_t)random_u64();
-        if (type == TENSOR_F32)
-            memcpy(block, &value, 4);
-        else if (type == TENSOR_Q4_K)
-            memcpy(memcpy(block, &half, 2) + 2, &min, 2);
-        else
-            memcpy(type == TENSOR_Q6_K ? block + 208 : block, &half, 2);
-    }
-    return (struct weight){data, type, n_col, n_row, row_bytes};
-}
-
-/* ---- the plain loops ---- */
-
-/* y[n_row] = W x, x quantized as the type wants. */
-static void plain_product(const struct kernel_table *ref, const struct weight *w, const void *data,
-                          const float *x, float *y)
-{
-    const enum act_type type = ref->act_type[w->type];
-    const void *act = take(act_row_bytes(type, w->n_col));
-    ref->quantize_act[type](x, w->n_col, (void *)act);
-    const struct matmul_args args = {.w = data,
-                                     .w_row_bytes = w->row_bytes,
-                                     .n_col = w->n_col,
-                                     .row_end = w->n_row,
-                                     .n_token = 1,
-                                     .x = &act,
-                                     .y = &y};
-    ref->matmul[w->type](&args);
-    free((void *)act);
-}
-
-static void plain_epilogue(const struct kernel_table *ref, const struct epilogue *e, float *y,
-                           uint32_t n, float *residual)
-{
-    if (e->post_norm) ref->rms_norm(y, e->post_norm, n, e->eps, y);
-    if (residual) ref->add(y, n, residual);
-}
-
-static void plain_linear(const struct kernel_table *ref, const struct linear_args *a)
-{
-    float *normed = take(a->n_col * sizeof(float));
-    for (uint32_t it = 0; it < a->n_token; it++) {
-        const float *x = a->x + (size_t)it * a->n_col;
-        if (a->norm) {
-            ref->rms_norm(x, a->norm, a->n_col, a->eps, normed);
-            x = normed;
-        }
-        for (uint32_t i = 0; i < a->n_out; i++) {
-            const uint32_t n_row = a->out[i].w->n_row;
-            float *y = take(n_row * sizeof(float));
-            plain_product(ref, a->out[i].w, a->out[i].w->data, x, y);
-            for (uint32_t r = 0; a->out[i].bias && r < n_row; r++)
-                y[r] += a->out[i].bias[r];
-            float *residual =
-                a->epilogue.residual ? a->epilogue.residual + (size_t)it * n_row : NULL;
-            plain_epilogue(ref, &a->epilogue, y, n_row, residual);
-            if (!residual) memcpy(a->out[i].y + it * a->out[i].y_stride, y, n_row * sizeof(float));
-            free(y);
-        }
-    }
-    free(normed);
-}
-
-static void plain_route(const struct kernel_table *ref, const struct route_args *a)
-{
-    const uint32_t n = a->router->n_row, k = a->n_expert_used;
-    float *p = take(n * sizeof(float));
-    for (uint32_t it = 0; it < a->n_token; it++) {
-        plain_product(ref, a->router, a->router->data, a->x + (size_t)it * a->router->n_col, p);
-        if (a->gating == GATING_SOFTMAX)
-            ref->softmax(p, n);
-        else
-            ref->sigmoid(p, n);
-        bool *taken = take(n);
-        float sum = 0.0f;
-        for (uint32_t rank = 0; rank < k; rank++) {
-            int best = -1;
-            float best_score = 0.0f;
-            for (uint32_t ie = 0; ie < n; ie++) {
-                const float score = a->selection_bias ? p[ie] + a->selection_bias[ie] : p[ie];
-                if (taken[ie] || (best >= 0 && !(score > best_score))) continue;
-                best = (int)ie;
-                best_score = score;
-            }
-            taken[best] = true;
-            a->ids[it * k + rank] = best;
-            a->weights[it * k + rank] = p[best];
-            sum += p[best];
-        }
-        for (uint32_t rank = 0; rank < k; rank++) {
-            float *w = &a->weights[it * k + rank];
-            if (a->normalize) *w /= fmaxf(sum, 0x1p-14f);
-            if (a->scale != 0.0f && a->scale != 1.0f) *w *= a->scale;
-        }
-        free(taken);
-    }
-    free(p);
-}
-
-static void plain_swiglu(const struct kernel_table *ref, const struct weight *gate,
-                         const void *gate_data, const struct weight *up, const void *up_data,
-                         const struct weight *down, const void *down_data, uint32_t n_ff,
-                         const float *x, float *out)
-{
-    struct weight g = *gate, u = *up;
-    g.n_row = u.n_row = n_ff;
-    float *h = take(n_ff * sizeof(float)), *v = take(n_ff * sizeof(float));
-    plain_product(ref, &g, gate_data, x, h);
-    plain_product(ref, &u, up_data, x, v);
-    ref->swiglu(h, v, n_ff, h);
-    plain_product(ref, down, down_data, h, out);
-    free(h);
-    free(v);
-}
-
-static void plain_ffn(const struct kernel_table *ref, const struct ffn_args *a)
-{
-    const uint32_t n = a->n_embd, k = a->n_expert_used;
-    float *y = take(n * sizeof(float)), *out = take(n * sizeof(float));
-    for (uint32_t it = 0; it < a->n_token; it++) {
-        const float *x = a->x + (size_t)it * n;
-        memset(y, 0, n * sizeof(float));
-        for (uint32_t rank = 0; rank < k; rank++) {
-            const struct expert_view *e = &(a->table ? a->table : a->expert)[a->ids[it * k + rank]];
-            const bool fused = !e->up;
-            plain_swiglu(ref, &a->gate_exp, e->gate, fused ? &a->gate_exp : &a->up_exp,
-                         fused ? (const uint8_t *)e->gate + a->n_ff_exp * a->gate_exp.row_bytes
-                               : e->up,
-                         &a->down_exp, e->down, a->n_ff_exp, x, out);
-            for (uint32_t i = 0; i < n; i++)
-                y[i] = fmaf(a->weights[it * k + rank], out[i], y[i]);
-        }
-        if (a->gate) {
-            plain_swiglu(ref, a->gate, a->gate->data, a->up, a->up->data, a->down, a->down->data,
-                         a->gate->n_row, x, out);
-            float gate = 1.0f;
-            if (a->shared_gate) {
-                const struct weight w = {a->shared_gate, TENSOR_F32, n, 1, n * sizeof(float)};
-                plain_product(ref, &w, w.data, x, &gate);
-                ref->sigmoid(&gate, 1);
-            }
-            for (uint32_t i = 0; i < n; i++)
-                y[i] = a->shared_gate ? fmaf(gate, out[i], y[i]) : y[i] + out[i];
-        }
-        float *residual = a->epilogue.residual ? a->epilogue.residual + (size_t)it * n : NULL;
-        plain_epilogue(ref, &a->epilogue, y, n, residual);
-        if (!residual) memcpy(a->y + (size_t)it * n, y, n * sizeof(float));
-    }
-    free(y);
-    free(out);
-}
-
-static void plain_rotate(const struct kernel_table *ref, const struct attention_args *a,
-                         uint32_t pos, const float *norm, float *x)
-{
-    const size_t angle = (size_t)pos * (a->n_rot / 2);
-    if (norm) ref->rms_norm(x, norm, a->head_dim, a->eps, x);
-    if (a->rope != ROPE_NONE)
-        ref->rope(x, a->rope_cos + angle, a->rope_sin + angle, a->n_rot, a->rope == ROPE_NORM);
-}
-
-static void plain_attention(const struct kernel_table *ref, const struct attention_args *a)
-{
-    const uint32_t dim = a->head_dim, group = a->n_head / a->n_head_kv;
-    const size_t row_bytes = tensor_row_bytes(a->kv_type, dim), head_bytes = KV_BLOCK * row_bytes;
-    float *x = take(dim * sizeof(float)), *acc = take((dim + 2) * sizeof(float));
-    float *next = take((dim + 2) * sizeof(float));
-    float *scratch = take(2 * (size_t)KV_BLOCK * dim * sizeof(float));
-    for (uint32_t it = 0; it < a->n_token; it++) {
-        const uint32_t pos = a->token[it].pos;
-        void *const *blocks = a->kv_block[a->token[it].slot];
-        uint8_t *block = (uint8_t *)blocks[pos / KV_BLOCK] + pos % KV_BLOCK * row_bytes;
-        for (uint32_t h = 0; h < a->n_head_kv; h++) {
-            memcpy(x, a->k + it * a->kv_stride + h * dim, dim * sizeof(float));
-            plain_rotate(ref, a, pos, a->k_norm, x);
-            ref->encode_row[a->kv_type](x, dim, block + h * head_bytes);
-            ref->encode_row[a->kv_type](a->v + it * a->kv_stride + h * dim, dim,
-                                        block + (a->n_head_kv + h) * head_bytes);
-        }
-        for (uint32_t h = 0; h < a->n_head; h++) {
-            memcpy(x, a->q + it * a->q_stride + h * a->q_head_stride, dim * sizeof(float));
-            plain_rotate(ref, a, pos, a->q_norm, x);
-            const uint32_t first = a->window && pos + 1 > a->window ? pos + 1 - a->window : 0;
-            for (uint32_t b = first / KV_BLOCK; b <= pos / KV_BLOCK; b++) {
-                const uint32_t begin = b == first / KV_BLOCK ? first % KV_BLOCK : 0;
-                const uint32_t end = b == pos / KV_BLOCK ? pos % KV_BLOCK + 1 : KV_BLOCK;
-                float *into = b == first / KV_BLOCK ? acc : next;
-                const float *q = x;
-                const struct attend_args leaf = {.kv_type = a->kv_type,
-                                                 .head_dim = dim,
-                                                 .k = (uint8_t *)blocks[b] + h / group * head_bytes,
-                                                 .v = (uint8_t *)blocks[b] +
-                                                      (a->n_head_kv + h / group) * head_bytes,
-                                                 .n_query = 1,
-                                                 .q = &q,
-                                                 .begin = &begin,
-                                                 .end = &end,
-                                                 .scale = a->scale,
-                                                 .partial = &into,
-                                                 .scratch = scratch};
-                ref->attend(&leaf);
-                if (into == next) ref->attend_merge(acc, next, dim);
-            }
-            ref->attend_finish(
-                acc, dim, a->gate ? a->gate + it * a->gate_stride + h * a->gate_head_stride : NULL,
-                a->out + ((size_t)it * a->n_head + h) * dim);
-        }
-    }
-    free(x);
-    free(acc);
-    free(next);
-    free(scratch);
-}
-
-static void plain_delta_net(const struct kernel_table *ref, const struct delta_net_args *a)
-{
-    const uint32_t key_dim = a->n_head_k * a->dim_k, v_dim = a->n_head_v * a->dim_v;
-    const uint32_t conv_dim = 2 * key_dim + v_dim, n_old = a->n_tap - 1;
-    float *c = take(conv_dim * sizeof(float));
-    const float **rows = take(a->n_tap * sizeof(*rows));
-    for (uint32_t it = 0; it < a->n_token; it++) {
-        const uint32_t slot = a->token[it].slot;
-        float *old = a->conv_state[slot];
-        for (uint32_t j = 0; j < n_old; j++)
-            rows[j] = old + (size_t)j * conv_dim;
-        rows[n_old] = a->qkv + (size_t)it * conv_dim;
-        const struct conv_args conv = {.n_token = 1,
-                                       .n_tap = a->n_tap,
-                                       .channel_end = conv_dim,
-                                       .w = a->conv_w,
-                                       .x = rows,
-                                       .y = c,
-                                       .y_stride = conv_dim};
-        ref->conv_silu(&conv);
-        memmove(old, old + conv_dim, (n_old - 1) * (size_t)conv_dim * sizeof(float));
-        memcpy(old + (size_t)(n_old - 1) * conv_dim, rows[n_old], conv_dim * sizeof(float));
-        for (uint32_t h = 0; h < 2 * a->n_head_k; h++)
-            ref->l2_norm(c + h * a->dim_k, a->dim_k, a->eps, c + h * a->dim_k);
-        for (uint32_t h = 0; h < a->n_head_v; h++) {
-            const uint32_t key_head =
-                a->grouped ? h / (a->n_head_v / a->n_head_k) : h % a->n_head_k;
-            const size_t at = (size_t)it * a->n_head_v + h;
-            float decay, beta, *o = a->out + at * a->dim_v;
-            ref->delta_gates(&a->alpha[at], &a->beta[at], a->ssm_a[h], a->ssm_dt[h], 1, &decay,
-                             &beta);
-            const struct delta_rule_args rule = {.n_token = 1,
-                                                 .dim_k = a->dim_k,
-                                                 .row_end = a->dim_v,
-                                                 .q = c + key_head * a->dim_k,
-                                                 .k = c + key_dim + key_head * a->dim_k,
-                                                 .v = c + 2 * key_dim + h * a->dim_v,
-                                                 .decay = &decay,
-                                                 .beta = &beta,
-                                                 .scale = 1.0f / sqrtf((float)a->dim_k),
-                                                 .state = a->state[slot] +
-                                                          (size_t)h * a->dim_v * a->dim_k,
-                                                 .o = o};
-            ref->delta_rule(&rule);
-            ref->rms_norm(o, a->norm, a->dim_v, a->eps, o);
-            ref->swiglu(a->z + at * a->dim_v, o, a->dim_v, o);
-        }
-    }
-    free(c);
-    free(rows);
-}
+enum { N_SLOT = 3 };
 
 /* ---- the comparison ---- */
 
 struct subject {
     struct backend *backend;
     const struct kernel_table *ref; /* scalar; of the "reference" arithmetic for that backend */
+    bool slow;                      /* an emulator: fewer rows do */
     char name[64];
 };
 
 static const char *case_name;
 static int n_failed;
 
-static void compare(const struct subject *s, const char *what, const void *got,
-                    const void *expected, size_t n_bytes)
+static void *lent[512]; /* backend memory of this case */
+static size_t n_lent;
+
+/* Zeroed backend memory until the end of the case. */
+static void *give_zeros(const struct subject *s, size_t n_bytes)
 {
-    if (!memcmp(got, expected, n_bytes)) return;
-    size_t i = 0;
-    while (((const uint8_t *)got)[i] == ((const uint8_t *)expected)[i])
-        i++;
-    i /= 4;
-    printf("%s, %s, %s: word %zu of %zu is %08" PRIx32 " (%g), not %08" PRIx32 " (%g)\n", s->name,
-           case_name, what, i, n_bytes / 4, ((const uint32_t *)got)[i],
-           (double)((const float *)got)[i], ((const uint32_t *)expected)[i],
-           (double)((const float *)expected)[i]);
-    n_failed++;
+    struct lm_error err;
+    void *memory = s->backend->ops->alloc(s->backend, n_bytes + !n_bytes, &err);
+    if (!memory || n_lent == sizeof(lent) / sizeof(lent[0])) {
+        printf("%s, %s: no memory: %s\n", s->name, case_name, memory ? "" : err.message);
+        exit(1);
+    }
+    return lent[n_lent++] = memory;
+}
+
+/* A copy in backend memory until the end of the case. */
+static void *give(const struct subject *s, const void *host, size_t n_bytes)
+{
+    if (!host) return NULL;
+    void *memory = give_zeros(s, n_bytes);
+    s->backend->ops->upload(s->backend, memory, host, n_bytes);
+    return memory;
+}
+
+static float *give_floats(const struct subject *s, const float *host, size_t n)
+{
+    return give(s, host, n * sizeof(float));
+}
+
+static struct weight give_weight(const struct subject *s, const struct weight *host,
+                                 uint32_t n_matrix)
+{
+    struct weight w = *host;
+    w.data = give(s, host->data, (size_t)n_matrix * w.n_row * w.row_bytes);
+    return w;
+}
+
+/* The end of a case. */
+static void take_back_all(const struct subject *s)
+{
+    while (n_lent)
+        s->backend->ops->free(s->backend, lent[--n_lent]);
+    put_back_all();
 }
 
 static void expect_sync(const struct subject *s)
@@ -377,6 +85,33 @@ static void expect_sync(const struct subject *s)
     n_failed++;
 }
 
+/* got: backend memory. */
+static void compare(const struct subject *s, const char *what, const void *got,
+                    const void *expected, size_t n_bytes)
+{
+    uint8_t *host = take(n_bytes);
+    s->backend->ops->download(s->backend, host, got, n_bytes);
+    expect_sync(s);
+    if (memcmp(host, expected, n_bytes) != 0) {
+        size_t i = 0;
+        while (host[i] == ((const uint8_t *)expected)[i])
+            i++;
+        i /= 4;
+        const uint32_t bits = ((const uint32_t *)host)[i];
+        printf("%s, %s, %s: word %zu of %zu is %08" PRIx32 " (%g), not %08" PRIx32 " (%g)\n",
+               s->name, case_name, what, i, n_bytes / 4, bits, (double)f32_from_bits(bits),
+               ((const uint32_t *)expected)[i], (double)((const float *)expected)[i]);
+        n_failed++;
+    }
+    put_back(host);
+}
+
+/* 1 .. n rows, fewer on what is slow. */
+static uint32_t random_rows(const struct subject *s, uint32_t n)
+{
+    return 1 + random_below(s->slow && n > 24 ? 24 : n);
+}
+
 /* Calls of 1 .. n rows that cover n_token. */
 static uint32_t next_split(uint32_t left)
 {
@@ -385,12 +120,11 @@ static uint32_t next_split(uint32_t left)
 
 static void check_linear(const struct subject *s)
 {
-    const uint32_t n_token = 1 + random_below(random_below(2) ? 3 : 200);
-    const uint32_t n_col = random_below(2) ? 256 * (1 + random_below(3)) : 32 + random_below(100);
+    const uint32_t n_token = random_below(2) ? 1 + random_below(8) : random_rows(s, 200);
+    const uint32_t n_col = random_below(4) ? 256 * (1 + random_below(3)) : 32 + random_below(100);
     struct linear_args args = {.n_token = n_token, .n_col = n_col, .eps = 1e-5f};
-    struct weight w[LINEAR_MAX];
-    float *expected[LINEAR_MAX], *bias[LINEAR_MAX] = {0};
-    float *x = random_floats((size_t)n_token * n_col), *norm = random_floats(n_col);
+    struct weight w[LINEAR_MAX], device_w[LINEAR_MAX];
+    const float *x = random_floats((size_t)n_token * n_col), *norm = random_floats(n_col);
     args.x = x;
     args.norm = random_below(2) ? norm : NULL;
     args.n_out = random_below(2) ? 1 : 1 + random_below(LINEAR_MAX);
@@ -398,56 +132,55 @@ static void check_linear(const struct subject *s)
         w[i] = random_weight(1 + random_below(200), n_col, 1);
         args.out[i].w = &w[i];
         args.out[i].y_stride = w[i].n_row + random_below(5);
-        args.out[i].y = expected[i] = take(n_token * args.out[i].y_stride * sizeof(float));
-        if (random_below(2)) args.out[i].bias = bias[i] = random_floats(w[i].n_row);
+        args.out[i].y = take(n_token * args.out[i].y_stride * sizeof(float));
+        if (random_below(2)) args.out[i].bias = random_floats(w[i].n_row);
     }
-    float *post = random_floats(w[0].n_row), *residual = NULL, *residual_expected = NULL;
     const size_t n_residual = (size_t)n_token * w[0].n_row;
+    const float *post = random_floats(w[0].n_row);
     if (args.n_out == 1) {
         args.epilogue.eps = 1e-6f;
         args.epilogue.post_norm = random_below(2) ? post : NULL;
-        if (random_below(2)) {
-            residual = random_floats(n_residual);
-            residual_expected = copy_floats(residual, n_residual);
-        }
+        if (random_below(2)) args.epilogue.residual = random_floats(n_residual);
     }
-    args.epilogue.residual = residual_expected;
+    struct linear_args device = args;
+    device.x = give_floats(s, x, (size_t)n_token * n_col);
+    device.norm = give_floats(s, args.norm, n_col);
+    device.epilogue.post_norm = give_floats(s, args.epilogue.post_norm, w[0].n_row);
+    device.epilogue.residual = give_floats(s, args.epilogue.residual, n_residual);
+    for (uint32_t i = 0; i < args.n_out; i++) {
+        device_w[i] = give_weight(s, &w[i], 1);
+        device.out[i].w = &device_w[i];
+        device.out[i].y = give_zeros(s, n_token * args.out[i].y_stride * sizeof(float));
+        device.out[i].bias = give_floats(s, args.out[i].bias, w[i].n_row);
+    }
     plain_linear(s->ref, &args);
-    for (uint32_t i = 0; i < args.n_out; i++)
-        args.out[i].y = take(n_token * args.out[i].y_stride * sizeof(float));
-    struct linear_args part = args;
-    part.epilogue.residual = residual;
+    struct linear_args part = device;
     for (uint32_t it = 0; it < n_token; it += part.n_token) {
         part.n_token = next_split(n_token - it);
-        part.x = x + (size_t)it * n_col;
+        part.x = device.x + (size_t)it * n_col;
         for (uint32_t i = 0; i < args.n_out; i++)
-            part.out[i].y = args.out[i].y + it * args.out[i].y_stride;
-        if (residual) part.epilogue.residual = residual + (size_t)it * w[0].n_row;
+            part.out[i].y = device.out[i].y + it * args.out[i].y_stride;
+        if (device.epilogue.residual)
+            part.epilogue.residual = device.epilogue.residual + (size_t)it * w[0].n_row;
         s->backend->ops->linear(s->backend, &part);
     }
     expect_sync(s);
-    for (uint32_t i = 0; i < args.n_out; i++) {
-        compare(s, "y", args.out[i].y, expected[i], n_token * args.out[i].y_stride * sizeof(float));
-        free((void *)w[i].data);
-        free(args.out[i].y);
-        free(expected[i]);
-        free(bias[i]);
-    }
-    if (residual) compare(s, "residual", residual, residual_expected, n_residual * sizeof(float));
-    free(x);
-    free(norm);
-    free(post);
-    free(residual);
-    free(residual_expected);
+    for (uint32_t i = 0; i < args.n_out; i++)
+        compare(s, tensor_type_info(w[i].type)->name, device.out[i].y, args.out[i].y,
+                n_token * args.out[i].y_stride * sizeof(float));
+    if (args.epilogue.residual)
+        compare(s, "residual", device.epilogue.residual, args.epilogue.residual,
+                n_residual * sizeof(float));
 }
 
 static void check_route(const struct subject *s)
 {
-    const uint32_t n_token = 1 + random_below(40), n_expert = 2 + random_below(200);
+    const uint32_t n_token = random_rows(s, 40), n_expert = 2 + random_below(200);
     const uint32_t n_col = 32 * (1 + random_below(20)), k = 1 + random_below(n_expert / 2);
     const struct weight router = random_weight(n_expert, n_col, 1);
     float *x = random_floats((size_t)n_token * n_col), *bias = random_floats(n_expert);
     if (random_below(2)) memset(x, 0, n_col * sizeof(float)); /* all scores tie */
+    const size_t n = (size_t)n_token * k;
     struct route_args args = {
         .n_token = n_token,
         .x = x,
@@ -457,27 +190,28 @@ static void check_route(const struct subject *s)
         .normalize = random_below(2),
         .scale = (float)random_below(3),
         .n_expert_used = k,
+        .ids = take(n * sizeof(int32_t)),
+        .weights = take(n * sizeof(float)),
     };
-    const size_t n = (size_t)n_token * k;
-    int32_t *ids = args.ids = take(n * sizeof(int32_t));
-    float *weights = args.weights = take(n * sizeof(float));
+    const struct weight device_router = give_weight(s, &router, 1);
+    struct route_args device = args;
+    device.x = give_floats(s, x, (size_t)n_token * n_col);
+    device.router = &device_router;
+    device.selection_bias = give_floats(s, args.selection_bias, n_expert);
+    device.ids = give_zeros(s, n * sizeof(int32_t));
+    device.weights = give_zeros(s, n * sizeof(float));
     plain_route(s->ref, &args);
-    args.ids = take(n * sizeof(int32_t));
-    args.weights = take(n * sizeof(float));
-    struct route_args part = args;
+    struct route_args part = device;
     for (uint32_t it = 0; it < n_token; it += part.n_token) {
         part.n_token = next_split(n_token - it);
-        part.x = x + (size_t)it * n_col;
-        part.ids = args.ids + (size_t)it * k;
-        part.weights = args.weights + (size_t)it * k;
+        part.x = device.x + (size_t)it * n_col;
+        part.ids = device.ids + (size_t)it * k;
+        part.weights = device.weights + (size_t)it * k;
         s->backend->ops->route(s->backend, &part);
     }
     expect_sync(s);
-    compare(s, "ids", args.ids, ids, n * sizeof(int32_t));
-    compare(s, "weights", args.weights, weights, n * sizeof(float));
-    void *const all[] = {(void *)router.data, x, bias, ids, weights, args.ids, args.weights};
-    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
-        free(all[i]);
+    compare(s, "ids", device.ids, args.ids, n * sizeof(int32_t));
+    compare(s, "weights", device.weights, args.weights, n * sizeof(float));
 }
 
 /* ffn, or the same in steps with the experts in random groups. */
@@ -491,7 +225,8 @@ static void run_ffn(const struct subject *s, struct ffn_args *args, uint32_t n_e
     const uint32_t n_group = 1 + random_below(4);
     uint32_t *group = take(n_expert * sizeof(*group));
     bool *selected = take(n_expert * sizeof(*selected));
-    args->expert_out = take((size_t)args->n_token * args->n_expert_used * args->n_embd * 4 + 4);
+    args->expert_out =
+        give_zeros(s, (size_t)args->n_token * args->n_expert_used * args->n_embd * sizeof(float));
     for (uint32_t ie = 0; ie < n_expert; ie++)
         group[ie] = random_below(n_group);
     for (uint32_t ig = 0; ig < n_group; ig++) {
@@ -500,14 +235,11 @@ static void run_ffn(const struct subject *s, struct ffn_args *args, uint32_t n_e
         ops->ffn_experts(s->backend, args, selected);
     }
     ops->ffn_finish(s->backend, args);
-    free(args->expert_out);
-    free(selected);
-    free(group);
 }
 
 static void check_ffn(const struct subject *s)
 {
-    const uint32_t n_token = 1 + random_below(random_below(2) ? 4 : 40);
+    const uint32_t n_token = random_below(2) ? 1 + random_below(4) : random_rows(s, 40);
     const uint32_t n_embd = random_below(2) ? 256 : 32 * (1 + random_below(9));
     const uint32_t n_ff =
         random_below(2) ? 256 * (1 + random_below(3)) : 32 * (1 + random_below(20));
@@ -516,40 +248,41 @@ static void check_ffn(const struct subject *s)
     const bool routed = random_below(4), shared = !routed || random_below(2),
                fused = random_below(2), as_table = random_below(2);
     const uint32_t k = routed ? 1 + random_below(n_expert) : 0;
-    float *x = random_floats((size_t)n_token * n_embd), *shared_gate = random_floats(n_embd);
-    float *post = random_floats(n_embd), *weights = random_floats((size_t)n_token * k);
-    struct weight w[6] = {random_weight(n_ff, n_embd, n_expert * (1 + fused)),
-                          random_weight(n_ff, n_embd, n_expert),
-                          random_weight(n_embd, n_ff, n_expert),
-                          random_weight(n_ff_shared, n_embd, 1),
-                          random_weight(n_ff_shared, n_embd, 1),
-                          random_weight(n_embd, n_ff_shared, 1)};
-    if (fused) w[1].type = w[0].type, w[1].row_bytes = w[0].row_bytes;
-    struct expert_view *expert = take(n_expert * sizeof(*expert));
-    for (uint32_t ie = 0; ie < n_expert; ie++)
-        expert[ie] = (struct expert_view){
-            (const uint8_t *)w[0].data + ie * (1u + fused) * n_ff * w[0].row_bytes,
-            fused ? NULL : (const uint8_t *)w[1].data + (size_t)ie * n_ff * w[1].row_bytes,
-            (const uint8_t *)w[2].data + (size_t)ie * n_embd * w[2].row_bytes};
-    int32_t *ids = take(((size_t)n_token * k + 1) * sizeof(int32_t));
+    const float *shared_gate = random_floats(n_embd), *post = random_floats(n_embd);
+    const uint32_t n_matrix[6] = {n_expert * (1 + fused), n_expert, n_expert, 1, 1, 1};
+    struct weight w[6] = {
+        random_weight(n_ff, n_embd, n_matrix[0]), random_weight(n_ff, n_embd, n_matrix[1]),
+        random_weight(n_embd, n_ff, n_matrix[2]), random_weight(n_ff_shared, n_embd, 1),
+        random_weight(n_ff_shared, n_embd, 1),    random_weight(n_embd, n_ff_shared, 1)};
+    if (fused) w[1] = w[0];
+    struct weight device_w[6];
+    for (int i = 0; i < 6; i++)
+        device_w[i] = give_weight(s, &w[i], n_matrix[i]);
+    struct expert_view *expert[2]; /* the host's, the backend's */
+    for (int side = 0; side < 2; side++) {
+        const struct weight *of = side ? device_w : w;
+        expert[side] = take(n_expert * sizeof(*expert[side]));
+        for (uint32_t ie = 0; ie < n_expert; ie++)
+            expert[side][ie] = (struct expert_view){
+                (const uint8_t *)of[0].data + (size_t)ie * (1u + fused) * n_ff * w[0].row_bytes,
+                fused ? NULL : (const uint8_t *)of[1].data + (size_t)ie * n_ff * w[1].row_bytes,
+                (const uint8_t *)of[2].data + (size_t)ie * n_embd * w[2].row_bytes};
+    }
+    int32_t *ids = take((size_t)n_token * k * sizeof(int32_t));
     for (uint32_t it = 0; it < n_token; it++) /* distinct ids in each row */
         for (uint32_t rank = 0, first = random_below(n_expert); rank < k; rank++)
             ids[it * k + rank] = (int32_t)((first + rank * 1u) % n_expert);
-    const size_t n = (size_t)n_token * n_embd;
-    float *residual = random_below(2) ? random_floats(n) : NULL;
-    float *residual_expected = residual ? copy_floats(residual, n) : NULL;
-    float *expected = take(n * sizeof(float)), *y = take(n * sizeof(float));
+    const size_t n = (size_t)n_token * n_embd, n_pair = (size_t)n_token * k;
     struct ffn_args args = {
         .n_token = n_token,
-        .x = x,
+        .x = random_floats(n),
         .n_embd = n_embd,
         .n_expert = n_expert,
         .n_expert_used = k,
         .n_ff_exp = n_ff,
         .ids = ids,
-        .weights = weights,
-        .expert = as_table ? NULL : expert,
-        .table = as_table ? expert : NULL,
+        .weights = random_floats(n_pair),
+        .expert = expert[0],
         .gate_exp = w[0],
         .up_exp = w[1],
         .down_exp = w[2],
@@ -557,29 +290,45 @@ static void check_ffn(const struct subject *s)
         .up = shared ? &w[4] : NULL,
         .down = shared ? &w[5] : NULL,
         .shared_gate = random_below(2) ? shared_gate : NULL,
-        .y = expected,
-        .epilogue = {random_below(2) ? post : NULL, 1e-6f, residual_expected},
+        .y = take(n * sizeof(float)),
+        .epilogue = {random_below(2) ? post : NULL, 1e-6f,
+                     random_below(2) ? random_floats(n) : NULL},
     };
+    struct ffn_args device = args;
+    device.x = give_floats(s, args.x, n);
+    device.ids = give(s, ids, n_pair * sizeof(int32_t));
+    device.weights = give_floats(s, args.weights, n_pair);
+    if (as_table) {
+        device.table = give(s, expert[1], n_expert * sizeof(*expert[1]));
+        device.expert = NULL;
+    } else {
+        device.expert = expert[1];
+    }
+    device.gate_exp.data = device.up_exp.data = device.down_exp.data = NULL;
+    device.gate = shared ? &device_w[3] : NULL;
+    device.up = shared ? &device_w[4] : NULL;
+    device.down = shared ? &device_w[5] : NULL;
+    device.shared_gate = give_floats(s, args.shared_gate, n_embd);
+    device.y = give_zeros(s, n * sizeof(float));
+    device.epilogue.post_norm = give_floats(s, args.epilogue.post_norm, n_embd);
+    device.epilogue.residual = give_floats(s, args.epilogue.residual, n);
     plain_ffn(s->ref, &args);
-    struct ffn_args part = args;
+    struct ffn_args part = device;
     for (uint32_t it = 0; it < n_token; it += part.n_token) {
         part.n_token = next_split(n_token - it);
-        part.x = x + (size_t)it * n_embd;
-        part.ids = ids + (size_t)it * k;
-        part.weights = weights + (size_t)it * k;
-        part.y = y + (size_t)it * n_embd;
-        if (residual) part.epilogue.residual = residual + (size_t)it * n_embd;
+        part.x = device.x + (size_t)it * n_embd;
+        part.ids = device.ids + (size_t)it * k;
+        part.weights = device.weights + (size_t)it * k;
+        part.y = device.y + (size_t)it * n_embd;
+        if (device.epilogue.residual)
+            part.epilogue.residual = device.epilogue.residual + (size_t)it * n_embd;
         run_ffn(s, &part, n_expert, k && random_below(2));
     }
     expect_sync(s);
-    compare(s, "y", y, expected, n * sizeof(float));
-    if (residual) compare(s, "residual", residual, residual_expected, n * sizeof(float));
-    for (int i = 0; i < 6; i++)
-        free((void *)w[i].data);
-    void *const all[] = {x,        shared_gate,       post,     weights, expert, ids,
-                         residual, residual_expected, expected, y};
-    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
-        free(all[i]);
+    if (args.epilogue.residual)
+        compare(s, "residual", device.epilogue.residual, args.epilogue.residual, n * sizeof(float));
+    else
+        compare(s, "y", device.y, args.y, n * sizeof(float));
 }
 
 /* Rows of a batch: runs of consecutive positions, each of another slot. Returns the rows taken. */
@@ -605,15 +354,16 @@ static void check_attention(const struct subject *s)
     const enum tensor_type kv_type = kv_types[random_below(4)];
     const uint32_t n_rot = random_below(2) ? dim : dim / 4 / 2 * 2;
     const size_t block_bytes = kv_block_bytes(kv_type, n_head_kv, dim);
-    float *cos_table = random_floats((size_t)N_CTX * n_rot / 2);
-    float *sin_table = random_floats((size_t)N_CTX * n_rot / 2);
-    float *q_norm = random_floats(dim), *k_norm = random_floats(dim);
+    const size_t n_cache_bytes = N_SLOT * N_BLOCK * block_bytes;
+    const size_t n_angle = (size_t)N_CTX * n_rot / 2;
+    const float *q_norm = random_floats(dim), *k_norm = random_floats(dim);
+    uint8_t *const cache[2] = {take(n_cache_bytes), give_zeros(s, n_cache_bytes)};
     void *block[2][N_SLOT][N_BLOCK];
     void *const *table[2][N_SLOT];
     for (int side = 0; side < 2; side++)
         for (int slot = 0; slot < N_SLOT; slot++) {
             for (int b = 0; b < N_BLOCK; b++)
-                block[side][slot][b] = take(block_bytes);
+                block[side][slot][b] = cache[side] + (size_t)(slot * N_BLOCK + b) * block_bytes;
             table[side][slot] = block[side][slot];
         }
     struct attention_args args = {
@@ -622,8 +372,8 @@ static void check_attention(const struct subject *s)
         .k_norm = random_below(2) ? k_norm : NULL,
         .eps = 1e-6f,
         .rope = random_below(3),
-        .rope_cos = cos_table,
-        .rope_sin = sin_table,
+        .rope_cos = random_floats(n_angle),
+        .rope_sin = random_floats(n_angle),
         .n_rot = n_rot,
         .n_head = n_head,
         .n_head_kv = n_head_kv,
@@ -631,58 +381,56 @@ static void check_attention(const struct subject *s)
         .scale = 1.0f / sqrtf((float)dim),
         .window = random_below(2) ? 0 : 1 + random_below(300),
         .kv_type = kv_type,
+        .kv_block = table[0],
     };
     args.q_stride = args.gate_stride = n_head * args.q_head_stride;
     args.gate_head_stride = args.q_head_stride;
     args.kv_stride = n_head_kv * dim + random_below(3);
+    struct attention_args device = args;
+    device.q_norm = give_floats(s, args.q_norm, dim);
+    device.k_norm = give_floats(s, args.k_norm, dim);
+    device.rope_cos = give_floats(s, args.rope_cos, n_angle);
+    device.rope_sin = give_floats(s, args.rope_sin, n_angle);
+    device.kv_block = table[1];
     uint32_t next_pos[N_SLOT] = {0};
     const bool gated = random_below(2);
     const bool far = random_below(2); /* few rows behind a long past, all of it zeros */
     for (int slot = 0; far && slot < N_SLOT; slot++)
-        next_pos[slot] = random_below(N_CTX - 100);
+        next_pos[slot] = random_below(s->slow ? 1500 : N_CTX - 100);
     for (int round = 0; round < 5; round++) {
         struct token_ref token[150];
-        const uint32_t n = make_batch(far || round % 2 ? 6 : 150, next_pos, N_CTX, token);
-        float *q = random_floats(n * args.q_stride), *gate = random_floats(n * args.q_stride);
-        float *k = random_floats(n * args.kv_stride), *v = random_floats(n * args.kv_stride);
+        const uint32_t n_most = s->slow ? 30 : 150;
+        const uint32_t n = make_batch(far || round % 2 ? 6 : n_most, next_pos, N_CTX, token);
         const size_t n_out = (size_t)n * n_head * dim;
-        float *expected = take(n_out * sizeof(float)), *out = take(n_out * sizeof(float));
+        const float *gate = random_floats(n * args.q_stride);
         args.n_token = n;
         args.token = token;
-        args.q = q;
+        args.q = random_floats(n * args.q_stride);
         args.gate = gated ? gate : NULL;
-        args.k = k;
-        args.v = v;
-        args.kv_block = table[0];
-        args.out = expected;
+        args.k = random_floats(n * args.kv_stride);
+        args.v = random_floats(n * args.kv_stride);
+        args.out = take(n_out * sizeof(float));
         plain_attention(s->ref, &args);
-        struct attention_args part = args;
-        part.kv_block = table[1];
+        device.q = give_floats(s, args.q, n * args.q_stride);
+        device.gate = give_floats(s, args.gate, n * args.q_stride);
+        device.k = give_floats(s, args.k, n * args.kv_stride);
+        device.v = give_floats(s, args.v, n * args.kv_stride);
+        device.out = give_zeros(s, n_out * sizeof(float));
+        struct attention_args part = device;
         for (uint32_t it = 0; it < n; it += part.n_token) {
             part.n_token = next_split(n - it);
             part.token = token + it;
-            part.q = q + it * args.q_stride;
-            part.gate = gated ? gate + it * args.q_stride : NULL;
-            part.k = k + it * args.kv_stride;
-            part.v = v + it * args.kv_stride;
-            part.out = out + (size_t)it * n_head * dim;
+            part.q = device.q + it * args.q_stride;
+            part.gate = gated ? device.gate + it * args.q_stride : NULL;
+            part.k = device.k + it * args.kv_stride;
+            part.v = device.v + it * args.kv_stride;
+            part.out = device.out + (size_t)it * n_head * dim;
             s->backend->ops->attention(s->backend, &part);
         }
         expect_sync(s);
-        compare(s, "out", out, expected, n_out * sizeof(float));
-        void *const all[] = {q, gate, k, v, expected, out};
-        for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
-            free(all[i]);
+        compare(s, "out", device.out, args.out, n_out * sizeof(float));
     }
-    for (int slot = 0; slot < N_SLOT; slot++)
-        for (int b = 0; b < N_BLOCK; b++) {
-            compare(s, "cache", block[1][slot][b], block[0][slot][b], block_bytes);
-            free(block[0][slot][b]);
-            free(block[1][slot][b]);
-        }
-    void *const all[] = {cos_table, sin_table, q_norm, k_norm};
-    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
-        free(all[i]);
+    compare(s, "cache", cache[1], cache[0], n_cache_bytes);
 }
 
 static void check_delta_net(const struct subject *s)
@@ -693,86 +441,86 @@ static void check_delta_net(const struct subject *s)
     const uint32_t v_dim = n_head_v * dim_v, conv_dim = 2 * n_head_k * dim_k + v_dim;
     const uint32_t n_tap = 2 + random_below(4);
     const size_t n_conv = (size_t)(n_tap - 1) * conv_dim, n_state = (size_t)v_dim * dim_k;
-    float *conv_w = random_floats((size_t)conv_dim * n_tap), *norm = random_floats(dim_v);
-    float *ssm_a = random_floats(n_head_v), *ssm_dt = random_floats(n_head_v);
+    float *ssm_a = random_floats(n_head_v);
     for (uint32_t h = 0; h < n_head_v; h++)
         ssm_a[h] = -fabsf(ssm_a[h]);
     float *conv_state[2][N_SLOT], *state[2][N_SLOT];
-    for (int slot = 0; slot < N_SLOT; slot++)
-        for (int side = 0; side < 2; side++) {
-            conv_state[side][slot] = take(n_conv * sizeof(float));
-            state[side][slot] = take(n_state * sizeof(float));
-        }
-    struct delta_net_args args = {.conv_w = conv_w,
+    for (int slot = 0; slot < N_SLOT; slot++) {
+        conv_state[0][slot] = take(n_conv * sizeof(float));
+        state[0][slot] = take(n_state * sizeof(float));
+        conv_state[1][slot] = give_zeros(s, n_conv * sizeof(float));
+        state[1][slot] = give_zeros(s, n_state * sizeof(float));
+    }
+    struct delta_net_args args = {.conv_w = random_floats((size_t)conv_dim * n_tap),
                                   .n_tap = n_tap,
                                   .ssm_a = ssm_a,
-                                  .ssm_dt = ssm_dt,
-                                  .norm = norm,
+                                  .ssm_dt = random_floats(n_head_v),
+                                  .norm = random_floats(dim_v),
                                   .eps = 1e-6f,
                                   .n_head_k = n_head_k,
                                   .n_head_v = n_head_v,
                                   .dim_k = dim_k,
                                   .dim_v = dim_v,
-                                  .grouped = random_below(2)};
+                                  .grouped = random_below(2),
+                                  .conv_state = conv_state[0],
+                                  .state = state[0]};
+    struct delta_net_args device = args;
+    device.conv_w = give_floats(s, args.conv_w, (size_t)conv_dim * n_tap);
+    device.ssm_a = give_floats(s, args.ssm_a, n_head_v);
+    device.ssm_dt = give_floats(s, args.ssm_dt, n_head_v);
+    device.norm = give_floats(s, args.norm, dim_v);
+    device.conv_state = conv_state[1];
+    device.state = state[1];
     uint32_t next_pos[N_SLOT] = {0};
     for (int round = 0; round < 4; round++) {
         struct token_ref token[120];
-        const uint32_t n = make_batch(round % 2 ? 5 : 120, next_pos, UINT32_MAX, token);
-        float *qkv = random_floats((size_t)n * conv_dim), *z = random_floats((size_t)n * v_dim);
-        float *beta = random_floats((size_t)n * n_head_v), *alpha = random_floats(n * n_head_v);
-        float *expected = take((size_t)n * v_dim * sizeof(float));
-        float *out = take((size_t)n * v_dim * sizeof(float));
+        const uint32_t n = make_batch(round % 2 ? 5
+                                      : s->slow ? 40
+                                                : 120,
+                                      next_pos, UINT32_MAX, token);
+        const size_t n_head = (size_t)n * n_head_v, n_out = (size_t)n * v_dim;
         args.n_token = n;
         args.token = token;
-        args.qkv = qkv;
-        args.z = z;
-        args.beta = beta;
-        args.alpha = alpha;
-        args.conv_state = conv_state[0];
-        args.state = state[0];
-        args.out = expected;
+        args.qkv = random_floats((size_t)n * conv_dim);
+        args.z = random_floats(n_out);
+        args.beta = random_floats(n_head);
+        args.alpha = random_floats(n_head);
+        args.out = take(n_out * sizeof(float));
         plain_delta_net(s->ref, &args);
-        struct delta_net_args part = args;
-        part.conv_state = conv_state[1];
-        part.state = state[1];
+        device.qkv = give_floats(s, args.qkv, (size_t)n * conv_dim);
+        device.z = give_floats(s, args.z, n_out);
+        device.beta = give_floats(s, args.beta, n_head);
+        device.alpha = give_floats(s, args.alpha, n_head);
+        device.out = give_zeros(s, n_out * sizeof(float));
+        struct delta_net_args part = device;
         for (uint32_t it = 0; it < n; it += part.n_token) {
             part.n_token = next_split(n - it);
             part.token = token + it;
-            part.qkv = qkv + (size_t)it * conv_dim;
-            part.z = z + (size_t)it * v_dim;
-            part.beta = beta + (size_t)it * n_head_v;
-            part.alpha = alpha + (size_t)it * n_head_v;
-            part.out = out + (size_t)it * v_dim;
+            part.qkv = device.qkv + (size_t)it * conv_dim;
+            part.z = device.z + (size_t)it * v_dim;
+            part.beta = device.beta + (size_t)it * n_head_v;
+            part.alpha = device.alpha + (size_t)it * n_head_v;
+            part.out = device.out + (size_t)it * v_dim;
             s->backend->ops->delta_net(s->backend, &part);
         }
         expect_sync(s);
-        compare(s, "out", out, expected, (size_t)n * v_dim * sizeof(float));
-        void *const all[] = {qkv, z, beta, alpha, expected, out};
-        for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
-            free(all[i]);
+        compare(s, "out", device.out, args.out, n_out * sizeof(float));
     }
     for (int slot = 0; slot < N_SLOT; slot++) {
         compare(s, "conv state", conv_state[1][slot], conv_state[0][slot], n_conv * sizeof(float));
         compare(s, "state", state[1][slot], state[0][slot], n_state * sizeof(float));
-        for (int side = 0; side < 2; side++) {
-            free(conv_state[side][slot]);
-            free(state[side][slot]);
-        }
     }
-    void *const all[] = {conv_w, norm, ssm_a, ssm_dt};
-    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
-        free(all[i]);
 }
 
 static void check_rows(const struct subject *s)
 {
     const struct backend_ops *ops = s->backend->ops;
     const uint32_t n_token = 1 + random_below(20), n = 32 * (1 + random_below(20));
-    const struct weight table = random_weight(30, n, 1);
-    const size_t n_floats = (size_t)n_token * n;
-    float *norm = random_floats(n), *x = take(n_floats * sizeof(float));
-    float *y = take(n_floats * sizeof(float)), *row = take(n * sizeof(float));
-    float *gathered = take(n_floats * sizeof(float));
+    const struct weight table = random_weight(30, n, 1), device_table = give_weight(s, &table, 1);
+    const size_t n_floats = (size_t)n_token * n, n_bytes = n_floats * sizeof(float);
+    const float *norm = random_floats(n), *device_norm = give_floats(s, norm, n);
+    float *row = take(n_bytes), *normed = take(n_bytes), *picked = take(n_bytes);
+    float *x = give_zeros(s, n_bytes), *y = give_zeros(s, n_bytes), *z = give_zeros(s, n_bytes);
     int32_t ids[20];
     uint32_t rows[20];
     for (uint32_t it = 0; it < n_token; it++) {
@@ -780,36 +528,43 @@ static void check_rows(const struct subject *s)
         rows[it] = random_below(n_token);
     }
     const float scale = random_below(2) ? 1.0f : 7.3f;
-    ops->embed(s->backend, &table, ids, n_token, scale, x);
-    ops->rms_norm(s->backend, x, norm, 1e-5f, n_token, n, y);
-    ops->gather(s->backend, y, rows, n_token, n, gathered);
-    expect_sync(s);
     for (uint32_t it = 0; it < n_token; it++) {
+        float *out = row + (size_t)it * n;
         s->ref->dequant_row[table.type](
-            (const uint8_t *)table.data + (size_t)ids[it] * table.row_bytes, n, row);
+            (const uint8_t *)table.data + (size_t)ids[it] * table.row_bytes, n, out);
         for (uint32_t i = 0; i < n; i++)
-            row[i] *= scale;
-        compare(s, "embedding", x + (size_t)it * n, row, n * sizeof(float));
-        s->ref->rms_norm(row, norm, n, 1e-5f, row);
-        compare(s, "norm", y + (size_t)it * n, row, n * sizeof(float));
-        compare(s, "gathered row", gathered + (size_t)it * n, y + (size_t)rows[it] * n,
-                n * sizeof(float));
+            out[i] *= scale;
+        s->ref->rms_norm(out, norm, n, 1e-5f, normed + (size_t)it * n);
     }
-    void *const all[] = {(void *)table.data, norm, x, y, row, gathered};
-    for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
-        free(all[i]);
+    for (uint32_t it = 0; it < n_token; it++)
+        memcpy(picked + (size_t)it * n, normed + (size_t)rows[it] * n, n * sizeof(float));
+    ops->embed(s->backend, &device_table, ids, n_token, scale, x);
+    memset(ids, 0, sizeof(ids)); /* what is the host's has been read */
+    ops->rms_norm(s->backend, x, device_norm, 1e-5f, n_token, n, y);
+    ops->gather(s->backend, y, rows, n_token, n, z);
+    memset(rows, 0, sizeof(rows));
+    expect_sync(s);
+    compare(s, tensor_type_info(table.type)->name, x, row, n_bytes);
+    compare(s, "norm", y, normed, n_bytes);
+    compare(s, "gathered rows", z, picked, n_bytes);
+    const uint32_t skipped = random_below(8); /* copies of any alignment and length */
+    const size_t n_copied = random_below((uint32_t)n_bytes - skipped);
+    memcpy((uint8_t *)normed + skipped, row, n_copied);
+    ops->copy(s->backend, (uint8_t *)y + skipped, x, n_copied);
+    compare(s, "copy", y, normed, n_bytes);
 }
 
 /* A NaN is kept, reported once by sync with the operation's name, and then forgotten. */
 static void check_nan_is_reported(const struct subject *s)
 {
-    const struct weight w = random_weight(8, 256, 1);
-    float *x = random_floats(3 * 256), y[24];
-    struct linear_args args = {.n_token = 3, .x = x, .n_col = 256, .n_out = 1};
-    args.out[0].w = &w;
-    args.out[0].y = y;
-    args.out[0].y_stride = 8;
+    const struct weight w = random_weight(8, 256, 1), device_w = give_weight(s, &w, 1);
+    float *x = random_floats(3 * 256);
     x[random_below(3 * 256)] = random_below(2) ? NAN : -INFINITY;
+    struct linear_args args = {
+        .n_token = 3, .x = give_floats(s, x, 3 * 256), .n_col = 256, .n_out = 1};
+    args.out[0].w = &device_w;
+    args.out[0].y = give_zeros(s, 24 * sizeof(float));
+    args.out[0].y_stride = 8;
     struct lm_error err = {0};
     s->backend->ops->linear(s->backend, &args);
     if (s->backend->ops->sync(s->backend, &err) != LM_E_FAIL || !strstr(err.message, "linear")) {
@@ -817,8 +572,6 @@ static void check_nan_is_reported(const struct subject *s)
         n_failed++;
     }
     expect_sync(s);
-    free((void *)w.data);
-    free(x);
 }
 
 /* So is a router's, even of an expert that nobody would choose. */
@@ -826,18 +579,18 @@ static void check_router_nan_is_reported(const struct subject *s)
 {
     enum { N_EXPERT = 9, N_COL = 32 };
     const float broken = random_below(2) ? NAN : -INFINITY;
-    float *rows = random_floats((size_t)N_EXPERT * N_COL), *x = random_floats(N_COL), weights[2];
+    float *rows = random_floats((size_t)N_EXPERT * N_COL), *x = random_floats(N_COL);
     rows[(2 + random_below(N_EXPERT - 2)) * N_COL] = broken;
     x[0] = 1.0f;
-    const struct weight router = {rows, TENSOR_F32, N_COL, N_EXPERT, N_COL * sizeof(float)};
-    int32_t ids[2];
+    const struct weight router = {give_floats(s, rows, N_EXPERT * N_COL), TENSOR_F32, N_COL,
+                                  N_EXPERT, N_COL * sizeof(float)};
     const struct route_args args = {.n_token = 1,
-                                    .x = x,
+                                    .x = give_floats(s, x, N_COL),
                                     .router = &router,
                                     .gating = GATING_SIGMOID,
                                     .n_expert_used = 2,
-                                    .ids = ids,
-                                    .weights = weights};
+                                    .ids = give_zeros(s, 2 * sizeof(int32_t)),
+                                    .weights = give_zeros(s, 2 * sizeof(float))};
     struct lm_error err = {0};
     s->backend->ops->route(s->backend, &args);
     if (s->backend->ops->sync(s->backend, &err) != LM_E_FAIL || !strstr(err.message, "route")) {
@@ -845,36 +598,50 @@ static void check_router_nan_is_reported(const struct subject *s)
         n_failed++;
     }
     expect_sync(s);
-    free(rows);
-    free(x);
 }
 
 static const struct {
     const char *name;
     void (*check)(const struct subject *s);
 } checks[] = {
-    {"rows", check_rows},           {"linear", check_linear},
-    {"route", check_route},         {"ffn", check_ffn},
-    {"attention", check_attention}, {"delta_net", check_delta_net},
-    {"nan", check_nan_is_reported}, {"router's nan", check_router_nan_is_reported},
+    {"rows", check_rows},
+    {"linear", check_linear},
+    {"route", check_route},
+    {"ffn", check_ffn},
+    {"attention", check_attention},
+    {"delta_net", check_delta_net},
+    {"linear", check_nan_is_reported},
+    {"route", check_router_nan_is_reported},
 };
 
-static void check_subject(struct subject *s, uint64_t seed)
+struct options {
+    const char *backend, *only;
+    int n_case; /* 0: as many as the backend needs */
+    uint64_t seed;
+};
+
+static void check_subject(const struct subject *s, const struct options *o, int n_case)
 {
-    for (size_t i = 0; i < sizeof(checks) / sizeof(checks[0]); i++)
-        for (int n = 0; n < CASES; n++) {
-            random_state = seed + (uint64_t)n * 1000003u; /* the same cases for every subject */
+    if (o->n_case) n_case = o->n_case;
+    for (size_t i = 0; i < sizeof(checks) / sizeof(checks[0]); i++) {
+        if (o->only && strcmp(o->only, checks[i].name) != 0) continue;
+        for (int n = 0; n < n_case; n++) {
+            random_state = o->seed + (uint64_t)n * 1000003u; /* the same for every subject */
             case_name = checks[i].name;
             const int n_failed_before = n_failed;
             checks[i].check(s);
+            take_back_all(s);
             if (n_failed != n_failed_before)
-                printf("  repeat with: check_backend %" PRIu64 " (case %d)\n", seed, n);
+                printf("  repeat with: --backend %s --only %s %" PRIu64 " (case %d)\n", o->backend,
+                       case_name, o->seed, n);
         }
+    }
 }
 
-int main(int argc, char **argv)
+/* Every variant of the scalar kernels, and the "reference" arithmetic. */
+static void check_cpu(const struct options *o)
 {
-    const uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 0) : 20260901u;
+    enum { N_CASE = 4 };
     const char *names[8];
     size_t n_name = 0;
     for (const char *const *name = kernels_available(); *name; name++)
@@ -883,28 +650,68 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < n_name; i++)
         for (uint32_t n_thread = 1; n_thread <= 4; n_thread *= 2) {
             const struct backend_cpu_config config = {n_thread, names[i], n_thread % 2};
-            struct subject s;
+            struct subject s = {0};
             struct lm_error err;
             if (backend_cpu_create(&s.backend, &config, &err) != LM_OK) {
                 printf("%s, %u threads: %s\n", names[i], n_thread, err.message);
-                return 1;
+                exit(1);
             }
             /* the settings took effect */
             if (backend_cpu_n_thread(s.backend) != n_thread ||
                 strcmp(backend_cpu_kernels(s.backend), names[i])) {
                 printf("%s, %u threads: not what runs\n", names[i], n_thread);
-                return 1;
+                exit(1);
             }
             struct kernel_table ref = *kernels_select("ref");
             if (!strcmp(names[i], "reference")) kernels_init_reference(&ref);
             s.ref = &ref;
             snprintf(s.name, sizeof(s.name), "%s, %u threads", names[i], n_thread);
-            check_subject(&s, seed);
+            check_subject(&s, o, N_CASE);
             s.backend->ops->destroy(s.backend);
         }
     const struct backend_cpu_config unknown = {1, "sse9", false};
     struct backend *none;
     if (backend_cpu_create(&none, &unknown, NULL) != LM_E_USAGE) n_failed++;
+}
+
+static void check_cuda(const struct options *o, const char *plugin, const char *order, int n_case)
+{
+    const struct backend_cuda_config config = {.plugin = plugin};
+    struct subject s = {.ref = kernels_select("ref"), .slow = order};
+    struct lm_error err;
+    if (order) setenv("LEAN_EMU_ORDER", order, 1);
+    if (backend_cuda_create(&s.backend, &config, &err) != LM_OK) {
+        printf("%s: %s\n", o->backend, err.message);
+        exit(1);
+    }
+    snprintf(s.name, sizeof(s.name), "%s%s%s", o->backend, order ? ", order " : "",
+             order ? order : "");
+    check_subject(&s, o, n_case);
+    s.backend->ops->destroy(s.backend);
+}
+
+int main(int argc, char **argv)
+{
+    struct options o = {.backend = "cpu", .seed = 20260901u};
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--backend") && i + 1 < argc)
+            o.backend = argv[++i];
+        else if (!strcmp(argv[i], "--only") && i + 1 < argc)
+            o.only = argv[++i];
+        else if (!strcmp(argv[i], "--cases") && i + 1 < argc)
+            o.n_case = atoi(argv[++i]);
+        else
+            o.seed = strtoull(argv[i], NULL, 0);
+    }
+    if (!strcmp(o.backend, "cuda")) {
+        check_cuda(&o, CUDA_PLUGIN_FILE, NULL, 40);
+    } else if (!strcmp(o.backend, "cuda-emu")) {
+        check_cuda(&o, CUDA_EMU_PLUGIN_FILE, "forward", 24);
+        check_cuda(&o, CUDA_EMU_PLUGIN_FILE, "reverse", 4);
+        check_cuda(&o, CUDA_EMU_PLUGIN_FILE, "random", 4);
+    } else {
+        check_cpu(&o);
+    }
     printf("%s\n", n_failed ? "FAILED" : "all operations agree");
     return n_failed != 0;
 }

@@ -1,0 +1,52 @@
+/* The CUDA backend as the host sees it: a plugin (proto/base/plugin.h), so that the program links
+ * to no CUDA library and starts where there is no driver.
+ *
+ * plugin: NULL for liblean_cuda.so, which nvcc built; tests name liblean_cuda_emu.so, the same
+ * sources as host code. */
+#ifndef LEAN_KERNELS_BACKEND_CUDA_H
+#define LEAN_KERNELS_BACKEND_CUDA_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "kernels/backend.h"
+
+#define CUDA_PLUGIN_FILE "liblean_cuda.so"
+#define CUDA_EMU_PLUGIN_FILE "liblean_cuda_emu.so"
+
+struct backend_cuda_config {
+    const char *plugin;
+    uint32_t device; /* index among the visible ones */
+};
+
+/* LM_E_UNSUPPORTED: no plugin, no driver or one too old, no device, or one before compute
+ * capability 8.0. LM_E_USAGE: there is no such device. LM_E_NO_MEM, LM_E_FAIL: the device refused.
+ */
+enum lm_status backend_cuda_create(struct backend **out, const struct backend_cuda_config *config,
+                                   struct lm_error *err);
+
+struct cuda_device_info {
+    char name[64];
+    char uuid[40]; /* "8-4-4-4-12" hexadecimal digits */
+    uint32_t major, minor, n_multiprocessor;
+    uint64_t total_bytes, free_bytes;
+};
+
+/* What devices there are. out: [n_max]; *n: how many there are, of which n_max at most are told.
+ * Errors as of backend_cuda_create, but a device that is too old is told like the others. */
+enum lm_status backend_cuda_devices(const char *plugin, struct cuda_device_info *out,
+                                    uint32_t n_max, uint32_t *n, struct lm_error *err);
+
+/* What a CUDA backend has done since it was made. */
+struct backend_cuda_counters {
+    uint64_t n_launch;    /* kernels */
+    uint64_t n_flush;     /* lists of launches given to the device */
+    uint64_t n_capture;   /* of these, recorded as a graph */
+    uint64_t n_replay;    /* and replayed from one */
+    uint64_t n_alloc;     /* allocations of device and pinned memory */
+    uint64_t inner_bytes; /* device memory for scratch and staging */
+    bool lost;            /* the device is gone: every sync fails from here on */
+};
+const struct backend_cuda_counters *backend_cuda_counters(const struct backend *backend);
+
+#endif

@@ -1,0 +1,579 @@
+/* The CUDA backend: creation, memory, the list of launches, and errors. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "kernels/cuda/backend_cuda.cuh"
+
+extern "C" {
+#include "kernels/cuda/cuda_plugin.h"
+}
+
+enum {
+    ALIGNMENT = 256,
+    CHUNK_MAX = 24,
+    SHARED_BYTES_PLAIN = 48 << 10, /* more must be asked for, once per kernel */
+    LAUNCHES_PER_LIST = 8192,
+    COMPUTE_MAJOR_MIN = 8,
+};
+static const size_t SCRATCH_CHUNK_BYTES = (size_t)8 << 20, STAGE_CHUNK_BYTES = (size_t)1 << 20;
+
+/* Memory is lent from chunks, the first with room; it grows by further ones, never moves, and in
+ * steady state not at all. Equal requests in equal order get equal addresses. */
+struct chunk {
+    uint8_t *device;
+    uint8_t *host[2]; /* staging: pinned; one is filled while the other may still be copied */
+    size_t n_bytes, used_bytes;
+};
+struct chunk_list {
+    struct chunk chunk[CHUNK_MAX];
+    uint32_t n;
+};
+
+struct launch_record {
+    const void *kernel;
+    dim3 grid, block;
+    size_t shared_bytes, args_offset, args_bytes;
+};
+
+struct cuda_backend {
+    struct cuda_backend_head head;
+    int device;
+    uint32_t n_multiprocessor;
+    cudaStream_t stream;
+    struct chunk_list scratch, stage;
+    cudaEvent_t staged[2]; /* the copies out of host[0], host[1] are done */
+    uint32_t stage_turn;   /* which of host is being filled */
+    bool stage_free;       /* host[stage_turn] may be written */
+    int32_t *not_finite;   /* pinned, seen by kernels */
+    struct launch_record *record;
+    size_t n_record, n_record_max;
+    uint8_t *args;
+    size_t args_bytes, args_bytes_max;
+    const void *large_kernel[64]; /* those allowed more than SHARED_BYTES_PLAIN */
+    size_t large_bytes[64];
+    uint32_t n_large;
+    struct lm_error kept; /* status LM_OK: none */
+};
+
+static const char *const not_finite_names[] = {"linear", "attention", "delta_net",
+                                               "route",  "ffn",       "ffn, between its products"};
+
+static struct cuda_backend *self(struct backend *backend)
+{
+    return (struct cuda_backend *)backend;
+}
+
+/* ---- errors ---- */
+
+/* An error that the device cannot recover from: all later calls give it, too. */
+static bool is_lasting(cudaError_t code)
+{
+    return code != cudaSuccess && code != cudaErrorMemoryAllocation &&
+           code != cudaErrorInvalidValue && code != cudaErrorInvalidConfiguration &&
+           code != cudaErrorLaunchOutOfResources;
+}
+
+/* Notes the first failure for sync. false if code is one. */
+static bool check(struct cuda_backend *cuda, cudaError_t code, const char *call)
+{
+    if (code == cudaSuccess) return true;
+    cudaGetLastError(); /* kept here, not there */
+    if (is_lasting(code)) cuda->head.counters.lost = true;
+    if (cuda->kept.status == LM_OK)
+        lm_fail(&cuda->kept, code == cudaErrorMemoryAllocation ? LM_E_NO_MEM : LM_E_FAIL,
+                "gpu %d: %.*s: %s%s", cuda->device, (int)strcspn(call, "("), call,
+                cudaGetErrorString(code), is_lasting(code) ? "; the device is lost" : "");
+    return false;
+}
+#define CUDA_CHECK(cuda, call) check(cuda, call, #call)
+
+void fail(struct cuda_backend *cuda, const char *what)
+{
+    if (cuda->kept.status == LM_OK)
+        lm_fail(&cuda->kept, LM_E_FAIL, "gpu %d: %s", cuda->device, what);
+}
+
+/* ---- scratch and staging ---- */
+
+static enum lm_status fail_memory(struct cuda_backend *cuda, size_t n_bytes, struct lm_error *err)
+{
+    size_t free_bytes = 0, total_bytes = 0;
+    cudaGetLastError();
+    cudaMemGetInfo(&free_bytes, &total_bytes);
+    return lm_fail(err, LM_E_NO_MEM, "gpu %d: no memory for %zu bytes: %zu of %zu are free",
+                   cuda->device, n_bytes, free_bytes, total_bytes);
+}
+
+static void note_memory(struct cuda_backend *cuda, size_t n_bytes)
+{
+    if (cuda->kept.status == LM_OK) fail_memory(cuda, n_bytes, &cuda->kept);
+}
+
+static size_t round_up(size_t n, size_t to)
+{
+    return (n + to - 1) / to * to;
+}
+
+static bool grow(struct cuda_backend *cuda, struct chunk_list *list, size_t n_bytes, bool pinned)
+{
+    if (list->n == CHUNK_MAX) {
+        note_memory(cuda, n_bytes);
+        return false;
+    }
+    struct chunk *c = &list->chunk[list->n];
+    memset(c, 0, sizeof(*c));
+    cudaError_t code = cudaMalloc(&c->device, n_bytes);
+    for (int i = 0; i < 2 && pinned && code == cudaSuccess; i++)
+        code = cudaHostAlloc(&c->host[i], n_bytes, cudaHostAllocPortable);
+    if (code != cudaSuccess) {
+        for (int i = 0; i < 2; i++)
+            cudaFreeHost(c->host[i]);
+        cudaFree(c->device);
+        if (code == cudaErrorMemoryAllocation)
+            note_memory(cuda, n_bytes);
+        else
+            check(cuda, code, "cudaMalloc");
+        return false;
+    }
+    c->n_bytes = n_bytes;
+    cuda->head.counters.n_alloc += pinned ? 3 : 1;
+    cuda->head.counters.inner_bytes += n_bytes;
+    list->n++;
+    return true;
+}
+
+/* The first chunk with room; a new one of at least least_bytes if there is none. */
+static struct chunk *find_chunk(struct cuda_backend *cuda, struct chunk_list *list, size_t n_bytes,
+                                size_t least_bytes, bool pinned)
+{
+    for (uint32_t i = 0; i < list->n; i++)
+        if (list->chunk[i].n_bytes - list->chunk[i].used_bytes >= n_bytes) return &list->chunk[i];
+    const size_t wanted = n_bytes > least_bytes ? round_up(n_bytes, (size_t)2 << 20) : least_bytes;
+    return grow(cuda, list, wanted, pinned) ? &list->chunk[list->n - 1] : NULL;
+}
+
+void *scratch(struct cuda_backend *cuda, size_t n_bytes)
+{
+    n_bytes = round_up(n_bytes + !n_bytes, ALIGNMENT);
+    struct chunk *c = find_chunk(cuda, &cuda->scratch, n_bytes, SCRATCH_CHUNK_BYTES, false);
+    if (!c) return NULL;
+    void *piece = c->device + c->used_bytes;
+    c->used_bytes += n_bytes;
+    return piece;
+}
+
+const void *stage(struct cuda_backend *cuda, const void *host, size_t n_bytes)
+{
+    const size_t taken = round_up(n_bytes + !n_bytes, ALIGNMENT);
+    struct chunk *c = find_chunk(cuda, &cuda->stage, taken, STAGE_CHUNK_BYTES, true);
+    if (!c) return NULL;
+    if (!cuda->stage_free &&
+        !CUDA_CHECK(cuda, cudaEventSynchronize(cuda->staged[cuda->stage_turn])))
+        return NULL;
+    cuda->stage_free = true;
+    memcpy(c->host[cuda->stage_turn] + c->used_bytes, host, n_bytes);
+    void *piece = c->device + c->used_bytes;
+    c->used_bytes += taken;
+    return piece;
+}
+
+static void free_chunks(struct chunk_list *list)
+{
+    for (uint32_t i = 0; i < list->n; i++) {
+        cudaFree(list->chunk[i].device);
+        for (int k = 0; k < 2; k++)
+            cudaFreeHost(list->chunk[i].host[k]);
+    }
+}
+
+int32_t *not_finite_flag(struct cuda_backend *cuda)
+{
+    return cuda->not_finite;
+}
+
+uint32_t n_multiprocessor(const struct cuda_backend *cuda)
+{
+    return cuda->n_multiprocessor;
+}
+
+/* ---- the list of launches ---- */
+
+/* Doubles an array until it has room for n of size. */
+static bool reserve(struct cuda_backend *cuda, void **array, size_t *n_max, size_t n, size_t size)
+{
+    if (n <= *n_max) return true;
+    size_t grown = *n_max ? *n_max : 256;
+    while (grown < n)
+        grown *= 2;
+    void *moved = realloc(*array, grown * size);
+    if (!moved) {
+        if (cuda->kept.status == LM_OK)
+            lm_fail(&cuda->kept, LM_E_NO_MEM, "no memory for %zu bytes", grown * size);
+        return false;
+    }
+    *array = moved;
+    *n_max = grown;
+    return true;
+}
+
+static bool allow_shared(struct cuda_backend *cuda, const void *kernel, size_t n_bytes)
+{
+    if (n_bytes <= SHARED_BYTES_PLAIN) return true;
+    uint32_t i = 0;
+    while (i < cuda->n_large && cuda->large_kernel[i] != kernel)
+        i++;
+    if (i < cuda->n_large && cuda->large_bytes[i] >= n_bytes) return true;
+    if (!CUDA_CHECK(cuda, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               (int)n_bytes)))
+        return false;
+    if (i == sizeof(cuda->large_kernel) / sizeof(cuda->large_kernel[0])) return true;
+    cuda->large_kernel[i] = kernel;
+    cuda->large_bytes[i] = n_bytes;
+    if (i == cuda->n_large) cuda->n_large++;
+    return true;
+}
+
+void launch_raw(struct cuda_backend *cuda, const void *kernel, dim3 grid, dim3 block,
+                size_t shared_bytes, const void *args, size_t args_bytes)
+{
+    const size_t offset = round_up(cuda->args_bytes, 16);
+    if (!reserve(cuda, (void **)&cuda->record, &cuda->n_record_max, cuda->n_record + 1,
+                 sizeof(*cuda->record)) ||
+        !reserve(cuda, (void **)&cuda->args, &cuda->args_bytes_max, offset + args_bytes, 1) ||
+        !allow_shared(cuda, kernel, shared_bytes))
+        return;
+    memcpy(cuda->args + offset, args, args_bytes);
+    cuda->args_bytes = offset + args_bytes;
+    cuda->record[cuda->n_record++] =
+        launch_record{kernel, grid, block, shared_bytes, offset, args_bytes};
+    cuda->head.counters.n_launch++;
+}
+
+static void copy_staged(struct cuda_backend *cuda)
+{
+    bool any = false;
+    for (uint32_t i = 0; i < cuda->stage.n; i++) {
+        struct chunk *c = &cuda->stage.chunk[i];
+        if (!c->used_bytes) continue;
+        CUDA_CHECK(cuda, cudaMemcpyAsync(c->device, c->host[cuda->stage_turn], c->used_bytes,
+                                         cudaMemcpyHostToDevice, cuda->stream));
+        c->used_bytes = 0;
+        any = true;
+    }
+    if (!any) return;
+    CUDA_CHECK(cuda, cudaEventRecord(cuda->staged[cuda->stage_turn], cuda->stream));
+    cuda->stage_turn ^= 1;
+    cuda->stage_free = false;
+}
+
+static void flush(struct cuda_backend *cuda)
+{
+    if (!cuda->n_record) return;
+    copy_staged(cuda);
+    for (size_t i = 0; i < cuda->n_record && !cuda->head.counters.lost; i++) {
+        const struct launch_record *r = &cuda->record[i];
+        void *args[] = {cuda->args + r->args_offset};
+        if (!CUDA_CHECK(cuda, cudaLaunchKernel(r->kernel, r->grid, r->block, args, r->shared_bytes,
+                                               cuda->stream)))
+            break;
+    }
+    cuda->n_record = cuda->args_bytes = 0;
+    cuda->head.counters.n_flush++;
+}
+
+/* Before each operation: scratch is free again. false: the device is lost, nothing is done. */
+static bool begin(struct cuda_backend *cuda)
+{
+    if (cuda->head.counters.lost) return false;
+    const bool much_staged = cuda->stage.n > 1 && cuda->stage.chunk[1].used_bytes;
+    if (cuda->n_record >= LAUNCHES_PER_LIST || much_staged) flush(cuda);
+    for (uint32_t i = 0; i < cuda->scratch.n; i++)
+        cuda->scratch.chunk[i].used_bytes = 0;
+    return true;
+}
+
+/* ---- memory ---- */
+
+static void *op_alloc(struct backend *backend, size_t n_bytes, struct lm_error *err)
+{
+    struct cuda_backend *cuda = self(backend);
+    void *memory = NULL;
+    const cudaError_t code = cudaMalloc(&memory, n_bytes + !n_bytes);
+    if (code == cudaErrorMemoryAllocation) {
+        fail_memory(cuda, n_bytes, err);
+        return NULL;
+    }
+    if (code == cudaSuccess) {
+        cuda->head.counters.n_alloc++;
+        CUDA_CHECK(cuda, cudaMemsetAsync(memory, 0, n_bytes, cuda->stream));
+        return memory;
+    }
+    cudaGetLastError();
+    if (is_lasting(code)) cuda->head.counters.lost = true;
+    lm_fail(err, LM_E_FAIL, "gpu %d: %zu bytes: %s", cuda->device, n_bytes,
+            cudaGetErrorString(code));
+    return NULL;
+}
+
+static void op_free(struct backend *backend, void *memory)
+{
+    struct cuda_backend *cuda = self(backend);
+    if (!memory) return;
+    flush(cuda); /* nothing that is still to run reads it */
+    CUDA_CHECK(cuda, cudaStreamSynchronize(cuda->stream));
+    cudaFree(memory);
+}
+
+static void op_upload(struct backend *backend, void *to, const void *from_host, size_t n_bytes)
+{
+    struct cuda_backend *cuda = self(backend);
+    if (cuda->head.counters.lost) return;
+    flush(cuda);
+    CUDA_CHECK(cuda, cudaMemcpyAsync(to, from_host, n_bytes, cudaMemcpyHostToDevice, cuda->stream));
+}
+
+static void op_download(struct backend *backend, void *to_host, const void *from, size_t n_bytes)
+{
+    struct cuda_backend *cuda = self(backend);
+    if (cuda->head.counters.lost) return;
+    flush(cuda);
+    CUDA_CHECK(cuda, cudaMemcpyAsync(to_host, from, n_bytes, cudaMemcpyDeviceToHost, cuda->stream));
+}
+
+static enum lm_status op_sync(struct backend *backend, struct lm_error *err)
+{
+    struct cuda_backend *cuda = self(backend);
+    if (!cuda->head.counters.lost) {
+        flush(cuda);
+        CUDA_CHECK(cuda, cudaStreamSynchronize(cuda->stream));
+    }
+    const int32_t where = *cuda->not_finite;
+    *cuda->not_finite = 0;
+    if (cuda->kept.status != LM_OK) {
+        const struct lm_error kept = cuda->kept;
+        if (!cuda->head.counters.lost) cuda->kept.status = LM_OK;
+        if (err) *err = kept;
+        return kept.status;
+    }
+    if (where)
+        return lm_fail(err, LM_E_FAIL, "%s: an activation is a NaN or an infinity",
+                       not_finite_names[where - 1]);
+    return LM_OK;
+}
+
+/* ---- the operations, each with begin before it ---- */
+
+static void op_copy(struct backend *backend, void *to, const void *from, size_t n_bytes)
+{
+    if (begin(self(backend))) cuda_copy(backend, to, from, n_bytes);
+}
+
+static void op_embed(struct backend *backend, const struct weight *table, const int32_t *ids,
+                     uint32_t n_token, float scale, float *x)
+{
+    if (begin(self(backend))) cuda_embed(backend, table, ids, n_token, scale, x);
+}
+
+static void op_rms_norm(struct backend *backend, const float *x, const float *norm, float eps,
+                        uint32_t n_token, uint32_t n, float *y)
+{
+    if (begin(self(backend))) cuda_rms_norm(backend, x, norm, eps, n_token, n, y);
+}
+
+static void op_gather(struct backend *backend, const float *x, const uint32_t *rows, uint32_t n_row,
+                      uint32_t n, float *y)
+{
+    if (begin(self(backend))) cuda_gather(backend, x, rows, n_row, n, y);
+}
+
+static void op_linear(struct backend *backend, const struct linear_args *args)
+{
+    if (begin(self(backend))) cuda_linear(backend, args);
+}
+
+static void op_attention(struct backend *backend, const struct attention_args *args)
+{
+    if (begin(self(backend))) cuda_attention(backend, args);
+}
+
+static void op_delta_net(struct backend *backend, const struct delta_net_args *args)
+{
+    if (begin(self(backend))) cuda_delta_net(backend, args);
+}
+
+static void op_route(struct backend *backend, const struct route_args *args)
+{
+    if (begin(self(backend))) cuda_route(backend, args);
+}
+
+static void op_ffn(struct backend *backend, const struct ffn_args *args)
+{
+    if (begin(self(backend))) cuda_ffn(backend, args);
+}
+
+static void op_ffn_experts(struct backend *backend, const struct ffn_args *args,
+                           const bool *selected)
+{
+    if (begin(self(backend))) cuda_ffn_experts(backend, args, selected);
+}
+
+static void op_ffn_finish(struct backend *backend, const struct ffn_args *args)
+{
+    if (begin(self(backend))) cuda_ffn_finish(backend, args);
+}
+
+/* ---- creation ---- */
+
+static void op_destroy(struct backend *backend)
+{
+    struct cuda_backend *cuda = self(backend);
+    if (!cuda) return;
+    if (cuda->stream) cudaStreamSynchronize(cuda->stream);
+    free_chunks(&cuda->scratch);
+    free_chunks(&cuda->stage);
+    cudaFreeHost(cuda->not_finite);
+    for (int i = 0; i < 2; i++)
+        if (cuda->staged[i]) cudaEventDestroy(cuda->staged[i]);
+    if (cuda->stream) cudaStreamDestroy(cuda->stream);
+    free(cuda->record);
+    free(cuda->args);
+    free(cuda);
+    cudaGetLastError();
+}
+
+static const struct backend_ops cuda_ops = {
+    .name = "cuda",
+    .destroy = op_destroy,
+    .alloc = op_alloc,
+    .free = op_free,
+    .upload = op_upload,
+    .download = op_download,
+    .copy = op_copy,
+    .sync = op_sync,
+    .embed = op_embed,
+    .rms_norm = op_rms_norm,
+    .gather = op_gather,
+    .linear = op_linear,
+    .attention = op_attention,
+    .delta_net = op_delta_net,
+    .route = op_route,
+    .ffn = op_ffn,
+    .ffn_experts = op_ffn_experts,
+    .ffn_finish = op_ffn_finish,
+};
+
+static enum lm_status count_devices(int *n_device, struct lm_error *err)
+{
+    int driver = 0, runtime = 0;
+    const cudaError_t code = cudaGetDeviceCount(n_device);
+    if (code == cudaSuccess && *n_device > 0) return LM_OK;
+    cudaGetLastError();
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    if (code == cudaErrorInsufficientDriver && !driver)
+        return lm_fail(err, LM_E_UNSUPPORTED, "no NVIDIA driver is loaded on this machine");
+    if (code == cudaErrorInsufficientDriver)
+        return lm_fail(err, LM_E_UNSUPPORTED,
+                       "the NVIDIA driver is of CUDA %d.%d: CUDA %d needs NVIDIA driver R580 or "
+                       "newer",
+                       driver / 1000, driver % 1000 / 10, runtime / 1000);
+    if (code == cudaSuccess || code == cudaErrorNoDevice)
+        return lm_fail(err, LM_E_UNSUPPORTED, "no CUDA device is visible");
+    return lm_fail(err, LM_E_FAIL, "cudaGetDeviceCount: %s", cudaGetErrorString(code));
+}
+
+static enum lm_status choose_device(struct cuda_backend *cuda, uint32_t device,
+                                    struct lm_error *err)
+{
+    int n_device;
+    struct cudaDeviceProp properties;
+    const enum lm_status status = count_devices(&n_device, err);
+    if (status != LM_OK) return status;
+    if (device >= (uint32_t)n_device)
+        return lm_fail(err, LM_E_USAGE, "gpu %u: there are %d, numbered from 0", device, n_device);
+    cuda->device = (int)device;
+    cudaError_t code = cudaGetDeviceProperties(&properties, cuda->device);
+    if (code == cudaSuccess && properties.major < COMPUTE_MAJOR_MIN)
+        return lm_fail(err, LM_E_UNSUPPORTED,
+                       "gpu %u: %s has compute capability %d.%d; 8.0 is the least (Ampere)", device,
+                       properties.name, properties.major, properties.minor);
+    if (code == cudaSuccess) code = cudaSetDevice(cuda->device);
+    if (code == cudaSuccess) {
+        cuda->n_multiprocessor = (uint32_t)properties.multiProcessorCount;
+        return LM_OK;
+    }
+    return lm_fail(err, LM_E_FAIL, "gpu %u: %s", device, cudaGetErrorString(code));
+}
+
+static enum lm_status create(struct backend **out, uint32_t device, struct lm_error *err)
+{
+    struct cuda_backend *cuda = (struct cuda_backend *)calloc(1, sizeof(*cuda));
+    if (!cuda) return lm_fail(err, LM_E_NO_MEM, "no memory for %zu bytes", sizeof(*cuda));
+    cuda->head.base.ops = &cuda_ops;
+    const enum lm_status status = choose_device(cuda, device, err);
+    if (status != LM_OK) {
+        free(cuda);
+        return status;
+    }
+    CUDA_CHECK(cuda, cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking)) &&
+        CUDA_CHECK(cuda, cudaEventCreateWithFlags(&cuda->staged[0], cudaEventDisableTiming)) &&
+        CUDA_CHECK(cuda, cudaEventCreateWithFlags(&cuda->staged[1], cudaEventDisableTiming)) &&
+        CUDA_CHECK(cuda, cudaHostAlloc(&cuda->not_finite, sizeof(int32_t), cudaHostAllocMapped));
+    if (cuda->kept.status != LM_OK) {
+        const struct lm_error kept = cuda->kept;
+        if (err) *err = kept;
+        op_destroy(&cuda->head.base);
+        return kept.status;
+    }
+    *cuda->not_finite = 0;
+    cuda->stage_free = true;
+    *out = &cuda->head.base;
+    return LM_OK;
+}
+
+static void print_uuid(const char bytes[16], char out[40])
+{
+    char *at = out;
+    for (int i = 0; i < 16; i++)
+        at += sprintf(at, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x",
+                      (unsigned char)bytes[i]);
+}
+
+static enum lm_status list_devices(struct cuda_device_info *out, uint32_t n_max, uint32_t *n,
+                                   struct lm_error *err)
+{
+    int n_device;
+    const enum lm_status status = count_devices(&n_device, err);
+    if (status != LM_OK) return status;
+    for (int i = 0; i < n_device && (uint32_t)i < n_max; i++) {
+        struct cudaDeviceProp p;
+        size_t free_bytes = 0, total_bytes = 0;
+        cudaError_t code = cudaGetDeviceProperties(&p, i);
+        if (code == cudaSuccess) code = cudaSetDevice(i);
+        if (code == cudaSuccess) code = cudaMemGetInfo(&free_bytes, &total_bytes);
+        if (code != cudaSuccess)
+            return lm_fail(err, LM_E_FAIL, "gpu %d: %s", i, cudaGetErrorString(code));
+        struct cuda_device_info *info = &out[i];
+        memset(info, 0, sizeof(*info));
+        snprintf(info->name, sizeof(info->name), "%.63s", p.name);
+        print_uuid(p.uuid.bytes, info->uuid);
+        info->major = (uint32_t)p.major;
+        info->minor = (uint32_t)p.minor;
+        info->n_multiprocessor = (uint32_t)p.multiProcessorCount;
+        info->total_bytes = total_bytes;
+        info->free_bytes = free_bytes;
+    }
+    *n = (uint32_t)n_device;
+    return LM_OK;
+}
+
+static const struct cuda_plugin table = {
+    .head = {.size = sizeof(table), .build_id = LEAN_BUILD_ID},
+    .create = create,
+    .devices = list_devices,
+};
+
+extern "C" PLUGIN_EXPORT const struct plugin_head *lean_plugin_v1(void)
+{
+    return &table.head;
+}

@@ -1,0 +1,133 @@
+/* The part of the CUDA runtime that the host side of kernels/cuda uses, emulated.
+ *
+ * Work on a stream is put off for as long as CUDA allows: until somebody waits for the stream or
+ * for an event behind it. So host code that reads too early, or overwrites what a copy has yet to
+ * read, gets it wrong here every time. Copies from pageable memory take the data at once, as CUDA
+ * does.
+ *
+ * Settings for tests, read when devices are counted (cudaGetDeviceCount), which also brings lost
+ * ones back: LEAN_EMU_ORDER      forward, reverse or random: which fiber runs first LEAN_EMU_VRAM
+ * bytes of a device (default 1 GiB) LEAN_EMU_DEVICES    "8.6,9.0": how many there are, and their
+ * compute capabilities (default 8.6) LEAN_EMU_FAIL       "driver" (none), "old_driver" (too old),
+ * or "malloc:N", "host:N", "launch:N", "lost:N": the N-th allocation of device or host memory
+ * fails, the N-th kernel that runs fails, or the device is gone from the N-th on
+ *
+ * Threads: calls from any thread; one lock.
+ *
+ * Included at the end of cuemu.h, never by itself. */
+#ifndef LEAN_KERNELS_CUDA_EMU_RUNTIME_H
+#define LEAN_KERNELS_CUDA_EMU_RUNTIME_H
+
+#include <stddef.h>
+
+/* CUDA's numbers. */
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorInvalidConfiguration = 9,
+    cudaErrorInsufficientDriver = 35,
+    cudaErrorNoDevice = 100,
+    cudaErrorInvalidDevice = 101,
+    cudaErrorInvalidResourceHandle = 400,
+    cudaErrorNotReady = 600,
+    cudaErrorIllegalAddress = 700,
+    cudaErrorLaunchOutOfResources = 701,
+    cudaErrorLaunchFailure = 719,
+    cudaErrorDevicesUnavailable = 46,
+    cudaErrorUnknown = 999,
+};
+const char *cudaGetErrorName(cudaError_t error);
+const char *cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetLastError(void);
+cudaError_t cudaPeekAtLastError(void);
+
+struct cudaUUID_t {
+    char bytes[16];
+};
+struct cudaDeviceProp {
+    char name[256];
+    cudaUUID_t uuid;
+    size_t totalGlobalMem, sharedMemPerBlock, sharedMemPerBlockOptin;
+    int major, minor, multiProcessorCount, l2CacheSize, maxThreadsPerBlock;
+    int pciBusID, pciDeviceID, pciDomainID;
+};
+cudaError_t cudaGetDeviceCount(int *count);
+cudaError_t cudaDriverGetVersion(int *version);
+cudaError_t cudaRuntimeGetVersion(int *version);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaGetDevice(int *device);
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes);
+
+cudaError_t cudaMalloc(void **out, size_t n_bytes);
+cudaError_t cudaFree(void *memory);
+enum { cudaHostAllocDefault = 0, cudaHostAllocPortable = 1, cudaHostAllocMapped = 2 };
+cudaError_t cudaHostAlloc(void **out, size_t n_bytes, unsigned flags);
+cudaError_t cudaFreeHost(void *memory);
+enum { cudaHostRegisterDefault = 0 };
+cudaError_t cudaHostRegister(void *memory, size_t n_bytes, unsigned flags);
+cudaError_t cudaHostUnregister(void *memory);
+template <class T> static inline cudaError_t cudaMalloc(T **out, size_t n_bytes)
+{
+    return cudaMalloc((void **)out, n_bytes);
+}
+template <class T> static inline cudaError_t cudaHostAlloc(T **out, size_t n_bytes, unsigned flags)
+{
+    return cudaHostAlloc((void **)out, n_bytes, flags);
+}
+
+typedef struct emu_stream *cudaStream_t;
+typedef struct emu_event *cudaEvent_t;
+enum { cudaStreamDefault = 0, cudaStreamNonBlocking = 1 };
+enum { cudaEventDefault = 0, cudaEventBlockingSync = 1, cudaEventDisableTiming = 2 };
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaStreamQuery(cudaStream_t stream);
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *out, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
+cudaError_t cudaEventQuery(cudaEvent_t event);
+cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end);
+
+enum cudaMemcpyKind {
+    cudaMemcpyHostToHost = 0,
+    cudaMemcpyHostToDevice = 1,
+    cudaMemcpyDeviceToHost = 2,
+    cudaMemcpyDeviceToDevice = 3,
+    cudaMemcpyDefault = 4,
+};
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n_bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void *to, int value, size_t n_bytes, cudaStream_t stream);
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value);
+/* The kernel must be known: emu_register_kernel. */
+cudaError_t cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **args,
+                             size_t shared_bytes, cudaStream_t stream);
+
+/* ---- not of CUDA ---- */
+
+typedef void emu_call_fn(const void *kernel, const void *args);
+/* Says how a kernel is called, and with how many bytes of arguments. text: names it. */
+void emu_register_kernel(const void *kernel, emu_call_fn *call, size_t args_bytes,
+                         const char *text);
+
+/* ---- between runtime.cpp and fibers.cpp ---- */
+
+struct emu_launch {
+    emu_call_fn *call;
+    const void *kernel, *args;
+    const char *name;
+    dim3 grid, block;
+    size_t shared_bytes;
+};
+enum emu_order { EMU_FORWARD, EMU_REVERSE, EMU_RANDOM };
+/* Runs all blocks; false: a wait could not end, which has been reported on stderr. */
+bool emu_run(const emu_launch *launch, emu_order order);
+
+#endif

@@ -1,0 +1,100 @@
+/* Instructions that CUDA has no words for, each with its host twin of the same bits.
+ *
+ * All 32 lanes of a warp call mma_*; the others are a thread's own. */
+#ifndef LEAN_KERNELS_CUDA_PTX_CUH
+#define LEAN_KERNELS_CUDA_PTX_CUH
+
+#include "kernels/cuda/device.cuh"
+
+/* d += A B with A [16][32] row-major and B [32][8] of int8, d [16][8] int32; exact.
+ * With g = lane / 4, t = lane % 4, a register holds 4 elements in rising k:
+ *   a[0] row g,   k 4t..4t+3     a[2] row g,   k 16+4t..     b[0] column g, k 4t..
+ *   a[1] row g+8, k 4t..4t+3     a[3] row g+8, k 16+4t..     b[1] column g, k 16+4t..
+ *   d[0], d[1] row g, columns 2t, 2t+1     d[2], d[3] row g+8 */
+DEVICE void mma_s8_16x8x32(int32_t d[4], const uint32_t a[4], const uint32_t b[2])
+{
+#ifdef __CUDACC__
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, "
+                 "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    const emu_lanes *lanes = emu_warp_wait(EMU_MMA, ALL_LANES, mine, sizeof(mine));
+    const uint32_t row = emu_lane() / 4, column = emu_lane() % 4 * 2;
+    for (uint32_t i = 0; i < 4; i++)
+        for (uint32_t t = 0; t < 8; t++) { /* four k each */
+            const uint32_t *of_a = (const uint32_t *)lanes->lane[row * 4 + t % 4];
+            const uint32_t *of_b = (const uint32_t *)lanes->lane[(column + i % 2) * 4 + t % 4];
+            d[i] = __dp4a((int32_t)of_a[i / 2 + t / 4 * 2], (int32_t)of_b[4 + t / 4], d[i]);
+        }
+#endif
+}
+
+/* 16 bytes that nobody reads again: past the first-level cache. from: 16-byte aligned. */
+DEVICE uint4 load_once_128(const void *from)
+{
+#ifdef __CUDACC__
+    uint4 value;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+                 : "l"(from));
+    return value;
+#else
+    return *(const uint4 *)from;
+#endif
+}
+
+/* As load_once_128, 8 and 4 bytes. */
+DEVICE uint2 load_once_64(const void *from)
+{
+#ifdef __CUDACC__
+    uint2 value;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(value.x), "=r"(value.y)
+                 : "l"(from));
+    return value;
+#else
+    return *(const uint2 *)from;
+#endif
+}
+
+DEVICE uint32_t load_once_32(const void *from)
+{
+#ifdef __CUDACC__
+    uint32_t value;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(value) : "l"(from));
+    return value;
+#else
+    return *(const uint32_t *)from;
+#endif
+}
+
+/* 16 bytes from global to shared memory, both 16-byte aligned, without a register between. What
+ * was asked for since the last commit is a group; wait<n> returns when all but the last n groups of
+ * this thread have arrived (other threads see them after a barrier). */
+DEVICE void copy_async_16(void *to_shared, const void *from)
+{
+#ifdef __CUDACC__
+    const uint32_t to = (uint32_t)__cvta_generic_to_shared(to_shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+#else
+    memcpy(__builtin_assume_aligned(to_shared, 16), __builtin_assume_aligned(from, 16), 16);
+#endif
+}
+
+DEVICE void copy_async_commit(void)
+{
+#ifdef __CUDACC__
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+template <int N> DEVICE void copy_async_wait(void)
+{
+#ifdef __CUDACC__
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+#endif
+}
+
+#endif
