@@ -68,6 +68,7 @@ struct download {
     size_t n, n_done;
     struct lane *lanes; /* [n_connection] */
     double progress_s;  /* when bytes came last */
+    double resumes_s;   /* no lane starts before: so said the server */
     double n_allowed;   /* bytes that may come now; below 0 after more came */
     double allowed_s;   /* as of then */
     double tick_s;
@@ -353,6 +354,8 @@ static enum lm_status fail_lane(struct lane *lane, CURLcode result, long code, d
     if (lane->has_progress) lane->n_failure = 0;
     if (!lane->n_failure++) lane->failed_s = now_s;
     lane->resumes_s = now_s + wait_s;
+    if (lane->head.retry_after_s > 0)
+        download->resumes_s = fmax(download->resumes_s, now_s + wait_s);
     const bool is_range_at_fault = code != 429 && code != 503;
     const unsigned n_of_range = lane->has_progress ? 0 : lane->todo.n_failure + 1;
     if ((lane->n_failure >= HUB_FAILURES_MAX && download->progress_s < lane->failed_s) ||
@@ -484,7 +487,7 @@ static enum lm_status start_lanes(struct download *download, struct lm_error *er
     const double now_s = log_now_s();
     for (uint32_t i = 0; i < download->config->n_connection && status == LM_OK; i++) {
         struct lane *lane = &download->lanes[i];
-        if (lane->fetch || now_s < lane->resumes_s) continue;
+        if (lane->fetch || now_s < fmax(lane->resumes_s, download->resumes_s)) continue;
         size_t k = 0;
         while (k < download->n && !take_todo(download, &download->fetches[k], lane))
             k++;

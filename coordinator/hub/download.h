@@ -7,8 +7,8 @@
  *   missing --lane takes it--> in flight --all bytes came--> there
  *      ^------- failed, or less came ------+
  *
- *   connection errors, time-outs, stalls, 408, 429, 5xx   the lane waits: 1, 2, 4 ... 60 s, or as
- *                                                         long as the server says
+ *   connection errors, time-outs, stalls, 408, 429, 5xx   the lane waits: 1, 2, 4 ... 60 s; or, if
+ *                                                         the server says how long, all lanes do
  *   401, 403, 410 of the storage host                     the signed URL has expired: the endpoint
  *                                                         is asked again
  *   200 instead of 206                                    the server ignores ranges: this file goes
