@@ -47,7 +47,7 @@ asm(".text\n"
 
 static void make_context(context *out, unsigned char *stack, void (*entry)(void))
 {
-    void **top = (void **)(stack + STACK_BYTES) - 2; /* entry sees a stack as after a call */
+    void **top = (void **)(stack + STACK_BYTES) - 1; /* entry sees a stack as after a call */
     *top = nullptr;
     *--top = (void *)entry;
     for (int i = 0; i < 6; i++)
