@@ -162,19 +162,27 @@ void *scratch(struct cuda_backend *cuda, size_t n_bytes)
     return piece;
 }
 
-const void *stage(struct cuda_backend *cuda, const void *host, size_t n_bytes)
+void *stage_room(struct cuda_backend *cuda, size_t n_bytes, const void **device)
 {
-    const size_t taken = round_up(n_bytes + !n_bytes, ALIGNMENT);
-    struct chunk *c = find_chunk(cuda, &cuda->stage, taken, STAGE_CHUNK_BYTES, true);
+    n_bytes = round_up(n_bytes + !n_bytes, ALIGNMENT);
+    struct chunk *c = find_chunk(cuda, &cuda->stage, n_bytes, STAGE_CHUNK_BYTES, true);
     if (!c) return NULL;
     if (!cuda->stage_free &&
         !CUDA_CHECK(cuda, cudaEventSynchronize(cuda->staged[cuda->stage_turn])))
         return NULL;
     cuda->stage_free = true;
-    memcpy(c->host[cuda->stage_turn] + c->used_bytes, host, n_bytes);
-    void *piece = c->device + c->used_bytes;
-    c->used_bytes += taken;
-    return piece;
+    void *room = c->host[cuda->stage_turn] + c->used_bytes;
+    *device = c->device + c->used_bytes;
+    c->used_bytes += n_bytes;
+    return room;
+}
+
+const void *stage(struct cuda_backend *cuda, const void *host, size_t n_bytes)
+{
+    const void *device = NULL;
+    void *room = stage_room(cuda, n_bytes, &device);
+    if (room) memcpy(room, host, n_bytes);
+    return device;
 }
 
 static void free_chunks(struct chunk_list *list)

@@ -35,8 +35,10 @@ struct cuda_backend; /* backend_cuda.cu; begins with struct backend */
 /* Device memory for this operation alone, 256-byte aligned, not cleared; several calls give
  * several pieces. NULL: no memory, noted. */
 void *scratch(struct cuda_backend *cuda, size_t n_bytes);
-/* A device copy of host data, which may change after the call; valid for this operation.
- * NULL: no memory, noted. */
+/* Host memory to be filled in before the operation ends; *device is where its copy will be, valid
+ * for this operation. NULL: no memory, noted. */
+void *stage_room(struct cuda_backend *cuda, size_t n_bytes, const void **device);
+/* The device's copy of host data, which may change after the call. Otherwise as stage_room. */
 const void *stage(struct cuda_backend *cuda, const void *host, size_t n_bytes);
 /* Where kernels note a value that is not finite: *flag = where + 1 (any one of them wins). where:
  * index of a name of not_finite_names. */

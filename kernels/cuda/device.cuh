@@ -17,6 +17,7 @@
  *   }
  *   ... launch(cuda, add_kernel, dim3(blocks), dim3(256), 0, args);      (backend_cuda.cuh)
  *
+ * KERNEL(threads at most, blocks that a multiprocessor should hold: else as they fit).
  * Dynamic shared memory: DYNAMIC_SHARED(float, tile); static: __shared__ as usual, in the body. */
 #ifndef LEAN_KERNELS_CUDA_DEVICE_CUH
 #define LEAN_KERNELS_CUDA_DEVICE_CUH
@@ -26,7 +27,7 @@
 #ifdef __CUDACC__
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
-#define KERNEL(max_threads) static __global__ void __launch_bounds__(max_threads)
+#define KERNEL(...) static __global__ void __launch_bounds__(__VA_ARGS__)
 #define DYNAMIC_SHARED(type, name)                                                                 \
     extern __shared__ __align__(16) unsigned char dynamic_shared_[];                               \
     type *const name = reinterpret_cast<type *>(dynamic_shared_)

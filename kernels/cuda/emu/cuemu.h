@@ -38,7 +38,7 @@ extern "C" {
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)
 
-#define KERNEL(max_threads) static void
+#define KERNEL(...) static void
 #define DYNAMIC_SHARED(type, name) type *const name = reinterpret_cast<type *>(emu_dynamic_shared)
 
 /* ---- vector types ---- */
