@@ -259,8 +259,7 @@ static enum lm_status run_once(struct run *run, struct lm_error *err)
         status = lm_fail(err, LM_E_USAGE, "the prompt is empty");
         lm_hint(err, "lean run MODEL PROMPT, or pipe the prompt in");
     }
-    if (engine_n_rank(run->engine) == 1) /* else another thread runs the pager */
-        loading_view_begin(&output.view, engine_pager(run->engine));
+    loading_view_begin(&output.view, run->engine);
     if (status == LM_OK) status = answer_prompt(run, prompt, n, &sink, &answer, err);
     loading_view_end(&output.view);
     free(prompt);

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "launch/engine.h"
 #include "launch/pager_report.h"
 #include "launch/terminal/text_width.h"
 #include "worker/pager/expert_pager.h"
@@ -28,7 +29,7 @@ static struct hits hits_of(const struct loading_view *view, uint32_t il, uint32_
 {
     struct hits hits = {0, 0};
     for (const uint32_t end = il + n_layer; il < end; il++) {
-        const struct expert_pager_layer_stats layer = expert_pager_layer_stats(view->pager, il);
+        const struct expert_pager_layer_stats layer = view->now.layer[il];
         hits.n_lookup += layer.decode.n_lookup + layer.prefill.n_lookup - view->before[il].n_lookup;
         hits.n_hit += layer.decode.n_hit + layer.prefill.n_hit - view->before[il].n_hit;
     }
@@ -59,9 +60,11 @@ static void format_prompt(const struct loading_view *view, const struct expert_p
                           char *line, size_t size)
 {
     const double elapsed_s = log_now_s() - view->started_s;
-    const size_t n =
-        (size_t)snprintf(line, size, "reading prompt %zu/%zu tok, layer %u of %u", view->n_done,
-                         view->n_total, stats->layer + 1, stats->layer_end);
+    size_t n =
+        (size_t)snprintf(line, size, "reading prompt %zu/%zu tok", view->n_done, view->n_total);
+    if (view->alone && n < size)
+        n += (size_t)snprintf(line + n, size - n, ", layer %u of %u", stats->layer + 1,
+                              stats->layer_end);
     if (view->n_done && n < size)
         snprintf(line + n, size - n, "   %.1f tok/s", (double)view->n_done / elapsed_s);
 }
@@ -192,8 +195,11 @@ static void update(struct loading_view *view)
     if (log_progress() == LOG_PROGRESS_NONE || now_s - view->started_s < first_s ||
         now_s - view->shown_s < (redrawn ? redraw_s : plain_s))
         return;
+    if (!view->alone) engine_ask_experts(view->engine); /* to be told by the next time */
+    engine_experts_told(view->engine, &view->now);
+    const struct expert_pager_stats stats = view->now.total;
+    if (!stats.n_slot) return;
     view->shown_s = now_s;
-    const struct expert_pager_stats stats = expert_pager_stats(view->pager);
     const uint64_t read_bytes = pager_report_read_bytes(&stats);
     if (now_s - view->rate_s >= rate_window_s || !view->rate) {
         view->rate = (double)(read_bytes - view->rate_bytes) / (now_s - view->rate_s);
@@ -211,22 +217,24 @@ static void on_change(void *context)
     update(context);
 }
 
-void loading_view_begin(struct loading_view *view, struct expert_pager *pager)
+void loading_view_begin(struct loading_view *view, struct engine *engine)
 {
-    const struct expert_pager_stats stats = expert_pager_stats(pager);
-    *view = (struct loading_view){.pager = pager, .paged = stats.n_slot > 0};
+    *view = (struct loading_view){.engine = engine, .alone = engine_n_rank(engine) == 1};
+    const bool told = engine_experts(engine, &view->now, NULL) == LM_OK;
+    const struct expert_pager_stats *const stats = &view->now.total;
+    view->paged = told && stats->n_slot > 0;
     view->started_s = view->shown_s = view->rate_s = log_now_s();
-    view->rate_bytes = pager_report_read_bytes(&stats);
+    view->rate_bytes = pager_report_read_bytes(stats);
     if (!view->paged) {
         log_bar_begin(&view->bar, "reading prompt", "tok", 0);
         return;
     }
-    for (uint32_t il = stats.layer_begin; il < stats.layer_end; il++) {
+    for (uint32_t il = stats->layer_begin; il < stats->layer_end; il++) {
         const struct hits hits = hits_of(view, il, 1);
         view->before[il].n_lookup = hits.n_lookup;
         view->before[il].n_hit = hits.n_hit;
     }
-    expert_pager_watch(pager, on_change, view);
+    if (view->alone) expert_pager_watch(engine_pager(engine), on_change, view);
 }
 
 void loading_view_prompt(struct loading_view *view, size_t n_done, size_t n_total)
@@ -234,7 +242,7 @@ void loading_view_prompt(struct loading_view *view, size_t n_done, size_t n_tota
     view->n_done = n_done;
     view->n_total = n_total;
     view->bar.total = n_total;
-    if (!view->pager) return;
+    if (!view->engine) return;
     if (view->paged)
         update(view);
     else
@@ -243,8 +251,8 @@ void loading_view_prompt(struct loading_view *view, size_t n_done, size_t n_tota
 
 void loading_view_end(struct loading_view *view)
 {
-    if (!view->pager) return;
-    expert_pager_watch(view->pager, NULL, NULL);
-    view->pager = NULL;
+    if (!view->engine) return;
+    if (view->alone) expert_pager_watch(engine_pager(view->engine), NULL, NULL);
+    view->engine = NULL;
     log_redraw("");
 }

@@ -12,8 +12,11 @@
  * at most two lines (more layers share a block, `·` has not run). Where nothing can be redrawn, a
  * line says the same every ten seconds.
  *
- * Threads: that which runs the engine: the pager calls the view while it works, so a view that has
- *          ended costs nothing. */
+ * Of several ranks it shows all layers, whenever a piece of the prompt has been read: they tell
+ * what they have between steps.
+ *
+ * Threads: that which runs the engine: of one rank the pager calls the view while it works, so a
+ *          view that has ended costs nothing. */
 #ifndef LEAN_LAUNCH_LOADING_VIEW_H
 #define LEAN_LAUNCH_LOADING_VIEW_H
 
@@ -23,12 +26,14 @@
 
 #include "proto/base/log.h"
 #include "proto/model/hparams.h"
+#include "worker/pager/pager_snapshot.h"
 
-struct expert_pager;
+struct engine;
 
 struct loading_view {
-    struct expert_pager *pager; /* NULL: the view has ended */
-    bool paged;
+    struct engine *engine; /* NULL: the view has ended */
+    bool paged, alone;     /* alone: one rank */
+    struct pager_snapshot now;
     struct log_bar bar; /* if not paged */
     size_t n_done, n_total;
     double started_s, shown_s;
@@ -40,7 +45,7 @@ struct loading_view {
 };
 
 /* The view must stay where it is until its end. */
-void loading_view_begin(struct loading_view *view, struct expert_pager *pager);
+void loading_view_begin(struct loading_view *view, struct engine *engine);
 /* Tokens of the prompt that have been read. */
 void loading_view_prompt(struct loading_view *view, size_t n_done, size_t n_total);
 /* Erases it; legal more than once. */

@@ -165,10 +165,10 @@ static bool show_answer(struct repl *repl, enum answer_kind kind, const char *ra
 
     interrupt_take(INTERRUPT_STOP);
     /* of several ranks another thread runs the pager */
-    display.paged = engine_stats(repl->run->engine).paged && engine_n_rank(repl->run->engine) == 1;
+    display.paged = engine_stats(repl->run->engine).paged;
     if (display.paged) {
         fflush(stdout); /* the view goes below what was printed */
-        loading_view_begin(&display.view, engine_pager(repl->run->engine));
+        loading_view_begin(&display.view, repl->run->engine);
     }
     const enum lm_status status = generate(repl, kind, raw, &sink, &answer, &err);
     clear_progress(&display);

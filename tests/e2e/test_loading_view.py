@@ -3,6 +3,7 @@ plays, in the places of one view that is gone when the answer starts; elsewhere 
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,6 +56,18 @@ class OnATerminal(unittest.TestCase):
         self.assertEqual(terminal.close(120), 130)
         self.assert_gone(terminal)
         self.assertEqual(terminal.screen.cursor.x, 0)
+
+    @unittest.skipUnless(shutil.which("mpirun"), "no mpirun")
+    def test_shows_the_layers_of_all_ranks(self):
+        terminal = self.start(LONG, "--ranks", 2, "--partition", "1,3",
+                              *(["--allow-root"] if os.geteuid() == 0 else []), columns=90)
+        terminal.wait_for(lambda t: len(view(t)) == 4 and len(hit_blocks(view(t))) == 4 and
+                          "·" not in hit_blocks(view(t))[:3])
+        prompt, memory, disk, _ = view(terminal)
+        self.assertRegex(prompt, r"prompt [1-9]\d*/\d+ tok   [\d.]+ tok/s")
+        self.assertRegex(memory, r"  \d+ of 80 experts   ")
+        self.assertRegex(disk, r"[\d.]+ [KM]iB read$")
+        self.interrupt(terminal)
 
     def test_fills_and_is_gone_when_the_answer_starts(self):
         terminal = self.start(PROMPT, columns=90)
