@@ -409,7 +409,7 @@ static void put_settings(Lean__Setup *setup, const struct rank_settings *setting
 }
 
 enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_sizes *sizes,
-                                  struct lm_error *err)
+                                  bool trace, struct lm_error *err)
 {
     Lean__Setup setup = LEAN__SETUP__INIT;
     enum lm_status status = LM_OK;
@@ -424,6 +424,7 @@ enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_size
         setup.layer_begin = rank->layer_begin;
         setup.layer_end = rank->layer_end;
         setup.pin = rank->pin;
+        setup.has_trace = setup.trace = trace;
         put_settings(&setup, &rank->settings);
         status = cluster_send(cluster->world, i, LEAN__FRAME_TYPE__SETUP, &setup.base, err);
     }

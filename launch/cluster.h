@@ -71,8 +71,9 @@ enum lm_status cluster_share_model(struct cluster *cluster, const struct gguf_fi
 enum lm_status cluster_cut(struct cluster *cluster, const struct gguf_file *file,
                            const struct hparams *hp, const struct memory_request *request,
                            struct lm_error *err);
+/* trace: the ranks tell how tokens are routed. */
 enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_sizes *sizes,
-                                  struct lm_error *err);
+                                  bool trace, struct lm_error *err);
 enum lm_status cluster_wait_ready(struct cluster *cluster, struct lm_error *err);
 /* The pipeline has ended the ranks. */
 void cluster_drained(struct cluster *cluster);

@@ -133,6 +133,7 @@ static enum lm_status load(struct member *member, const Lean__Setup *setup, stru
                                                     .io = setup->io,
                                                     .profile = setup->profile},
                                        .pin = setup->pin,
+                                       .trace_kept = setup->trace,
                                        .name = member->name,
                                        .progress = member->world->progress,
                                        .in = member->in,

@@ -16,6 +16,7 @@
 #include "proto/base/log.h"
 #include "proto/transport/world.h"
 #include "worker/pager/pager_snapshot.h"
+#include "worker/pager/trace.h"
 #include "worker/pipeline/pipeline.h"
 
 /* Shorter ones cost more per token than a pipeline gains by them; and where experts are paged each
@@ -34,6 +35,7 @@ struct engine {
     struct model_part part;  /* of this rank */
     struct tokenizer *tokenizer;
     struct pipeline *pipeline; /* NULL: one rank */
+    struct route_trace *trace; /* of several ranks; NULL: none */
     struct scheduler *scheduler;
     struct step_runner runner;
     struct run_sizes sizes;
@@ -179,6 +181,8 @@ static struct part_config part_config(const struct engine *engine,
         part.settings = rank->settings;
         part.pin = rank->pin;
         part.name = rank->name;
+        part.trace_kept = config->trace_path;
+        part.trace_path = NULL;
         if (i == 0) part.out = cluster_edge(engine->cluster);
         if (i == 0) part.progress = cluster_world(engine->cluster)->progress;
     }
@@ -237,7 +241,12 @@ static enum lm_status set_up_ranks(struct engine *engine, const struct engine_co
     if (status == LM_OK) status = limit_context(engine, config, err);
     if (status == LM_OK) status = plan_rank(engine, config, 0, plan, err);
     if (status != LM_OK) return status;
-    return cluster_send_setup(engine->cluster, &engine->sizes, err);
+    return cluster_send_setup(engine->cluster, &engine->sizes, config->trace_path, err);
+}
+
+static void on_trace(void *context, const uint8_t *records, size_t n_bytes)
+{
+    route_trace_append(context, records, n_bytes);
 }
 
 static enum lm_status create_runner(struct engine *engine, const struct engine_config *asked,
@@ -252,6 +261,8 @@ static enum lm_status create_runner(struct engine *engine, const struct engine_c
                                            .slack = PIPELINE_SLACK,
                                            .on_lost = asked->on_lost,
                                            .lost_context = asked->lost_context,
+                                           .on_trace = engine->trace ? on_trace : NULL,
+                                           .trace_context = engine->trace,
                                            .with_map = asked->experts_map,
                                            .on_stats = asked->on_experts,
                                            .stats_context = asked->experts_context};
@@ -289,8 +300,6 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
     engine->on_experts = config->on_experts;
     engine->experts_context = config->experts_context;
     enum lm_status status = cluster_open(&engine->cluster, &config->cluster, err);
-    if (status == LM_OK && engine->cluster && config->trace_path)
-        status = lm_fail(err, LM_E_UNSUPPORTED, "--trace: several ranks cannot record one");
     if (status == LM_OK) status = open_model(engine, config->model_path, err);
     if (status == LM_OK && engine->cluster) status = share_model(engine, config, err);
     if (status == LM_OK) status = settle_sizes(engine, config, &request, &plan, err);
@@ -300,6 +309,9 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
     struct part_config part = part_config(engine, config, 0);
     if (!engine->cluster) part.settings.ram_bytes = plan.budget_bytes; /* as it was measured */
     engine->ram_bytes = part.settings.ram_bytes;
+    if (engine->cluster && config->trace_path)
+        status = route_trace_create(&engine->trace, config->trace_path, &engine->part.hp, 1, err);
+    if (status != LM_OK) return status;
     if (config->on_plan) config->on_plan(config->plan_context, &plan);
     status = model_part_load(&engine->part, &part, &engine->sizes, err);
     engine->keeps_profile = status == LM_OK && !config->profile;
@@ -354,7 +366,9 @@ enum lm_status engine_close(struct engine *engine, struct lm_error *err)
     if (engine->keeps_profile && is_paged(engine)) save_profile(engine);
     if (engine->pipeline) cluster_drained(engine->cluster);
     pipeline_close(engine->pipeline);
-    const enum lm_status status = model_part_close(&engine->part, err);
+    enum lm_status status = model_part_close(&engine->part, err);
+    const enum lm_status traced = route_trace_close(engine->trace, status == LM_OK ? err : NULL);
+    if (status == LM_OK) status = traced;
     cluster_close(engine->cluster);
     tokenizer_destroy(engine->tokenizer);
     free(engine);

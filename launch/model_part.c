@@ -141,6 +141,7 @@ static enum lm_status create_worker(struct model_part *part, const struct part_c
         .n_batch = sizes->prefill_chunk + sizes->n_slot,
         .kv_type = sizes->kv_type,
         .trace_path = asked->trace_path,
+        .trace_kept = asked->trace_kept,
         .progress = asked->progress,
         .name = asked->name};
     return worker_create(&part->worker, &config, err);

@@ -25,6 +25,7 @@ struct part_config {
     struct rank_settings settings;
     bool pin; /* threads to cores */
     const char *trace_path;
+    bool trace_kept;                 /* as of struct worker_config */
     const char *name;                /* of the rank, or NULL */
     struct transport_edge *in, *out; /* or NULL */
     struct progress *progress;       /* or NULL */

@@ -175,9 +175,9 @@ static enum lm_status create_parts(struct worker *worker, struct lm_error *err)
     if (status == LM_OK)
         status = create_span(worker, config->device, middle, config->layer_end, err);
     if (status == LM_OK) status = create_pager(worker, err);
-    if (status == LM_OK && config->trace_path)
-        status = route_trace_create(&worker->trace, config->trace_path, config->hp, config->n_batch,
-                                    err);
+    if (status == LM_OK && (config->trace_path || config->trace_kept))
+        status = route_trace_create(&worker->trace, config->trace_kept ? NULL : config->trace_path,
+                                    config->hp, config->n_batch, err);
     if (status == LM_OK) status = create_graphs(worker, err);
     if (status == LM_OK) status = create_edges(worker, err);
     if (status == LM_OK) status = create_batch(worker, err);
@@ -343,7 +343,8 @@ static size_t x_bytes(const struct worker *worker)
 
 static void run_layers(struct worker *worker, const struct step_plan *plan, struct lm_error *failed)
 {
-    if (worker->trace) route_trace_step(worker->trace, worker->token, worker->ids, worker->n_token);
+    if (worker->trace && is_first(worker))
+        route_trace_step(worker->trace, worker->token, worker->ids, worker->n_token);
     expert_pager_step(worker->pager, worker->n_token, is_prefill(worker));
     for (uint32_t i = 0; i < worker->n_span && failed->status == LM_OK; i++) {
         struct span *span = &worker->span[i];
@@ -575,6 +576,12 @@ struct step_runner worker_runner(struct worker *worker)
                                 .end = runner_end,
                                 .seq = runner_seq,
                                 .usage = runner_usage};
+}
+
+bool worker_take_trace(struct worker *worker, const uint8_t **records, size_t *n_bytes)
+{
+    if (worker->config.trace_kept) route_trace_take(worker->trace, records, n_bytes);
+    return worker->config.trace_kept;
 }
 
 struct edges_stats worker_edges(const struct worker *worker)

@@ -47,6 +47,7 @@ struct worker_config {
     uint32_t n_batch;                /* tokens of one step at most */
     enum tensor_type kv_type;
     const char *trace_path; /* routing trace, or NULL */
+    bool trace_kept;        /* instead: its records are taken by worker_take_trace */
     struct pager_options pager;
     struct progress *progress; /* told of what the steps do; NULL: nobody watches */
     const char *name; /* "rank 1 (HOST)", with which errors of its steps begin; NULL: one rank */
@@ -83,6 +84,8 @@ uint32_t worker_length(const struct worker *worker, uint32_t slot);
 
 const struct worker_config *worker_settings(const struct worker *worker);
 
+/* The records of the last step as of pager/trace.h; false: none are kept. */
+bool worker_take_trace(struct worker *worker, const uint8_t **records, size_t *n_bytes);
 /* What has passed the stage's ends; between steps only. */
 struct edges_stats worker_edges(const struct worker *worker);
 /* Belongs to the worker; between steps only. */

@@ -99,6 +99,19 @@ class Eval(unittest.TestCase):
                     self.assertEqual(bits(answer), bits(expected))
                     self.assertEqual(answer["effective"]["expert_misses"] > 0, bool(options))
 
+    def test_the_routing_trace_is_of_all_ranks(self):
+        """Byte by byte that of one rank, where the steps are the same."""
+        found = []
+        with tempfile.TemporaryDirectory() as folder:
+            for n_rank, more in ((1, []), (3, ["--partition", "2,4,2"]), (3, [*PAGED])):
+                path = os.path.join(folder, "trace")
+                evaluate(n_rank, model_path("qwen35moe-s-q8_0"), "--prefill-chunk", 7, "--trace", path,
+                         *more)
+                with open(path, "rb") as file:
+                    found.append(file.read())
+        self.assertGreater(len(found[0]), 10000)
+        self.assertEqual([found[0] == other for other in found], [True] * 3)
+
     def test_layers_are_shared_out_by_themselves(self):
         answer = evaluate(3, model_path("llama-s-bf16"))
         self.assertEqual(bits(answer), bits(evaluate(1, model_path("llama-s-bf16"))))

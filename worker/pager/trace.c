@@ -10,7 +10,9 @@
 #include "proto/trace.pb-c.h"
 
 struct route_trace {
-    FILE *file;
+    FILE *file; /* that of kept if there is no path */
+    char *kept; /* [n_kept] in memory */
+    size_t n_kept;
     char *path;
     int failed_errno; /* of the first failure; 0: none */
     uint32_t n_expert_used;
@@ -61,12 +63,14 @@ static void write_header(struct route_trace *trace, const struct hparams *hp)
 enum lm_status route_trace_create(struct route_trace **out, const char *path,
                                   const struct hparams *hp, uint32_t n_batch, struct lm_error *err)
 {
+    const bool named = path;
     if (!hp->n_expert)
         return lm_fail(err, LM_E_UNSUPPORTED, "%s has no routed experts to trace", hp->arch->name);
     enum lm_status status = LM_E_NO_MEM;
     struct route_trace *trace = calloc(1, sizeof(*trace));
     if (!trace) return lm_fail(err, LM_E_NO_MEM, "%s: no memory", path);
     trace->n_expert_used = hp->n_expert_used;
+    if (!path) path = "trace";
     trace->path = strdup(path);
     trace->slot = calloc(n_batch, sizeof(*trace->slot));
     trace->position = calloc(n_batch, sizeof(*trace->position));
@@ -75,12 +79,12 @@ enum lm_status route_trace_create(struct route_trace **out, const char *path,
         lm_fail(err, LM_E_NO_MEM, "%s: no memory for steps of %u tokens", path, n_batch);
         goto close_trace;
     }
-    trace->file = fopen(path, "wbe");
+    trace->file = named ? fopen(path, "wbe") : open_memstream(&trace->kept, &trace->n_kept);
     if (!trace->file) {
         status = lm_fail_errno(err, "%s: open", path);
         goto close_trace;
     }
-    write_header(trace, hp);
+    if (named) write_header(trace, hp);
     *out = trace;
     return LM_OK;
 
@@ -99,6 +103,7 @@ enum lm_status route_trace_close(struct route_trace *trace, struct lm_error *err
         errno = trace->failed_errno;
         status = lm_fail_errno(err, "%s: write", trace->path);
     }
+    free(trace->kept);
     free(trace->packed);
     free(trace->expert);
     free(trace->position);
@@ -106,6 +111,20 @@ enum lm_status route_trace_close(struct route_trace *trace, struct lm_error *err
     free(trace->path);
     free(trace);
     return status;
+}
+
+void route_trace_take(struct route_trace *trace, const uint8_t **records, size_t *n_bytes)
+{
+    fflush(trace->file);
+    *records = (const uint8_t *)trace->kept;
+    *n_bytes = (size_t)ftello(trace->file);
+    rewind(trace->file);
+}
+
+void route_trace_append(struct route_trace *trace, const uint8_t *records, size_t n_bytes)
+{
+    if (trace->failed_errno || fwrite(records, 1, n_bytes, trace->file) == n_bytes) return;
+    trace->failed_errno = errno ? errno : EIO;
 }
 
 void route_trace_step(struct route_trace *trace, const struct token_ref *token, const int32_t *ids,

@@ -1,4 +1,5 @@
-/* Writes the routing trace of proto/trace.proto: what every token chose in every layer.
+/* Writes the routing trace of proto/trace.proto: what every token chose in every layer. Of a stage
+ * among several the records of each step are taken to where the file is.
  *
  * Errors stick and are reported by close, so that recording never stops a step.
  * Threads: the step thread. */
@@ -10,11 +11,16 @@
 struct hparams;
 struct route_trace;
 
-/* n_batch: rows of a step at most. */
+/* path NULL: records are kept to be taken. n_batch: rows of a step at most. */
 enum lm_status route_trace_create(struct route_trace **out, const char *path,
                                   const struct hparams *hp, uint32_t n_batch, struct lm_error *err);
 /* NULL is legal. The first write that failed, if any. */
 enum lm_status route_trace_close(struct route_trace *trace, struct lm_error *err);
+
+/* What was recorded since the last time, valid until the next record. */
+void route_trace_take(struct route_trace *trace, const uint8_t **records, size_t *n_bytes);
+/* Writes records that were taken elsewhere. */
+void route_trace_append(struct route_trace *trace, const uint8_t *records, size_t n_bytes);
 
 void route_trace_step(struct route_trace *trace, const struct token_ref *token, const int32_t *ids,
                       uint32_t n_token);

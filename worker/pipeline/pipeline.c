@@ -25,6 +25,16 @@ struct logits_row {
     Lean__Logits *message;
 };
 
+/* Records of a step that wait for those of ranks before. */
+struct trace_part {
+    struct trace_part *next;
+    Lean__Trace *message;
+};
+struct trace_parts {
+    struct trace_part *first, **last;
+    uint64_t n_step; /* that have come */
+};
+
 /* A step under way. */
 struct step {
     /* The caller's: of the plan those that the results go to. */
@@ -62,6 +72,7 @@ struct pipeline {
     bool asks_again;              /* a question came while another was open */
     Lean__Stats **map;            /* [n_rank] told last with a map; NULL, or one of stats */
     double map_asked_s;
+    struct trace_parts *trace; /* [n_rank] */
 };
 
 /* ---- what went wrong ---------------------------------------------------------------------- */
@@ -212,6 +223,58 @@ static enum lm_status take_stats(struct pipeline *pipeline, const struct frame *
     return again ? put_question(pipeline, false, err) : LM_OK;
 }
 
+static void drop_first(struct trace_parts *parts)
+{
+    struct trace_part *const part = parts->first;
+    parts->first = part->next;
+    if (!parts->first) parts->last = &parts->first;
+    lean__trace__free_unpacked(part->message, NULL);
+    free(part);
+}
+
+/* Hands on the steps of which all ranks have told. */
+static void hand_on_traces_locked(struct pipeline *pipeline)
+{
+    const uint32_t n_rank = pipeline->config.world->n_rank;
+    for (;;) {
+        for (uint32_t i = 0; i < n_rank; i++)
+            if (!pipeline->trace[i].first) return;
+        for (uint32_t i = 0; i < n_rank; i++) {
+            const ProtobufCBinaryData *records = &pipeline->trace[i].first->message->records;
+            if (pipeline->config.on_trace)
+                pipeline->config.on_trace(pipeline->config.trace_context, records->data,
+                                          records->len);
+            drop_first(&pipeline->trace[i]);
+        }
+    }
+}
+
+static enum lm_status take_trace(struct pipeline *pipeline, const struct frame *frame,
+                                 struct lm_error *err)
+{
+    ProtobufCMessage *message;
+    struct trace_part *part = calloc(1, sizeof(*part));
+    if (!part) return lm_fail(err, LM_E_NO_MEM, "pipeline: no memory for a trace");
+    enum lm_status status = wire_unpack(&message, &lean__trace__descriptor, frame, err);
+    if (status != LM_OK) {
+        free(part);
+        return status;
+    }
+    part->message = (Lean__Trace *)message;
+    pthread_mutex_lock(&pipeline->lock);
+    struct trace_parts *const parts = &pipeline->trace[frame->from];
+    if (part->message->step != parts->n_step)
+        status = lm_fail(err, LM_E_FORMAT, "rank %u sent the trace of step %llu, not of %llu",
+                         frame->from, (unsigned long long)part->message->step,
+                         (unsigned long long)parts->n_step);
+    parts->n_step++;
+    *parts->last = part;
+    parts->last = &part->next;
+    if (status == LM_OK) hand_on_traces_locked(pipeline);
+    pthread_mutex_unlock(&pipeline->lock);
+    return status;
+}
+
 static enum lm_status take_frame(struct pipeline *pipeline, const struct frame *frame,
                                  uint32_t *n_bye, struct lm_error *err)
 {
@@ -220,6 +283,8 @@ static enum lm_status take_frame(struct pipeline *pipeline, const struct frame *
         return take_stats(pipeline, frame, err);
     case LEAN__FRAME_TYPE__TOKENS:
         return take_tokens(pipeline, frame, err);
+    case LEAN__FRAME_TYPE__TRACE:
+        return take_trace(pipeline, frame, err);
     case LEAN__FRAME_TYPE__LOGITS:
         return take_logits(pipeline, frame, err);
     case LEAN__FRAME_TYPE__BYE:
@@ -638,7 +703,11 @@ static enum lm_status create_parts(struct pipeline *pipeline, struct lm_error *e
     pipeline->map_asked_s = -MAP_S;
     pipeline->position = calloc(config->n_slot, sizeof(*pipeline->position));
     pipeline->step = calloc(pipeline->depth, sizeof(*pipeline->step));
-    bool complete = pipeline->position && pipeline->step && pipeline->stats && pipeline->map;
+    pipeline->trace = calloc(pipeline->config.world->n_rank, sizeof(*pipeline->trace));
+    bool complete =
+        pipeline->position && pipeline->step && pipeline->stats && pipeline->map && pipeline->trace;
+    for (uint32_t i = 0; pipeline->trace && i < pipeline->config.world->n_rank; i++)
+        pipeline->trace[i].last = &pipeline->trace[i].first;
     for (uint32_t i = 0; complete && i < pipeline->depth; i++) {
         pipeline->step[i].seq = calloc(config->n_slot, sizeof(struct step_seq));
         complete = pipeline->step[i].seq != NULL;
@@ -674,6 +743,10 @@ static void destroy(struct pipeline *pipeline)
         if (map && map != stats) lean__stats__free_unpacked(map, NULL);
         if (stats) lean__stats__free_unpacked(stats, NULL);
     }
+    for (uint32_t i = 0; pipeline->trace && i < pipeline->config.world->n_rank; i++)
+        while (pipeline->trace[i].first)
+            drop_first(&pipeline->trace[i]);
+    free(pipeline->trace);
     free(pipeline->map);
     free(pipeline->stats);
     free(pipeline->step);

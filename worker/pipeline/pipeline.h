@@ -28,6 +28,10 @@ struct pipeline_config {
      * NULL. */
     void (*on_lost)(void *context, const struct lm_error *err);
     void *lost_context;
+    /* Called with the records of the routing trace, step by step, of each stage after the other, if
+     * the workers keep them; from any thread. */
+    void (*on_trace)(void *context, const uint8_t *records, size_t n_bytes);
+    void *trace_context;
     bool with_map; /* counters come with what is known of each expert, a few times a second */
     /* Called when all ranks have told their counters, from any thread; may be NULL. */
     void (*on_stats)(void *context);

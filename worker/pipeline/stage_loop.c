@@ -199,6 +199,19 @@ static void complete_plan(struct stage_loop *loop, struct wire_plan *plan,
     }
 }
 
+/* Once a step, whatever came of it, so that they can be put together. */
+static enum lm_status send_trace(struct stage_loop *loop, struct lm_error *err)
+{
+    struct frame *frame;
+    const uint8_t *records;
+    Lean__Trace message = LEAN__TRACE__INIT;
+    if (!worker_take_trace(loop->config.worker, &records, &message.records.len)) return LM_OK;
+    message.step = loop->n_step;
+    message.records.data = (uint8_t *)records;
+    const enum lm_status status = wire_pack(&frame, LEAN__FRAME_TYPE__TRACE, &message.base, err);
+    return status == LM_OK ? send_frame(loop, frame, err) : status;
+}
+
 static enum lm_status send_result(struct stage_loop *loop, const struct wire_plan *plan,
                                   const struct lm_error *failed, struct lm_error *err)
 {
@@ -259,7 +272,8 @@ static enum lm_status run_step(struct stage_loop *loop, struct item *item, struc
         *err = failed;
         return failed.status;
     }
-    if (loop->last) status = send_result(loop, item->plan, &failed, err);
+    status = send_trace(loop, err);
+    if (status == LM_OK && loop->last) status = send_result(loop, item->plan, &failed, err);
     loop->n_step++;
     return status;
 }

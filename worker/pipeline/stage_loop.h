@@ -1,8 +1,7 @@
 /* What every stage does, rank 0's too: takes frames in order and runs what they say.
  *
- *   PLAN           operations on slots, the step; on the last stage LOGITS and TOKENS to rank 0
- *   STATS_REQUEST  STATS to rank 0
- *   DRAIN          the end
+ *   PLAN           operations on slots, the step; on the last stage LOGITS and TOKENS to rank 0; of
+ * a worker that keeps a trace TRACE STATS_REQUEST  STATS to rank 0 DRAIN          the end
  *
  * While a step is computed the input of the next one is being received, if its plan is there.
  *
