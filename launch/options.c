@@ -570,6 +570,12 @@ bool options_given(const struct options *options, const char *name)
     return known_slot(options, name)->n_value > 0;
 }
 
+bool options_said(const struct options *options, const char *name)
+{
+    const struct slot *slot = known_slot(options, name);
+    return slot->n_value > 0 && !slot->configured;
+}
+
 bool options_flag(const struct options *options, const char *name)
 {
     const char *text = effective_text(options, name);

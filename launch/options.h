@@ -81,6 +81,8 @@ enum lm_status option_check(const struct option_spec *spec, const char *name, co
 
 /* Given on the command line or through the configuration (a default does not count). */
 bool options_given(const struct options *options, const char *name);
+/* Given on the command line or by options_set. */
+bool options_said(const struct options *options, const char *name);
 
 /* Values by name. The name must be in one of the command's tables (asserted). Absent without a
  * default: false, 0, NaN, NULL. Strings live as long as options. */

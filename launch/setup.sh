@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 packages=(gcc libc6-dev cmake ninja-build pkg-config protobuf-c-compiler protobuf-compiler
-          libprotobuf-c-dev libjson-c-dev libxxhash-dev libhwloc-dev liburing-dev
+          libprotobuf-c-dev libprotobuf-dev libjson-c-dev libxxhash-dev libhwloc-dev liburing-dev
           libcmocka-dev libmicrohttpd-dev zlib1g-dev libcurl4-openssl-dev libssl-dev
           python3 python3-venv
           libopenmpi-dev openmpi-bin)

@@ -13,8 +13,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "launch/options.h"
 #include "launch/terminal/interrupt.h"
 #include "proto/base/read_all.h"
+#include "proto/transport/world.h"
 
 enum { MAX_OUT_BYTES = 1 << 30 };
 
@@ -32,6 +34,21 @@ enum lm_status child_words_add(struct child_words *words, struct lm_error *err, 
     words->word[words->n++] = text;
     words->word[words->n] = NULL;
     return LM_OK;
+}
+
+enum lm_status child_words_add_option(struct child_words *words, const struct options *options,
+                                      const struct option_spec *spec, struct lm_error *err)
+{
+    enum lm_status status = LM_OK;
+    if (!options_said(options, spec->name)) return LM_OK;
+    for (size_t i = 0; i < options_count(options, spec->name) && status == LM_OK; i++) {
+        const char *text = options_string_at(options, spec->name, i);
+        status =
+            spec->kind == OPTION_FLAG
+                ? child_words_add(words, err, "--%s%s", strcmp(text, "on") ? "no-" : "", spec->name)
+                : child_words_add(words, err, "--%s=%s", spec->name, text);
+    }
+    return status;
 }
 
 void child_words_fini(struct child_words *words)
@@ -92,6 +109,14 @@ static enum lm_status start(const struct child_words *words, const char *log_pat
     atomic_store(pid, child);
     *out = ends[0];
     return LM_OK;
+}
+
+enum lm_status child_check_alone(struct lm_error *err)
+{
+    uint32_t rank, n_rank;
+    if (!world_mpi_launched(&rank, &n_rank) || n_rank < 2) return LM_OK;
+    lm_fail(err, LM_E_USAGE, "several combinations cannot run inside one call of mpirun");
+    return lm_hint(err, "without mpirun, --ranks N starts the ranks of each");
 }
 
 enum lm_status child_run(const struct child_words *words, const char *log_path,

@@ -22,6 +22,14 @@ struct child_words {
 enum lm_status child_words_add(struct child_words *words, struct lm_error *err, const char *format,
                                ...) LM_PRINTF(3, 4);
 void child_words_fini(struct child_words *words);
+struct options;
+struct option_spec;
+/* The option as it was said on this command line, if it was. LM_E_NO_MEM */
+enum lm_status child_words_add_option(struct child_words *words, const struct options *options,
+                                      const struct option_spec *spec, struct lm_error *err);
+
+/* LM_E_USAGE: this process is a rank of a job, and another run would take itself for one, too. */
+enum lm_status child_check_alone(struct lm_error *err);
 
 /* Runs `lean WORDS` to its end. log_path: where its stderr goes; NULL: to ours. Signals that would
  * end this process end the child, and nothing else (terminal/interrupt.h tells). When this process

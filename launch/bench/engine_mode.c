@@ -372,20 +372,6 @@ static enum lm_status choose_arm(struct options *options, const struct arms *arm
     return status;
 }
 
-static enum lm_status add_option(struct child_words *words, const struct options *options,
-                                 const struct option_spec *spec, struct lm_error *err)
-{
-    enum lm_status status = LM_OK;
-    for (size_t i = 0; i < options_count(options, spec->name) && status == LM_OK; i++) {
-        const char *text = options_string_at(options, spec->name, i);
-        status =
-            spec->kind == OPTION_FLAG
-                ? child_words_add(words, err, "--%s%s", strcmp(text, "on") ? "no-" : "", spec->name)
-                : child_words_add(words, err, "--%s=%s", spec->name, text);
-    }
-    return status;
-}
-
 /* The words of this command, with the values of the arm; its results as lines of JSON. */
 static enum lm_status arm_words(struct child_words *words, const struct options *options,
                                 struct lm_error *err)
@@ -397,7 +383,7 @@ static enum lm_status arm_words(struct child_words *words, const struct options 
         for (const struct option_spec *spec = tables[t]; spec->name && status == LM_OK; spec++)
             if (strcmp(spec->name, "output") && strcmp(spec->name, "oe") &&
                 strcmp(spec->name, "json"))
-                status = add_option(words, options, spec, err);
+                status = child_words_add_option(words, options, spec, err);
     if (status == LM_OK) status = child_words_add(words, err, "--output=jsonl");
     if (status == LM_OK && options_n_arg(options)) {
         status = child_words_add(words, err, "--");
@@ -463,7 +449,8 @@ enum lm_status bench_engine(struct options *options, struct lm_error *err)
                                           : lm_fail(err, LM_E_NO_MEM, "no memory for tests");
     if (status == LM_OK) status = read_tests(tests, options, err);
     if (status == LM_OK && bench_engine_has_arms(options)) {
-        status = run_arms(options, rows, err);
+        status = child_check_alone(err);
+        if (status == LM_OK) status = run_arms(options, rows, err);
     } else if (status == LM_OK) {
         const struct engine_plan plan = {.test = tests->test,
                                          .n_test = tests->n,

@@ -15,6 +15,10 @@ extern const struct option_spec options_bench_load[]; /* url, request-rate, ... 
  * compared with. */
 enum lm_status bench_load(struct options *options, struct lm_error *err);
 
+/* Combinations of a file into a folder: lean bench sweep. A case that fails is reported, and does
+ * not end it. */
+enum lm_status bench_sweep(struct options *options, struct lm_error *err);
+
 /* A model on this machine: lean bench REF. */
 enum lm_status bench_engine(struct options *options, struct lm_error *err);
 /* Whether it takes several runs of the program, each with other values of the engine's options. */
