@@ -8,6 +8,9 @@
 #                             compile; launch/setup.sh builds for all that are supported.
 set(LEAN_CUDA_ARCHITECTURES "86;90" CACHE STRING "compute capabilities to compile for")
 find_program(LEAN_NVCC nvcc HINTS $ENV{CUDA_HOME}/bin /usr/local/cuda/bin)
+if(NOT LEAN_NVCC)
+  message(STATUS "no nvcc: built without liblean_cuda.so")
+endif()
 
 file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS kernels/cuda/*.cu)
 file(GLOB EMU_SOURCES CONFIGURE_DEPENDS kernels/cuda/emu/*.cpp)
@@ -57,9 +60,12 @@ foreach(source ${CUDA_SOURCES})
   list(APPEND cuda_objects ${object})
 endforeach()
 file(MAKE_DIRECTORY ${CMAKE_BINARY_DIR}/cuda ${PLUGIN_FOLDER})
+file(REAL_PATH ${LEAN_NVCC} nvcc_home)
+cmake_path(GET nvcc_home PARENT_PATH nvcc_home)
+cmake_path(GET nvcc_home PARENT_PATH nvcc_home) # its lib is not where nvcc looks in Python wheels
 set(CUDA_PLUGIN ${PLUGIN_FOLDER}/liblean_cuda.so)
 add_custom_command(OUTPUT ${CUDA_PLUGIN}
-  COMMAND ${LEAN_NVCC} -shared -cudart static -ccbin ${CMAKE_CXX_COMPILER} ${nvcc_targets}
+  COMMAND ${LEAN_NVCC} -shared -cudart static -L${nvcc_home}/lib -ccbin ${CMAKE_CXX_COMPILER} ${nvcc_targets}
           -Xlinker --exclude-libs,ALL -Xlinker -z,defs
           ${cuda_objects} $<TARGET_OBJECTS:lean_plugin_base> -o ${CUDA_PLUGIN}
   COMMAND ${CMAKE_COMMAND} -E create_symlink lib/lean/liblean_cuda.so

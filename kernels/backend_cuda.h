@@ -42,7 +42,8 @@ struct backend_cuda_counters {
     uint64_t n_launch;    /* kernels */
     uint64_t n_flush;     /* lists of launches given to the device */
     uint64_t n_capture;   /* of these, recorded as a graph */
-    uint64_t n_replay;    /* and replayed from one */
+    uint64_t n_update;    /* run by a graph of which some launches were replaced */
+    uint64_t n_replay;    /* run by a graph as it was */
     uint64_t n_alloc;     /* allocations of device and pinned memory */
     uint64_t inner_bytes; /* device memory for scratch and staging */
     bool lost;            /* the device is gone: every sync fails from here on */

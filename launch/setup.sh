@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(gcc libc6-dev cmake ninja-build pkg-config protobuf-c-compiler protobuf-compiler
+packages=(gcc g++ libc6-dev cmake ninja-build pkg-config protobuf-c-compiler protobuf-compiler
           libprotobuf-c-dev libprotobuf-dev libjson-c-dev libxxhash-dev libhwloc-dev liburing-dev
           libcmocka-dev libmicrohttpd-dev zlib1g-dev libcurl4-openssl-dev libssl-dev
           python3 python3-venv
@@ -29,6 +29,8 @@ fi
 
 [ "${1:-}" = --packages ] && exit
 
-cmake --preset release
-cmake --build --preset release --target lean
+# The CUDA backend is built where nvcc is, for the GPUs that are here, or for all if none is.
+gpus=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -nu | paste -sd';') || true
+cmake --preset release -DLEAN_CUDA_ARCHITECTURES="${LEAN_CUDA_ARCHITECTURES:-${gpus:-80;86;89;90;100;120}}"
+cmake --build --preset release --target lean plugins
 echo "built $(build/lean version): $PWD/build/lean"

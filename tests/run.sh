@@ -25,6 +25,15 @@ if ! "$venv/bin/python3" -c 'import openai, anthropic, playwright, lm_eval, json
     "$venv/bin/pip" install -q "${clients[@]}" ||
         echo "tests/run.sh: no package registry; tests that need ${clients[*]} will skip"
 fi
+# The compiler of the CUDA kernels, where no toolkit is installed; the kernels run as host code
+# either way.
+if ! command -v nvcc >/dev/null && ! [ -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+    nvcc=(nvidia-cuda-nvcc nvidia-nvvm nvidia-cuda-crt nvidia-cuda-runtime nvidia-cuda-cccl)
+    home=$("$venv/bin/python3" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/nvidia/cu13
+    [ -x "$home/bin/nvcc" ] || "$venv/bin/pip" install -q --no-deps "${nvcc[@]/%/==13.0.*}" ||
+        echo "tests/run.sh: no package registry; no nvcc compiles the CUDA kernels"
+    [ -x "$home/bin/nvcc" ] && export CUDA_HOME=$home
+fi
 # The web page is looked at in this browser; without it only the file and its headers are.
 if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ]; then
     { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium; } \

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "kernels/cuda/backend_cuda.cuh"
+#include "kernels/cuda/graph_cache.cuh"
 
 extern "C" {
 #include "kernels/cuda/cuda_plugin.h"
@@ -29,12 +30,6 @@ struct chunk_list {
     uint32_t n;
 };
 
-struct launch_record {
-    const void *kernel;
-    dim3 grid, block;
-    size_t shared_bytes, args_offset, args_bytes;
-};
-
 struct cuda_backend {
     struct cuda_backend_head head;
     int device;
@@ -45,10 +40,9 @@ struct cuda_backend {
     uint32_t stage_turn;   /* which of host is being filled */
     bool stage_free;       /* host[stage_turn] may be written */
     int32_t *not_finite;   /* pinned, seen by kernels */
-    struct launch_record *record;
-    size_t n_record, n_record_max;
-    uint8_t *args;
-    size_t args_bytes, args_bytes_max;
+    struct launch_list list;
+    size_t n_record_max, args_bytes_max; /* that list has room for */
+    struct graph_cache *graphs;
     const void *large_kernel[64]; /* those allowed more than SHARED_BYTES_PLAIN */
     size_t large_bytes[64];
     uint32_t n_large;
@@ -86,6 +80,12 @@ static bool check(struct cuda_backend *cuda, cudaError_t code, const char *call)
     return false;
 }
 #define CUDA_CHECK(cuda, call) check(cuda, call, #call)
+
+/* The device is the thread's, and another backend may have been used by it. */
+static void use_device(const struct cuda_backend *cuda)
+{
+    cudaSetDevice(cuda->device); /* its error is that of the next call */
+}
 
 void fail(struct cuda_backend *cuda, const char *what)
 {
@@ -244,15 +244,16 @@ static bool allow_shared(struct cuda_backend *cuda, const void *kernel, size_t n
 void launch_raw(struct cuda_backend *cuda, const void *kernel, dim3 grid, dim3 block,
                 size_t shared_bytes, const void *args, size_t args_bytes)
 {
-    const size_t offset = round_up(cuda->args_bytes, 16);
-    if (!reserve(cuda, (void **)&cuda->record, &cuda->n_record_max, cuda->n_record + 1,
-                 sizeof(*cuda->record)) ||
-        !reserve(cuda, (void **)&cuda->args, &cuda->args_bytes_max, offset + args_bytes, 1) ||
+    const size_t offset = round_up(cuda->list.args_bytes, 16);
+    if (!reserve(cuda, (void **)&cuda->list.record, &cuda->n_record_max, cuda->list.n_record + 1,
+                 sizeof(*cuda->list.record)) ||
+        !reserve(cuda, (void **)&cuda->list.args, &cuda->args_bytes_max, offset + args_bytes, 1) ||
         !allow_shared(cuda, kernel, shared_bytes))
         return;
-    memcpy(cuda->args + offset, args, args_bytes);
-    cuda->args_bytes = offset + args_bytes;
-    cuda->record[cuda->n_record++] =
+    memset(cuda->list.args + cuda->list.args_bytes, 0, offset - cuda->list.args_bytes);
+    memcpy(cuda->list.args + offset, args, args_bytes);
+    cuda->list.args_bytes = offset + args_bytes;
+    cuda->list.record[cuda->list.n_record++] =
         launch_record{kernel, grid, block, shared_bytes, offset, args_bytes};
     cuda->head.counters.n_launch++;
 }
@@ -276,25 +277,25 @@ static void copy_staged(struct cuda_backend *cuda)
 
 static void flush(struct cuda_backend *cuda)
 {
-    if (!cuda->n_record) return;
+    if (!cuda->list.n_record) return;
+    enum graph_use use = GRAPH_NONE;
     copy_staged(cuda);
-    for (size_t i = 0; i < cuda->n_record && !cuda->head.counters.lost; i++) {
-        const struct launch_record *r = &cuda->record[i];
-        void *args[] = {cuda->args + r->args_offset};
-        if (!CUDA_CHECK(cuda, cudaLaunchKernel(r->kernel, r->grid, r->block, args, r->shared_bytes,
-                                               cuda->stream)))
-            break;
-    }
-    cuda->n_record = cuda->args_bytes = 0;
+    if (!cuda->head.counters.lost)
+        check(cuda, graph_cache_run(cuda->graphs, &cuda->list, cuda->stream, &use), "launch");
+    cuda->list.n_record = cuda->list.args_bytes = 0;
     cuda->head.counters.n_flush++;
+    cuda->head.counters.n_capture += use == GRAPH_CAPTURED;
+    cuda->head.counters.n_update += use == GRAPH_UPDATED;
+    cuda->head.counters.n_replay += use == GRAPH_REPLAYED;
 }
 
 /* Before each operation: scratch is free again. false: the device is lost, nothing is done. */
 static bool begin(struct cuda_backend *cuda)
 {
     if (cuda->head.counters.lost) return false;
+    use_device(cuda);
     const bool much_staged = cuda->stage.n > 1 && cuda->stage.chunk[1].used_bytes;
-    if (cuda->n_record >= LAUNCHES_PER_LIST || much_staged) flush(cuda);
+    if (cuda->list.n_record >= LAUNCHES_PER_LIST || much_staged) flush(cuda);
     for (uint32_t i = 0; i < cuda->scratch.n; i++)
         cuda->scratch.chunk[i].used_bytes = 0;
     return true;
@@ -306,6 +307,7 @@ static void *op_alloc(struct backend *backend, size_t n_bytes, struct lm_error *
 {
     struct cuda_backend *cuda = self(backend);
     void *memory = NULL;
+    use_device(cuda);
     const cudaError_t code = cudaMalloc(&memory, n_bytes + !n_bytes);
     if (code == cudaErrorMemoryAllocation) {
         fail_memory(cuda, n_bytes, err);
@@ -327,6 +329,7 @@ static void op_free(struct backend *backend, void *memory)
 {
     struct cuda_backend *cuda = self(backend);
     if (!memory) return;
+    use_device(cuda);
     flush(cuda); /* nothing that is still to run reads it */
     CUDA_CHECK(cuda, cudaStreamSynchronize(cuda->stream));
     cudaFree(memory);
@@ -336,6 +339,7 @@ static void op_upload(struct backend *backend, void *to, const void *from_host, 
 {
     struct cuda_backend *cuda = self(backend);
     if (cuda->head.counters.lost) return;
+    use_device(cuda);
     flush(cuda);
     CUDA_CHECK(cuda, cudaMemcpyAsync(to, from_host, n_bytes, cudaMemcpyHostToDevice, cuda->stream));
 }
@@ -344,6 +348,7 @@ static void op_download(struct backend *backend, void *to_host, const void *from
 {
     struct cuda_backend *cuda = self(backend);
     if (cuda->head.counters.lost) return;
+    use_device(cuda);
     flush(cuda);
     CUDA_CHECK(cuda, cudaMemcpyAsync(to_host, from, n_bytes, cudaMemcpyDeviceToHost, cuda->stream));
 }
@@ -352,6 +357,7 @@ static enum lm_status op_sync(struct backend *backend, struct lm_error *err)
 {
     struct cuda_backend *cuda = self(backend);
     if (!cuda->head.counters.lost) {
+        use_device(cuda);
         flush(cuda);
         CUDA_CHECK(cuda, cudaStreamSynchronize(cuda->stream));
     }
@@ -436,15 +442,17 @@ static void op_destroy(struct backend *backend)
 {
     struct cuda_backend *cuda = self(backend);
     if (!cuda) return;
+    use_device(cuda);
     if (cuda->stream) cudaStreamSynchronize(cuda->stream);
+    graph_cache_destroy(cuda->graphs);
     free_chunks(&cuda->scratch);
     free_chunks(&cuda->stage);
     cudaFreeHost(cuda->not_finite);
     for (int i = 0; i < 2; i++)
         if (cuda->staged[i]) cudaEventDestroy(cuda->staged[i]);
     if (cuda->stream) cudaStreamDestroy(cuda->stream);
-    free(cuda->record);
-    free(cuda->args);
+    free(cuda->list.record);
+    free(cuda->list.args);
     free(cuda);
     cudaGetLastError();
 }
@@ -523,6 +531,8 @@ static enum lm_status create(struct backend **out, uint32_t device, struct lm_er
         free(cuda);
         return status;
     }
+    cuda->graphs = graph_cache_create();
+    if (!cuda->graphs) lm_fail(&cuda->kept, LM_E_NO_MEM, "no memory for the cache of graphs");
     CUDA_CHECK(cuda, cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking)) &&
         CUDA_CHECK(cuda, cudaEventCreateWithFlags(&cuda->staged[0], cudaEventDisableTiming)) &&
         CUDA_CHECK(cuda, cudaEventCreateWithFlags(&cuda->staged[1], cudaEventDisableTiming)) &&

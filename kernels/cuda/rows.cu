@@ -13,10 +13,10 @@ struct embed_args {
     float scale;
 };
 
-/* Grid (columns / 256, n_token). */
+/* Grid (n_token, columns / threads). */
 KERNEL(256) embed_kernel(const struct embed_args a)
 {
-    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x, it = blockIdx.y;
+    const uint32_t i = blockIdx.y * blockDim.x + threadIdx.x, it = blockIdx.x;
     if (i >= a.n) return;
     const uint8_t *row = a.table + (size_t)a.ids[it] * a.row_bytes;
     a.x[(size_t)it * a.n + i] =
@@ -50,11 +50,11 @@ struct gather_args {
     uint32_t n;
 };
 
-/* Grid (columns / 256, n_row). */
+/* Grid (n_row, columns / threads). */
 KERNEL(256) gather_kernel(const struct gather_args a)
 {
-    const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < a.n) a.y[(size_t)blockIdx.y * a.n + i] = a.x[(size_t)a.rows[blockIdx.y] * a.n + i];
+    const uint32_t i = blockIdx.y * blockDim.x + threadIdx.x;
+    if (i < a.n) a.y[(size_t)blockIdx.x * a.n + i] = a.x[(size_t)a.rows[blockIdx.x] * a.n + i];
 }
 
 struct copy_args {
@@ -80,6 +80,12 @@ static uint32_t ceil_div(size_t n, uint32_t by)
     return (uint32_t)((n + by - 1) / by);
 }
 
+/* A thread per column, up to 256. */
+static dim3 threads_for(uint32_t n)
+{
+    return dim3(n < 256 ? ceil_div(n, WARP) * WARP : 256);
+}
+
 void cuda_embed(struct backend *backend, const struct weight *table, const int32_t *ids,
                 uint32_t n_token, float scale, float *x)
 {
@@ -96,7 +102,8 @@ void cuda_embed(struct backend *backend, const struct weight *table, const int32
     args.type = table->type;
     args.scale = scale;
     if (args.ids)
-        launch(cuda, embed_kernel, dim3(ceil_div(args.n, 256), n_token), dim3(256), 0, args);
+        launch(cuda, embed_kernel, dim3(n_token, ceil_div(args.n, 256)), threads_for(args.n), 0,
+               args);
 }
 
 void cuda_rms_norm(struct backend *backend, const float *x, const float *norm, float eps,
@@ -120,7 +127,8 @@ void cuda_gather(struct backend *backend, const float *x, const uint32_t *rows, 
     args.rows = (const uint32_t *)stage(cuda, rows, n_row * sizeof(*rows));
     args.y = y;
     args.n = n;
-    if (args.rows) launch(cuda, gather_kernel, dim3(ceil_div(n, 256), n_row), dim3(256), 0, args);
+    if (args.rows)
+        launch(cuda, gather_kernel, dim3(n_row, ceil_div(n, 256)), threads_for(n), 0, args);
 }
 
 void cuda_copy(struct backend *backend, void *to, const void *from, size_t n_bytes)

@@ -579,27 +579,137 @@ static bool in_bounds(dim3 d, uint32_t x, uint32_t y, uint32_t z)
     return d.x && d.y && d.z && d.x <= x && d.y <= y && d.z <= z;
 }
 
-cudaError_t cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **args,
-                             size_t shared_bytes, cudaStream_t stream)
+/* A launch with its own copy of the arguments. */
+struct kernel_node {
+    kernel_entry entry;
+    const void *kernel;
+    dim3 grid, block;
+    size_t shared_bytes;
+    std::vector<unsigned char> args;
+};
+
+static cudaError_t make_node(kernel_node *out, const void *kernel, dim3 grid, dim3 block,
+                             void **args, size_t shared_bytes)
 {
-    guard held(machine.lock);
-    device *const d = &machine.devices[stream->device];
     const auto entry = machine.kernels.find(kernel);
-    if (d->lost) return set_error(d->lost);
-    if (entry == machine.kernels.end()) return set_error(cudaErrorInvalidValue);
+    if (entry == machine.kernels.end()) return cudaErrorInvalidValue;
     if (!in_bounds(grid, 0x7fffffff, 65535, 65535) || !in_bounds(block, 1024, 1024, 64) ||
         block.x * block.y * block.z > 1024)
-        return set_error(cudaErrorInvalidConfiguration);
-    if (shared_bytes > entry->second.shared_bytes_max) return set_error(cudaErrorInvalidValue);
-    if (fails_now(FAIL_LAUNCH)) return set_error(cudaErrorLaunchOutOfResources);
-    const kernel_entry k = entry->second;
-    const std::vector<unsigned char> copy((const unsigned char *)args[0],
-                                          (const unsigned char *)args[0] + k.args_bytes);
-    put(stream, [d, k, kernel, copy, grid, block, shared_bytes]() -> cudaError_t {
-        const emu_launch launch = {k.call, kernel, copy.data(), k.name, grid, block, shared_bytes};
+        return cudaErrorInvalidConfiguration;
+    if (shared_bytes > entry->second.shared_bytes_max) return cudaErrorInvalidValue;
+    const unsigned char *const bytes = (const unsigned char *)args[0];
+    *out = {entry->second, kernel,
+            grid,          block,
+            shared_bytes,  std::vector<unsigned char>(bytes, bytes + entry->second.args_bytes)};
+    return cudaSuccess;
+}
+
+static void put_node(cudaStream_t stream, const kernel_node &node)
+{
+    device *const d = &machine.devices[stream->device];
+    put(stream, [d, node]() -> cudaError_t {
+        const emu_launch launch = {node.entry.call, node.kernel, node.args.data(), node.entry.name,
+                                   node.grid,       node.block,  node.shared_bytes};
         if (fails_now(FAIL_LOST) || !emu_run(&launch, machine.order))
             d->lost = cudaErrorLaunchFailure;
         return d->lost;
     });
+}
+
+/* What cannot be launched at all, or is not to be. */
+static cudaError_t check_launch(cudaStream_t stream)
+{
+    const cudaError_t lost = machine.devices[stream->device].lost;
+    if (lost) return lost;
+    return fails_now(FAIL_LAUNCH) ? cudaErrorLaunchOutOfResources : cudaSuccess;
+}
+
+cudaError_t cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **args,
+                             size_t shared_bytes, cudaStream_t stream)
+{
+    guard held(machine.lock);
+    kernel_node node;
+    cudaError_t error = make_node(&node, kernel, grid, block, args, shared_bytes);
+    if (!error) error = check_launch(stream);
+    if (!error) put_node(stream, node);
+    return set_error(error);
+}
+
+/* ---- graphs ---- */
+
+struct emu_graph_node {
+    size_t index;
+};
+struct emu_graph {
+    std::vector<kernel_node> nodes;
+    std::deque<emu_graph_node> handles;
+};
+struct emu_graph_exec {
+    std::vector<kernel_node> nodes;
+};
+
+cudaError_t cudaGraphCreate(cudaGraph_t *out, unsigned flags)
+{
+    (void)flags;
+    *out = new emu_graph();
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphAddKernelNode(cudaGraphNode_t *out, cudaGraph_t graph,
+                                   const cudaGraphNode_t *before, size_t n_before,
+                                   const cudaKernelNodeParams *params)
+{
+    guard held(machine.lock);
+    /* a row: the first depends on nothing, the others on their predecessor */
+    const size_t n = graph->nodes.size();
+    if (n_before != (n > 0) || (n && before[0]->index != n - 1))
+        return set_error(cudaErrorInvalidValue);
+    kernel_node node;
+    const cudaError_t error = make_node(&node, params->func, params->gridDim, params->blockDim,
+                                        params->kernelParams, params->sharedMemBytes);
+    if (error) return set_error(error);
+    graph->nodes.push_back(node);
+    graph->handles.push_back({n});
+    *out = &graph->handles.back();
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *out, cudaGraph_t graph, unsigned long long flags)
+{
+    (void)flags;
+    guard held(machine.lock);
+    if (fails_now(FAIL_MALLOC)) return set_error(cudaErrorMemoryAllocation);
+    *out = new emu_graph_exec{graph->nodes};
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecKernelNodeSetParams(cudaGraphExec_t exec, cudaGraphNode_t node,
+                                             const cudaKernelNodeParams *params)
+{
+    guard held(machine.lock);
+    kernel_node *const old = &exec->nodes[node->index];
+    if (old->kernel != params->func) return set_error(cudaErrorInvalidValue);
+    return set_error(make_node(old, params->func, params->gridDim, params->blockDim,
+                               params->kernelParams, params->sharedMemBytes));
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream)
+{
+    guard held(machine.lock);
+    const cudaError_t error = check_launch(stream);
+    for (size_t i = 0; !error && i < exec->nodes.size(); i++)
+        put_node(stream, exec->nodes[i]);
+    return set_error(error);
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph)
+{
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec)
+{
+    delete exec;
     return cudaSuccess;
 }
