@@ -3,13 +3,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "coordinator/hub/pull.h"
 #include "launch/command.h"
+#include "launch/hub_names.h"
 #include "launch/hub_settings.h"
+#include "launch/pull_job.h"
 #include "launch/pull_report.h"
-#include "launch/terminal/interrupt.h"
-#include "launch/write_job.h"
-#include "proto/base/log.h"
 
 static const struct option_spec pull_options[] = {
     {"variant", 0, OPTION_STRING, "V",
@@ -36,6 +34,8 @@ static const struct option_spec pull_options[] = {
     {"verify", 0, OPTION_ENUM, "full|size", .def = "full",
      .help = "full: hash what is fetched, and, where it is asked for, what is there already"},
     {"force", 'f', OPTION_FLAG, .help = "fetch what is there, too"},
+    {"check", 0, OPTION_FLAG, .def = "on",
+     .help = "fetch also what this machine has too little memory for"},
     {"dry-run", 0, OPTION_FLAG, .help = "print the plan, fetch nothing"},
     {"offline", 0, OPTION_FLAG, .help = "only look into the cache; or HF_HUB_OFFLINE"},
     {"wait", 0, OPTION_FLAG, .def = "on",
@@ -70,23 +70,27 @@ static enum lm_status read_layers(const struct options *options, struct hub_wish
     return lm_fail(err, LM_E_USAGE, "--layers must be as 0-11 or 7, got '%.80s'", text);
 }
 
-static enum lm_status pull_one(const struct options *options, const char *text,
-                               struct pull_config *config, struct pull_report *report,
-                               struct lm_error *err)
+static enum lm_status pull_one(const struct options *options, const struct hub_registry *names,
+                               const char *text, struct pull_config config,
+                               struct pull_report *report, struct lm_error *err)
 {
     struct hub_ref ref;
+    struct hub_need need;
     struct pull_result result = {0};
     const char *revision = options_string(options, "revision");
-    if (!hub_ref_parse(&ref, text)) {
-        lm_fail(err, LM_E_USAGE, "'%.200s' is no model reference", text);
-        return lm_hint(err, "OWNER/NAME[@REVISION][:VARIANT]");
-    }
+    const char *variant = options_string(options, "variant");
+    char name[400];
+    /* the registry says what a variant of a name needs */
+    snprintf(name, sizeof(name), "%.300s:%.80s", text, variant ? variant : "");
+    enum lm_status status =
+        hub_names_resolve(names, variant && !strpbrk(text, ":/") ? name : text, &ref, &need, err);
+    if (status != LM_OK) return status;
     if (revision && !hub_ref_is_revision(revision))
         return lm_fail(err, LM_E_USAGE, "--revision '%.200s': is no name of a revision", revision);
     if (revision) strcpy(ref.revision, revision);
-    config->wish.variant = options_string(options, "variant");
-    if (!config->wish.variant) config->wish.variant = ref.variant;
-    const enum lm_status status = pull_run(&ref, config, &result, err);
+    config.wish.variant = variant;
+    status =
+        pull_job_run(&ref, &need, options_flag(options, "check"), &config, report, &result, err);
     if (status == LM_OK) pull_report_result(report, &result);
     pull_result_free(&result);
     return status;
@@ -95,18 +99,20 @@ static enum lm_status pull_one(const struct options *options, const char *text,
 static enum lm_status pull_all(const struct options *options, struct pull_config *config,
                                struct lm_error *err)
 {
+    struct hub_registry *names;
     struct pull_report *report = pull_report_create(&(struct pull_report_config){
         .json = options_flag(options, "json"),
         .quiet = options_flag(options, "quiet"),
         .dry_run = options_flag(options, "dry-run"),
     });
     if (!report) return lm_fail(err, LM_E_NO_MEM, "no memory to report progress");
-    config->view = pull_report_view(report);
     enum lm_status status = read_layers(options, &config->wish, err);
-    if (status == LM_OK) status = write_job_catch_signals(&config->http.is_interrupted, err);
-    config->http.wake_fd = interrupt_fd();
-    for (size_t i = 0; i < options_n_arg(options) && status == LM_OK; i++)
-        status = pull_one(options, options_arg(options, i), config, report, err);
+    if (status == LM_OK) status = hub_names_open(&names, err);
+    if (status == LM_OK) {
+        for (size_t i = 0; i < options_n_arg(options) && status == LM_OK; i++)
+            status = pull_one(options, names, options_arg(options, i), *config, report, err);
+        hub_registry_destroy(names);
+    }
     pull_report_destroy(report);
     return status;
 }
@@ -118,24 +124,20 @@ static enum lm_status run_pull(struct options *options, struct lm_error *err)
                                               options_string(options, "endpoint"),
                                               options_string(options, "token-file"), err);
     if (status != LM_OK) return status;
-    struct pull_config config = {
-        .http = {.endpoint = hub.endpoint,
-                 .token = hub.token,
-                 .retry_wait_s = options_float(options, "retry-wait"),
-                 .stall_s = options_float(options, "stall-timeout")},
-        .cache = hub.cache,
-        .dest = options_string(options, "dest"),
-        .n_connection = (uint32_t)options_int(options, "jobs"),
-        .segment_bytes = options_size(options, "segment"),
-        .rate_bytes = options_size(options, "limit-rate"),
-        .checks_hash = !strcmp(options_string(options, "verify"), "full"),
-        .checks_again =
-            options_given(options, "verify") && !strcmp(options_string(options, "verify"), "full"),
-        .force = options_flag(options, "force"),
-        .dry_run = options_flag(options, "dry-run"),
-        .offline = hub.offline || options_flag(options, "offline"),
-        .waits = options_flag(options, "wait"),
-    };
+    struct pull_config config = pull_job_config(&hub);
+    const bool full = !strcmp(options_string(options, "verify"), "full");
+    config.http.retry_wait_s = options_float(options, "retry-wait");
+    config.http.stall_s = options_float(options, "stall-timeout");
+    config.dest = options_string(options, "dest");
+    config.n_connection = (uint32_t)options_int(options, "jobs");
+    config.segment_bytes = options_size(options, "segment");
+    config.rate_bytes = options_size(options, "limit-rate");
+    config.checks_hash = full;
+    config.checks_again = full && options_given(options, "verify");
+    config.force = options_flag(options, "force");
+    config.dry_run = options_flag(options, "dry-run");
+    config.offline |= options_flag(options, "offline");
+    config.waits = options_flag(options, "wait");
     struct hub_wish *wish = &config.wish;
     const char **only = values_of(options, "file", &wish->n_only);
     const char **includes = values_of(options, "include", &wish->n_include);
@@ -163,7 +165,8 @@ const struct command command_pull = {
     .n_arg_max = 100,
     .summary = "download a model",
     .details =
-        "REF is OWNER/NAME[@REVISION][:VARIANT] of the hub. Files go to the cache that the hub's\n"
+        "REF is a NAME[:VARIANT] that `lean list --available` prints, as lean-agent-35b:Q6_K, or\n"
+        "OWNER/NAME[@REVISION][:VARIANT] of the hub. Files go to the cache that the hub's\n"
         "other programs use, and are shared with them. What was interrupted goes on when the\n"
         "same command is given again; every file is checked against the hub's hash of it. The\n"
         "folder of the model is printed on stdout.",

@@ -3,6 +3,7 @@
  * The socket opens first; the model is loaded on a thread of its own, so that health and progress
  * can be asked for meanwhile. The main thread waits for signals. */
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <poll.h>
 #include <pthread.h>
@@ -293,9 +294,12 @@ static void tell_registry(struct serve *serve)
     const struct server *server = serve->server;
     const char *slash = strrchr(serve->path, '/');
     struct lm_error err;
+    char real[PATH_MAX];
     struct json_object *facts = json_object_new_object();
     add_text(facts, "name", server->settings.id);
     add_text(facts, "model", slash ? slash + 1 : serve->path);
+    if (realpath(serve->path, real))
+        add_text(facts, "path", real); /* that `lean rm` leaves alone */
     add_text(facts, "url", http_url(server->http, 0));
     add_number(facts, "ranks", server->n_rank);
     add_number(facts, "started", serve->started);

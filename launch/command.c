@@ -11,11 +11,13 @@ extern const struct command command_config;
 extern const struct command command_eval;
 extern const struct command command_help;
 extern const struct command command_inspect;
+extern const struct command command_list;
 extern const struct command command_pack;
 extern const struct command command_profile;
 extern const struct command command_ps;
 extern const struct command command_pull;
 extern const struct command command_quantize;
+extern const struct command command_rm;
 extern const struct command command_run;
 extern const struct command command_serve;
 extern const struct command command_stop;
@@ -33,11 +35,13 @@ const struct command *const commands[] = {
     &command_eval,
     &command_help,
     &command_inspect,
+    &command_list,
     &command_pack,
     &command_profile,
     &command_ps,
     &command_pull,
     &command_quantize,
+    &command_rm,
     &command_run,
     &command_serve,
     &command_stop,

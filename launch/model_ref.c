@@ -11,20 +11,15 @@
 #include <unistd.h>
 
 #include "launch/config.h"
+#include "launch/hub_names.h"
+#include "launch/hub_settings.h"
 #include "launch/options.h"
+#include "launch/pull_job.h"
+#include "launch/pull_report.h"
+#include "launch/share_path.h"
+#include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
 #include "proto/lmpack/lmpack.h"
-
-/* The folder of the running program, without a slash at its end; false if it cannot be told. */
-static bool program_folder(char path[PATH_MAX])
-{
-    const ssize_t n = readlink("/proc/self/exe", path, PATH_MAX - 1);
-    if (n <= 0) return false;
-    path[n] = '\0';
-    char *slash = strrchr(path, '/');
-    if (slash) *slash = '\0';
-    return slash != NULL;
-}
 
 /* The first GGUF file of a folder by name, malloc'ed; NULL: there is none. */
 static char *first_model(const char *folder)
@@ -41,19 +36,11 @@ static char *first_model(const char *folder)
     return *first && asprintf(&path, "%s/%s", folder, first) >= 0 ? path : NULL;
 }
 
-/* Installed beside the program (PREFIX/bin, PREFIX/share), in its source tree, or where the build
- * was told to install. */
 static char *find_demo(void)
 {
-    char program[PATH_MAX], *folder = NULL, *path = NULL;
-    static const char *const beside[] = {"../share/lean/demo", "../configs/demo"};
-    const bool known = program_folder(program);
-    for (size_t i = 0; known && !path && i < sizeof(beside) / sizeof(beside[0]); i++) {
-        if (asprintf(&folder, "%s/%s", program, beside[i]) < 0) return NULL;
-        path = first_model(folder);
-        free(folder);
-    }
-    return path ? path : first_model(LEAN_SHARE_DIR "/demo");
+    char *folder = share_path("demo"), *path = folder ? first_model(folder) : NULL;
+    free(folder);
+    return path;
 }
 
 /* Whether the configuration calls its model so. */
@@ -125,6 +112,85 @@ static enum lm_status use_path(const char *name, char **path, struct lm_error *e
     return *path ? LM_OK : lm_fail(err, LM_E_NO_MEM, "no memory for a path");
 }
 
+/* ---- models of the hub ---- */
+
+/* Whether somebody is there to be asked, and says yes. */
+static bool wants_pull(const struct options *options, const char *name, const struct hub_need *need)
+{
+    char answer[16] = "", size[24] = "";
+    if (!isatty(STDIN_FILENO) || !isatty(STDERR_FILENO) || options_flag(options, "json"))
+        return false;
+    if (need->disk_bytes) log_format_bytes(need->disk_bytes, size);
+    fprintf(stderr, "%s is not here. Download it%s%s? [Y/n] ", name, *size ? ", " : "", size);
+    if (!fgets(answer, sizeof(answer), stdin)) return false;
+    return answer[0] == '\n' || answer[0] == 'y' || answer[0] == 'Y';
+}
+
+static enum lm_status pull_missing(const struct options *options, const struct hub_ref *ref,
+                                   const struct hub_need *need, const struct hub_settings *settings,
+                                   struct pull_result *out, struct lm_error *err)
+{
+    struct pull_config config = pull_job_config(settings);
+    struct pull_report *report =
+        pull_report_create(&(struct pull_report_config){.quiet = options_flag(options, "quiet")});
+    if (!report) return lm_fail(err, LM_E_NO_MEM, "no memory to report progress");
+    const enum lm_status status = pull_job_run(ref, need, true, &config, report, out, err);
+    pull_report_destroy(report);
+    return status;
+}
+
+static enum lm_status find_or_pull(const struct options *options, const char *name,
+                                   const struct hub_ref *ref, const struct hub_need *need,
+                                   char **path, struct lm_error *err)
+{
+    struct hub_settings settings;
+    struct pull_result found = {0};
+    const struct hub_wish wish = {.variant = ref->variant};
+    enum lm_status status = hub_settings_read(&settings, NULL, NULL, NULL, err);
+    if (status != LM_OK) return status;
+    status = pull_find(ref, settings.cache, &wish, &found, err);
+    if (status == LM_E_NOT_FOUND && !settings.offline && wants_pull(options, name, need)) {
+        status = pull_missing(options, ref, need, &settings, &found, err);
+    } else if (status == LM_E_NOT_FOUND) {
+        lm_fail(err, status, "model '%.200s' is not in the cache %.400s", name, settings.cache);
+        lm_hint(err, "lean pull %.200s", name);
+    }
+    hub_settings_free(&settings);
+    if (status == LM_OK && !found.main_path)
+        status = lm_fail(err, LM_E_UNSUPPORTED,
+                         "%s: is neither GGUF nor a pack, and does not run here", found.folder);
+    if (status == LM_OK) *path = strdup(found.main_path);
+    if (status == LM_OK && !*path) status = lm_fail(err, LM_E_NO_MEM, "no memory for a path");
+    pull_result_free(&found);
+    return status;
+}
+
+/* *is_name false: it is no name of a model of the hub, and nothing was done. */
+static enum lm_status use_hub(const struct options *options, const char *name, char **path,
+                              bool *is_name, struct lm_error *err)
+{
+    struct hub_registry *names;
+    struct hub_ref ref;
+    struct hub_need need;
+    enum lm_status status = hub_names_open(&names, err);
+    *is_name = true;
+    if (status != LM_OK) return status;
+    *is_name = hub_names_resolve(names, name, &ref, &need, NULL) == LM_OK;
+    hub_registry_destroy(names);
+    return *is_name ? find_or_pull(options, name, &ref, &need, path, err) : LM_OK;
+}
+
+/* A path that is there, else a name of the hub. */
+static enum lm_status use_path_or_hub(const struct options *options, const char *name, char **path,
+                                      struct lm_error *err)
+{
+    bool is_name;
+    if (!strncmp(name, "file:", 5)) return use_path(name + 5, path, err);
+    if (!access(name, F_OK)) return use_path(name, path, err);
+    const enum lm_status status = use_hub(options, name, path, &is_name, err);
+    return is_name ? status : use_path(name, path, err);
+}
+
 enum lm_status model_ref_resolve(const struct options *options, const char *ref, char **path,
                                  bool *is_demo, struct lm_error *err)
 {
@@ -141,7 +207,7 @@ enum lm_status model_ref_resolve(const struct options *options, const char *ref,
              (!is_folder(ref) || is_pack(ref))) /* a folder may have a model's name */
         status = use_path(ref, path, err);
     else if (configured && *configured && (!ref || is_configured_name(config, ref)))
-        status = use_path(strncmp(configured, "file:", 5) ? configured : configured + 5, path, err);
+        status = use_path_or_hub(options, configured, path, err);
     else if (!ref || !strcmp(ref, "demo"))
         status = use_demo(path, is_demo, err);
     else if (is_folder(ref))
@@ -149,11 +215,16 @@ enum lm_status model_ref_resolve(const struct options *options, const char *ref,
     else if (!*ref)
         status = lm_fail(err, LM_E_NOT_FOUND, "the name of the model is empty");
     else {
-        lm_fail(err, LM_E_NOT_FOUND,
-                "model '%.400s': no such file, and no such name in the "
-                "configuration",
-                ref);
-        status = lm_hint(err, "name a GGUF file, or demo for the small demonstration model");
+        bool is_name;
+        status = use_hub(options, ref, path, &is_name, err);
+        if (!is_name) {
+            lm_fail(err, LM_E_NOT_FOUND,
+                    "model '%.400s': no such file, and no such name in the "
+                    "configuration or the registry",
+                    ref);
+            status = lm_hint(err, "name a GGUF file, or demo for the small demonstration model; "
+                                  "lean list --available prints names");
+        }
     }
     free(configured);
     return status;

@@ -246,6 +246,18 @@ enum lm_status hub_variants_find(const struct hub_files *files, struct hub_varia
     return LM_OK;
 }
 
+bool hub_variant_has(const struct hub_files *files, const struct hub_variant *variant,
+                     const char *path)
+{
+    uint32_t part, n_part;
+    const size_t n_key = strlen(variant->key);
+    if (variant->is_pack)
+        return is_pack_file(path) && pack_folder_of(files, path) == n_key &&
+               !strncmp(path, variant->key, n_key);
+    return is_model_gguf(path) && stem_of(path, &part, &n_part) == n_key &&
+           !strncmp(path, variant->key, n_key);
+}
+
 void hub_variants_free(struct hub_variant *variants, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
@@ -268,18 +280,6 @@ static bool is_considered(const struct hub_wish *wish, const char *path)
 {
     return (!wish->n_include || matches(path, wish->includes, wish->n_include)) &&
            !matches(path, wish->excludes, wish->n_exclude);
-}
-
-static bool is_of_variant(const struct hub_files *files, const struct hub_variant *variant,
-                          const char *path)
-{
-    uint32_t part, n_part;
-    const size_t n_key = strlen(variant->key);
-    if (variant->is_pack)
-        return is_pack_file(path) && pack_folder_of(files, path) == n_key &&
-               !strncmp(path, variant->key, n_key);
-    return is_model_gguf(path) && stem_of(path, &part, &n_part) == n_key &&
-           !strncmp(path, variant->key, n_key);
 }
 
 static bool is_layer_wished(const struct hub_wish *wish, const char *path)
@@ -358,7 +358,7 @@ static enum lm_status choose_variant(const struct hub_files *files, const struct
     snprintf(choice->variant, sizeof(choice->variant), "%s", variant->label);
     for (size_t i = 0; i < files->n && status == LM_OK; i++) {
         const char *path = files->file[i].path;
-        if (!is_of_variant(files, variant, path) || !is_layer_wished(wish, path)) continue;
+        if (!hub_variant_has(files, variant, path) || !is_layer_wished(wish, path)) continue;
         const bool is_main =
             variant->is_pack ? !strcmp(base_name(path), "dense.gguf") : choice->main_path == NULL;
         if (is_main && !(choice->main_path = strdup(path)))

@@ -45,6 +45,9 @@ struct hub_variant {
 /* Of sorted files, in their order. *out: malloc'ed, for hub_variants_free. */
 enum lm_status hub_variants_find(const struct hub_files *files, struct hub_variant **out, size_t *n,
                                  struct lm_error *err);
+/* Whether the file is of the variant. */
+bool hub_variant_has(const struct hub_files *files, const struct hub_variant *variant,
+                     const char *path);
 void hub_variants_free(struct hub_variant *variants, size_t n);
 
 struct hub_wish {
