@@ -165,11 +165,11 @@ const struct command command_pull = {
     .n_arg_max = 100,
     .summary = "download a model",
     .details =
-        "REF is a NAME[:VARIANT] that `lean list --available` prints, as lean-agent-35b:Q6_K, or\n"
-        "OWNER/NAME[@REVISION][:VARIANT] of the hub. Files go to the cache that the hub's\n"
-        "other programs use, and are shared with them. What was interrupted goes on when the\n"
-        "same command is given again; every file is checked against the hub's hash of it. The\n"
-        "folder of the model is printed on stdout.",
+        "REF is a NAME[:VARIANT] of the registry, which `lean list` prints when asked for what is\n"
+        "available, as lean-agent-35b:Q6_K, or OWNER/NAME[@REVISION][:VARIANT] of the hub. Files\n"
+        "go to the cache that the hub's other programs use, and are shared with them. What was\n"
+        "interrupted goes on when the same command is given again; every file is checked against\n"
+        "the hub's hash of it. The folder of the model is printed on stdout.",
     .options = (const struct option_spec *const[]){pull_options, NULL},
     .reads_config = true,
     .run = run_pull,

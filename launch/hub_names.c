@@ -49,6 +49,8 @@ enum lm_status hub_names_resolve(const struct hub_registry *registry, const char
 {
     *need = (struct hub_need){0};
     if (hub_registry_find(registry, text, out, need) || hub_ref_parse(out, text)) return LM_OK;
+    if (strchr(text, '/'))
+        return lm_fail(err, LM_E_USAGE, "'%.200s' is not OWNER/NAME[@REVISION][:VARIANT]", text);
     struct nearest nearest = {.word = text};
     const char *name;
     for (size_t i = 0; (name = hub_registry_name(registry, i, NULL)); i++)

@@ -10,8 +10,8 @@
 /* Reads both files. LM_E_USAGE: one is malformed. */
 enum lm_status hub_names_open(struct hub_registry **out, struct lm_error *err);
 
-/* LM_E_NOT_FOUND: text is no name, and not of the form OWNER/NAME[@REVISION][:VARIANT]; the message
- * names the nearest. need: all 0 for what is not in the registry. */
+/* LM_E_NOT_FOUND: text is no name; the message gives the nearest. LM_E_USAGE: it has a slash and is
+ * not of the form OWNER/NAME[@REVISION][:VARIANT]. need: all 0 for what is not in the registry. */
 enum lm_status hub_names_resolve(const struct hub_registry *registry, const char *text,
                                  struct hub_ref *out, struct hub_need *need, struct lm_error *err);
 
