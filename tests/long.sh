@@ -41,4 +41,5 @@ export LEAN=$PWD/build/lean LEAN_SOAK_S=$((minutes * 60)) LEAN_HOSTILE_S=$((minu
 job "a server under mixed load, $minutes minutes" python3 tests/e2e/test_serve_soak.py
 job "a server under hostile requests, $minutes minutes" python3 tests/e2e/test_serve_hostile.py
 LEAN_KILLS=50 job "processes of jobs killed 50 times" python3 tests/e2e/test_ranks_failures.py
+LEAN_KILLS=200 job "a download killed 200 times" python3 tests/e2e/test_pull_resume.py
 exit $status

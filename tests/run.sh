@@ -39,6 +39,11 @@ if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ]; then
     { apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium; } \
         >/dev/null 2>&1 || echo "tests/run.sh: no chromium; the web page is not clicked through"
 fi
+# A plain mirror of the hub, for `lean pull`.
+if ! command -v nginx >/dev/null && [ ! -x /usr/sbin/nginx ] && [ "$(id -u)" = 0 ]; then
+    { apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends nginx-light; } \
+        >/dev/null 2>&1 || echo "tests/run.sh: no nginx; nothing is pulled from a plain mirror"
+fi
 [ -x "$venv/bin/python3" ] && export PATH="$venv/bin:$PATH"
 
 # suite PRESET CTEST_ARGUMENT...: builds a preset, runs its tests, leaves a JUnit file.

@@ -17,7 +17,7 @@
  *
  * It gives up when a lane or a range has failed eight times while nothing came.
  *
- * Threads: the caller's; part_keeper has one more. */
+ * Threads: the caller's; part_keeper has two more. */
 #ifndef LEAN_COORDINATOR_HUB_DOWNLOAD_H
 #define LEAN_COORDINATOR_HUB_DOWNLOAD_H
 

@@ -12,7 +12,7 @@
 
 #include "proto/base/read_all.h"
 
-enum { JOURNAL_MAX = 64 << 20, WRITEBACK_BYTES = 8 << 20 };
+enum { JOURNAL_MAX = 64 << 20 };
 
 /* Ascending, apart from each other. */
 struct ranges {
@@ -25,7 +25,6 @@ struct part_file {
     char *path, *part_path, *journal_path, *name, *hash;
     int fd, journal;
     uint64_t n_bytes;
-    uint64_t n_behind; /* bytes written since the kernel was last told to begin writing them back */
 
     pthread_mutex_t lock; /* guards what follows */
     struct ranges done;
@@ -231,12 +230,6 @@ enum lm_status part_file_write(struct part_file *part, uint64_t offset, const vo
         if (written < 0 && errno == EINTR) continue;
         if (written < 0) return lm_fail_errno(err, "%s: write", part->name);
         used += (size_t)written;
-    }
-    /* so that a sync finds little left to do */
-    part->n_behind += n;
-    if (part->n_behind >= WRITEBACK_BYTES) {
-        sync_file_range(part->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
-        part->n_behind = 0;
     }
     pthread_mutex_lock(&part->lock);
     const bool good = ranges_add(&part->done, offset, offset + n) &&

@@ -1,4 +1,4 @@
-/* One thread, files in their order. */
+/* Two threads, one hashes and one syncs, each taking the files in their order. */
 #include "coordinator/hub/part_keeper.h"
 
 #include <math.h>
@@ -14,6 +14,8 @@
 enum { HASH_BYTES = 1 << 20, SYNC_BYTES = 256 << 20, SYNC_S = 5, SYNC_SHARE = 20 };
 static const double SYNC_MIN_S = 0.25;
 
+enum role { HASHES, SYNCS, ROLE_COUNT };
+
 struct kept {
     struct part_file *part; /* NULL: not there, or done with */
     const char *expected;
@@ -23,20 +25,27 @@ struct kept {
     enum part_verdict verdict;
 };
 
-struct part_keeper {
+/* A thread and its own. */
+struct part_worker {
+    struct part_keeper *keeper;
     pthread_t thread;
-    uint8_t *buffer; /* [HASH_BYTES], the thread's */
-    size_t n_file;
+    pthread_mutex_t work; /* held while it is at a file; HASHES before SYNCS before keeper->lock */
+    bool awake;           /* under keeper->lock */
+};
 
-    pthread_mutex_t work; /* held by the thread while it is at a file; taken before lock */
-    pthread_mutex_t lock; /* guards what follows; a file with a part is the thread's under work */
+struct part_keeper {
+    struct part_worker worker[ROLE_COUNT];
+    uint8_t *buffer; /* [HASH_BYTES], of the thread that hashes */
+    size_t n_file, n_started;
+
+    pthread_mutex_t lock; /* guards what follows; a part is used under work */
     pthread_cond_t changed;
     struct kept *file; /* [n_file] */
-    bool awake, stops;
+    bool stops;
     struct lm_error error; /* the first; status LM_OK: none */
 };
 
-/* ---- the thread ---- */
+/* ---- the threads ---- */
 
 /* Whether there was something to do. */
 static bool hash_some(struct part_keeper *keeper, struct kept *kept, enum lm_status *status,
@@ -69,7 +78,8 @@ static enum lm_status sync_if_due(struct kept *kept, struct lm_error *err)
     return status;
 }
 
-/* A file whose last byte has come and was hashed. */
+/* A file whose last byte has come and was hashed. The other thread must be off it when it is
+ * handed back. */
 static enum lm_status conclude(struct part_keeper *keeper, struct kept *kept, struct lm_error *err)
 {
     enum part_verdict verdict = PART_GOOD;
@@ -80,74 +90,90 @@ static enum lm_status conclude(struct part_keeper *keeper, struct kept *kept, st
         if (!content_hash_end(kept->hash)) verdict = PART_BAD;
         kept->hash = NULL;
     }
+    pthread_mutex_lock(&keeper->worker[SYNCS].work);
     if (status == LM_OK && verdict == PART_GOOD) status = part_file_sync(kept->part, err);
     pthread_mutex_lock(&keeper->lock);
     kept->verdict = verdict;
     kept->part = NULL;
     pthread_mutex_unlock(&keeper->lock);
+    pthread_mutex_unlock(&keeper->worker[SYNCS].work);
     return status;
 }
 
 /* A step for a file; whether there may be more to do. */
-static bool keep(struct part_keeper *keeper, struct kept *kept, enum lm_status *status,
-                 struct lm_error *err)
-{
-    bool busy = false;
-    if (kept->expected) busy = hash_some(keeper, kept, status, err);
-    if (*status == LM_OK) *status = sync_if_due(kept, err);
-    const uint64_t n_bytes = part_file_size(kept->part);
-    if (*status == LM_OK && !busy && part_file_prefix(kept->part) == n_bytes &&
-        (!kept->expected || kept->n_hashed == n_bytes))
-        *status = conclude(keeper, kept, err);
-    return busy;
-}
-
-/* The same, of file i, unless there is none or the work ends. */
-static bool keep_file(struct part_keeper *keeper, size_t i, enum lm_status *status,
+static bool hash_step(struct part_keeper *keeper, struct kept *kept, enum lm_status *status,
                       struct lm_error *err)
 {
-    pthread_mutex_lock(&keeper->work);
+    const uint64_t n_bytes = part_file_size(kept->part);
+    if (kept->expected && hash_some(keeper, kept, status, err)) return true;
+    if (*status == LM_OK && part_file_prefix(kept->part) == n_bytes &&
+        (!kept->expected || kept->n_hashed == n_bytes))
+        *status = conclude(keeper, kept, err);
+    return false;
+}
+
+static bool step(struct part_worker *worker, size_t i, enum lm_status *status, struct lm_error *err)
+{
+    struct part_keeper *keeper = worker->keeper;
+    struct kept *kept = &keeper->file[i];
+    bool busy = false;
+    pthread_mutex_lock(&worker->work);
     pthread_mutex_lock(&keeper->lock);
-    bool busy = keeper->file[i].part != NULL && !keeper->stops;
+    const bool is_there = kept->part != NULL && !keeper->stops;
     pthread_mutex_unlock(&keeper->lock);
-    if (busy) busy = keep(keeper, &keeper->file[i], status, err);
-    pthread_mutex_unlock(&keeper->work);
+    if (is_there && worker == &keeper->worker[HASHES])
+        busy = hash_step(keeper, kept, status, err);
+    else if (is_there)
+        *status = sync_if_due(kept, err);
+    pthread_mutex_unlock(&worker->work);
     return busy;
 }
 
 /* Until bytes come, or a sync may be due; false: the work ends. */
-static bool wait_for_bytes(struct part_keeper *keeper)
+static bool wait_for_bytes(struct part_worker *worker)
 {
+    struct part_keeper *keeper = worker->keeper;
     struct timespec until;
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec += 1;
     pthread_mutex_lock(&keeper->lock);
-    while (!keeper->awake && !keeper->stops &&
+    while (!worker->awake && !keeper->stops &&
            !pthread_cond_timedwait(&keeper->changed, &keeper->lock, &until))
         ;
-    keeper->awake = false;
-    const bool goes_on = !keeper->stops;
+    worker->awake = false;
+    const bool goes_on = !keeper->stops && keeper->error.status == LM_OK;
     pthread_mutex_unlock(&keeper->lock);
     return goes_on;
 }
 
 static void *keep_all(void *context)
 {
-    struct part_keeper *keeper = context;
+    struct part_worker *worker = context;
+    struct part_keeper *keeper = worker->keeper;
     struct lm_error error = {0};
     enum lm_status status = LM_OK;
-    while (status == LM_OK && wait_for_bytes(keeper))
+    while (status == LM_OK && wait_for_bytes(worker))
         for (size_t i = 0; i < keeper->n_file; i++)
-            while (status == LM_OK && keep_file(keeper, i, &status, &error))
+            while (status == LM_OK && step(worker, i, &status, &error))
                 ;
-    pthread_mutex_lock(&keeper->lock);
     error.status = status;
-    keeper->error = error;
+    pthread_mutex_lock(&keeper->lock);
+    if (status != LM_OK && keeper->error.status == LM_OK) keeper->error = error;
     pthread_mutex_unlock(&keeper->lock);
     return NULL;
 }
 
 /* ---- the downloader's side ---- */
+
+static void join(struct part_keeper *keeper)
+{
+    pthread_mutex_lock(&keeper->lock);
+    keeper->stops = true;
+    pthread_cond_broadcast(&keeper->changed);
+    pthread_mutex_unlock(&keeper->lock);
+    while (keeper->n_started)
+        pthread_join(keeper->worker[--keeper->n_started].thread, NULL);
+}
 
 static void destroy(struct part_keeper *keeper)
 {
@@ -155,7 +181,8 @@ static void destroy(struct part_keeper *keeper)
         content_hash_destroy(keeper->file[i].hash);
     pthread_cond_destroy(&keeper->changed);
     pthread_mutex_destroy(&keeper->lock);
-    pthread_mutex_destroy(&keeper->work);
+    for (int role = 0; role < ROLE_COUNT; role++)
+        pthread_mutex_destroy(&keeper->worker[role].work);
     free(keeper->file);
     free(keeper->buffer);
     free(keeper);
@@ -165,14 +192,22 @@ enum lm_status part_keeper_start(struct part_keeper **out, size_t n_file, struct
 {
     struct part_keeper *keeper = calloc(1, sizeof(*keeper));
     if (!keeper) return lm_fail(err, LM_E_NO_MEM, "no memory for a download");
-    pthread_mutex_init(&keeper->work, NULL);
     pthread_mutex_init(&keeper->lock, NULL);
     pthread_cond_init(&keeper->changed, NULL);
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        pthread_mutex_init(&keeper->worker[role].work, NULL);
+        keeper->worker[role].keeper = keeper;
+    }
     keeper->n_file = n_file;
     keeper->buffer = malloc(HASH_BYTES);
     keeper->file = calloc(n_file + 1, sizeof(*keeper->file));
-    if (!keeper->buffer || !keeper->file ||
-        pthread_create(&keeper->thread, NULL, keep_all, keeper)) {
+    while (keeper->buffer && keeper->file && keeper->n_started < ROLE_COUNT) {
+        struct part_worker *worker = &keeper->worker[keeper->n_started];
+        if (pthread_create(&worker->thread, NULL, keep_all, worker)) break;
+        keeper->n_started++;
+    }
+    if (keeper->n_started < ROLE_COUNT) {
+        join(keeper);
         destroy(keeper);
         return lm_fail(err, LM_E_NO_MEM, "no memory for a download");
     }
@@ -182,20 +217,23 @@ enum lm_status part_keeper_start(struct part_keeper **out, size_t n_file, struct
 
 void part_keeper_add(struct part_keeper *keeper, size_t i, struct part_file *part, const char *hash)
 {
-    pthread_mutex_lock(&keeper->work);
+    pthread_mutex_lock(&keeper->worker[HASHES].work);
+    pthread_mutex_lock(&keeper->worker[SYNCS].work);
     pthread_mutex_lock(&keeper->lock);
     content_hash_destroy(keeper->file[i].hash);
     keeper->file[i] = (struct kept){.part = part, .expected = hash, .synced_s = log_now_s()};
     pthread_mutex_unlock(&keeper->lock);
-    pthread_mutex_unlock(&keeper->work);
+    pthread_mutex_unlock(&keeper->worker[SYNCS].work);
+    pthread_mutex_unlock(&keeper->worker[HASHES].work);
     part_keeper_wake(keeper);
 }
 
 void part_keeper_wake(struct part_keeper *keeper)
 {
     pthread_mutex_lock(&keeper->lock);
-    keeper->awake = true;
-    pthread_cond_signal(&keeper->changed);
+    for (int role = 0; role < ROLE_COUNT; role++)
+        keeper->worker[role].awake = true;
+    pthread_cond_broadcast(&keeper->changed);
     pthread_mutex_unlock(&keeper->lock);
 }
 
@@ -214,11 +252,7 @@ enum lm_status part_keeper_stop(struct part_keeper *keeper, struct lm_error *err
 {
     enum lm_status status = LM_OK;
     if (!keeper) return LM_OK;
-    pthread_mutex_lock(&keeper->lock);
-    keeper->stops = true;
-    pthread_cond_signal(&keeper->changed);
-    pthread_mutex_unlock(&keeper->lock);
-    pthread_join(keeper->thread, NULL);
+    join(keeper);
     for (size_t i = 0; i < keeper->n_file; i++)
         if (keeper->file[i].part && status == LM_OK)
             status = part_file_sync(keeper->file[i].part, err);

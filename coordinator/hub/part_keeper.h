@@ -5,7 +5,8 @@
  * comes first, a file is synced and its journal goes on; more often where that is quick, down to
  * every quarter of a second, so that it takes no more than a twentieth of the time.
  *
- * Threads: one of its own does the work; all functions are for the downloader's. */
+ * Threads: one hashes and one syncs, since a sync may wait for the disk for long; all functions are
+ * for the downloader's. */
 #ifndef LEAN_COORDINATOR_HUB_PART_KEEPER_H
 #define LEAN_COORDINATOR_HUB_PART_KEEPER_H
 

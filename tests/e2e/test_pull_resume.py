@@ -25,7 +25,7 @@ def journaled(cache):
 
 class Resume(PullCase):
     def test_killed_at_random(self):
-        rate, content = 3 * MIB, data(30 * MIB)
+        rate, content = 3 * MIB, data(max(30, 3 * N_KILL // 2) * MIB)
         hub = self.hub({NAME: content}, rate=rate)
         chance = random.Random(9)
         n_round = n_kill = 0
