@@ -14,6 +14,7 @@ endif()
 
 file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS kernels/cuda/*.cu)
 file(GLOB EMU_SOURCES CONFIGURE_DEPENDS kernels/cuda/emu/*.cpp)
+# Only the file with the plugin's table knows the build: the kernels are not compiled anew for it.
 set(build_id_definition LEAN_BUILD_ID="${PROJECT_VERSION}-${commit}")
 add_library(lean_plugin_base OBJECT proto/base/error.c proto/base/tensor_type.c)
 target_include_directories(lean_plugin_base PRIVATE ${CMAKE_SOURCE_DIR})
@@ -24,7 +25,8 @@ set(PLUGIN_FOLDER ${CMAKE_BINARY_DIR}/lib/lean)
 
 add_library(lean_cuda_emu MODULE ${CUDA_SOURCES} ${EMU_SOURCES} $<TARGET_OBJECTS:lean_plugin_base>)
 set_source_files_properties(${CUDA_SOURCES} PROPERTIES LANGUAGE CXX)
-target_compile_definitions(lean_cuda_emu PRIVATE ${build_id_definition})
+set_source_files_properties(kernels/cuda/backend_cuda.cu
+  PROPERTIES COMPILE_DEFINITIONS ${build_id_definition})
 target_include_directories(lean_cuda_emu PRIVATE ${CMAKE_SOURCE_DIR})
 target_compile_options(lean_cuda_emu PRIVATE -Wno-unknown-pragmas) # "unroll" is nvcc's
 target_link_libraries(lean_cuda_emu PRIVATE Threads::Threads)
@@ -43,7 +45,7 @@ endif()
 set(nvcc_flags -std=c++20 -O3 -fmad=false -ftz=false -prec-div=true -prec-sqrt=true
     -lineinfo -diag-suppress 177 # static functions of a header that a file does not use
     -Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off -ccbin ${CMAKE_CXX_COMPILER}
-    -I${CMAKE_SOURCE_DIR} -D_GNU_SOURCE -D${build_id_definition})
+    -I${CMAKE_SOURCE_DIR} -D_GNU_SOURCE)
 foreach(architecture ${LEAN_CUDA_ARCHITECTURES})
   list(APPEND nvcc_targets -gencode arch=compute_${architecture},code=sm_${architecture})
 endforeach()
@@ -54,8 +56,12 @@ endif()
 foreach(source ${CUDA_SOURCES})
   get_filename_component(stem ${source} NAME_WE)
   set(object ${CMAKE_BINARY_DIR}/cuda/${stem}.o)
+  set(definitions)
+  if(stem STREQUAL backend_cuda)
+    set(definitions -D${build_id_definition})
+  endif()
   add_custom_command(OUTPUT ${object}
-    COMMAND ${LEAN_NVCC} ${nvcc_flags} ${nvcc_targets} -MD -MF ${object}.d -c ${source} -o ${object}
+    COMMAND ${LEAN_NVCC} ${nvcc_flags} ${definitions} ${nvcc_targets} -MD -MF ${object}.d -c ${source} -o ${object}
     DEPENDS ${source} DEPFILE ${object}.d COMMENT "nvcc ${stem}.cu" VERBATIM)
   list(APPEND cuda_objects ${object})
 endforeach()
