@@ -29,8 +29,10 @@ fi
 
 [ "${1:-}" = --packages ] && exit
 
-# The CUDA backend is built where nvcc is, for the GPUs that are here, or for all if none is.
+# The CUDA backend is built for the GPUs that are here; for others where LEAN_CUDA_ARCHITECTURES asks
+# for it ("80;86;89;90;100;120"), which takes nvcc some minutes.
 gpus=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -nu | paste -sd';') || true
-cmake --preset release -DLEAN_CUDA_ARCHITECTURES="${LEAN_CUDA_ARCHITECTURES:-${gpus:-80;86;89;90;100;120}}"
-cmake --build --preset release --target lean plugins
+architectures=${LEAN_CUDA_ARCHITECTURES:-$gpus}
+cmake --preset release ${architectures:+"-DLEAN_CUDA_ARCHITECTURES=$architectures"}
+cmake --build --preset release --target lean plugin_mpi ${architectures:+plugin_cuda}
 echo "built $(build/lean version): $PWD/build/lean"
