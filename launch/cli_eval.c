@@ -354,6 +354,8 @@ static struct json_object *effective_json(const struct engine *engine,
     add(effective, "kernels", json_object_new_string(stats.kernels));
     add(effective, "prefill_chunk", json_object_new_int((int)stats.prefill_chunk));
     add(effective, "ranks", ranks_json(engine));
+    add(effective, "steps_ahead", json_object_new_int((int)stats.n_ahead));
+    if (stats.transport) add(effective, "transport", json_object_new_string(stats.transport));
     add(effective, "expert_lookups", json_object_new_uint64(n_lookup));
     add(effective, "expert_misses", json_object_new_uint64(n_lookup - n_hit));
     add(effective, "bytes_read", json_object_new_uint64(pager_report_read_bytes(pager)));

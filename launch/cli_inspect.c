@@ -114,9 +114,9 @@ static enum lm_status make_partition(struct inspection *in, const struct memory_
         settled.n_ctx = in->plan.n_ctx;
         settled.prefill_chunk = in->plan.prefill_chunk;
         partition_model_take(model, in->file, in->hp, &settled);
-        status = given
-                     ? partition_given(in->stages, model, ranks, n_rank, n_layer, err)
-                     : partition_make(in->stages, model, ranks, n_rank, PARTITION_THROUGHPUT, err);
+        status = given ? partition_given(in->stages, model, ranks, n_rank, n_layer, err)
+                       : partition_make(in->stages, model, ranks, n_rank,
+                                        partition_objective_from_options(options), err);
     }
     free(model);
     free(ranks);
@@ -683,6 +683,9 @@ static const struct option_spec options_inspect[] = {
      .help = "with --memory: how N ranks on this machine would share the layers"},
     {"partition", 0, OPTION_STRING, "N,N,...", .key = "cluster.partition.layers",
      .help = "layers of each rank; default: as what each can do suggests"},
+    {"partition-objective", 0, OPTION_ENUM, "throughput|latency", .def = "throughput",
+     .key = "cluster.partition.objective",
+     .help = "what the layers are shared out for: many sequences at once, or one"},
     {0},
 };
 

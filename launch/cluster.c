@@ -36,6 +36,10 @@ struct cluster_config cluster_config_from_options(const struct options *options)
     return (struct cluster_config){.enabled = true,
                                    .partition = options_string(options, "partition"),
                                    .interface = options_string(options, "interface"),
+                                   .transport = options_string(options, "transport"),
+                                   .objective = partition_objective_from_options(options),
+                                   .slack = (uint32_t)options_int(options, "slack"),
+                                   .edge_depth = (uint32_t)options_int(options, "edge-depth"),
                                    .startup_timeout_s = options_float(options, "startup-timeout"),
                                    .liveness_timeout_s = options_float(options, "liveness-timeout"),
                                    .stall_timeout_s = options_float(options, "stall-timeout"),
@@ -206,12 +210,22 @@ static enum lm_status join(struct cluster *cluster, struct lm_error *err)
     return status;
 }
 
+static enum lm_status check_transport(const char *transport, struct lm_error *err)
+{
+    if (!transport || strcmp(transport, "nccl")) return LM_OK;
+    lm_fail(err, LM_E_UNSUPPORTED,
+            "--transport nccl: this program has no transport by NCCL, activations go over MPI");
+    return lm_hint(err, "--transport auto");
+}
+
 enum lm_status cluster_open(struct cluster **out, const struct cluster_config *config,
                             struct lm_error *err)
 {
     uint32_t rank, n_rank;
     *out = NULL;
     if (!config->enabled || !world_mpi_launched(&rank, &n_rank) || n_rank < 2) return LM_OK;
+    const enum lm_status possible = check_transport(config->transport, err);
+    if (possible != LM_OK) return possible;
     struct cluster *cluster = calloc(1, sizeof(*cluster));
     if (!cluster) return lm_fail(err, LM_E_NO_MEM, "no memory for a cluster");
     cluster->config = *config;
@@ -345,7 +359,7 @@ static enum lm_status cut(struct cluster *cluster, const struct partition_model 
             .disk_bytes_s = rank->inventory.disk_bytes_s / rank->n_local,
             .hop_s = far ? HOP_NETWORK_S : HOP_HOST_S};
     }
-    if (!given) return partition_make(stages, model, ranks, n, PARTITION_THROUGHPUT, err);
+    if (!given) return partition_make(stages, model, ranks, n, cluster->config.objective, err);
     const enum lm_status status = partition_parse(n_layer, n, given, err);
     return status == LM_OK ? partition_given(stages, model, ranks, n, n_layer, err) : status;
 }
@@ -419,6 +433,7 @@ enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_size
     setup.n_cache_position = sizes->n_cache_position;
     setup.prefill_chunk = sizes->prefill_chunk;
     setup.kv_type = (int32_t)sizes->kv_type;
+    setup.edge_depth = sizes->n_edge_buffer;
     for (uint32_t i = 1; i < cluster->world->n_rank && status == LM_OK; i++) {
         const struct cluster_rank *rank = &cluster->rank[i];
         setup.layer_begin = rank->layer_begin;

@@ -15,6 +15,7 @@
 #ifndef LEAN_LAUNCH_CLUSTER_H
 #define LEAN_LAUNCH_CLUSTER_H
 
+#include "coordinator/plan/partition.h"
 #include "launch/inventory.h"
 #include "launch/model_part.h"
 
@@ -24,6 +25,9 @@ struct world;
 struct cluster_config {
     bool enabled;                      /* else one rank, whatever launched this process */
     const char *partition, *interface; /* or NULL */
+    const char *transport;             /* "auto", "mpi", "nccl" */
+    enum partition_objective objective;
+    uint32_t slack, edge_depth;
     double startup_timeout_s, liveness_timeout_s, stall_timeout_s;
     uint32_t spin_us;
 };

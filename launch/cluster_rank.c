@@ -107,7 +107,8 @@ static enum lm_status check_setup(const struct member *member, const Lean__Setup
     const bool valid = setup->layer_begin > 0 && setup->layer_begin < setup->layer_end &&
                        setup->layer_end <= hp->n_layer &&
                        (setup->layer_end == hp->n_layer) == is_last && setup->n_ctx &&
-                       setup->n_slot && setup->prefill_chunk && setup->kv_type >= 0 &&
+                       setup->n_slot && setup->prefill_chunk && setup->edge_depth >= 2 &&
+                       setup->edge_depth < TRANSPORT_DEPTH && setup->kv_type >= 0 &&
                        setup->kv_type < TENSOR_TYPE_COUNT;
     if (valid) return LM_OK;
     return lm_fail(err, LM_E_FORMAT, "rank 0 gave layers %u to %u of %u", setup->layer_begin,
@@ -121,7 +122,8 @@ static enum lm_status load(struct member *member, const Lean__Setup *setup, stru
                                     .n_snapshot = setup->n_snapshot,
                                     .prefill_chunk = setup->prefill_chunk,
                                     .n_cache_position = setup->n_cache_position,
-                                    .kv_type = (enum tensor_type)setup->kv_type};
+                                    .kv_type = (enum tensor_type)setup->kv_type,
+                                    .n_edge_buffer = setup->edge_depth};
     const struct part_config config = {.layer_begin = setup->layer_begin,
                                        .layer_end = setup->layer_end,
                                        .settings = {.ram_bytes = setup->ram_bytes,

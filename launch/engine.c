@@ -23,10 +23,6 @@
  * chunk needs nearly all of them. */
 enum { CHUNK_MIN = 128 };
 
-/* Steps under way beyond one for each rank, so that one that waits for its disk does not make the
- * others wait. */
-enum { PIPELINE_SLACK = 1 };
-
 /* Where no expert is paged ranks have little to tell. */
 #define ASK_MAPPED_S 1
 
@@ -147,7 +143,8 @@ static enum lm_status settle_sizes(struct engine *engine, const struct engine_co
                            .n_snapshot = request->n_snapshot,
                            .prefill_chunk = plan->prefill_chunk,
                            .n_cache_position = request->n_cache_position,
-                           .kv_type = request->kv_type};
+                           .kv_type = request->kv_type,
+                           .n_edge_buffer = config->cluster.edge_depth};
     if (sizes->prefill_chunk > sizes->n_ctx) sizes->prefill_chunk = sizes->n_ctx;
     return status;
 }
@@ -236,6 +233,7 @@ static enum lm_status set_up_ranks(struct engine *engine, const struct engine_co
     struct memory_request settled = *request;
     settled.n_ctx = engine->sizes.n_ctx;
     settled.prefill_chunk = engine->sizes.prefill_chunk;
+    settled.n_edge_buffer = engine->sizes.n_edge_buffer;
     enum lm_status status =
         cluster_cut(engine->cluster, engine->part.file, &engine->part.hp, &settled, err);
     if (status == LM_OK) status = limit_context(engine, config, err);
@@ -258,7 +256,7 @@ static enum lm_status create_runner(struct engine *engine, const struct engine_c
     }
     const struct pipeline_config config = {.world = cluster_world(engine->cluster),
                                            .worker = engine->part.worker,
-                                           .slack = PIPELINE_SLACK,
+                                           .slack = asked->cluster.slack,
                                            .on_lost = asked->on_lost,
                                            .lost_context = asked->lost_context,
                                            .on_trace = engine->trace ? on_trace : NULL,
@@ -446,13 +444,16 @@ struct engine_rank engine_rank(const struct engine *engine, uint32_t rank)
 
 struct engine_stats engine_stats(const struct engine *engine)
 {
-    return (struct engine_stats){.paged = is_paged(engine),
-                                 .n_thread = backend_cpu_n_thread(engine->part.backend),
-                                 .prefill_chunk = engine->sizes.prefill_chunk,
-                                 .kernels = backend_cpu_kernels(engine->part.backend),
-                                 .n_layer = engine->part.hp.n_layer,
-                                 .pager = expert_pager_stats(engine_pager(engine)),
-                                 .n_seq_max = scheduler_stats(engine->scheduler).n_seq_max};
+    return (struct engine_stats){
+        .paged = is_paged(engine),
+        .n_thread = backend_cpu_n_thread(engine->part.backend),
+        .prefill_chunk = engine->sizes.prefill_chunk,
+        .kernels = backend_cpu_kernels(engine->part.backend),
+        .n_layer = engine->part.hp.n_layer,
+        .pager = expert_pager_stats(engine_pager(engine)),
+        .n_ahead = engine->runner.depth,
+        .transport = engine->cluster ? cluster_world(engine->cluster)->ops->name : NULL,
+        .n_seq_max = scheduler_stats(engine->scheduler).n_seq_max};
 }
 
 enum lm_status engine_experts(const struct engine *engine, struct pager_snapshot *out,

@@ -157,6 +157,8 @@ struct engine_stats {
     bool paged;                      /* some rank reads experts when they are needed */
     struct expert_pager_stats pager; /* of this rank's layers */
     uint32_t n_seq_max;              /* sequences in one step, at most so far */
+    uint32_t n_ahead;                /* steps under way at once, at most */
+    const char *transport;           /* NULL: one rank */
 };
 struct engine_stats engine_stats(const struct engine *engine);
 

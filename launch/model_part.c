@@ -74,6 +74,7 @@ enum lm_status model_part_request(const struct model_part *part, const struct pa
                                        .n_cache_position = sizes->n_cache_position,
                                        .prefill_chunk = sizes->prefill_chunk,
                                        .kv_type = sizes->kv_type,
+                                       .n_edge_buffer = sizes->n_edge_buffer,
                                        .budget_bytes = config->settings.ram_bytes};
     return model_part_request_slots(part, request, config->settings.expert_slots, n_slot, err);
 }
@@ -140,6 +141,7 @@ static enum lm_status create_worker(struct model_part *part, const struct part_c
         .n_position = (uint64_t)sizes->n_slot * sizes->n_ctx + sizes->n_cache_position,
         .n_batch = sizes->prefill_chunk + sizes->n_slot,
         .kv_type = sizes->kv_type,
+        .n_edge_buffer = sizes->n_edge_buffer,
         .trace_path = asked->trace_path,
         .trace_kept = asked->trace_kept,
         .progress = asked->progress,

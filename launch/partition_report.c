@@ -4,7 +4,9 @@
 #include <json-c/json.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include "launch/options.h"
 #include "proto/base/log.h"
 
 enum lm_status partition_parse(uint32_t *n_layer, uint32_t n_rank, const char *text,
@@ -29,6 +31,12 @@ enum lm_status partition_parse(uint32_t *n_layer, uint32_t n_rank, const char *t
         return lm_fail(err, LM_E_USAGE, "--partition %s is for %u ranks, there are %u", text, n,
                        n_rank);
     return LM_OK;
+}
+
+enum partition_objective partition_objective_from_options(const struct options *options)
+{
+    return strcmp(options_string(options, "partition-objective"), "latency") ? PARTITION_THROUGHPUT
+                                                                             : PARTITION_LATENCY;
 }
 
 static uint32_t slowest(const struct partition_stage *stages, uint32_t n_rank)

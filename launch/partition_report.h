@@ -13,6 +13,11 @@ struct json_object;
 enum lm_status partition_parse(uint32_t *n_layer, uint32_t n_rank, const char *text,
                                struct lm_error *err);
 
+struct options;
+
+/* --partition-objective. */
+enum partition_objective partition_objective_from_options(const struct options *options);
+
 /* A line for each rank, and what the slowest one means; hosts: [n_rank] names, or NULL. */
 void partition_print(FILE *out, const struct partition_stage *stages, const char *const *hosts,
                      uint32_t n_rank);

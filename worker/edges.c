@@ -8,7 +8,8 @@
 #include "proto/base/log.h"
 #include "proto/transport/transport.h"
 
-enum { N_X = 3, AHEAD_MAX = 2 };
+enum { N_BUFFER = 3, AHEAD_MAX = 2 };
+static_assert((int)EDGES_BUFFER_MAX < (int)TRANSPORT_DEPTH, "all of them may be under way");
 
 /* Behind x in every message; then the usage of each sequence, struct expert_usage. */
 struct trailer {
@@ -20,8 +21,10 @@ struct trailer {
 
 struct edges {
     struct edges_config config;
-    float *x[N_X], *own[N_X]; /* own: made here. Who computes may change buffers. */
-    size_t n_expected_byte[N_X];
+    uint32_t n_x;
+    float *x[EDGES_BUFFER_MAX],
+        *own[EDGES_BUFFER_MAX]; /* own: made here. Who computes may change buffers. */
+    size_t n_expected_byte[EDGES_BUFFER_MAX];
     uint64_t n_step, n_expected, n_sent; /* steps ended, receives begun, sends ended */
     struct edges_stats stats;
     struct {
@@ -51,12 +54,14 @@ enum lm_status edges_create(struct edges **out, const struct edges_config *confi
     struct edges *edges = calloc(1, sizeof(*edges));
     if (!edges) return lm_fail(err, LM_E_NO_MEM, "edges: no memory");
     edges->config = *config;
+    edges->n_x = config->n_buffer ? config->n_buffer : N_BUFFER;
+    assert(edges->n_x >= 2 && edges->n_x <= EDGES_BUFFER_MAX);
     const size_t n_tail = tail_bytes(config->n_slot);
     edges->tail = calloc(1, n_tail);
     enum lm_status status = LM_OK;
     if (!edges->tail) status = lm_fail(err, LM_E_NO_MEM, "edges: no memory");
     edges->x[0] = x;
-    for (int i = x ? 1 : 0; i < N_X && status == LM_OK; i++) {
+    for (uint32_t i = x ? 1 : 0; i < edges->n_x && status == LM_OK; i++) {
         edges->own[i] = config->backend->ops->alloc(
             config->backend, row_bytes(edges, config->n_batch) + n_tail, err);
         if (!edges->own[i]) status = LM_E_NO_MEM;
@@ -73,7 +78,7 @@ enum lm_status edges_create(struct edges **out, const struct edges_config *confi
 void edges_destroy(struct edges *edges)
 {
     if (!edges) return;
-    for (int i = 0; i < N_X; i++)
+    for (uint32_t i = 0; i < edges->n_x; i++)
         if (edges->own[i]) edges->config.backend->ops->free(edges->config.backend, edges->own[i]);
     free(edges->tail);
     free(edges);
@@ -90,7 +95,7 @@ static enum lm_status lost(enum lm_status status, struct lm_error *err)
 static enum lm_status free_buffer(struct edges *edges, uint64_t step, struct lm_error *err)
 {
     struct transport_edge *out = edges->config.out;
-    while (out && edges->n_sent + N_X <= step) {
+    while (out && edges->n_sent + edges->n_x <= step) {
         const double begin_s = log_now_s();
         const enum lm_status status = out->ops->send_end(out, err);
         edges->stats.send_wait_s += log_now_s() - begin_s;
@@ -110,8 +115,8 @@ enum lm_status edges_expect(struct edges *edges, uint32_t n_token, uint32_t n_se
     const enum lm_status status = free_buffer(edges, step, err);
     if (status != LM_OK) return status;
     edges->n_expected++;
-    edges->n_expected_byte[step % N_X] = n_bytes;
-    return lost(in->ops->recv_begin(in, edges->x[step % N_X], n_bytes, err), err);
+    edges->n_expected_byte[step % edges->n_x] = n_bytes;
+    return lost(in->ops->recv_begin(in, edges->x[step % edges->n_x], n_bytes, err), err);
 }
 
 enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, uint32_t n_token,
@@ -120,7 +125,7 @@ enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, 
     struct backend *backend = edges->config.backend;
     struct transport_edge *in = edges->config.in;
     const struct trailer *trailer = &edges->tail->trailer;
-    const size_t i = edges->n_step % N_X, n_row = row_bytes(edges, n_token);
+    const size_t i = edges->n_step % edges->n_x, n_row = row_bytes(edges, n_token);
     const size_t n_tail = tail_bytes(plan->n_seq);
     enum lm_status status = LM_OK;
     *x = edges->x[i];
@@ -156,7 +161,7 @@ enum lm_status edges_send(struct edges *edges, const struct step_plan *plan, uin
     struct trailer *trailer = &edges->tail->trailer;
     const size_t n_row = row_bytes(edges, n_token), n_tail = tail_bytes(plan->n_seq);
     const uint64_t step = edges->n_step++;
-    edges->x[step % N_X] = x;
+    edges->x[step % edges->n_x] = x;
     if (!out) return LM_OK;
     *trailer =
         (struct trailer){.step = step, .n_token = n_token, .status = (uint32_t)failed->status};

@@ -3,7 +3,7 @@
  *   message   x, rows of F32 | how the step went so far | what each sequence took of experts
  *
  * A stage that fails passes that on instead of a result, so that all stages take the same steps.
- * Step i uses buffer i % 3: one is being received, one computed, one sent.
+ * Step i uses buffer i % n_buffer: one is being received, one computed, the others sent.
  *
  * Errors: LM_E_RANK_LOST, whatever a transfer failed of: it is the end of the job.
  * Threads: the step thread. */
@@ -20,7 +20,9 @@ struct edges_config {
     struct backend *backend;         /* whose memory the host reads */
     struct transport_edge *in, *out; /* NULL on the first, on the last stage; not both */
     uint32_t n_embd, n_batch, n_slot;
+    uint32_t n_buffer; /* 2 .. EDGES_BUFFER_MAX; 0: 3 */
 };
+enum { EDGES_BUFFER_MAX = 7 };
 
 /* Since the start: what was passed on, and how long was waited for it. */
 struct edges_stats {

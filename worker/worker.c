@@ -95,7 +95,8 @@ static enum lm_status create_edges(struct worker *worker, struct lm_error *err)
                                        .out = config->out,
                                        .n_embd = config->hp->n_embd,
                                        .n_batch = config->n_batch,
-                                       .n_slot = config->n_slot};
+                                       .n_slot = config->n_slot,
+                                       .n_buffer = config->n_edge_buffer};
     if (is_first(worker) && is_last(worker)) return LM_OK;
     assert(is_first(worker) == !config->in && is_last(worker) == !config->out);
     float *const x = first_span(worker)->is_device ? NULL : first_span(worker)->graph.x;

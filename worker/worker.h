@@ -41,6 +41,7 @@ struct worker_config {
     uint32_t layer_begin, layer_end;
     uint32_t device_begin;           /* layer_begin <= device_begin < layer_end */
     struct transport_edge *in, *out; /* NULL on the first, on the last stage */
+    uint32_t n_edge_buffer;          /* 0: 3 */
     uint32_t n_slot;                 /* sequences and snapshots held */
     uint32_t n_ctx;                  /* tokens of one sequence at most */
     uint64_t n_position;             /* tokens of all together that must fit */

@@ -167,7 +167,8 @@ static uint64_t scratch_bytes(const struct hparams *hp, const struct memory_requ
     const uint64_t vocabulary = is_last ? (uint64_t)(LOGIT_ROWS + 8) * hp->n_vocab : 0;
     /* a stage of several receives the next batch and sends the last one beside its own */
     const bool is_all = is_last && request->layer_begin == 0;
-    const uint64_t edges = is_all ? 0 : 2 * n_batch * hp->n_embd;
+    const uint32_t n_buffer = request->n_edge_buffer ? request->n_edge_buffer : 3;
+    const uint64_t edges = is_all ? 0 : (n_buffer - 1) * n_batch * hp->n_embd;
     return n_batch * bytes_per_token(hp, quantized) + (vocabulary + edges) * sizeof(float);
 }
 

@@ -41,6 +41,7 @@ struct memory_request {
     uint64_t logprob_bytes;    /* log-probabilities of kept prompts */
     uint32_t prefill_chunk;    /* tokens of a prompt in one step; 0: chosen */
     enum tensor_type kv_type;
+    uint32_t n_edge_buffer; /* of a stage, for what it receives, computes and sends; 0: 3 */
     /* What may be used; 0: what is available but an eighth, at most MEMORY_PLAN_RESERVE_MAX, which
      * stays free: one byte too many costs far more than the reserve could have gained. */
     uint64_t budget_bytes;

@@ -197,6 +197,58 @@ class Overrides(unittest.TestCase):
         self.assertEqual(result.stderr.count("model.ctx is the same on all ranks"), 1)
 
 
+class Settings(unittest.TestCase):
+    MODEL = model_path("qwen35moe-s-q8_0")
+
+    def test_slack_and_transport(self):
+        expected = evaluate(1, self.MODEL)
+        self.assertEqual(expected["effective"]["steps_ahead"], 1)
+        for slack, transport in ((0, "auto"), (3, "mpi")):
+            answer = evaluate(2, self.MODEL, "--slack", slack, "--transport", transport)
+            self.assertEqual(bits(answer), bits(expected))
+            self.assertEqual(answer["effective"]["steps_ahead"], 2 + slack)
+            self.assertEqual(answer["effective"]["transport"], "mpi")
+
+    def test_nccl_is_not_there(self):
+        result = ranks.lean(2, "eval", self.MODEL, "--ids", "1", "--transport", "nccl")
+        self.assertEqual(result.returncode, 9, result.stderr)
+        self.assertIn("no transport by NCCL", result.stderr)
+
+    def test_buffers_of_an_edge(self):
+        """Any number gives the same bits, more of them take more memory."""
+        expected, scratch = evaluate(1, self.MODEL), []
+        for depth in (2, 7):
+            answer = evaluate(3, self.MODEL, "--edge-depth", depth, "--prefill-chunk", 5,
+                              "--beside", 2, "--partition", "2,4,2")
+            self.assertEqual(bits(answer), bits(expected))
+            with serve.Server("--ctx", 512, "--edge-depth", depth, "--ranks", 2, "--allow-root",
+                              model=self.MODEL) as server:
+                server.complete("hello", max_tokens=2)
+                scratch.append(server.metric("lean_rank_memory_bytes", rank="1", kind="scratch"))
+        self.assertGreater(scratch[1], scratch[0])
+
+    def stages(self, ram, *options):
+        """Of two ranks, of which the second may use so much."""
+        with tempfile.NamedTemporaryFile("w", suffix=".textproto") as file:
+            file.write('tiers { ram { size: "1GiB" } } override { rank: 1 set { tiers { ram { '
+                       f'size: "{ram}" }} }} }} }}')
+            file.flush()
+            shown = cli.lean("inspect", self.MODEL, "--memory", "--ctx", 512, "--ranks", 2,
+                             "--config", file.name, "--json", *options)
+        self.assertEqual(shown.returncode, 0, shown.stderr)
+        return json.loads(shown.stdout)["memory"]["ranks"]
+
+    def test_what_a_cut_is_for(self):
+        """A rank that must page for its third layer gets it for the sake of many, not of one."""
+        third = self.stages("1GiB", "--partition", "5,3")[1]
+        ram = int(third["fixed_bytes"] + 0.97 * third["expert_bytes"])
+        latency = self.stages(ram, "--partition-objective", "latency")
+        throughput = self.stages(ram, "--partition-objective", "throughput")
+        self.assertEqual([stage["hit_rate"] for stage in latency], [1, 1])
+        self.assertLess(throughput[1]["hit_rate"], 1)
+        self.assertGreater(latency[0]["layer_end"], throughput[0]["layer_end"])
+
+
 class Failures(unittest.TestCase):
     """What goes wrong on one rank is said once, and ends all."""
 
