@@ -33,3 +33,18 @@ const struct backend_cuda_counters *backend_cuda_counters(const struct backend *
 {
     return &((const struct cuda_backend_head *)backend)->counters;
 }
+
+static const struct cuda_plugin *plugin_of(const struct backend *backend)
+{
+    return ((const struct cuda_backend_head *)backend)->plugin;
+}
+
+void backend_cuda_read(struct backend *backend, const void *memory, size_t n_bytes, void *sink)
+{
+    plugin_of(backend)->read(backend, memory, n_bytes, sink);
+}
+
+uint64_t backend_cuda_multiply(struct backend *backend, uint32_t n_round, void *sink)
+{
+    return plugin_of(backend)->multiply(backend, n_round, sink);
+}

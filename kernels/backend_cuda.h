@@ -50,4 +50,10 @@ struct backend_cuda_counters {
 };
 const struct backend_cuda_counters *backend_cuda_counters(const struct backend *backend);
 
+/* Loads to measure a device by, put off like operations. read: reads memory once, n_bytes a
+ * multiple of 16. multiply: products of bytes in the tensor cores, by the instruction that the
+ * matrix products use; returns how many multiply-adds. sink: 4 bytes of backend memory. */
+void backend_cuda_read(struct backend *backend, const void *memory, size_t n_bytes, void *sink);
+uint64_t backend_cuda_multiply(struct backend *backend, uint32_t n_round, void *sink);
+
 #endif

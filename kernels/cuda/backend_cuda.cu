@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/backend_cuda.cuh"
 #include "kernels/cuda/graph_cache.cuh"
+#include "kernels/cuda/loads.cuh"
 
 extern "C" {
 #include "kernels/cuda/cuda_plugin.h"
@@ -436,6 +437,16 @@ static void op_ffn_finish(struct backend *backend, const struct ffn_args *args)
     if (begin(self(backend))) cuda_ffn_finish(backend, args);
 }
 
+static void op_read(struct backend *backend, const void *memory, size_t n_bytes, void *sink)
+{
+    if (begin(self(backend))) cuda_read(backend, memory, n_bytes, sink);
+}
+
+static uint64_t op_multiply(struct backend *backend, uint32_t n_round, void *sink)
+{
+    return begin(self(backend)) ? cuda_multiply(backend, n_round, sink) : 0;
+}
+
 /* ---- creation ---- */
 
 static void op_destroy(struct backend *backend)
@@ -521,11 +532,14 @@ static enum lm_status choose_device(struct cuda_backend *cuda, uint32_t device,
     return lm_fail(err, LM_E_FAIL, "gpu %u: %s", device, cudaGetErrorString(code));
 }
 
+extern const struct cuda_plugin cuda_plugin_table;
+
 static enum lm_status create(struct backend **out, uint32_t device, struct lm_error *err)
 {
     struct cuda_backend *cuda = (struct cuda_backend *)calloc(1, sizeof(*cuda));
     if (!cuda) return lm_fail(err, LM_E_NO_MEM, "no memory for %zu bytes", sizeof(*cuda));
     cuda->head.base.ops = &cuda_ops;
+    cuda->head.plugin = &cuda_plugin_table;
     const enum lm_status status = choose_device(cuda, device, err);
     if (status != LM_OK) {
         free(cuda);
@@ -585,13 +599,15 @@ static enum lm_status list_devices(struct cuda_device_info *out, uint32_t n_max,
     return LM_OK;
 }
 
-static const struct cuda_plugin table = {
-    .head = {.size = sizeof(table), .build_id = LEAN_BUILD_ID},
+const struct cuda_plugin cuda_plugin_table = {
+    .head = {.size = sizeof(struct cuda_plugin), .build_id = LEAN_BUILD_ID},
     .create = create,
     .devices = list_devices,
+    .read = op_read,
+    .multiply = op_multiply,
 };
 
 extern "C" PLUGIN_EXPORT const struct plugin_head *lean_plugin_v1(void)
 {
-    return &table.head;
+    return &cuda_plugin_table.head;
 }

@@ -28,7 +28,8 @@ set_source_files_properties(${CUDA_SOURCES} PROPERTIES LANGUAGE CXX)
 set_source_files_properties(kernels/cuda/backend_cuda.cu
   PROPERTIES COMPILE_DEFINITIONS ${build_id_definition})
 target_include_directories(lean_cuda_emu PRIVATE ${CMAKE_SOURCE_DIR})
-target_compile_options(lean_cuda_emu PRIVATE -Wno-unknown-pragmas) # "unroll" is nvcc's
+target_compile_options(lean_cuda_emu PRIVATE -Wno-unknown-pragmas # "unroll" is nvcc's
+                       -Wno-deprecated-enum-enum-conversion)
 target_link_libraries(lean_cuda_emu PRIVATE Threads::Threads)
 if(NOT LEAN_ASAN AND NOT LEAN_TSAN)
   target_link_options(lean_cuda_emu PRIVATE -Wl,-z,defs)

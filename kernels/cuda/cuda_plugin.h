@@ -10,11 +10,14 @@ struct cuda_plugin {
     enum lm_status (*create)(struct backend **out, uint32_t device, struct lm_error *err);
     enum lm_status (*devices)(struct cuda_device_info *out, uint32_t n_max, uint32_t *n,
                               struct lm_error *err);
+    void (*read)(struct backend *backend, const void *memory, size_t n_bytes, void *sink);
+    uint64_t (*multiply)(struct backend *backend, uint32_t n_round, void *sink);
 };
 
 /* How every backend of the plugin begins. */
 struct cuda_backend_head {
     struct backend base;
+    const struct cuda_plugin *plugin;
     struct backend_cuda_counters counters;
 };
 

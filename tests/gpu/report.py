@@ -1,0 +1,173 @@
+"""tests/gpu/run.sh's rows: runs each part, prints what it says when it fails, and one table."""
+import argparse
+import glob
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+OPERATIONS = ("rows", "linear", "attention", "delta_net", "route", "ffn")
+TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+# All parts end within this, so that a machine that is lent for ten minutes gives the table.
+SECONDS_IN_ALL = 570
+
+BUILD = os.environ.get("LEAN_BUILD_DIR", "build")
+LEAN = os.path.join(BUILD, "lean")
+CHECK = os.path.join(BUILD, "tests/test_kernels_backend")
+
+
+class Report:
+    def __init__(self, options):
+        self.options = options
+        self.rows = []
+        self.begin = time.monotonic()
+        self.emulated = options.device == "emu"
+        self.backend = "cuda-emu" if self.emulated else "cuda"
+        self.where = "emulator" if self.emulated else gpu_name()
+
+    def left_s(self):
+        return SECONDS_IN_ALL - (time.monotonic() - self.begin)
+
+    def add(self, part, result, seconds, where=None):
+        self.rows.append((part, where or self.where, result, seconds))
+        print(f"{part}: {result} ({seconds:.1f} s)", flush=True)
+
+    def run(self, part, command, env=None, where=None):
+        """Runs a command that says in its last line how it went; False if it failed."""
+        begin = time.monotonic()
+        if self.left_s() < 5:
+            self.add(part, "not run: no time is left", 0, where)
+            return False
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=self.left_s(),
+                                  env={**os.environ, **(env or {})})
+        except subprocess.TimeoutExpired:
+            self.add(part, "FAILED: did not end", time.monotonic() - begin, where)
+            return False
+        lines = (done.stdout + done.stderr).strip().splitlines() or [""]
+        if done.returncode:
+            print("\n".join(lines[-30:]))
+        self.add(part, lines[-1] if not done.returncode else f"FAILED: {lines[-1][:80]}",
+                 time.monotonic() - begin, where)
+        return done.returncode == 0
+
+
+def gpu_name():
+    try:
+        return subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+                              capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return "no GPU"
+
+
+def check_kernels(report):
+    cases = ["--cases", "2"] if report.options.quick else []
+    for operation in OPERATIONS:
+        report.run(f"bits of {operation}", [CHECK, "--backend", report.backend, "--only", operation,
+                                            *cases])
+    report.run("errors, graphs, memory", [os.path.join(BUILD, "tests/test_cuda_backend")],
+               where="emulator")
+
+
+def evaluate(model, ids, *flags):
+    """(hash of all logits, greedy continuation) or the error's line."""
+    done = subprocess.run([LEAN, "eval", model, "--ids", ",".join(map(str, ids)), "-n", "8",
+                           "--json", *flags], capture_output=True, text=True, timeout=120)
+    if done.returncode:
+        return done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "failed"
+    answer = json.loads(done.stdout)
+    return answer["logits_xxh3"], tuple(answer["generated"])
+
+
+def check_models(report):
+    """Every golden model with all, half and one of its layers on the device: the CPU's bits."""
+    help_text = subprocess.run([LEAN, "help", "eval"], capture_output=True, text=True).stdout
+    if "--gpu-layers" not in help_text:
+        report.add("models, CPU = GPU", "not run: this build has no --gpu-layers", 0)
+        return
+    device = ["--device", report.options.device]
+    placements = {"all": device, "half": [*device, "--gpu-layers", "2"],
+                  "one": [*device, "--gpu-layers", "1"],
+                  "all, F32 cache": [*device, "--kv-type", "f32"],
+                  "all, Q8_0 cache": [*device, "--kv-type", "q8_0"],
+                  "all, in chunks": [*device, "--prefill-chunk", "3"]}
+    if report.options.quick:
+        placements = {name: placements[name] for name in ("all", "half")}
+    models = sorted(glob.glob("tests/data/golden/models/*.gguf"))
+    for name, flags in placements.items():
+        begin, n_equal, failed = time.monotonic(), 0, []
+        of_cpu = [flag for flag in flags if flag not in (*device, "--gpu-layers", "1", "2")]
+        for model in models[:3] if report.options.quick else models:
+            with open(model.replace("/models/", "/expected/").replace(".gguf", ".json")) as file:
+                prompts = json.load(file)["prompts"]
+            for prompt in prompts[:1] if report.options.quick else prompts:
+                if report.left_s() < 60:
+                    failed.append("no time is left")
+                    break
+                want, got = evaluate(model, prompt["ids"], "--device", "cpu", *of_cpu), evaluate(
+                    model, prompt["ids"], *flags)
+                if want == got and isinstance(got, tuple):
+                    n_equal += 1
+                else:
+                    failed.append(f"{os.path.basename(model)}: {got}, CPU {want}")
+        for line in failed:
+            print(line)
+        report.add(f"models, layers on the GPU: {name}",
+                   f"FAILED: {failed[0][:60]}" if failed else f"{n_equal} prompts with the CPU's bits",
+                   time.monotonic() - begin)
+    if not report.options.quick:
+        report.run("golden logits", [sys.executable, "tests/e2e/test_goldens.py"],
+                   env={"LEAN": LEAN, "LEAN_SOURCE_DIR": os.getcwd(), "LEAN_BUILD_DIR": BUILD,
+                        "LEAN_GOLDEN_FLAGS": " ".join(device)})
+
+
+def check_sanitizer(report):
+    tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if report.emulated or not tool:
+        report.add("compute-sanitizer", "not run: " + ("no device" if report.emulated else "not here"), 0)
+        return
+    for check in TOOLS:
+        for operation in OPERATIONS:
+            if report.left_s() < 150:  # the benchmark's
+                report.add(f"{check}, {operation}", "not run: no time is left", 0)
+                continue
+            report.run(f"{check}, {operation}",
+                       [tool, "--tool", check, "--error-exitcode", "9", CHECK, "--backend", "cuda",
+                        "--only", operation, "--cases", "2"])
+
+
+def measure(report):
+    command = [os.path.join(BUILD, "bench/bench_kernels_gpu")]
+    if report.emulated:
+        command += ["--plugin", "liblean_cuda_emu.so", "--quick", "1"]
+    begin = time.monotonic()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=max(report.left_s(), 10))
+    except subprocess.TimeoutExpired as late:
+        print((late.stdout or b"").decode())
+        report.add("speed of the kernels", "FAILED: did not end", time.monotonic() - begin)
+        return
+    print(done.stdout + done.stderr)
+    report.add("speed of the kernels", f"FAILED: exit {done.returncode}" if done.returncode else
+               "above" + (", times without meaning" if report.emulated else ""),
+               time.monotonic() - begin)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--device", choices=("cuda", "emu"), default="cuda")
+    parser.add_argument("--quick", action="store_true")
+    report = Report(parser.parse_args())
+    for part in (check_kernels, check_models, check_sanitizer, measure):
+        part(report)
+    width = max(len(row[0]) for row in report.rows)
+    print(f"\n{'':{width}}  {'ran on':20}  {'seconds':>7}  result")
+    for part, where, result, seconds in report.rows:
+        print(f"{part:{width}}  {where[:20]:20}  {seconds:7.1f}  {result}")
+    return any(row[2].startswith("FAILED") for row in report.rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
