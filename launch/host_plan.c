@@ -234,3 +234,23 @@ void host_plan_fini(struct host_plan *plan)
 {
     free(plan->hosts);
 }
+
+bool host_plan_unknown(const struct host_plan *plan, char *text, size_t size)
+{
+    const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
+    for (const char *at = plan->hosts; at && *at; at += *at == ',') {
+        char name[MAX_NAME];
+        struct addrinfo *addresses;
+        const size_t n = strcspn(at, ",");
+        snprintf(name, sizeof(name), "%.*s", (int)n, at);
+        at += n;
+        const int error = getaddrinfo(name, NULL, &hints, &addresses);
+        if (!error) {
+            freeaddrinfo(addresses);
+            continue;
+        }
+        snprintf(text, size, "host %s: %s", name, gai_strerror(error));
+        return true;
+    }
+    return false;
+}

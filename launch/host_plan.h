@@ -7,6 +7,7 @@
 #define LEAN_LAUNCH_HOST_PLAN_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "proto/base/error.h"
@@ -22,5 +23,9 @@ struct host_plan {
 enum lm_status host_plan_init(struct host_plan *plan, uint32_t n_rank, const char *hosts,
                               const char *hostfile, struct lm_error *err);
 void host_plan_fini(struct host_plan *plan);
+
+/* The first host whose name this one does not know, and why: for a job that could not be started,
+ * since what starts ranks may know it by another way. False: there is none. */
+bool host_plan_unknown(const struct host_plan *plan, char *text, size_t size);
 
 #endif

@@ -125,6 +125,26 @@ static void tell_ranks(const struct options *options)
     }
 }
 
+/* What of a server the supervisor may answer at; by TLS it cannot. *out: to be freed. */
+static enum lm_status list_ports(const struct command *command, const struct options *options,
+                                 const char ***out, size_t *n, struct lm_error *err)
+{
+    *n = 0;
+    *out = NULL;
+    if (!command->drains || !options_flag(options, "hold-port")) return LM_OK;
+    if (!options_flag(options, "restart"))
+        return lm_fail(err, LM_E_USAGE, "--hold-port is for a server with --restart");
+    if (options_string(options, "tls-cert"))
+        return lm_fail(err, LM_E_USAGE, "--hold-port cannot answer by TLS");
+    const size_t n_given = options_count(options, "listen");
+    *out = calloc(n_given + 1, sizeof(**out));
+    if (!*out) return lm_fail(err, LM_E_NO_MEM, "no memory for ports");
+    for (size_t i = 0; i < n_given; i++)
+        (*out)[(*n)++] = options_string_at(options, "listen", i);
+    if (!n_given) (*out)[(*n)++] = options_string(options, "listen");
+    return LM_OK;
+}
+
 /* In a job the command itself, and if one rank is asked for; else this process becomes the
  * supervisor of a job that runs it. */
 static enum lm_status run_on_ranks(const struct command *command, struct options *options,
@@ -141,7 +161,8 @@ static enum lm_status run_on_ranks(const struct command *command, struct options
     enum lm_status status = host_plan_init(&plan, n_asked, options_string(options, "hosts"),
                                            options_string(options, "hostfile"), err);
     if (status != LM_OK) return status;
-    const struct supervisor_config config = {
+    const char **hold = NULL;
+    struct supervisor_config config = {
         .plan = &plan,
         .argc = call->argc,
         .argv = call->argv,
@@ -152,12 +173,19 @@ static enum lm_status run_on_ranks(const struct command *command, struct options
         .verbose = options_flag(options, "verbose"),
         .drains = command->drains,
     };
+    if (plan.rank0_is_here) status = list_ports(command, options, &hold, &config.n_hold, err);
+    config.hold = hold;
+    if (status != LM_OK) {
+        host_plan_fini(&plan);
+        return status;
+    }
     if (plan.n_rank == 1 && plan.rank0_is_here) {
         status = command->run(options, err);
     } else {
         tell_ranks(options);
         status = supervisor_run(&config, &call->ending, err);
     }
+    free(hold);
     host_plan_fini(&plan);
     return status;
 }

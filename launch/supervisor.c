@@ -24,6 +24,7 @@
 #include "launch/job.h"
 #include "launch/job_output.h"
 #include "launch/mpirun.h"
+#include "launch/port_holder.h"
 #include "proto/base/log.h"
 
 /* Once rank 0 has failed the others leave by themselves or are killed; then mpirun ends, which
@@ -31,6 +32,8 @@
 static const double leaving_s = 0.3, ending_s = 3;
 /* --restart: at most so many failures in so many seconds, and the longest pause between two. */
 enum { MAX_FAILURE = 5, MAX_STOP = 100 };
+/* What a start takes at least, for those who are told to come back. */
+enum { START_S = 2 };
 static const double failure_window_s = 600, pause_s_max = 30;
 
 static const int watched_signals[] = {SIGCHLD, SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2};
@@ -62,7 +65,8 @@ struct supervisor {
     struct job_descriptors inherited;
     bool closed; /* the inherited ones were, when rank 0 had them */
     struct terminal terminal;
-    int asked; /* the last signal that asked for the end; 0: none */
+    int asked;                  /* the last signal that asked for the end; 0: none */
+    struct port_holder *holder; /* between two jobs, or NULL */
 };
 
 /* ---- what rank 0 gets ---- */
@@ -174,6 +178,12 @@ static void close_one(int *fd)
     *fd = -1;
 }
 
+static void free_ports(struct supervisor *supervisor)
+{
+    port_holder_close(supervisor->holder);
+    supervisor->holder = NULL;
+}
+
 /* Whoever knows the name of the socket is rank 0, if it is this user's. */
 static void accept_rank0(struct supervisor *supervisor, struct attempt *attempt)
 {
@@ -181,6 +191,7 @@ static void accept_rank0(struct supervisor *supervisor, struct attempt *attempt)
     socklen_t size = sizeof(peer);
     const int channel = accept4(attempt->listener, NULL, NULL, SOCK_CLOEXEC);
     if (channel < 0) return;
+    free_ports(supervisor); /* it will listen there */
     if (getsockopt(channel, SOL_SOCKET, SO_PEERCRED, &peer, &size) || peer.uid != geteuid() ||
         (attempt->rank0 = pidfd_open(peer.pid, 0)) < 0 || !send_descriptors(supervisor, channel)) {
         close(channel);
@@ -312,10 +323,12 @@ static int watch(struct supervisor *supervisor, struct attempt *attempt)
             {.fd = attempt->output_fd, .events = POLLIN},
             {.fd = attempt->listener, .events = POLLIN},
             {.fd = attempt->channel, .events = POLLIN},
+            {.fd = port_holder_fd(supervisor->holder), .events = POLLIN},
         };
-        if (poll(fds, 4, milliseconds_to(attempt->deadline_s)) == 0) force(attempt);
+        if (poll(fds, 5, milliseconds_to(attempt->deadline_s)) == 0) force(attempt);
         if (fds[1].revents && !job_output_read(&attempt->output, attempt->output_fd))
             close_one(&attempt->output_fd);
+        if (fds[4].revents) port_holder_serve(supervisor->holder);
         if (fds[2].revents) accept_rank0(supervisor, attempt);
         if (fds[3].revents) take_message(supervisor, attempt);
         if (fds[0].revents && take_signal(supervisor, &number))
@@ -356,7 +369,8 @@ static enum lm_status fail_start(const struct supervisor *supervisor, const stru
     const struct supervisor_config *config = supervisor->config;
     const enum lm_status status = config->plan->hosts ? LM_E_NETWORK : LM_E_FAIL;
     char text[400];
-    const bool explained = job_output_first(&attempt->output, text, sizeof(text));
+    const bool explained = host_plan_unknown(config->plan, text, sizeof(text)) ||
+                           job_output_first(&attempt->output, text, sizeof(text));
     if (config->verbose || !explained) job_output_show(&attempt->output, true);
     if (attempt->forced)
         return lm_fail(err, status, "no rank was up after %s",
@@ -384,7 +398,12 @@ static int32_t judge_by_code(const struct supervisor *supervisor, const struct a
     if (ends_a_process(number)) return -number;
     if (!here && !number && is_exit_code(code)) return code;
     if (!here && !number) {
-        log_line(LOG_ERROR, "the ranks could not be started, mpirun ended with status %d", code);
+        char text[400];
+        if (host_plan_unknown(supervisor->config->plan, text, sizeof(text)))
+            log_line(LOG_ERROR, "the ranks could not be started: %s", text);
+        else
+            log_line(LOG_ERROR, "the ranks could not be started, mpirun ended with status %d",
+                     code);
         return lm_exit_code(LM_E_NETWORK);
     }
     job_output_show(&attempt->output, false);
@@ -467,8 +486,11 @@ static bool pause_between(struct supervisor *supervisor, double seconds)
 {
     const double end_s = log_now_s() + seconds;
     for (int number; log_now_s() < end_s;) {
-        struct pollfd fd = {.fd = supervisor->signals, .events = POLLIN};
-        if (poll(&fd, 1, milliseconds_to(end_s)) == 1 && take_signal(supervisor, &number) &&
+        struct pollfd fds[] = {{.fd = supervisor->signals, .events = POLLIN},
+                               {.fd = port_holder_fd(supervisor->holder), .events = POLLIN}};
+        poll(fds, 2, milliseconds_to(end_s));
+        if (fds[1].revents) port_holder_serve(supervisor->holder);
+        if (fds[0].revents && take_signal(supervisor, &number) &&
             (number == SIGINT || number == SIGTERM || number == SIGUSR1)) {
             supervisor->asked = number;
             return false;
@@ -491,6 +513,9 @@ static bool goes_on(struct supervisor *supervisor, double failures[MAX_FAILURE],
     }
     const double pause_s = fmin(pause_s_max, exp2(*n - 1));
     log_warning("starting again in %s", log_format_seconds(pause_s, seconds));
+    if (supervisor->config->n_hold)
+        supervisor->holder = port_holder_open(supervisor->config->hold, supervisor->config->n_hold,
+                                              pause_s + START_S);
     return pause_between(supervisor, pause_s);
 }
 
@@ -521,6 +546,7 @@ enum lm_status supervisor_run(const struct supervisor_config *config, int32_t *e
     find_terminal(&supervisor.terminal);
     status = open_signals(&supervisor, err);
     if (status == LM_OK) status = run_again(&supervisor, ending, err);
+    free_ports(&supervisor);
     sigprocmask(SIG_SETMASK, &supervisor.mask, NULL); /* this process may have to end by one */
     close_one(&supervisor.signals);
     close_one(&supervisor.terminal.fd);

@@ -8,6 +8,8 @@
  *      +----- mpirun ends -------+--------- mpirun ends: a rank was lost ----------> over
  *   over --restart, and a rank was lost--> waiting 1, 2, 4 .. 30 s --> starting
  *
+ * While it waits and starts it may hold the server's ports, until rank 0 has asked.
+ *
  * A rank 0 on another host does not ask: then mpirun forwards stdin, stdout and stderr through
  * pipes, the first SIGTERM or SIGINT becomes SIGUSR1, which mpirun forwards and which ends a server
  * in order, and a second one ends all.
@@ -21,6 +23,7 @@
 #define LEAN_LAUNCH_SUPERVISOR_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "proto/base/error.h"
@@ -35,6 +38,8 @@ struct supervisor_config {
     double startup_timeout_s; /* until rank 0 asks */
     bool allow_root;
     bool restart;
+    const char *const *hold; /* [n_hold] what the server listens at, answered between two jobs */
+    size_t n_hold;
     bool verbose; /* show what mpirun says about a job that did not start */
     bool drains;  /* the command is a server: a signal ends it in order, with status 0 */
 };

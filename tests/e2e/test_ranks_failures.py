@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -178,6 +179,33 @@ class Failures(unittest.TestCase):
         self.assertTrue(server.complete("again", max_tokens=4)["choices"][0]["text"])
         server.stop()
         self.job.assert_gone()
+
+    def test_the_port_is_held_while_it_starts_again(self):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        server = self.server("--restart", "--hold-port", "--listen", f"127.0.0.1:{port}")
+        server.port = port
+        os.kill(self.job.rank(2), signal.SIGKILL)
+        held, end = [], time.monotonic() + 60
+        while not held or held[-1][0] != 200:  # of rank 0 that ends, of the supervisor, of the next
+            self.assertLess(time.monotonic(), end, (held, server.log()))
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                answer = server.post("/v1/completions", {"prompt": "a", "max_tokens": 1})
+                held.append((answer.status, answer.body, answer.headers.get("retry-after")))
+            time.sleep(0.02)
+        by_supervisor = [each for each in held if b"is being started again" in each[1]]
+        self.assertTrue(by_supervisor, held)
+        for status, body, retry_after in by_supervisor:
+            self.assertEqual((status, json.loads(body)["error"]["code"]), (503, "rank_lost"))
+            self.assertGreaterEqual(int(retry_after), 1)
+        self.assertLessEqual({each[0] for each in held}, {200, 503})
+        server.stop()
+        self.job.assert_gone()
+
+    def test_holding_ports_needs_a_restart(self):
+        result = cli.lean("serve", serve.TINY, *jobs.options(2), "--hold-port")
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("--restart", result.stderr)
 
     def test_killing_each_process_at_any_time(self):
         """Before it is ready, while it serves: no hang, nothing left, the status tells."""

@@ -155,7 +155,7 @@ class Refusals(Launch):
     def test_a_host_that_nobody_knows(self):
         begin = time.monotonic()
         result = self.run_of("hello", *jobs.options(2), "--hosts", "localhost,host.invalid")
-        self.assert_fails(result, 4, "the ranks could not be started")
+        self.assert_fails(result, 4, "the ranks could not be started: host host.invalid: ")
         self.assertLess(time.monotonic() - begin, 30)
 
     @unittest.skipIf(os.geteuid() != 0, "only root is refused")

@@ -84,7 +84,9 @@ class Start(unittest.TestCase):
         for hosts in ("no-such-host.invalid,localhost", "localhost,no-such-host.invalid"):
             done = lean("run", "--hosts", hosts, "--allow-root", DEMO, "hello")
             self.assertEqual(done.returncode, 4, done.stderr)
-            self.assertIn("lean: error: the ranks could not be started", done.stderr)
+            self.assertIn("lean: error: the ranks could not be started: host no-such-host.invalid: ",
+                          done.stderr)
+            self.assertEqual(done.stderr.count("lean: error: "), 1, done.stderr)
 
 
 if __name__ == "__main__":
