@@ -11,6 +11,7 @@
 #include <xxhash.h>
 
 #include "coordinator/text/tokenizer.h"
+#include "kernels/backend_cuda.h"
 #include "launch/command.h"
 #include "launch/engine.h"
 #include "launch/model_ref.h"
@@ -319,17 +320,38 @@ static struct json_object *ids_json(const int32_t *ids, size_t n)
     return list;
 }
 
+/* The first and the last of some layers. */
+static struct json_object *range_json(uint32_t begin, uint32_t end)
+{
+    struct json_object *range = json_object_new_array_ext(2);
+    json_object_array_add(range, json_object_new_int((int)begin));
+    json_object_array_add(range, json_object_new_int((int)end - 1));
+    return range;
+}
+
+/* What this rank's device was given to do. */
+static struct json_object *device_json(const struct backend_cuda_counters *device)
+{
+    struct json_object *json = json_object_new_object();
+    add(json, "launches", json_object_new_uint64(device->n_launch));
+    add(json, "flushes", json_object_new_uint64(device->n_flush));
+    add(json, "captures", json_object_new_uint64(device->n_capture));
+    add(json, "replays", json_object_new_uint64(device->n_replay));
+    add(json, "allocations", json_object_new_uint64(device->n_alloc));
+    return json;
+}
+
 static struct json_object *ranks_json(const struct engine *engine)
 {
     struct json_object *ranks = json_object_new_array();
     for (uint32_t i = 0; i < engine_n_rank(engine); i++) {
         const struct engine_rank rank = engine_rank(engine, i);
-        struct json_object *json = json_object_new_object(), *layers = json_object_new_array();
-        json_object_array_add(layers, json_object_new_int((int)rank.layer_begin));
-        json_object_array_add(layers, json_object_new_int((int)rank.layer_end - 1));
+        struct json_object *json = json_object_new_object();
         add(json, "pid", json_object_new_int64(rank.pid));
-        add(json, "layers", layers);
-        add(json, "device", json_object_new_string("cpu"));
+        add(json, "layers", range_json(rank.layer_begin, rank.layer_end));
+        add(json, "device", json_object_new_string(rank.device));
+        if (rank.device_begin < rank.layer_end)
+            add(json, "device_layers", range_json(rank.device_begin, rank.layer_end));
         add(json, "threads", json_object_new_int((int)rank.n_thread));
         add(json, "kernels", json_object_new_string(rank.kernels));
         add(json, "ram", json_object_new_uint64(rank.ram_bytes));
@@ -356,6 +378,7 @@ static struct json_object *effective_json(const struct engine *engine,
     add(effective, "ranks", ranks_json(engine));
     add(effective, "steps_ahead", json_object_new_int((int)stats.n_ahead));
     if (stats.transport) add(effective, "transport", json_object_new_string(stats.transport));
+    if (stats.device) add(effective, "device", device_json(stats.device));
     add(effective, "expert_lookups", json_object_new_uint64(n_lookup));
     add(effective, "expert_misses", json_object_new_uint64(n_lookup - n_hit));
     add(effective, "bytes_read", json_object_new_uint64(pager_report_read_bytes(pager)));

@@ -7,6 +7,7 @@
 
 #include <json-c/json.h>
 
+#include "coordinator/plan/device_plan.h"
 #include "coordinator/plan/memory_plan.h"
 #include "coordinator/plan/partition.h"
 #include "coordinator/plan/weight_census.h"
@@ -14,11 +15,13 @@
 #include "coordinator/text/tokenizer.h"
 #include "launch/command.h"
 #include "launch/config.h"
+#include "launch/device.h"
 #include "launch/engine.h"
 #include "launch/inventory.h"
 #include "launch/model_ref.h"
 #include "launch/pager_report.h"
 #include "launch/partition_report.h"
+#include "launch/rank_settings.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
 #include "proto/lmpack/lmpack.h"
@@ -34,29 +37,55 @@ struct inspection {
     struct gguf_string arch, name, chat_template;
     struct tokenizer *tokenizer; /* NULL: the file has none that we know */
     struct lm_error why_no_tokenizer;
-    struct memory_plan plan;        /* if hp */
+    struct memory_plan plan;        /* if hp: of the host */
+    struct device device;           /* where the layers from device_begin on would be */
+    uint32_t device_begin;          /* n_layer: none is on a device */
+    struct memory_plan device_plan; /* of them */
+    uint32_t n_device_fit;          /* layers that would fit there */
     uint32_t n_expert_slot;         /* experts in memory, if plan.paged */
     struct partition_stage *stages; /* [n_rank], if n_rank > 1 and hp */
     uint32_t n_rank;
 };
 
+/* Opened for its memory's sake. */
+static enum lm_status open_device(struct inspection *in, const struct options *options,
+                                  struct lm_error *err)
+{
+    const struct rank_settings settings = {.device = options_string(options, "device"),
+                                           .gpu_layers = rank_settings_gpu_layers(options),
+                                           .vram_bytes = options_size(options, "vram")};
+    return device_open(&in->device, &settings, 0, err);
+}
+
 /* The plan, as `run` would make it. */
 static enum lm_status make_plan(struct inspection *in, struct memory_request *request,
-                                struct lm_error *err)
+                                const struct options *options, struct lm_error *err)
 {
     const struct hparams *hp = in->hp;
     struct expert_store *store = NULL;
+    struct device_plan both;
+    const struct device_limits limits = {.n_layer = rank_settings_gpu_layers(options),
+                                         .budget_bytes = in->device.budget_bytes};
     if (hp->n_expert) {
         const enum lm_status status =
             expert_store_create(&store, in->file, hp, 0, hp->n_layer, err);
         if (status != LM_OK) return status;
-        request->slot_bytes_min = expert_pager_slot_bytes(store, 0, hp->n_layer, hp->n_expert, 1);
     }
-    memory_plan_make(&in->plan, in->file, hp, request);
+    request->layer_end = in->device_begin = hp->n_layer;
+    if (in->device.backend) in->device_begin = device_plan_split(in->file, hp, request, &limits);
+    const uint32_t end = in->device_begin;
+    if (store && end > 0)
+        request->slot_bytes_min = expert_pager_slot_bytes(store, 0, end, hp->n_expert, 1);
+    const struct device_limits fit = {DEVICE_LAYERS_AUTO, in->device.budget_bytes};
+    if (end < hp->n_layer)
+        in->n_device_fit = hp->n_layer - device_plan_split(in->file, hp, request, &fit);
+    device_plan_make(&both, in->file, hp, request, end, in->device.budget_bytes);
+    in->plan = both.host;
+    in->device_plan = both.device;
     if (in->plan.paged)
         in->n_expert_slot = expert_pager_slot_count(
-            store, 0, hp->n_layer, hp->n_expert,
-            expert_pager_slots_for(store, 0, hp->n_layer, hp->n_expert, in->plan.slot_bytes));
+            store, 0, end, hp->n_expert,
+            expert_pager_slots_for(store, 0, end, hp->n_expert, in->plan.slot_bytes));
     expert_store_destroy(store);
     return LM_OK;
 }
@@ -157,7 +186,9 @@ static enum lm_status collect(struct inspection *in, const struct options *optio
         .n_snapshot = ENGINE_N_SNAPSHOT,
     };
     enum lm_status status = engine_memory_request(&request, &config, err);
-    if (status == LM_OK) status = make_plan(in, &request, err);
+    if (status == LM_OK && (options_flag(options, "memory") || options_flag(options, "check")))
+        status = open_device(in, options, err);
+    if (status == LM_OK) status = make_plan(in, &request, options, err);
     in->n_rank = (uint32_t)options_int(options, "ranks");
     if (status == LM_OK && in->n_rank > 1 && options_flag(options, "memory"))
         status = make_partition(in, &request, options, err);
@@ -166,6 +197,7 @@ static enum lm_status collect(struct inspection *in, const struct options *optio
 
 static void discard(struct inspection *in)
 {
+    device_close(&in->device);
     free(in->stages);
     tokenizer_destroy(in->tokenizer);
     free(in->hp);
@@ -398,9 +430,15 @@ static void print_paging(const struct inspection *in)
            pager_report_expectation(expectation, &in->plan, in->hp, n_expert, n));
 }
 
-static void print_memory(const struct inspection *in)
+/* Everywhere. */
+static uint32_t n_ctx_that_fits(const struct inspection *in)
 {
-    const struct memory_plan *plan = &in->plan;
+    const uint32_t host = in->plan.n_ctx_fit, device = in->device_plan.n_ctx_fit;
+    return in->device_begin < in->hp->n_layer && device < host ? device : host;
+}
+
+static void print_plan(const struct memory_plan *plan)
+{
     const struct {
         const char *what;
         uint64_t n_bytes;
@@ -412,13 +450,27 @@ static void print_memory(const struct inspection *in)
         {"may be used", plan->budget_bytes},
     };
     char size[24];
-    printf("\nmemory for %u sequence%s of %u tokens, prompts %u at a time\n", plan->n_slot,
-           plan->n_slot == 1 ? "" : "s", plan->n_ctx, plan->prefill_chunk);
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
         printf("%-18s %10s\n", rows[i].what, log_format_bytes(rows[i].n_bytes, size));
+}
+
+static void print_memory(const struct inspection *in)
+{
+    const struct memory_plan *plan = &in->plan;
+    const uint32_t n_layer = in->hp->n_layer;
+    const bool on_device = in->device_begin < n_layer;
+    printf("\nmemory for %u sequence%s of %u tokens, prompts %u at a time\n", plan->n_slot,
+           plan->n_slot == 1 ? "" : "s", plan->n_ctx, plan->prefill_chunk);
+    print_plan(plan);
     if (plan->paged && in->n_expert_slot) print_paging(in);
-    if (plan->n_ctx_fit)
-        printf("longest context that fits: %u tokens\n", plan->n_ctx_fit);
+    if (on_device) {
+        printf("\nof these layers %u to %u on %s\n", in->device_begin, n_layer - 1,
+               in->device.name);
+        print_plan(&in->device_plan);
+    }
+    const uint32_t n_ctx_fit = n_ctx_that_fits(in);
+    if (n_ctx_fit)
+        printf("longest context that fits: %u tokens\n", n_ctx_fit);
     else
         printf("no context fits\n");
     if (!in->stages) return;
@@ -545,18 +597,10 @@ static struct json_object *json_template(struct gguf_string source, bool with_so
     return object;
 }
 
-static struct json_object *json_memory(const struct inspection *in)
+static void add_plan(struct json_object *object, const struct memory_plan *plan)
 {
-    const struct memory_plan *plan = &in->plan;
-    struct json_object *object = json_object_new_object();
-    add_number(object, "n_ctx", plan->n_ctx);
-    add_number(object, "n_slot", plan->n_slot);
-    add_number(object, "prefill_chunk", plan->prefill_chunk);
-    add_number(object, "n_ctx_fit", plan->n_ctx_fit);
     add_number(object, "weights", plan->weight_bytes);
     add_number(object, "routed_experts", plan->slot_bytes);
-    json_object_object_add(object, "paged", json_object_new_boolean(plan->paged));
-    if (plan->paged) add_number(object, "experts_in_memory", in->n_expert_slot);
     add_number(object, "kv_cache", plan->kv_bytes);
     add_number(object, "recurrent_state", plan->recurrent_bytes);
     add_number(object, "angles", plan->angle_bytes);
@@ -566,6 +610,27 @@ static struct json_object *json_memory(const struct inspection *in)
     add_number(object, "budget", plan->budget_bytes);
     json_object_object_add(object, "fits",
                            json_object_new_boolean(plan->total_bytes <= plan->budget_bytes));
+}
+
+static struct json_object *json_memory(const struct inspection *in)
+{
+    const struct memory_plan *plan = &in->plan;
+    struct json_object *object = json_object_new_object();
+    add_number(object, "n_ctx", plan->n_ctx);
+    add_number(object, "n_slot", plan->n_slot);
+    add_number(object, "prefill_chunk", plan->prefill_chunk);
+    add_number(object, "n_ctx_fit", n_ctx_that_fits(in));
+    json_object_object_add(object, "paged", json_object_new_boolean(plan->paged));
+    if (plan->paged) add_number(object, "experts_in_memory", in->n_expert_slot);
+    add_plan(object, plan);
+    if (in->device_begin < in->hp->n_layer) {
+        struct json_object *device = json_object_new_object();
+        json_object_object_add(device, "device", json_object_new_string(in->device.kind));
+        add_number(device, "layer_begin", in->device_begin);
+        add_number(device, "layer_end", in->hp->n_layer);
+        add_plan(device, &in->device_plan);
+        json_object_object_add(object, "device", device);
+    }
     if (in->stages) json_object_object_add(object, "ranks", partition_json(in->stages, in->n_rank));
     return object;
 }
@@ -644,6 +709,16 @@ static void print_json(const struct inspection *in, const struct options *option
 
 /* ---- command ---- */
 
+static enum lm_status check_plans(const struct inspection *in, struct lm_error *err)
+{
+    const uint32_t n_layer = in->hp->n_layer, n_on_device = n_layer - in->device_begin;
+    enum lm_status status = memory_plan_check(&in->plan, err);
+    if (status == LM_OK && n_on_device)
+        status = device_plan_check(&in->device_plan, in->device.name, n_on_device, in->n_device_fit,
+                                   err);
+    return status;
+}
+
 static enum lm_status run_inspect(struct options *options, struct lm_error *err)
 {
     struct inspection in = {0};
@@ -657,7 +732,7 @@ static enum lm_status run_inspect(struct options *options, struct lm_error *err)
         print_text(&in, options);
     }
     if (status == LM_OK && options_flag(options, "check")) {
-        status = in.hp ? memory_plan_check(&in.plan, err) : in.why.status;
+        status = in.hp ? check_plans(&in, err) : in.why.status;
         if (!in.hp) *err = in.why;
     }
     discard(&in);
@@ -679,6 +754,12 @@ static const struct option_spec options_inspect[] = {
      .help = "element type of the KV cache"},
     {"ram", 0, OPTION_SIZE, "SIZE", .key = "tiers.ram.size",
      .help = "memory budget, of each rank; default: what is free but a reserve"},
+    {"device", 0, OPTION_STRING, "cpu|cuda[:N]|emu", .key = "compute.device",
+     .help = "device to plan for; default: CUDA where there is one"},
+    {"gpu-layers", 0, OPTION_INT, "N", .key = "compute.gpu_layers", .min = 0, .max = 65536,
+     .help = "the last N layers on the device; default: as many as fit"},
+    {"vram", 0, OPTION_SIZE, "SIZE", .key = "tiers.vram.size",
+     .help = "budget of the device's memory; default: what is free but a reserve"},
     {"ranks", 0, OPTION_INT, "N", .def = "1", .key = "cluster.ranks", .min = 1, .max = 1024,
      .help = "with --memory: how N ranks on this machine would share the layers"},
     {"partition", 0, OPTION_STRING, "N,N,...", .key = "cluster.partition.layers",

@@ -178,10 +178,14 @@ static enum lm_status take_hello(struct cluster *cluster, const struct frame *fr
 static void count_local(struct cluster *cluster)
 {
     const uint32_t n = cluster->world->n_rank;
-    for (uint32_t i = 0; i < n; i++)
-        for (uint32_t j = 0; j < n; j++)
-            cluster->rank[i].n_local +=
+    for (uint32_t i = 0; i < n; i++) {
+        for (uint32_t j = 0; j < n; j++) {
+            const bool same =
                 !strcmp(cluster->rank[i].inventory.host, cluster->rank[j].inventory.host);
+            cluster->rank[i].n_local += same;
+            cluster->rank[i].local_rank += same && j < i;
+        }
+    }
 }
 
 static enum lm_status join(struct cluster *cluster, struct lm_error *err)
@@ -420,6 +424,9 @@ static void put_settings(Lean__Setup *setup, const struct rank_settings *setting
     setup->prefetch = (char *)settings->prefetch;
     setup->io = (char *)settings->io;
     setup->profile = (char *)settings->profile;
+    setup->device = (char *)settings->device;
+    setup->gpu_layers = settings->gpu_layers;
+    setup->vram_bytes = settings->vram_bytes;
 }
 
 enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_sizes *sizes,
@@ -440,6 +447,7 @@ enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_size
         setup.layer_end = rank->layer_end;
         setup.pin = rank->pin;
         setup.has_trace = setup.trace = trace;
+        setup.local_rank = rank->local_rank;
         put_settings(&setup, &rank->settings);
         status = cluster_send(cluster->world, i, LEAN__FRAME_TYPE__SETUP, &setup.base, err);
     }
@@ -458,6 +466,8 @@ static enum lm_status take_ready(struct cluster *cluster, const struct frame *fr
     rank->kv_bytes = ready->kv_bytes;
     rank->scratch_bytes = ready->scratch_bytes;
     snprintf(rank->kernels, sizeof(rank->kernels), "%s", ready->kernels);
+    snprintf(rank->device, sizeof(rank->device), "%s", ready->device);
+    rank->device_begin = ready->device_begin;
     lean__ready__free_unpacked(ready, NULL);
     return LM_OK;
 }

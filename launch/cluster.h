@@ -39,7 +39,7 @@ struct cluster_rank {
     char name[96]; /* "rank 1 (HOST)" */
     int64_t pid;
     struct inventory inventory;
-    uint32_t n_local;              /* ranks on its host */
+    uint32_t n_local, local_rank;  /* ranks on its host, its number among them */
     struct rank_settings settings; /* its own; once the model is shared with budget and threads */
     struct options *kept;          /* texts of settings, or NULL */
     bool pin;                      /* it has its host for itself */
@@ -49,6 +49,8 @@ struct cluster_rank {
     uint32_t n_thread;
     uint64_t weight_bytes, kv_bytes, scratch_bytes; /* that it takes at most */
     char kernels[16];
+    char device[24]; /* "cpu" if none */
+    uint32_t device_begin;
 };
 
 struct cluster;

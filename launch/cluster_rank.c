@@ -133,7 +133,11 @@ static enum lm_status load(struct member *member, const Lean__Setup *setup, stru
                                                     .policy = setup->policy,
                                                     .prefetch = setup->prefetch,
                                                     .io = setup->io,
-                                                    .profile = setup->profile},
+                                                    .profile = setup->profile,
+                                                    .device = setup->device,
+                                                    .gpu_layers = setup->gpu_layers,
+                                                    .vram_bytes = setup->vram_bytes},
+                                       .local_rank = setup->local_rank,
                                        .pin = setup->pin,
                                        .trace_kept = setup->trace,
                                        .name = member->name,
@@ -143,6 +147,7 @@ static enum lm_status load(struct member *member, const Lean__Setup *setup, stru
     enum lm_status status = check_setup(member, setup, err);
     if (status == LM_OK)
         status = model_part_find_experts(&member->part, config.layer_begin, config.layer_end, err);
+    if (status == LM_OK) status = model_part_open_device(&member->part, &config, err);
     return status == LM_OK ? model_part_load(&member->part, &config, &sizes, err) : status;
 }
 
@@ -162,6 +167,8 @@ static enum lm_status answer_setup(struct member *member, struct lm_error *err)
     ready.kv_bytes = member->part.kv_bytes;
     ready.scratch_bytes = member->part.scratch_bytes;
     ready.kernels = (char *)backend_cpu_kernels(member->part.backend);
+    ready.device = (char *)model_part_device(&member->part);
+    ready.device_begin = member->part.device_begin;
     return cluster_send(member->world, 0, LEAN__FRAME_TYPE__READY, &ready.base, err);
 }
 

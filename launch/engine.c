@@ -6,10 +6,12 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "coordinator/plan/device_plan.h"
 #include "coordinator/plan/memory_plan.h"
 #include "coordinator/plan/serve_plan.h"
 #include "coordinator/sched/scheduler.h"
 #include "coordinator/text/tokenizer.h"
+#include "kernels/backend_cuda.h"
 #include "launch/model_part.h"
 #include "launch/options.h"
 #include "launch/routing_profile.h"
@@ -63,6 +65,9 @@ enum lm_status engine_config_from_options(struct engine_config *config,
         .prefetch = options_string(options, "prefetch"),
         .io = options_string(options, "io"),
         .profile = options_string(options, "profile"),
+        .device = options_string(options, "device"),
+        .gpu_layers = rank_settings_gpu_layers(options),
+        .vram_bytes = options_size(options, "vram"),
         .n_snapshot = ENGINE_N_SNAPSHOT,
     };
     return LM_OK;
@@ -120,23 +125,46 @@ static uint64_t total_ram_bytes(const struct cluster *cluster)
     return n_bytes;
 }
 
-/* Settles the sizes by what the whole model takes. request: of that. */
+/* What decides about sizes of a server: the device if there are layers on it, else the host. */
+static void settle_server(struct engine *engine, const struct engine_config *config,
+                          struct memory_request *request, uint32_t split)
+{
+    struct memory_request deciding = *request;
+    if (split < request->layer_end)
+        deciding = device_plan_request(request, split, engine->part.device.budget_bytes);
+    settle_serving(&deciding, engine, config);
+    request->n_ctx = deciding.n_ctx;
+    request->n_slot = deciding.n_slot;
+    request->n_snapshot = deciding.n_snapshot;
+    request->n_cache_position = deciding.n_cache_position;
+    request->logprob_bytes = deciding.logprob_bytes;
+}
+
+/* Settles the sizes by what the whole model takes; of one rank also by its device. request: of the
+ * whole. plan: of the host. */
 static enum lm_status settle_sizes(struct engine *engine, const struct engine_config *config,
                                    struct memory_request *request, struct memory_plan *plan,
                                    struct lm_error *err)
 {
+    const struct model_part *part = &engine->part;
+    const struct device_limits limits = {.n_layer = config->gpu_layers,
+                                         .budget_bytes = part->device.budget_bytes};
     struct run_sizes *sizes = &engine->sizes;
-    uint32_t n_expert_slot;
+    struct device_plan both;
+    uint32_t n_expert_slot, split = part->hp.n_layer;
     enum lm_status status = engine_memory_request(request, config, err);
     if (status != LM_OK) return status;
     if (engine->cluster) request->budget_bytes = total_ram_bytes(engine->cluster);
-    status =
-        model_part_request_slots(&engine->part, request, config->expert_slots, &n_expert_slot, err);
+    status = model_part_request_slots(part, request, config->expert_slots, &n_expert_slot, err);
     if (status != LM_OK) return status;
-    if (config->serving) settle_serving(request, engine, config);
-    memory_plan_make(plan, engine->part.file, &engine->part.hp, request);
-    status = memory_plan_check(plan, err);
-    engine->state_bytes = memory_plan_state_bytes(request, &engine->part.hp);
+    request->layer_end = part->hp.n_layer;
+    if (!engine->cluster && part->device.backend)
+        split = device_plan_split(part->file, &part->hp, request, &limits);
+    if (config->serving) settle_server(engine, config, request, split);
+    device_plan_make(&both, part->file, &part->hp, request, split, limits.budget_bytes);
+    *plan = both.host;
+    if (split == part->hp.n_layer) status = memory_plan_check(plan, err);
+    engine->state_bytes = memory_plan_state_bytes(request, &part->hp);
     *sizes =
         (struct run_sizes){.n_ctx = plan->n_ctx < ENGINE_N_CTX_MAX ? plan->n_ctx : ENGINE_N_CTX_MAX,
                            .n_slot = request->n_slot,
@@ -160,7 +188,10 @@ static struct rank_settings own_settings(const struct engine_config *config)
                                   .policy = config->policy,
                                   .prefetch = config->prefetch,
                                   .io = config->io,
-                                  .profile = config->profile};
+                                  .profile = config->profile,
+                                  .device = config->device,
+                                  .gpu_layers = config->gpu_layers,
+                                  .vram_bytes = config->vram_bytes};
 }
 
 /* What a rank runs by; all there is of one that is alone. */
@@ -177,6 +208,7 @@ static struct part_config part_config(const struct engine *engine,
         part.layer_end = rank->layer_end;
         part.settings = rank->settings;
         part.pin = rank->pin;
+        part.local_rank = rank->local_rank;
         part.name = rank->name;
         part.trace_kept = config->trace_path;
         part.trace_path = NULL;
@@ -300,6 +332,10 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
     enum lm_status status = cluster_open(&engine->cluster, &config->cluster, err);
     if (status == LM_OK) status = open_model(engine, config->model_path, err);
     if (status == LM_OK && engine->cluster) status = share_model(engine, config, err);
+    if (status == LM_OK) {
+        const struct part_config own = part_config(engine, config, 0);
+        status = model_part_open_device(&engine->part, &own, err);
+    }
     if (status == LM_OK) status = settle_sizes(engine, config, &request, &plan, err);
     if (status == LM_OK && engine->cluster)
         status = set_up_ranks(engine, config, &request, &plan, err);
@@ -423,7 +459,9 @@ struct engine_rank engine_rank(const struct engine *engine, uint32_t rank)
                               .scratch_bytes = engine->part.scratch_bytes,
                               .n_thread = backend_cpu_n_thread(engine->part.backend),
                               .n_expert_slot = engine->part.n_expert_slot,
-                              .kernels = backend_cpu_kernels(engine->part.backend)};
+                              .kernels = backend_cpu_kernels(engine->part.backend),
+                              .device = model_part_device(&engine->part),
+                              .device_begin = engine->part.device_begin};
     if (!engine->cluster) return own;
     const struct cluster_rank *of = cluster_rank(engine->cluster, rank);
     own.host = of->inventory.host;
@@ -439,12 +477,16 @@ struct engine_rank engine_rank(const struct engine *engine, uint32_t rank)
                                 .scratch_bytes = of->scratch_bytes,
                                 .n_thread = of->n_thread,
                                 .n_expert_slot = of->n_expert_slot,
-                                .kernels = of->kernels};
+                                .kernels = of->kernels,
+                                .device = of->device,
+                                .device_begin = of->device_begin};
 }
 
 struct engine_stats engine_stats(const struct engine *engine)
 {
+    struct backend *const device = engine->part.device.backend;
     return (struct engine_stats){
+        .device = device ? backend_cuda_counters(device) : NULL,
         .paged = is_paged(engine),
         .n_thread = backend_cpu_n_thread(engine->part.backend),
         .prefill_chunk = engine->sizes.prefill_chunk,

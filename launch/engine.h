@@ -19,6 +19,7 @@
 #include "worker/edges.h"
 #include "worker/pager/expert_pager.h"
 
+struct backend_cuda_counters;
 struct options;
 struct gguf_file;
 struct hparams;
@@ -52,6 +53,9 @@ struct engine_config {
     const char *prefetch;     /* "on", "off", "auto"; NULL: auto */
     const char *io;           /* "uring", "pread", "buffered", "auto"; NULL: auto */
     const char *profile;      /* routing profile, "none", or NULL: the model's own */
+    const char *device;       /* "cpu", "cuda", "cuda:N", "emu"; NULL: CUDA where there is one */
+    int32_t gpu_layers;       /* the last N layers are on the device; -1: as many as fit */
+    uint64_t vram_bytes;      /* budget of its memory; 0: what is free */
     uint32_t n_snapshot; /* states kept to go back to where they cannot be cut (recurrent layers,
                           * windows), so that the next turn of a conversation starts there; costs
                           * one copy of the state each; 0: none */
@@ -146,6 +150,8 @@ struct engine_rank {
     uint64_t weight_bytes, kv_bytes, scratch_bytes; /* that it takes at most */
     uint32_t n_thread, n_expert_slot;               /* n_expert_slot: in memory; 0: all */
     const char *kernels;
+    const char *device;    /* "cuda:0", or "cpu" */
+    uint32_t device_begin; /* the layers from there on are on it; layer_end: none */
 };
 uint32_t engine_n_rank(const struct engine *engine);
 struct engine_rank engine_rank(const struct engine *engine, uint32_t rank);
@@ -154,11 +160,12 @@ struct engine_stats {
     uint32_t n_thread, prefill_chunk;
     const char *kernels;
     uint32_t n_layer;
-    bool paged;                      /* some rank reads experts when they are needed */
-    struct expert_pager_stats pager; /* of this rank's layers */
-    uint32_t n_seq_max;              /* sequences in one step, at most so far */
-    uint32_t n_ahead;                /* steps under way at once, at most */
-    const char *transport;           /* NULL: one rank */
+    bool paged;                                 /* some rank reads experts when they are needed */
+    struct expert_pager_stats pager;            /* of this rank's layers */
+    uint32_t n_seq_max;                         /* sequences in one step, at most so far */
+    uint32_t n_ahead;                           /* steps under way at once, at most */
+    const char *transport;                      /* NULL: one rank */
+    const struct backend_cuda_counters *device; /* of this rank's device, or NULL */
 };
 struct engine_stats engine_stats(const struct engine *engine);
 

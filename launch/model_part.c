@@ -5,8 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "coordinator/plan/device_plan.h"
 #include "launch/pager_report.h"
 #include "launch/routing_profile.h"
+#include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
 #include "worker/pager/policy.h"
 
@@ -79,21 +81,96 @@ enum lm_status model_part_request(const struct model_part *part, const struct pa
     return model_part_request_slots(part, request, config->settings.expert_slots, n_slot, err);
 }
 
+enum lm_status model_part_open_device(struct model_part *part, const struct part_config *config,
+                                      struct lm_error *err)
+{
+    return device_open(&part->device, &config->settings, config->local_rank, err);
+}
+
+const char *model_part_device(const struct model_part *part)
+{
+    return part->device.backend ? part->device.kind : "cpu";
+}
+
+static void report_device(const struct model_part *part, const struct memory_plan *plan,
+                          uint32_t begin, uint32_t end)
+{
+    char total[24], budget[24];
+    log_info("layers %u to %u on %s: %s of %s%s", part->device_begin, end - 1, part->device.name,
+             log_format_bytes(plan->total_bytes, total),
+             log_format_bytes(plan->budget_bytes, budget),
+             part->device_begin > begin ? ", the others on the CPU" : "");
+}
+
+/* Which layers go onto the device. Without any it is not needed. request: of the rank. */
+static void place_layers(struct model_part *part, const struct part_config *config,
+                         const struct memory_request *request)
+{
+    const struct device_limits limits = {.n_layer = config->settings.gpu_layers,
+                                         .budget_bytes = part->device.budget_bytes};
+    part->device_begin = config->layer_end;
+    if (!part->device.backend) return;
+    part->device_begin = device_plan_split(part->file, &part->hp, request, &limits);
+    if (part->device_begin < config->layer_end) return;
+    if (limits.n_layer == DEVICE_LAYERS_AUTO)
+        log_info("computes on the CPU: no layer fits into the memory of %s", part->device.name);
+    device_close(&part->device);
+}
+
+static enum lm_status check_device(const struct model_part *part, const struct part_config *config,
+                                   const struct memory_request *request,
+                                   const struct memory_plan *plan, struct lm_error *err)
+{
+    const uint32_t begin = config->layer_begin, end = config->layer_end;
+    const struct device_limits fit = {.n_layer = DEVICE_LAYERS_AUTO,
+                                      .budget_bytes = part->device.budget_bytes};
+    if (!part->device.backend) return LM_OK;
+    const uint32_t n_fit = end - device_plan_split(part->file, &part->hp, request, &fit);
+    const enum lm_status status =
+        device_plan_check(plan, part->device.name, end - part->device_begin, n_fit, err);
+    if (status == LM_OK) report_device(part, plan, begin, end);
+    return status;
+}
+
+static uint64_t state_bytes(const struct memory_plan *plan)
+{
+    return plan->kv_bytes + plan->recurrent_bytes;
+}
+
+static uint64_t scratch_bytes(const struct memory_plan *plan)
+{
+    return plan->scratch_bytes + plan->angle_bytes;
+}
+
+/* out: of the host. */
 static enum lm_status plan(struct model_part *part, const struct part_config *config,
                            const struct run_sizes *sizes, struct memory_plan *out,
                            struct lm_error *err)
 {
     struct memory_request request;
+    struct device_plan both;
     const struct hparams *hp = &part->hp;
-    const uint32_t begin = config->layer_begin, end = config->layer_end;
+    const uint32_t begin = config->layer_begin;
     enum lm_status status =
         model_part_request(part, config, sizes, &request, &part->n_expert_slot, err);
     if (status != LM_OK) return status;
-    memory_plan_make(out, part->file, hp, &request);
-    status = memory_plan_check(out, err);
-    part->weight_bytes = out->weight_bytes;
-    part->kv_bytes = out->kv_bytes + out->recurrent_bytes;
-    part->scratch_bytes = out->scratch_bytes + out->angle_bytes;
+    place_layers(part, config, &request);
+    const uint32_t end = part->device_begin;
+    if (end == begin) part->n_expert_slot = 0; /* whatever was asked for, no layer needs it */
+    if (begin < end && end < config->layer_end) {
+        request.layer_end = end;
+        status = model_part_request_slots(part, &request, config->settings.expert_slots,
+                                          &part->n_expert_slot, err);
+        request.layer_end = config->layer_end;
+    }
+    if (status != LM_OK) return status;
+    device_plan_make(&both, part->file, hp, &request, end, part->device.budget_bytes);
+    *out = both.host;
+    status = check_device(part, config, &request, &both.device, err);
+    if (status == LM_OK) status = memory_plan_check(out, err);
+    part->weight_bytes = out->weight_bytes + both.device.weight_bytes;
+    part->kv_bytes = state_bytes(out) + state_bytes(&both.device);
+    part->scratch_bytes = scratch_bytes(out) + scratch_bytes(&both.device);
     if (!out->paged || status != LM_OK) return status;
     if (!part->n_expert_slot)
         part->n_expert_slot =
@@ -132,6 +209,8 @@ static enum lm_status create_worker(struct model_part *part, const struct part_c
         .store = part->store,
         .pager = pager_options(&asked->settings, part->n_expert_slot),
         .backend = part->backend,
+        .device = part->device.backend,
+        .device_begin = part->device_begin,
         .layer_begin = asked->layer_begin,
         .layer_end = asked->layer_end,
         .in = asked->in,
@@ -170,6 +249,7 @@ enum lm_status model_part_close(struct model_part *part, struct lm_error *err)
 {
     const enum lm_status status = worker_close(part->worker, err);
     expert_store_destroy(part->store);
+    device_close(&part->device);
     if (part->backend) part->backend->ops->destroy(part->backend);
     gguf_close(part->file);
     *part = (struct model_part){.file = NULL};

@@ -8,6 +8,7 @@
 #define LEAN_LAUNCH_MODEL_PART_H
 
 #include "coordinator/plan/memory_plan.h"
+#include "launch/device.h"
 #include "launch/rank_settings.h"
 #include "proto/model/hparams.h"
 #include "worker/worker.h"
@@ -24,7 +25,8 @@ struct run_sizes {
 struct part_config {
     uint32_t layer_begin, layer_end;
     struct rank_settings settings;
-    bool pin; /* threads to cores */
+    bool pin;            /* threads to cores */
+    uint32_t local_rank; /* its number among the ranks of its host */
     const char *trace_path;
     bool trace_kept;                 /* as of struct worker_config */
     const char *name;                /* of the rank, or NULL */
@@ -36,10 +38,12 @@ struct model_part {
     struct gguf_file *file;
     struct hparams hp;
     struct expert_store *store;
-    struct backend *backend;
+    struct backend *backend; /* the CPU's */
+    struct device device;
     struct worker *worker;
-    uint32_t n_expert_slot;                         /* experts in memory; 0: all, mapped */
-    uint64_t weight_bytes, kv_bytes, scratch_bytes; /* that it takes at most */
+    uint32_t device_begin;  /* the first layer on the device, if there is one */
+    uint32_t n_expert_slot; /* experts of the other layers in memory; 0: all, mapped */
+    uint64_t weight_bytes, kv_bytes, scratch_bytes; /* that it takes at most, anywhere */
 };
 
 /* File and hyperparameters. part: zero before. */
@@ -58,6 +62,11 @@ enum lm_status model_part_request_slots(const struct model_part *part,
 enum lm_status model_part_request(const struct model_part *part, const struct part_config *config,
                                   const struct run_sizes *sizes, struct memory_request *request,
                                   uint32_t *n_slot, struct lm_error *err);
+/* Opens the rank's device, if it is to have one: before load. Errors of device_open. */
+enum lm_status model_part_open_device(struct model_part *part, const struct part_config *config,
+                                      struct lm_error *err);
+/* "cuda:0", or "cpu" if the rank has no layer on a device. */
+const char *model_part_device(const struct model_part *part);
 /* Backend, worker, routing profile. LM_E_NO_MEM: the layers do not fit, found before anything is
  * loaded. */
 enum lm_status model_part_load(struct model_part *part, const struct part_config *config,

@@ -58,6 +58,13 @@ const struct option_spec options_engine[] = {
      .help = "routing profile for the start; default: the model's own, kept from run to run"},
     {"io", 0, OPTION_ENUM, "auto|uring|pread|buffered", .def = "auto", .key = "tiers.ssd.io",
      .help = "how experts are read"},
+    {"device", 0, OPTION_STRING, "cpu|cuda[:N]|emu", .key = "compute.device",
+     .help = "where layers are computed; default: CUDA where there is a device, else the CPU; emu: "
+             "CUDA kernels compiled for the host"},
+    {"gpu-layers", 0, OPTION_INT, "N", .key = "compute.gpu_layers", .min = 0, .max = 65536,
+     .help = "the last N layers on the device, the others on the CPU; default: as many as fit"},
+    {"vram", 0, OPTION_SIZE, "SIZE", .key = "tiers.vram.size",
+     .help = "budget of each device's memory; default: what is free but a reserve"},
     {"trace", 0, OPTION_PATH, "FILE", .help = "record the routing of every token and layer"},
     {0},
 };

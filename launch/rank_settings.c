@@ -8,8 +8,9 @@
 #include "launch/options.h"
 #include "proto/base/log.h"
 
-static const char *const of_a_rank[] = {"ram",    "threads",  "kernels", "expert-slots",
-                                        "policy", "prefetch", "io",      "profile"};
+static const char *const of_a_rank[] = {"ram",    "threads",    "kernels", "expert-slots",
+                                        "policy", "prefetch",   "io",      "profile",
+                                        "device", "gpu-layers", "vram"};
 
 static bool is_of_a_rank(const char *name)
 {
@@ -17,6 +18,11 @@ static bool is_of_a_rank(const char *name)
     for (size_t i = 0; i < sizeof(of_a_rank) / sizeof(of_a_rank[0]); i++)
         found |= !strcmp(of_a_rank[i], name);
     return found;
+}
+
+int32_t rank_settings_gpu_layers(const struct options *options)
+{
+    return options_string(options, "gpu-layers") ? (int32_t)options_int(options, "gpu-layers") : -1;
 }
 
 struct rank_settings rank_settings_from_options(const struct options *options)
@@ -30,6 +36,9 @@ struct rank_settings rank_settings_from_options(const struct options *options)
         .prefetch = options_string(options, "prefetch"),
         .io = options_string(options, "io"),
         .profile = options_string(options, "profile"),
+        .device = options_string(options, "device"),
+        .gpu_layers = rank_settings_gpu_layers(options),
+        .vram_bytes = options_size(options, "vram"),
     };
 }
 
@@ -56,6 +65,9 @@ static struct rank_settings merge(const struct rank_settings *own, const struct 
         .prefetch = pick(own->prefetch, here->prefetch, there->prefetch),
         .io = pick(own->io, here->io, there->io),
         .profile = pick(own->profile, here->profile, there->profile),
+        .device = pick(own->device, here->device, there->device),
+        .gpu_layers = here->gpu_layers == there->gpu_layers ? own->gpu_layers : there->gpu_layers,
+        .vram_bytes = here->vram_bytes == there->vram_bytes ? own->vram_bytes : there->vram_bytes,
     };
 }
 

@@ -15,8 +15,13 @@ struct rank_settings {
     uint64_t ram_bytes; /* budget; 0: what is free, of several ranks on a host its share */
     uint32_t n_thread;  /* 0: physical cores, of several ranks its share */
     const char *kernels, *expert_slots, *policy, *prefetch, *io, *profile; /* or NULL */
+    const char *device;  /* NULL: CUDA where there is one */
+    int32_t gpu_layers;  /* the model's last N are on the device; -1: as many as fit */
+    uint64_t vram_bytes; /* budget of its memory; 0: what is free */
 };
 
+/* -1: not given. */
+int32_t rank_settings_gpu_layers(const struct options *options);
 /* Those of options_engine that are the rank's. Strings are borrowed. */
 struct rank_settings rank_settings_from_options(const struct options *options);
 

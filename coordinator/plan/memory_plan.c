@@ -14,7 +14,8 @@ enum {
     CHUNK_STEP = 64, /* and the least */
     PAGED_CHUNK_MAX = 4096,
     PAGED_SCRATCH_SHARE = 16, /* of the slots goes to the scratch of a longer chunk */
-    PROGRAM_BYTES = 96 << 20
+    PROGRAM_BYTES = 96 << 20,
+    DEVICE_PROGRAM_BYTES = 32 << 20, /* recorded graphs, staged pieces */
 };
 
 static uint32_t layer_end(const struct memory_request *request, const struct hparams *hp)
@@ -291,7 +292,7 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
         .weight_bytes = census.n_bytes,
         .recurrent_bytes =
             recurrent_bytes(hp, request, (uint64_t)request->n_slot + request->n_snapshot),
-        .program_bytes = PROGRAM_BYTES,
+        .program_bytes = request->on_device ? DEVICE_PROGRAM_BYTES : PROGRAM_BYTES,
         .logprob_bytes = request->logprob_bytes,
     };
     if (request->prefill_chunk) {
@@ -308,6 +309,21 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
         if (fits && !paged.paged) paged = *plan; /* all may fit yet with a shorter chunk */
     }
     if (paged.paged) lengthen_chunk(plan, &paged, hp, &with_chunk, &census);
+}
+
+void memory_plan_make_empty(struct memory_plan *plan, const struct hparams *hp,
+                            const struct memory_request *request)
+{
+    *plan = (struct memory_plan){
+        .n_ctx = request->n_ctx,
+        .n_slot = request->n_slot,
+        .prefill_chunk = request->prefill_chunk,
+        .n_ctx_fit = hp->n_ctx_train,
+        .budget_bytes = request->budget_bytes ? request->budget_bytes : spare_memory(),
+        .program_bytes = PROGRAM_BYTES,
+        .logprob_bytes = request->logprob_bytes,
+        .total_bytes = PROGRAM_BYTES + request->logprob_bytes,
+    };
 }
 
 enum lm_status memory_plan_check(const struct memory_plan *plan, struct lm_error *err)

@@ -48,6 +48,7 @@ struct memory_request {
     /* What experts take when they are paged: the least, 0: they cannot be; and what it shall be,
      * 0: what the rest leaves of the budget. */
     uint64_t slot_bytes_min, slot_bytes;
+    bool on_device; /* a plan of a device's memory, which holds no program but what runs there */
 };
 
 struct memory_plan {
@@ -71,6 +72,10 @@ struct memory_plan {
 enum { MEMORY_PLAN_CTX = 8192 };
 void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
                       const struct hparams *hp, const struct memory_request *request);
+
+/* Of a host all of whose layers are on a device: the request's sizes and the program. */
+void memory_plan_make_empty(struct memory_plan *plan, const struct hparams *hp,
+                            const struct memory_request *request);
 
 enum { MEMORY_PLAN_BLOCK = 128 }; /* positions of keys and values that are taken together */
 /* What a kept state takes beside the keys and values of the layers that see everything: its

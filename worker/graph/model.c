@@ -247,22 +247,43 @@ static bool is_copy(const struct model *model, const void *data)
 
 /* A matrix of the file that is to become a copy of its own. */
 struct pending {
+    struct weight *w;
     const void *from;
-    struct touch_range to;
+    char *to;
+    size_t n_bytes;
     bool cached; /* the page cache has it, and keeps it */
 };
 
-/* Gives a matrix memory of its own, not yet filled, and lets the disk begin. */
-static enum lm_status plan_copy(struct model *model, const struct gguf_file *file, struct weight *w,
-                                struct pending *pending, size_t *n, struct lm_error *err)
+/* Lets the disk begin. */
+static void announce_copy(const struct model *model, const struct gguf_file *file, struct weight *w,
+                          struct pending *pending, size_t *n)
 {
     const size_t n_bytes = (size_t)w->n_row * w->row_bytes;
-    if (!w->data || is_copy(model, w->data)) return LM_OK;
-    void *copy = take_copy(model, n_bytes, err);
-    if (!copy) return LM_E_NO_MEM;
-    pending[(*n)++] = (struct pending){
-        .from = w->data, .to = {copy, n_bytes}, .cached = gguf_will_copy(file, w->data, n_bytes)};
-    w->data = copy;
+    if (!w->data || is_copy(model, w->data)) return;
+    pending[(*n)++] = (struct pending){.w = w,
+                                       .from = w->data,
+                                       .n_bytes = n_bytes,
+                                       .cached = gguf_will_copy(file, w->data, n_bytes)};
+}
+
+/* Gives the matrices memory of their own, not yet filled. On a device, which gives memory out in
+ * units of up to 2 MiB, it is one piece. */
+static enum lm_status place_copies(struct model *model, struct pending *pending, size_t n,
+                                   struct lm_error *err)
+{
+    enum { ALIGN = 256 };
+    const bool device = model->weights == MODEL_ON_DEVICE;
+    size_t n_all = 0;
+    for (size_t i = 0; i < n; i++)
+        n_all += (pending[i].n_bytes + ALIGN - 1) / ALIGN * ALIGN;
+    char *at = device && n ? take_copy(model, n_all, err) : NULL;
+    if (device && n && !at) return LM_E_NO_MEM;
+    for (size_t i = 0; i < n; i++) {
+        pending[i].to = device ? at : take_copy(model, pending[i].n_bytes, err);
+        if (!pending[i].to) return LM_E_NO_MEM;
+        pending[i].w->data = pending[i].to;
+        if (device) at += (pending[i].n_bytes + ALIGN - 1) / ALIGN * ALIGN;
+    }
     return LM_OK;
 }
 
@@ -272,10 +293,10 @@ static enum lm_status fill_copies(const struct gguf_file *file, const struct pen
     enum lm_status status = LM_OK;
     struct touch_range *range = calloc(n + 1, sizeof(*range));
     for (size_t i = 0; i < n && range; i++)
-        range[i] = pending[i].to;
+        range[i] = (struct touch_range){pending[i].to, pending[i].n_bytes};
     struct toucher *toucher = range ? toucher_start(range, n) : NULL;
     for (size_t i = 0; i < n && status == LM_OK; i++)
-        status = gguf_copy(file, pending[i].to.begin, pending[i].from, pending[i].to.n_bytes,
+        status = gguf_copy(file, pending[i].to, pending[i].from, pending[i].n_bytes,
                            !pending[i].cached, err);
     toucher_stop(toucher);
     free(range);
@@ -291,20 +312,19 @@ static enum lm_status upload_copies(struct backend *backend, const struct gguf_f
     char *const piece = malloc(PIECE_BYTES);
     if (!piece) return lm_fail(err, LM_E_NO_MEM, "model: no memory to copy through");
     for (size_t i = 0; i < n; i++) {
-        const size_t n_all = pending[i].to.n_bytes;
+        const size_t n_all = pending[i].n_bytes;
         for (size_t at = 0; at < n_all && status == LM_OK; at += PIECE_BYTES) {
             const size_t n_bytes = n_all - at < PIECE_BYTES ? n_all - at : PIECE_BYTES;
             status = gguf_copy(file, piece, (const char *)pending[i].from + at, n_bytes,
                                !pending[i].cached, err);
-            if (status == LM_OK)
-                backend->ops->upload(backend, (char *)pending[i].to.begin + at, piece, n_bytes);
+            if (status == LM_OK) backend->ops->upload(backend, pending[i].to + at, piece, n_bytes);
         }
     }
     free(piece);
-    return status;
+    return status == LM_OK ? backend->ops->sync(backend, err) : status;
 }
 
-/* Copies the matrices of the stage. All are announced first, so that the disk is never idle. */
+/* Copies the matrices of the layers. All are announced first, so that the disk is never idle. */
 static enum lm_status copy_matrices(struct model *model, const struct gguf_file *file,
                                     struct lm_error *err)
 {
@@ -313,17 +333,17 @@ static enum lm_status copy_matrices(struct model *model, const struct gguf_file 
     struct pending *pending =
         calloc((size_t)end * MATRICES_PER_LAYER + N_OTHER_COPY, sizeof(*pending));
     size_t n = 0;
-    enum lm_status status = LM_OK;
     if (!pending) return lm_fail(err, LM_E_NO_MEM, "model: no memory");
-    gguf_scatter(file);
+    if (!device) gguf_scatter(file); /* beside a device other layers may be mapped */
     for (uint32_t il = begin; il < end; il++)
-        for (size_t i = 0; i < MATRICES_PER_LAYER && status == LM_OK; i++)
-            status = plan_copy(model, file, matrix_at(&model->layer[il], i), pending, &n, err);
-    if (status == LM_OK && last) status = plan_copy(model, file, &model->output, pending, &n, err);
-    if (model->hp->tied && last)
-        model->token_embd = model->output;
-    else if (status == LM_OK && device && begin == 0)
-        status = plan_copy(model, file, &model->token_embd, pending, &n, err);
+        for (size_t i = 0; i < MATRICES_PER_LAYER; i++)
+            announce_copy(model, file, matrix_at(&model->layer[il], i), pending, &n);
+    const bool tied_here = model->hp->tied && last;
+    if (last) announce_copy(model, file, &model->output, pending, &n);
+    if (device && begin == 0 && !tied_here)
+        announce_copy(model, file, &model->token_embd, pending, &n);
+    enum lm_status status = place_copies(model, pending, n, err);
+    if (tied_here) model->token_embd = model->output;
     if (status == LM_OK)
         status = device ? upload_copies(model->backend, file, pending, n, err)
                         : fill_copies(file, pending, n, err);

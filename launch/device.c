@@ -1,0 +1,113 @@
+/* Names of devices, and their memory. */
+#include "launch/device.h"
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/backend_cuda.h"
+#include "launch/rank_settings.h"
+#include "proto/base/log.h"
+
+/* DEVICE_MAX: that are looked at. The reserve is for what a driver and other programs take later.
+ */
+enum { DEVICE_MAX = 64, RESERVE_SHARE = 32 };
+#define RESERVE_MAX (UINT64_C(512) << 20)
+
+struct choice {
+    const char *kind;   /* "cuda" */
+    const char *plugin; /* or NULL for the usual one */
+    bool given;         /* it was asked for */
+    bool has_index;
+    uint32_t index;
+};
+
+/* "KIND" or "KIND:N" */
+static enum lm_status parse(struct choice *out, const char *text, struct lm_error *err)
+{
+    const size_t n = strcspn(text, ":");
+    const char *const number = text[n] ? text + n + 1 : NULL;
+    char *end = NULL;
+    const unsigned long index = number ? strtoul(number, &end, 10) : 0;
+    const bool is_cuda = n == 4 && !memcmp(text, "cuda", 4);
+    const bool is_emu = n == 3 && !memcmp(text, "emu", 3);
+    if ((!is_cuda && !is_emu) || (number && (*number < '0' || *number > '9' || *end)) ||
+        index >= DEVICE_MAX)
+        return lm_fail(err, LM_E_USAGE, "--device must be cpu, cuda, cuda:N or emu, got '%.80s'",
+                       text);
+    *out = (struct choice){.kind = is_cuda ? "cuda" : "emu",
+                           .plugin = is_cuda ? NULL : CUDA_EMU_PLUGIN_FILE,
+                           .given = true,
+                           .has_index = number != NULL,
+                           .index = (uint32_t)index};
+    return LM_OK;
+}
+
+/* Which part of what is free may be used. */
+static uint64_t budget(uint64_t free_bytes, uint64_t asked_bytes, const char *name)
+{
+    char asked[24], left[24];
+    const uint64_t share = free_bytes / RESERVE_SHARE;
+    const uint64_t usable = free_bytes - (share < RESERVE_MAX ? share : RESERVE_MAX);
+    if (!asked_bytes) return usable;
+    if (asked_bytes > free_bytes)
+        log_warning("%s: %s of its memory are free, not %s", name,
+                    log_format_bytes(free_bytes, left), log_format_bytes(asked_bytes, asked));
+    return asked_bytes < free_bytes ? asked_bytes : free_bytes;
+}
+
+static enum lm_status open_choice(struct device *out, const struct choice *choice,
+                                  uint32_t local_rank, uint64_t vram_bytes, struct lm_error *err)
+{
+    struct cuda_device_info info[DEVICE_MAX];
+    uint32_t n;
+    enum lm_status status = backend_cuda_devices(choice->plugin, info, DEVICE_MAX, &n, err);
+    if (status != LM_OK) return status;
+    const struct backend_cuda_config config = {.plugin = choice->plugin,
+                                               .device = choice->has_index ? choice->index
+                                                         : n               ? local_rank % n
+                                                                           : 0};
+    status = backend_cuda_create(&out->backend, &config, err);
+    /* once more, since the device's own part of its memory is taken now */
+    if (status == LM_OK) status = backend_cuda_devices(choice->plugin, info, DEVICE_MAX, &n, err);
+    if (status != LM_OK) return status;
+    snprintf(out->kind, sizeof(out->kind), "%s:%u", choice->kind, config.device);
+    snprintf(out->name, sizeof(out->name), "%s (%s)", out->kind, info[config.device].name);
+    out->budget_bytes = budget(info[config.device].free_bytes, vram_bytes, out->name);
+    return LM_OK;
+}
+
+enum lm_status device_open(struct device *out, const struct rank_settings *settings,
+                           uint32_t local_rank, struct lm_error *err)
+{
+    struct choice choice = {.kind = "cuda"};
+    struct lm_error why;
+    const bool reference = settings->kernels && !strcmp(settings->kernels, "reference");
+    *out = (struct device){.backend = NULL};
+    if (settings->device && !strcmp(settings->device, "cpu")) return LM_OK;
+    enum lm_status status = settings->device ? parse(&choice, settings->device, err) : LM_OK;
+    if (status != LM_OK) return status;
+    if (reference && choice.given)
+        return lm_fail(err, LM_E_UNSUPPORTED, "--reference computes on the CPU, not on %s",
+                       settings->device);
+    if (reference || settings->gpu_layers == 0) return LM_OK;
+    status = open_choice(out, &choice, local_rank, settings->vram_bytes, &why);
+    if (status == LM_OK) return LM_OK;
+    device_close(out);
+    if (choice.given || settings->gpu_layers > 0) {
+        if (err) *err = why;
+        return status;
+    }
+    if (status == LM_E_UNSUPPORTED)
+        log_verbose("computes on the CPU: %s", why.message);
+    else
+        log_warning("computes on the CPU: %s", why.message);
+    return LM_OK;
+}
+
+void device_close(struct device *device)
+{
+    if (device->backend) device->backend->ops->destroy(device->backend);
+    *device = (struct device){.backend = NULL};
+}
