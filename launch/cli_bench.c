@@ -14,12 +14,13 @@ struct mode {
 static const struct mode modes[] = {
     {"serve", 1, (const struct option_spec *const[]){options_bench_load, NULL}, bench_load},
     {"sweep", 2, (const struct option_spec *const[]){NULL}, bench_sweep},
+    {"report", 3, (const struct option_spec *const[]){NULL}, bench_report},
     {NULL, 1, (const struct option_spec *const[]){options_bench, options_bench_tests, NULL},
      bench_engine},
 };
 
 /* Options that several modes take. */
-static const char *const shared[] = {"output", "seed"};
+static const char *const shared[] = {"output", "seed", "compare", "threshold"};
 
 static const struct mode *find_mode(const struct options *options)
 {
@@ -73,17 +74,24 @@ static enum lm_status run_bench(struct options *options, struct lm_error *err)
 
 const struct command command_bench = {
     .name = "bench",
-    .usage = "[MODEL] | serve --url URL | sweep FILE -o DIR",
+    .usage = "[MODEL] | serve --url URL | sweep FILE -o DIR | report [--compare OLD] DIR",
     .n_arg_min = 0,
     .n_arg_max = 3,
-    .words = "serve|sweep",
+    .words = "serve|sweep|report",
     .summary = "measure how fast a model or a server is",
     .details =
         "  [MODEL]          reads prompts (pp512) and generates (tg128), some tokens deep in the\n"
         "                   context (@ d4096), several sequences at once (x8)\n"
         "  serve --url URL  sends requests to a server and tells when what came back\n"
         "  sweep FILE       measures what a file describes (configs/sweeps), goes on where it was\n"
-        "                   interrupted, and leaves results.jsonl and results.csv in DIR\n\n"
+        "                   interrupted, and leaves results.jsonl and results.csv in DIR\n"
+        "  report DIR       makes a page of that, and Markdown; --trace adds the best hits "
+        "possible\n"
+        "                   of a routing trace, --profile a picture of it, and reports of loads "
+        "are\n"
+        "                   DIR/load.json. With --compare OLD: what DIR differs in, exit code 10 "
+        "if\n"
+        "                   it is slower for certain and by more than --threshold percent\n\n"
         "Tests of a model and engine options take lists and ranges: 1,2,4 or 8-32+8 or 8G-64G*2;\n"
         "every combination is measured, on the same tokens. Timed are steps of the model; neither\n"
         "sampling nor tokenization. Rates are means with the standard deviation of the sample.\n"

@@ -24,5 +24,5 @@ double energy_read_j(void)
 double energy_since_j(double reading_j)
 {
     const double now_j = reading_j < 0 ? -1 : energy_read_j();
-    return now_j < reading_j ? -1 : now_j - reading_j;
+    return now_j <= reading_j ? -1 : now_j - reading_j; /* some hosts show a 0 that stays */
 }

@@ -5,7 +5,7 @@
 
 /* Sum of the packages' counters, in joules; negative: not to be read. */
 double energy_read_j(void);
-/* Since a reading; negative: not to be read, or a counter has begun anew. */
+/* Since a reading; negative: not to be read, or a counter stands or has begun anew. */
 double energy_since_j(double reading_j);
 
 #endif

@@ -11,10 +11,12 @@
 #include <time.h>
 
 #include "coordinator/plan/weight_census.h"
+#include "launch/bench/cost_model.h"
 #include "launch/bench/machine.h"
 #include "launch/bench/statistics.h"
 #include "launch/bench/token_source.h"
 #include "launch/engine.h"
+#include "launch/inventory.h"
 #include "launch/model_ref.h"
 #include "launch/options.h"
 #include "launch/pager_report.h"
@@ -37,7 +39,8 @@ struct measurement {
     struct weight_census census;
     double load_s;
     double preload_bytes_s; /* 0: nothing was preloaded */
-    uint64_t n_run;         /* so far */
+    struct inventory machine;
+    uint64_t n_run; /* so far */
     struct log_bar bar;
 };
 
@@ -221,7 +224,7 @@ static struct json_object *experts_json(const struct measurement *of,
     add_number(json, "experts", last->n_expert);
     add_number(json, "slot_bytes", last->slot_bytes);
     add_number(json, "bank_bytes", last->bank_bytes);
-    add(json, "resident_share", ratio((double)last->slot_bytes, (double)last->bank_bytes));
+    add(json, "resident_share", ratio(last->n_slot, last->n_expert));
     add_number(json, "lookups", sums->n_lookup);
     add_number(json, "hits", sums->n_hit);
     add_number(json, "joined", sums->n_joined);
@@ -244,15 +247,49 @@ static struct json_object *experts_json(const struct measurement *of,
     return json;
 }
 
-/* Weights that one token of decoding reads. */
-static double active_bytes(const struct measurement *of)
+static struct cost_weights cost_weights(const struct measurement *of,
+                                        const struct expert_pager_stats *experts)
 {
     const struct weight_census *census = &of->census;
     const struct hparams *hp = engine_hparams(of->engine);
-    const double experts = (double)census->group[WEIGHTS_EXPERTS].n_bytes;
+    const double bank = (double)census->group[WEIGHTS_EXPERTS].n_bytes;
     const double embedding = hp->tied ? 0 : (double)census->group[WEIGHTS_EMBEDDING].n_bytes;
-    const double used = hp->n_expert ? (double)hp->n_expert_used / hp->n_expert : 0;
-    return (double)census->n_bytes - experts - embedding + used * experts;
+    return (struct cost_weights){
+        .dense_bytes = (double)census->n_bytes - bank - embedding,
+        .bank_bytes = bank,
+        .used_share = hp->n_expert ? (double)hp->n_expert_used / hp->n_expert : 0,
+        .resident_share = experts->n_slot ? (double)experts->n_slot / experts->n_expert : 1};
+}
+
+/* What decoding one sequence should give; of ranks each has a share of the bytes, one after the
+ * other. */
+static struct json_object *prediction_json(const struct measurement *of,
+                                           const struct expert_pager_stats *experts)
+{
+    const struct cost_machine machine = {of->machine.memory_bytes_s, of->machine.disk_bytes_s};
+    const struct cost_weights weights = cost_weights(of, experts);
+    const struct cost_estimate estimate = cost_model_estimate(&machine, &weights);
+    struct json_object *json = json_object_new_object();
+    add(json, "hit_rate", number(estimate.hit_rate));
+    add(json, "serial_tok_s", number(estimate.serial_tok_s));
+    add(json, "ideal_tok_s", number(estimate.ideal_tok_s));
+    return json;
+}
+
+static struct json_object *machine_json(const struct inventory *machine)
+{
+    struct json_object *json = json_object_new_object();
+    add(json, "threads", json_object_new_int64(machine->n_thread));
+    add(json, "memory_bytes_s", number(machine->memory_bytes_s));
+    add(json, "disk_bytes_s", number(machine->disk_bytes_s));
+    return json;
+}
+
+/* Weights that one token of decoding reads. */
+static double active_bytes(const struct measurement *of)
+{
+    const struct cost_weights weights = cost_weights(of, &(struct expert_pager_stats){0});
+    return weights.dense_bytes + weights.used_share * weights.bank_bytes;
 }
 
 /* ---- rows --------------------------------------------------------------------------------- */
@@ -318,14 +355,16 @@ static struct json_object *make_row(const struct measurement *of, const struct o
         scratch[i] = n_token * 1e9 / (double)samples[i].elapsed_ns;
     add_statistics(row, "tok_s", scratch, plan->n_repeat);
     add(row, "load_s", number(of->load_s));
+    const bool is_decode = test->n_gen && !test->n_prompt && test->n_seq == 1;
+    add(row, "token_bytes", number(active_bytes(of)));
     add(row, "weights_bytes_s",
-        test->n_gen && !test->n_prompt && test->n_seq == 1
-            ? number(active_bytes(of) * test->n_gen * plan->n_repeat / elapsed_s)
-            : NULL);
+        is_decode ? number(active_bytes(of) * test->n_gen * plan->n_repeat / elapsed_s) : NULL);
     add(row, "experts", experts_json(of, sums, elapsed_s));
+    add(row, "predicted", is_decode ? prediction_json(of, &sums->last) : NULL);
     add(row, "energy_j", energy_j < 0 ? NULL : number(energy_j / plan->n_repeat));
     add(row, "build", machine_build());
     add(row, "host", machine_host());
+    add(row, "machine", machine_json(&of->machine));
     add(row, "time", machine_time());
     return row;
 }
@@ -449,6 +488,7 @@ enum lm_status engine_rows_measure(struct json_object *rows, const struct option
     if (status != LM_OK) return status;
     config.cluster = cluster_config_from_options(options);
     config.model_path = path;
+    inventory_take(&of.machine, path, config.n_thread); /* while nothing else runs */
     const double begin_s = log_now_s();
     status = engine_open(&of.engine, &config, err);
     of.load_s = log_now_s() - begin_s;

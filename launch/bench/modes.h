@@ -19,6 +19,10 @@ enum lm_status bench_load(struct options *options, struct lm_error *err);
  * not end it. */
 enum lm_status bench_sweep(struct options *options, struct lm_error *err);
 
+/* A folder as a page and as Markdown, or two folders against each other: lean bench report.
+ * LM_E_MISMATCH: the new one is slower. */
+enum lm_status bench_report(struct options *options, struct lm_error *err);
+
 /* A model on this machine: lean bench REF. */
 enum lm_status bench_engine(struct options *options, struct lm_error *err);
 /* Whether it takes several runs of the program, each with other values of the engine's options. */

@@ -17,4 +17,15 @@ struct statistics statistics_of(double *values, size_t n);
  */
 double statistics_percentile(const double *sorted, size_t n, double percent);
 
+/* The two-sided 95% quantile of Student's t distribution. freedom > 0. */
+double statistics_t95(double freedom);
+
+/* How far `now` is from `old`, as a share of old's mean, with the 95% interval around it, by the
+ * errors of both means (Welch). Without a spread in either the interval is empty. */
+struct statistics_change {
+    double change, low, high;
+};
+struct statistics_change statistics_compare(const struct statistics *old,
+                                            const struct statistics *now);
+
 #endif
