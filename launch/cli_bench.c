@@ -74,7 +74,7 @@ static enum lm_status run_bench(struct options *options, struct lm_error *err)
 
 const struct command command_bench = {
     .name = "bench",
-    .usage = "[MODEL] | serve --url URL | sweep FILE -o DIR | report [--compare OLD] DIR",
+    .usage = "[MODEL] | serve | sweep FILE | report DIR",
     .n_arg_min = 0,
     .n_arg_max = 3,
     .words = "serve|sweep|report",

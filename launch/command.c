@@ -8,6 +8,7 @@
 extern const struct command command_bench;
 extern const struct command command_completion;
 extern const struct command command_config;
+extern const struct command command_doctor;
 extern const struct command command_eval;
 extern const struct command command_help;
 extern const struct command command_inspect;
@@ -32,6 +33,7 @@ const struct command *const commands[] = {
     &command_bench,
     &command_completion,
     &command_config,
+    &command_doctor,
     &command_eval,
     &command_help,
     &command_inspect,

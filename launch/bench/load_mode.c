@@ -285,7 +285,7 @@ static void add_settings(struct json_object *report, const struct load_call *cal
 
 static void print_report(enum load_format format, struct json_object *report)
 {
-    struct json_object *flat;
+    struct json_object *rows;
     switch (format) {
     case LOAD_TEXT:
         load_report_print_text(stdout, report);
@@ -299,10 +299,10 @@ static void print_report(enum load_format format, struct json_object *report)
                                                         JSON_C_TO_STRING_NOSLASHESCAPE));
         break;
     case LOAD_CSV:
-        flat = result_flatten(report);
-        result_print_csv_names(stdout, flat);
-        result_print_csv_values(stdout, flat);
-        json_object_put(flat);
+        rows = json_object_new_array();
+        json_object_array_add(rows, json_object_get(report));
+        result_print_csv(stdout, rows);
+        json_object_put(rows);
         break;
     }
 }

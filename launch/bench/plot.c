@@ -11,7 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "launch/config.h"
+#include "launch/find_program.h"
 #include "proto/base/read_all.h"
 
 enum { MAX_SVG_BYTES = 1 << 26, NOT_FOUND = 127 };
@@ -50,18 +50,7 @@ void plot_fini(struct plot *plot)
 
 bool plot_available(void)
 {
-    const char *const variable = config_environment("PATH");
-    char *const paths = strdup(variable ? variable : "");
-    bool found = false;
-    char *state = NULL;
-    for (char *folder = paths ? strtok_r(paths, ":", &state) : NULL; folder && !found;
-         folder = strtok_r(NULL, ":", &state)) {
-        char path[4096];
-        snprintf(path, sizeof(path), "%.4000s/gnuplot", folder);
-        found = access(path, X_OK) == 0;
-    }
-    free(paths);
-    return found;
+    return find_program("gnuplot");
 }
 
 /* ---- the script --------------------------------------------------------------------------- */

@@ -189,41 +189,13 @@ enum lm_status result_log_write_csv(const struct result_log *log, struct lm_erro
 {
     char path[4096], *text = NULL;
     size_t n = 0;
-    struct json_object *fields = json_object_new_object();
     FILE *lines = open_memstream(&text, &n);
-    if (!lines) {
-        json_object_put(fields);
-        return lm_fail(err, LM_E_NO_MEM, "%s: no memory", log->path);
-    }
+    if (!lines) return lm_fail(err, LM_E_NO_MEM, "%s: no memory", log->path);
     snprintf(path, sizeof(path), "%.4000s/results.csv", log->folder);
-    /* cases that failed have fewer fields */
-    for (int pass = 0; pass < 2; pass++) {
-        for (size_t i = 0; i < json_object_array_length(log->rows); i++) {
-            struct json_object *flat = result_flatten(json_object_array_get_idx(log->rows, i));
-            if (pass == 0) {
-                json_object_object_foreach(flat, name, ignored)
-                {
-                    (void)ignored;
-                    json_object_object_add(fields, name, NULL);
-                }
-            } else {
-                json_object_object_foreach(fields, key, value)
-                {
-                    struct json_object *own = NULL;
-                    (void)value;
-                    json_object_object_get_ex(flat, key, &own);
-                    json_object_object_add(fields, key, json_object_get(own));
-                }
-                result_print_csv_values(lines, fields);
-            }
-            json_object_put(flat);
-        }
-        if (pass == 0) result_print_csv_names(lines, fields);
-    }
+    result_print_csv(lines, log->rows); /* cases that failed have fewer fields */
     enum lm_status status =
         fclose(lines) ? lm_fail(err, LM_E_NO_MEM, "%s: no memory", path) : LM_OK;
     if (status == LM_OK) status = write_file(path, text, n, err);
-    json_object_put(fields);
     free(text);
     return status;
 }

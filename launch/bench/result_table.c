@@ -37,11 +37,62 @@ static void flatten_into(struct json_object *flat, const char *prefix, struct js
     }
 }
 
-struct json_object *result_flatten(struct json_object *row)
+/* A row as "FIELD": value without objects in it. */
+static struct json_object *flatten(struct json_object *row)
 {
     struct json_object *flat = json_object_new_object();
     flatten_into(flat, "", row);
     return flat;
+}
+
+/* Whether what is an object in another row makes fields of it: then being null is none of its own.
+ */
+static bool is_object_elsewhere(struct json_object *fields, const char *name)
+{
+    const size_t n = strlen(name);
+    json_object_object_foreach(fields, key, value)
+    {
+        (void)value;
+        if (!strncmp(key, name, n) && key[n] == '_') return true;
+    }
+    return false;
+}
+
+/* The fields of all rows, in the order in which they first come; with a value that some row has. */
+static struct json_object *all_fields(struct json_object *rows)
+{
+    struct json_object *all = json_object_new_object(), *fields = json_object_new_object();
+    for (size_t i = 0; i < json_object_array_length(rows); i++) {
+        struct json_object *flat = flatten(json_object_array_get_idx(rows, i));
+        json_object_object_foreach(flat, name, value)
+        {
+            if (value || !json_object_object_get_ex(all, name, NULL))
+                json_object_object_add(all, name, json_object_get(value));
+        }
+        json_object_put(flat);
+    }
+    json_object_object_foreach(all, key, found)
+    {
+        if (found || !is_object_elsewhere(all, key))
+            json_object_object_add(fields, key, json_object_get(found));
+    }
+    json_object_put(all);
+    return fields;
+}
+
+/* A row with just these fields, null where it has none. */
+static struct json_object *fit(struct json_object *row, struct json_object *fields)
+{
+    struct json_object *flat = flatten(row), *fitted = json_object_new_object();
+    json_object_object_foreach(fields, key, unused)
+    {
+        struct json_object *value = NULL;
+        (void)unused;
+        json_object_object_get_ex(flat, key, &value);
+        json_object_object_add(fitted, key, json_object_get(value));
+    }
+    json_object_put(flat);
+    return fitted;
 }
 
 /* Numbers as JSON has them, strings as they are, lists as JSON. */
@@ -71,7 +122,7 @@ static void print_csv_cell(FILE *out, const char *text)
         fputs(text, out);
 }
 
-void result_print_csv_names(FILE *out, struct json_object *flat)
+static void print_csv_names(FILE *out, struct json_object *flat)
 {
     const char *separator = "";
     json_object_object_foreach(flat, key, value)
@@ -84,7 +135,7 @@ void result_print_csv_names(FILE *out, struct json_object *flat)
     putc('\n', out);
 }
 
-void result_print_csv_values(FILE *out, struct json_object *flat)
+static void print_csv_values(FILE *out, struct json_object *flat)
 {
     const char *separator = "";
     json_object_object_foreach(flat, key, value)
@@ -123,20 +174,22 @@ static void print_sql_value(FILE *out, struct json_object *value)
         print_quoted(out, value_text(value), '\'');
 }
 
-static void print_sql(FILE *out, struct json_object *flat, bool create)
+static void create_sql(FILE *out, struct json_object *fields)
 {
     const char *separator = "";
-    if (create) {
-        fputs("CREATE TABLE IF NOT EXISTS lean_bench (", out);
-        json_object_object_foreach(flat, key, value)
-        {
-            fprintf(out, "%s\n  %s %s", separator, key, sql_type(value));
-            separator = ",";
-        }
-        fputs("\n);\n", out);
+    fputs("CREATE TABLE IF NOT EXISTS lean_bench (", out);
+    json_object_object_foreach(fields, key, value)
+    {
+        fprintf(out, "%s\n  %s %s", separator, key, sql_type(value));
+        separator = ",";
     }
+    fputs("\n);\n", out);
+}
+
+static void insert_sql(FILE *out, struct json_object *flat)
+{
+    const char *separator = "";
     fputs("INSERT INTO lean_bench (", out);
-    separator = "";
     json_object_object_foreach(flat, name, unused)
     {
         (void)unused;
@@ -155,18 +208,23 @@ static void print_sql(FILE *out, struct json_object *flat, bool create)
     fputs(");\n", out);
 }
 
-static void print_flat(FILE *out, enum result_format format, struct json_object *rows)
+static void print_fitted(FILE *out, struct json_object *rows,
+                         void (*print_names)(FILE *out, struct json_object *fields),
+                         void (*print_row)(FILE *out, struct json_object *flat))
 {
+    struct json_object *fields = all_fields(rows);
+    print_names(out, fields);
     for (size_t i = 0; i < json_object_array_length(rows); i++) {
-        struct json_object *flat = result_flatten(json_object_array_get_idx(rows, i));
-        if (format == RESULT_SQL) {
-            print_sql(out, flat, i == 0);
-        } else {
-            if (i == 0) result_print_csv_names(out, flat);
-            result_print_csv_values(out, flat);
-        }
-        json_object_put(flat);
+        struct json_object *fitted = fit(json_object_array_get_idx(rows, i), fields);
+        print_row(out, fitted);
+        json_object_put(fitted);
     }
+    json_object_put(fields);
+}
+
+void result_print_csv(FILE *out, struct json_object *rows)
+{
+    print_fitted(out, rows, print_csv_names, print_csv_values);
 }
 
 /* ---- for people --------------------------------------------------------------------------- */
@@ -249,8 +307,10 @@ enum lm_status result_table_print(FILE *out, enum result_format format, struct j
     case RESULT_MD:
         return print_table(out, rows, columns, n_column, err);
     case RESULT_CSV:
+        result_print_csv(out, rows);
+        break;
     case RESULT_SQL:
-        print_flat(out, format, rows);
+        print_fitted(out, rows, create_sql, insert_sql);
         break;
     case RESULT_JSON:
         fprintf(out, "%s\n",

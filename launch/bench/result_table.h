@@ -37,11 +37,8 @@ enum lm_status result_table_print(FILE *out, enum result_format format, struct j
                                   const struct result_column *columns, size_t n_column,
                                   struct lm_error *err);
 
-/* A row as "FIELD": value without objects in it. The caller owns it. */
-struct json_object *result_flatten(struct json_object *row);
-/* One line of CSV: the names of the fields of a flat row, or their values. */
-void result_print_csv_names(FILE *out, struct json_object *flat);
-void result_print_csv_values(FILE *out, struct json_object *flat);
+/* One line of names and one for each row, of all fields that some row has. */
+void result_print_csv(FILE *out, struct json_object *rows);
 
 /* Columns that text takes in a terminal. */
 size_t result_width(const char *text);
