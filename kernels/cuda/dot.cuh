@@ -82,17 +82,25 @@ template <int TYPE, int N> struct dot_superblocks {
         const int g0 = group_of<weights::PAIR>(s, 0), g1 = group_of<weights::PAIR>(s, 1);
         const codes_16 codes0 = w.codes(s, 0), codes1 = w.codes(s, 1);
         const int scale0 = w.scale(s, 0), scale1 = w.scale(s, 1);
+        int min0 = 0, min1 = 0;
+        float dmin = 0.0f;
+        if constexpr (weights::HAS_MIN) {
+            min0 = w.min(s, 0);
+            min1 = w.min(s, 1);
+            dmin = w.dmin();
+        }
 #pragma unroll
         for (int t = 0; t < N; t++) {
             const struct act_q8_k *x = reinterpret_cast<const struct act_q8_k *>(act[t]) + b;
             const int isum = sum_of_eight(scale0 * dot_16(codes0, x->qs + 16 * g0) +
                                           scale1 * dot_16(codes1, x->qs + 16 * g1));
-            if (valid) acc[t] = fmaf(w.d() * x->d, (float)isum, acc[t]);
+            const float d_x = x->d;
+            float sum = fmaf(w.d() * d_x, (float)isum, acc[t]);
             if constexpr (weights::HAS_MIN) {
-                const int msum =
-                    sum_of_eight(w.min(s, 0) * x->bsums[g0] + w.min(s, 1) * x->bsums[g1]);
-                if (valid) acc[t] = fmaf(-(w.dmin() * x->d), (float)msum, acc[t]);
+                const int msum = sum_of_eight(min0 * x->bsums[g0] + min1 * x->bsums[g1]);
+                sum = fmaf(-(dmin * d_x), (float)msum, sum);
             }
+            acc[t] = valid ? sum : acc[t];
         }
     }
 
@@ -150,12 +158,13 @@ template <int TYPE, int N> struct dot_blocks {
                 const bool valid = 8 * (first + (uint32_t)g) + (uint32_t)s < n_block;
                 const float d_g = __shfl_sync(ALL_LANES, d, 8 * g + s);
                 const float isum_g = __shfl_sync(ALL_LANES, isum, 8 * g + s);
-                if (valid) acc[t] = fmaf(d_g, isum_g, acc[t]);
+                float next = fmaf(d_g, isum_g, acc[t]);
                 if constexpr (weights::HAS_MIN) {
                     const float m_g = __shfl_sync(ALL_LANES, m, 8 * g + s);
                     const float sum_g = __shfl_sync(ALL_LANES, sum, 8 * g + s);
-                    if (valid) acc[t] = fmaf(m_g, sum_g, acc[t]);
+                    next = fmaf(m_g, sum_g, next);
                 }
+                acc[t] = valid ? next : acc[t];
             }
         }
     }

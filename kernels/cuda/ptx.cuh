@@ -31,6 +31,27 @@ DEVICE void mma_s8_16x8x32(int32_t d[4], const uint32_t a[4], const uint32_t b[2
 #endif
 }
 
+/* The same with 16 k: a[0] row g, a[1] row g+8, b column g, each k 4t..4t+3. */
+DEVICE void mma_s8_16x8x16(int32_t d[4], const uint32_t a[2], uint32_t b)
+{
+#ifdef __CUDACC__
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, "
+                 "{%4, %5}, {%6}, {%0, %1, %2, %3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b));
+#else
+    const uint32_t mine[3] = {a[0], a[1], b};
+    const emu_lanes *lanes = emu_warp_wait(EMU_MMA, ALL_LANES, mine, sizeof(mine));
+    const uint32_t row = emu_lane() / 4, column = emu_lane() % 4 * 2;
+    for (uint32_t i = 0; i < 4; i++)
+        for (uint32_t t = 0; t < 4; t++) { /* four k each */
+            const uint32_t *of_a = (const uint32_t *)lanes->lane[row * 4 + t];
+            const uint32_t *of_b = (const uint32_t *)lanes->lane[(column + i % 2) * 4 + t];
+            d[i] = __dp4a((int32_t)of_a[i / 2], (int32_t)of_b[2], d[i]);
+        }
+#endif
+}
+
 /* 16 bytes that nobody reads again: past the first-level cache. from: 16-byte aligned. */
 DEVICE uint4 load_once_128(const void *from)
 {

@@ -122,7 +122,7 @@ DEVICE bool quantize_q8_0(const eight_columns &c, struct act_q8_0 *block)
     }
     sum += __shfl_xor_sync(ALL_LANES, sum, 1);
     sum += __shfl_xor_sync(ALL_LANES, sum, 2);
-    const float d = zero ? 0.0f : __half2float(__float2half_rn(magnitude / 127.0f));
+    const float d = zero ? 0.0f : f16_to_float(float_to_f16(magnitude / 127.0f));
     const int lane = lane_of();
     *reinterpret_cast<uint2 *>(block->qs + 8 * lane) = make_uint2(pack_bytes(q), pack_bytes(q + 4));
     if (lane % 4 == 0) {

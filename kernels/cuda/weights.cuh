@@ -22,7 +22,7 @@
 #ifndef LEAN_KERNELS_CUDA_WEIGHTS_CUH
 #define LEAN_KERNELS_CUDA_WEIGHTS_CUH
 
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/quant_blocks.h"
 #include "proto/base/tensor_type.h"
 
@@ -63,7 +63,7 @@ template <int ALIGN, int N> DEVICE void load_words(const uint8_t *from, uint32_t
     if (ALIGN >= 16 && N % 4 == 0) {
 #pragma unroll
         for (int i = 0; i < N; i += 4) {
-            const uint4 four = *reinterpret_cast<const uint4 *>(from + 4 * i);
+            const uint4 four = load_once_128(from + 4 * i);
             word[i] = four.x, word[i + 1] = four.y, word[i + 2] = four.z, word[i + 3] = four.w;
         }
     } else if (ALIGN >= 8 && N % 2 == 0) {
@@ -82,21 +82,16 @@ template <int ALIGN, int N> DEVICE void load_words(const uint8_t *from, uint32_t
 #pragma unroll
         for (int i = 0; i < N; i++)
             word[i] = aligned[i];
-        const uint32_t last = offset ? aligned[N] : 0;
+        const uint32_t last = aligned[offset ? N : N - 1]; /* a load for all lanes, no branch */
 #pragma unroll
         for (int i = 0; i < N; i++)
             word[i] = __funnelshift_r(word[i], i + 1 < N ? word[i + 1] : last, 8 * offset);
     }
 }
 
-DEVICE uint16_t load_u16(const uint8_t *from)
+DEVICE uint16_t aligned_u16(const uint8_t *from)
 {
     return *reinterpret_cast<const uint16_t *>(from);
-}
-
-DEVICE float f32_of_f16(uint32_t bits)
-{
-    return __half2float(__ushort_as_half((unsigned short)(bits & 0xffffu)));
 }
 
 /* ---- codes ---- */
@@ -147,7 +142,9 @@ template <int TYPE> struct slice;
 DEVICE uint32_t scales_of_half(const uint32_t (&head)[4], int part, int h)
 {
     const uint32_t first = part ? head[2] : head[1], last = part ? head[3] >> 4 : head[3];
-    return h ? (last & 0x0f0f0f0fu) | (first >> 2 & 0x30303030u) : first & 0x3f3f3f3fu;
+    const uint32_t upper = h ? 0xffffffffu : 0; /* masks: lanes of a warp differ in h */
+    return (first & 0x3f3f3f3fu & ~upper) |
+           (((last & 0x0f0f0f0fu) | (first >> 2 & 0x30303030u)) & upper);
 }
 
 template <> struct slice<TENSOR_Q4_K> {
@@ -177,11 +174,11 @@ template <> struct slice<TENSOR_Q4_K> {
     }
     MEMBER float d(void) const
     {
-        return f32_of_f16(head[0]);
+        return f16_to_float((uint16_t)head[0]);
     }
     MEMBER float dmin(void) const
     {
-        return f32_of_f16(head[0] >> 16);
+        return f16_to_float((uint16_t)(head[0] >> 16));
     }
 };
 
@@ -213,11 +210,11 @@ template <> struct slice<TENSOR_Q5_K> {
     }
     MEMBER float d(void) const
     {
-        return f32_of_f16(head[0]);
+        return f16_to_float((uint16_t)head[0]);
     }
     MEMBER float dmin(void) const
     {
-        return f32_of_f16(head[0] >> 16);
+        return f16_to_float((uint16_t)(head[0] >> 16));
     }
 };
 
@@ -232,7 +229,7 @@ template <> struct slice<TENSOR_Q6_K> {
         load_words<2>(block + 128 + 32 * (s >> 2) + 16 * (s & 1), qh);
         scales[0] = (int8_t)block[192 + group_of<PAIR>(s, 0)];
         scales[1] = (int8_t)block[192 + group_of<PAIR>(s, 1)];
-        d_bits = load_u16(block + 208);
+        d_bits = aligned_u16(block + 208);
     }
     MEMBER codes_16 codes(int s, int i) const
     {
@@ -251,7 +248,7 @@ template <> struct slice<TENSOR_Q6_K> {
     }
     MEMBER float d(void) const
     {
-        return f32_of_f16(d_bits);
+        return f16_to_float(d_bits);
     }
 };
 
@@ -285,11 +282,11 @@ template <> struct slice<TENSOR_Q2_K> {
     }
     MEMBER float d(void) const
     {
-        return f32_of_f16(d_dmin[0]);
+        return f16_to_float((uint16_t)d_dmin[0]);
     }
     MEMBER float dmin(void) const
     {
-        return f32_of_f16(d_dmin[0] >> 16);
+        return f16_to_float((uint16_t)(d_dmin[0] >> 16));
     }
 };
 
@@ -308,7 +305,7 @@ template <> struct slice<TENSOR_Q3_K> {
             low[i] = block[96 + (group & 7)];
             high[i] = block[104 + (group & 3)];
         }
-        d_bits = load_u16(block + 108);
+        d_bits = aligned_u16(block + 108);
     }
     MEMBER codes_16 codes(int s, int i) const
     {
@@ -329,7 +326,7 @@ template <> struct slice<TENSOR_Q3_K> {
     }
     MEMBER float d(void) const
     {
-        return f32_of_f16(d_bits);
+        return f16_to_float(d_bits);
     }
 };
 
@@ -356,7 +353,7 @@ template <> struct slice<TENSOR_IQ4_XS> {
     }
     MEMBER float d(void) const
     {
-        return f32_of_f16(head[0]);
+        return f16_to_float((uint16_t)head[0]);
     }
 };
 
@@ -399,7 +396,7 @@ template <int CODES> struct slice_nibbles {
     uint16_t d_bits;
     MEMBER void load(const uint8_t *block, int)
     {
-        d_bits = load_u16(block);
+        d_bits = aligned_u16(block);
         load_words<2>(block + 2, qs);
     }
     MEMBER codes_16 codes(int s, int i) const
@@ -408,7 +405,7 @@ template <int CODES> struct slice_nibbles {
     }
     MEMBER float d(void) const
     {
-        return f32_of_f16(d_bits);
+        return f16_to_float(d_bits);
     }
 };
 template <> struct slice<TENSOR_Q4_0> : slice_nibbles<NIBBLE_MINUS_8> {
@@ -429,11 +426,11 @@ template <> struct slice<TENSOR_Q4_1> {
     }
     MEMBER float d(void) const
     {
-        return f32_of_f16(word[0]);
+        return f16_to_float((uint16_t)word[0]);
     }
     MEMBER float m(void) const
     {
-        return f32_of_f16(word[0] >> 16);
+        return f16_to_float((uint16_t)(word[0] >> 16));
     }
 };
 
@@ -443,7 +440,7 @@ template <> struct slice<TENSOR_Q5_0> {
     uint16_t d_bits;
     MEMBER void load(const uint8_t *block, int)
     {
-        d_bits = load_u16(block);
+        d_bits = aligned_u16(block);
         load_words<2>(block + 2, word);
     }
     MEMBER codes_16 codes(int s, int i) const
@@ -456,7 +453,7 @@ template <> struct slice<TENSOR_Q5_0> {
     }
     MEMBER float d(void) const
     {
-        return f32_of_f16(d_bits);
+        return f16_to_float(d_bits);
     }
 };
 
@@ -473,11 +470,11 @@ template <> struct slice<TENSOR_Q5_1> {
     }
     MEMBER float d(void) const
     {
-        return f32_of_f16(word[0]);
+        return f16_to_float((uint16_t)word[0]);
     }
     MEMBER float m(void) const
     {
-        return f32_of_f16(word[0] >> 16);
+        return f16_to_float((uint16_t)(word[0] >> 16));
     }
 };
 
@@ -487,7 +484,7 @@ template <> struct slice<TENSOR_Q8_0> {
     uint16_t d_bits;
     MEMBER void load(const uint8_t *block, int s)
     {
-        d_bits = load_u16(block);
+        d_bits = aligned_u16(block);
         load_words<2>(block + 2 + 16 * (s >> 2), first);
         load_words<2>(block + 18 - 16 * (s >> 2), second);
     }
@@ -501,7 +498,7 @@ template <> struct slice<TENSOR_Q8_0> {
     }
     MEMBER float d(void) const
     {
-        return f32_of_f16(d_bits);
+        return f16_to_float(d_bits);
     }
 };
 
@@ -538,14 +535,14 @@ template <> struct float_weight<TENSOR_F16> {
     enum { BYTES = 2 };
     static MEMBER float at(const uint8_t *row, uint32_t i)
     {
-        return f32_of_f16(reinterpret_cast<const uint16_t *>(row)[i]);
+        return f16_to_float(reinterpret_cast<const uint16_t *>(row)[i]);
     }
 };
 template <> struct float_weight<TENSOR_BF16> {
     enum { BYTES = 2 };
     static MEMBER float at(const uint8_t *row, uint32_t i)
     {
-        return __uint_as_float((uint32_t) reinterpret_cast<const uint16_t *>(row)[i] << 16);
+        return bf16_to_float(reinterpret_cast<const uint16_t *>(row)[i]);
     }
 };
 
