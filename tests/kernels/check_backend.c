@@ -175,8 +175,9 @@ static void check_linear(const struct subject *s)
 
 static void check_route(const struct subject *s)
 {
-    const uint32_t n_token = random_rows(s, 40), n_expert = 2 + random_below(200);
-    const uint32_t n_col = 32 * (1 + random_below(20)), k = 1 + random_below(n_expert / 2);
+    const uint32_t n_token = random_rows(s, 40), n_expert = 2 + random_below(510);
+    const uint32_t n_col = 32 * (1 + random_below(20));
+    const uint32_t k = 1 + random_below(random_below(4) && n_expert > 32 ? 16u : n_expert / 2);
     const struct weight router = random_weight(n_expert, n_col, 1);
     float *x = random_floats((size_t)n_token * n_col), *bias = random_floats(n_expert);
     if (random_below(2)) memset(x, 0, n_col * sizeof(float)); /* all scores tie */
@@ -239,25 +240,37 @@ static void run_ffn(const struct subject *s, struct ffn_args *args, uint32_t n_e
 
 static void check_ffn(const struct subject *s)
 {
-    const uint32_t n_token = random_below(2) ? 1 + random_below(4) : random_rows(s, 40);
-    const uint32_t n_embd = random_below(2) ? 256 : 32 * (1 + random_below(9));
-    const uint32_t n_ff =
-        random_below(2) ? 256 * (1 + random_below(3)) : 32 * (1 + random_below(20));
-    const uint32_t n_ff_shared = random_below(2) ? 512 : 32 * (1 + random_below(20));
-    const uint32_t n_expert = 1 + random_below(12);
+    const bool many = !random_below(4); /* rows: more for each expert than go into one tile */
+    const uint32_t n_token = many              ? 65 + random_below(64)
+                             : random_below(2) ? 1 + random_below(8)
+                                               : random_rows(s, 40);
+    const uint32_t n_embd = random_below(2) ? 256 : 32 * (1 + random_below(many ? 2 : 9));
+    const uint32_t n_ff = random_below(2) ? 256 * (1 + random_below(many ? 1 : 3))
+                                          : 32 * (1 + random_below(many ? 2 : 20));
+    const uint32_t n_ff_shared =
+        random_below(2) ? 256 * (many ? 1u : 2u) : 32 * (1 + random_below(20));
+    const uint32_t n_expert = 1 + random_below(many ? 3 : 12);
     const bool routed = random_below(4), shared = !routed || random_below(2),
                fused = random_below(2), as_table = random_below(2);
     const uint32_t k = routed ? 1 + random_below(n_expert) : 0;
     const float *shared_gate = random_floats(n_embd), *post = random_floats(n_embd);
     const uint32_t n_matrix[6] = {n_expert * (1 + fused), n_expert, n_expert, 1, 1, 1};
-    struct weight w[6] = {
-        random_weight(n_ff, n_embd, n_matrix[0]), random_weight(n_ff, n_embd, n_matrix[1]),
-        random_weight(n_embd, n_ff, n_matrix[2]), random_weight(n_ff_shared, n_embd, 1),
-        random_weight(n_ff_shared, n_embd, 1),    random_weight(n_embd, n_ff_shared, 1)};
-    if (fused) w[1] = w[0];
-    struct weight device_w[6];
-    for (int i = 0; i < 6; i++)
+    const uint32_t n_row[6] = {n_ff, n_ff, n_embd, n_ff_shared, n_ff_shared, n_embd};
+    const uint32_t n_col[6] = {n_embd, n_embd, n_ff, n_embd, n_embd, n_ff_shared};
+    /* Types as files have them: gate and up alike, down at times another, the shared expert's the
+     * same or not; or any. */
+    const bool any = !random_below(3), shared_alike = random_below(2);
+    const enum tensor_type gate_type = random_type(),
+                           down_type = random_below(2) ? gate_type : random_type();
+    struct weight w[6], device_w[6];
+    for (int i = 0; i < 6; i++) {
+        const enum tensor_type type = any || (i >= 3 && !shared_alike) ? random_type()
+                                      : i % 3 == 2                     ? down_type
+                                                                       : gate_type;
+        w[i] = weight_of_type(type, n_row[i], n_col[i], n_matrix[i]);
+        if (fused && i == 1) w[1] = w[0];
         device_w[i] = give_weight(s, &w[i], n_matrix[i]);
+    }
     struct expert_view *expert[2]; /* the host's, the backend's */
     for (int side = 0; side < 2; side++) {
         const struct weight *of = side ? device_w : w;
@@ -600,6 +613,85 @@ static void check_router_nan_is_reported(const struct subject *s)
     expect_sync(s);
 }
 
+/* A hidden value that is not finite is an error, if it is one of an expert whose turn it is. */
+static void check_hidden_nan_is_reported(const struct subject *s)
+{
+    enum { N_EMBD = 32, N_FF = 64 };
+    const float broken = random_below(2) ? NAN : INFINITY;
+    float *gate = random_floats(2 * N_FF * N_EMBD);
+    gate[N_FF * N_EMBD + random_below(N_FF * N_EMBD)] = broken; /* of expert 1 */
+    const float *up = random_floats(N_FF * N_EMBD);
+    const struct weight down = weight_of_type(random_type(), N_EMBD, N_FF, 1);
+    const struct weight hidden = {
+        .type = TENSOR_F32, .n_col = N_EMBD, .n_row = N_FF, .row_bytes = N_EMBD * sizeof(float)};
+    const float *device_gate = give_floats(s, gate, 2 * N_FF * N_EMBD);
+    const float *device_up = give_floats(s, up, N_FF * N_EMBD);
+    const struct weight device_down = give_weight(s, &down, 1);
+    struct expert_view expert[2];
+    for (int ie = 0; ie < 2; ie++)
+        expert[ie] =
+            (struct expert_view){device_gate + ie * N_FF * N_EMBD, device_up, device_down.data};
+    const int32_t ids[4] = {0, 1, 1, 0};
+    struct ffn_args args = {
+        .n_token = 2,
+        .x = give_floats(s, random_floats(2 * N_EMBD), 2 * N_EMBD),
+        .n_embd = N_EMBD,
+        .n_expert = 2,
+        .n_expert_used = 2,
+        .n_ff_exp = N_FF,
+        .ids = give(s, ids, sizeof(ids)),
+        .weights = give_floats(s, random_floats(4), 4),
+        .expert = expert,
+        .gate_exp = hidden,
+        .up_exp = hidden,
+        .down_exp = device_down,
+        .expert_out = give_zeros(s, 4 * N_EMBD * sizeof(float)),
+        .y = give_zeros(s, 2 * N_EMBD * sizeof(float)),
+    };
+    const bool whole_expert[2] = {true, false}, broken_expert[2] = {false, true};
+    struct lm_error err = {0};
+    s->backend->ops->ffn_experts(s->backend, &args, whole_expert);
+    expect_sync(s);
+    s->backend->ops->ffn_experts(s->backend, &args, broken_expert);
+    const bool passed_in_steps = s->backend->ops->sync(s->backend, &err) != LM_E_FAIL;
+    s->backend->ops->ffn(s->backend, &args);
+    if (passed_in_steps || s->backend->ops->sync(s->backend, &err) != LM_E_FAIL ||
+        !strstr(err.message, "ffn")) {
+        printf("%s: a hidden %f passed: \"%s\"\n", s->name, (double)broken, err.message);
+        n_failed++;
+    }
+    expect_sync(s);
+}
+
+/* So is one of the input, whatever the type of the weights. */
+static void check_ffn_nan_is_reported(const struct subject *s)
+{
+    enum { N_EMBD = 256, N_FF = 32 };
+    const uint32_t n_token = 1 + random_below(12);
+    float *x = random_floats(n_token * N_EMBD);
+    x[random_below(n_token * N_EMBD)] = random_below(2) ? NAN : -INFINITY;
+    struct weight w[3];
+    for (int i = 0; i < 3; i++) {
+        const struct weight host =
+            weight_of_type(random_type(), i < 2 ? N_FF : N_EMBD, i < 2 ? N_EMBD : N_FF, 1);
+        w[i] = give_weight(s, &host, 1);
+    }
+    const struct ffn_args args = {.n_token = n_token,
+                                  .x = give_floats(s, x, n_token * N_EMBD),
+                                  .n_embd = N_EMBD,
+                                  .gate = &w[0],
+                                  .up = &w[1],
+                                  .down = &w[2],
+                                  .y = give_zeros(s, n_token * N_EMBD * sizeof(float))};
+    struct lm_error err = {0};
+    s->backend->ops->ffn(s->backend, &args);
+    if (s->backend->ops->sync(s->backend, &err) != LM_E_FAIL || !strstr(err.message, "ffn")) {
+        printf("%s: an input of ffn that is not finite passed: \"%s\"\n", s->name, err.message);
+        n_failed++;
+    }
+    expect_sync(s);
+}
+
 static const struct {
     const char *name;
     void (*check)(const struct subject *s);
@@ -612,6 +704,8 @@ static const struct {
     {"delta_net", check_delta_net},
     {"linear", check_nan_is_reported},
     {"route", check_router_nan_is_reported},
+    {"ffn", check_hidden_nan_is_reported},
+    {"ffn", check_ffn_nan_is_reported},
 };
 
 struct options {

@@ -116,12 +116,11 @@ static inline void random_block(enum tensor_type type, size_t block_bytes, uint8
     }
 }
 
-/* n_matrix matrices one after the other, of a random type whose blocks fit n_col. */
-static inline struct weight random_weight(uint32_t n_row, uint32_t n_col, uint32_t n_matrix)
+/* n_matrix matrices one after the other, of a type whose blocks fit n_col: the one asked for, else
+ * Q8_0, else F32. */
+static inline struct weight weight_of_type(enum tensor_type type, uint32_t n_row, uint32_t n_col,
+                                           uint32_t n_matrix)
 {
-    static uint32_t n_made; /* half of all in turn, so that none is left out */
-    enum tensor_type type =
-        weight_types[(n_made++ % 2 ? random_below(N_WEIGHT_TYPE) : n_made / 2) % N_WEIGHT_TYPE];
     if (n_col % 256 && tensor_type_info(type)->block_elems == 256) type = TENSOR_Q8_0;
     if (n_col % 32) type = TENSOR_F32;
     const size_t row_bytes = tensor_row_bytes(type, n_col);
@@ -131,6 +130,17 @@ static inline struct weight random_weight(uint32_t n_row, uint32_t n_col, uint32
     for (size_t at = 0; at < n_bytes; at += block_bytes)
         random_block(type, block_bytes, data + at);
     return (struct weight){data, type, n_col, n_row, row_bytes};
+}
+
+static inline enum tensor_type random_type(void)
+{
+    static uint32_t n_made; /* half of all in turn, so that none is left out */
+    return weight_types[(n_made++ % 2 ? random_below(N_WEIGHT_TYPE) : n_made / 2) % N_WEIGHT_TYPE];
+}
+
+static inline struct weight random_weight(uint32_t n_row, uint32_t n_col, uint32_t n_matrix)
+{
+    return weight_of_type(random_type(), n_row, n_col, n_matrix);
 }
 
 #endif
