@@ -15,6 +15,7 @@ static const struct mode modes[] = {
     {"serve", 1, (const struct option_spec *const[]){options_bench_load, NULL}, bench_load},
     {"sweep", 2, (const struct option_spec *const[]){NULL}, bench_sweep},
     {"report", 3, (const struct option_spec *const[]){NULL}, bench_report},
+    {"predict", 3, (const struct option_spec *const[]){NULL}, bench_predict},
     {NULL, 1, (const struct option_spec *const[]){options_bench, options_bench_tests, NULL},
      bench_engine},
 };
@@ -74,10 +75,10 @@ static enum lm_status run_bench(struct options *options, struct lm_error *err)
 
 const struct command command_bench = {
     .name = "bench",
-    .usage = "[MODEL] | serve | sweep FILE | report DIR",
+    .usage = "[MODEL] | serve | sweep FILE | report DIR | predict MODEL QUANT",
     .n_arg_min = 0,
     .n_arg_max = 3,
-    .words = "serve|sweep|report",
+    .words = "serve|sweep|report|predict",
     .summary = "measure how fast a model or a server is",
     .details =
         "  [MODEL]          reads prompts (pp512) and generates (tg128), some tokens deep in the\n"
@@ -91,7 +92,9 @@ const struct command command_bench = {
         "are\n"
         "                   DIR/load.json. With --compare OLD: what DIR differs in, exit code 10 "
         "if\n"
-        "                   it is slower for certain and by more than --threshold percent\n\n"
+        "                   it is slower for certain and by more than --threshold percent\n"
+        "  predict MODEL QUANT  how fast a model would decode on this machine, without having it,\n"
+        "                   in budgets of --ram; models and quants as in lean synth\n\n"
         "Tests of a model and engine options take lists and ranges: 1,2,4 or 8-32+8 or 8G-64G*2;\n"
         "every combination is measured, on the same tokens. Timed are steps of the model; neither\n"
         "sampling nor tokenization. Rates are means with the standard deviation of the sample.\n"

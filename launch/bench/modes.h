@@ -23,6 +23,9 @@ enum lm_status bench_sweep(struct options *options, struct lm_error *err);
  * LM_E_MISMATCH: the new one is slower. */
 enum lm_status bench_report(struct options *options, struct lm_error *err);
 
+/* How fast a model would be that is not here: lean bench predict. */
+enum lm_status bench_predict(struct options *options, struct lm_error *err);
+
 /* A model on this machine: lean bench REF. */
 enum lm_status bench_engine(struct options *options, struct lm_error *err);
 /* Whether it takes several runs of the program, each with other values of the engine's options. */

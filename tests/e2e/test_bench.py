@@ -133,6 +133,30 @@ def check_refused():
     assert cli.lean("bench", "/nowhere.gguf").returncode == 3
 
 
+def check_predictions():
+    """Bytes as `lean synth` has them; more memory is never slower; JSON says what the text says."""
+    words = ("bench", "predict", "qwen3.5-122b-a10b", "Q4_K_M", "--ram", "2G,12G-96G*2")
+    found = json.loads(cli.lean(*words, "--json").stdout)
+    size = cli.lean("synth", "qwen3.5-122b-a10b", "Q4_K_M", "--dry-run").stdout
+    n_bytes = found["dense_bytes"] + found["expert_bytes"] + found["embedding_bytes"]
+    assert abs(n_bytes / 1e9 / float(re.search(r"\((.*) GB\)", size)[1]) - 1) < 0.01, (n_bytes, size)
+    rows = found["predictions"]
+    assert [row["fits"] for row in rows] == [False, True, True, True, True]
+    for one, more in zip(rows[1:], rows[2:]):
+        for key in ("resident_share", "hit_rate", "serial_tok_s", "ideal_tok_s"):
+            assert one[key] <= more[key], (one, more)
+    last = rows[-1]
+    assert last["hit_rate"] == 1 and last["serial_tok_s"] == last["ideal_tok_s"]
+    share = 8 / 256
+    read = found["dense_bytes"] + share * found["expert_bytes"]
+    assert math.isclose(last["serial_tok_s"], found["memory_bytes_s"] / read, rel_tol=1e-6)
+    text = cli.lean(*words).stdout
+    assert "does not fit" in text and f"{last['ideal_tok_s']:.3g}" in text
+    for words, code in ((("predict", "nothing", "Q4_K_M"), 2), (("predict", "llama-1b"), 2),
+                        (("predict", "llama-1b", "Q9"), 2)):
+        assert cli.lean("bench", *words).returncode == code
+
+
 def check_ranks():
     if ranks.why_no_mpi():
         print("ranks are not tried:", ranks.why_no_mpi())
@@ -157,8 +181,9 @@ def main():
     check_arms()
     check_prompts()
     check_refused()
+    check_predictions()
     check_ranks()
-    print("bench: tests, formats, arms, prompts, refusals, ranks")
+    print("bench: tests, formats, arms, prompts, refusals, predictions, ranks")
 
 
 if __name__ == "__main__":
