@@ -13,7 +13,7 @@ if(NOT LEAN_NVCC)
 endif()
 
 file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS kernels/cuda/*.cu)
-file(GLOB EMU_SOURCES CONFIGURE_DEPENDS kernels/cuda/emu/*.cpp)
+file(GLOB EMU_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/kernels/cuda/emu/*.cpp)
 # Only the file with the plugin's table knows the build: the kernels are not compiled anew for it.
 set(build_id_definition LEAN_BUILD_ID="${PROJECT_VERSION}-${commit}")
 add_library(lean_plugin_base OBJECT proto/base/error.c proto/base/tensor_type.c)

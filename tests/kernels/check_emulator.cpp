@@ -1,0 +1,347 @@
+/* The emulator of kernels/cuda/emu holds what kernels rely on: warp operations by CUDA's rules,
+ * products of tiles, the same bits in every order of threads; and it says so when a kernel waits
+ * for ever, when the host touches device memory, or reads before it has waited. */
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <initializer_list>
+
+extern "C" {
+#include <cmocka.h>
+}
+
+#include "kernels/cuda/ptx.cuh"
+
+static cudaStream_t stream;
+static uint8_t *memory; /* of the device */
+static const size_t MEMORY_BYTES = 1 << 16;
+
+static void open_device(const char *order)
+{
+    int n_device;
+    setenv("LEAN_EMU_ORDER", order, 1);
+    assert_int_equal(cudaGetDeviceCount(&n_device), cudaSuccess);
+    assert_int_equal(cudaSetDevice(0), cudaSuccess);
+    assert_int_equal(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+    assert_int_equal(cudaMalloc(&memory, MEMORY_BYTES), cudaSuccess);
+}
+
+static void close_device(void)
+{
+    cudaFree(memory);
+    cudaStreamDestroy(stream);
+    cudaGetLastError();
+}
+
+template <class Args> static void put(void (*kernel)(Args), dim3 grid, dim3 block, Args args)
+{
+    void *pointers[] = {&args};
+    register_kernel(kernel);
+    assert_int_equal(cudaLaunchKernel((const void *)kernel, grid, block, pointers, 0, stream),
+                     cudaSuccess);
+}
+
+static void get(void *to, size_t n_bytes)
+{
+    assert_int_equal(cudaMemcpyAsync(to, memory, n_bytes, cudaMemcpyDeviceToHost, stream),
+                     cudaSuccess);
+    assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
+}
+
+/* ---- warp operations ---- */
+
+struct lane_args {
+    int32_t *out; /* [9][32] */
+};
+
+KERNEL(32) lanes_kernel(const struct lane_args a)
+{
+    const int lane = (int)threadIdx.x;
+    const int32_t results[] = {
+        __shfl_sync(ALL_LANES, lane * 10, 35),
+        __shfl_sync(ALL_LANES, lane * 10, 2, 8),
+        __shfl_xor_sync(ALL_LANES, lane * 10, 5),
+        __shfl_up_sync(ALL_LANES, lane * 10, 3),
+        __shfl_down_sync(ALL_LANES, lane * 10, 3, 16),
+        (int32_t)__ballot_sync(ALL_LANES, lane % 3 == 0),
+        __reduce_add_sync(ALL_LANES, lane),
+        __any_sync(ALL_LANES, lane == 7) + 2 * __all_sync(ALL_LANES, lane < 31),
+        (int32_t)__match_any_sync(ALL_LANES, lane % 4),
+    };
+    for (int i = 0; i < 9; i++)
+        a.out[i * 32 + lane] = results[i];
+}
+
+static void test_warp_operations(void **state)
+{
+    (void)state;
+    for (const char *order : {"forward", "reverse", "random"}) {
+        int32_t got[9][32];
+        open_device(order);
+        put(lanes_kernel, dim3(1), dim3(32), lane_args{(int32_t *)memory});
+        get(got, sizeof(got));
+        for (int lane = 0; lane < 32; lane++) {
+            assert_int_equal(got[0][lane], 30);
+            assert_int_equal(got[1][lane], (lane / 8 * 8 + 2) * 10);
+            assert_int_equal(got[2][lane], (lane ^ 5) * 10);
+            assert_int_equal(got[3][lane], (lane < 3 ? lane : lane - 3) * 10);
+            assert_int_equal(got[4][lane], (lane % 16 + 3 < 16 ? lane + 3 : lane) * 10);
+            assert_int_equal((uint32_t)got[5][lane], 0x49249249u);
+            assert_int_equal(got[6][lane], 31 * 16);
+            assert_int_equal(got[7][lane], 1);
+            assert_int_equal((uint32_t)got[8][lane], 0x11111111u << lane % 4);
+        }
+        close_device();
+    }
+}
+
+struct tile_args {
+    const int8_t *a; /* [16][32] */
+    const int8_t *b; /* [8][32], a column after the other */
+    int32_t *d;      /* [16][8] */
+};
+
+KERNEL(32) tile_kernel(const struct tile_args t)
+{
+    const uint32_t row = threadIdx.x / 4, part = threadIdx.x % 4;
+    const uint32_t *a = (const uint32_t *)t.a, *b = (const uint32_t *)t.b;
+    const uint32_t a4[4] = {a[row * 8 + part], a[(row + 8) * 8 + part], a[row * 8 + 4 + part],
+                            a[(row + 8) * 8 + 4 + part]};
+    const uint32_t b2[2] = {b[row * 8 + part], b[row * 8 + 4 + part]};
+    int32_t d[4] = {1, 2, 3, 4};
+    mma_s8_16x8x32(d, a4, b2);
+    for (uint32_t i = 0; i < 4; i++)
+        t.d[(row + i / 2 * 8) * 8 + part * 2 + i % 2] = d[i];
+}
+
+static void test_a_product_of_tiles(void **state)
+{
+    (void)state;
+    int8_t a[16][32], b[8][32];
+    int32_t got[16][8];
+    for (int i = 0; i < 16 * 32; i++)
+        a[i / 32][i % 32] = (int8_t)(i * 37 + i / 7);
+    for (int i = 0; i < 8 * 32; i++)
+        b[i / 32][i % 32] = (int8_t)(i * 91 - i / 3);
+    open_device("random");
+    cudaMemcpyAsync(memory + 1024, a, sizeof(a), cudaMemcpyHostToDevice, stream);
+    cudaMemcpyAsync(memory + 2048, b, sizeof(b), cudaMemcpyHostToDevice, stream);
+    put(tile_kernel, dim3(1), dim3(32),
+        tile_args{(int8_t *)memory + 1024, (int8_t *)memory + 2048, (int32_t *)memory});
+    get(got, sizeof(got));
+    for (int row = 0; row < 16; row++)
+        for (int column = 0; column < 8; column++) {
+            int32_t sum = 1 + row / 8 * 2 + column % 2; /* what was there before */
+            for (int k = 0; k < 32; k++)
+                sum += a[row][k] * b[column][k];
+            assert_int_equal(got[row][column], sum);
+        }
+    close_device();
+}
+
+/* ---- blocks ---- */
+
+struct sum_args {
+    float *out; /* [grid] */
+};
+
+/* Barriers and shared memory: who runs first does not matter. */
+KERNEL(256) sum_kernel(const struct sum_args a)
+{
+    __shared__ float partial[8];
+    const float value = 1.0f / (float)(1 + threadIdx.x + 256 * blockIdx.x);
+    const float sum = lanes_sum(value);
+    if (threadIdx.x % WARP == 0) partial[threadIdx.x / WARP] = sum;
+    __syncthreads();
+    float all = 0.0f;
+    for (int i = 0; i < 8; i++)
+        all += partial[i];
+    const int n = __syncthreads_count(threadIdx.x % 2 == 0);
+    if (threadIdx.x == 0) a.out[blockIdx.x] = all + (float)n;
+}
+
+static void test_the_order_of_threads_changes_no_bit(void **state)
+{
+    (void)state;
+    float got[3][5];
+    int i = 0;
+    for (const char *order : {"forward", "reverse", "random"}) {
+        open_device(order);
+        put(sum_kernel, dim3(5), dim3(256), sum_args{(float *)memory});
+        get(got[i++], sizeof(got[0]));
+        close_device();
+    }
+    assert_memory_equal(got[0], got[1], sizeof(got[0]));
+    assert_memory_equal(got[0], got[2], sizeof(got[0]));
+    assert_true(got[0][0] > 134.0f && got[0][0] < 134.2f); /* 128 and the 256th harmonic number */
+}
+
+/* ---- what kernels may not do ---- */
+
+struct stuck_args {
+    int how;
+};
+
+KERNEL(64) stuck_kernel(const struct stuck_args a)
+{
+    if (blockIdx.x != 1) return;
+    if (a.how == 0 && threadIdx.x == 5) return; /* and 31 lanes wait for it */
+    if (a.how == 1 && threadIdx.x < 32) __syncthreads_or(1);
+    if (a.how == 2) __syncwarp(0xffffu);
+    if (a.how == 0) __syncwarp();
+    if (a.how == 3) {
+        if (threadIdx.x == 1)
+            __ballot_sync(ALL_LANES, 1);
+        else
+            __shfl_sync(ALL_LANES, 1, 0);
+    }
+    __syncthreads();
+}
+
+static void test_a_wait_that_cannot_end_is_reported(void **state)
+{
+    (void)state;
+    static const char *const expected[][2] = {
+        {"a wait that cannot end", "thread 5 has ended"},
+        {"threads at different barriers", "thread 0 to 31 waits at __syncthreads_or"},
+        {"a warp operation of some lanes only", "thread 0 to 63 runs"},
+        {"lanes of a warp at different operations", "thread 1 waits at a vote"},
+    };
+    for (int how = 0; how < 4; how++) {
+        char text[4096] = "";
+        FILE *file = tmpfile();
+        const int saved = dup(STDERR_FILENO);
+        open_device("forward");
+        put(stuck_kernel, dim3(3), dim3(64), stuck_args{how});
+        dup2(fileno(file), STDERR_FILENO);
+        const cudaError_t error = cudaStreamSynchronize(stream);
+        dup2(saved, STDERR_FILENO);
+        close(saved);
+        rewind(file);
+        assert_true(fread(text, 1, sizeof(text) - 1, file) > 0);
+        fclose(file);
+        assert_int_equal(error, cudaErrorLaunchFailure);
+        assert_non_null(strstr(text, "emulator: stuck_args, block (1,0,0) of 64 threads: "));
+        assert_non_null(strstr(text, expected[how][0]));
+        assert_non_null(strstr(text, expected[how][1]));
+        close_device();
+    }
+}
+
+/* Runs in a process of its own; returns the signal that ended it, or 0. */
+static int signal_of(void (*act)(void))
+{
+    const pid_t child = fork();
+    if (!child) {
+        signal(SIGSEGV, SIG_DFL);                          /* cmocka has its own */
+        if (!freopen("/dev/null", "w", stderr)) _exit(99); /* where sanitizers report */
+        act();
+        _exit(0);
+    }
+    int status;
+    waitpid(child, &status, 0);
+    return WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+static void read_device_memory(void)
+{
+    open_device("forward");
+    _exit(((volatile uint8_t *)memory)[5] * 0);
+}
+
+struct far_args {
+    uint8_t *out;
+};
+
+KERNEL(32) far_kernel(const struct far_args a)
+{
+    a.out[threadIdx.x] = 0;
+}
+
+static void write_behind_the_end(void)
+{
+    open_device("forward");
+    put(far_kernel, dim3(1), dim3(32), far_args{memory + MEMORY_BYTES - 31});
+    cudaStreamSynchronize(stream);
+}
+
+static void write_what_was_freed(void)
+{
+    open_device("forward");
+    put(far_kernel, dim3(1), dim3(32), far_args{memory});
+    cudaFree(memory);
+    cudaStreamSynchronize(stream);
+}
+
+static void write_in_bounds(void)
+{
+    open_device("forward");
+    put(far_kernel, dim3(1), dim3(32), far_args{memory + MEMORY_BYTES - 32});
+    cudaStreamSynchronize(stream);
+}
+
+static void test_memory_out_of_reach_ends_the_process(void **state)
+{
+    (void)state;
+    assert_int_equal(signal_of(write_in_bounds), 0);
+    assert_int_not_equal(signal_of(read_device_memory), 0);
+    assert_int_not_equal(signal_of(write_behind_the_end), 0);
+    assert_int_not_equal(signal_of(write_what_was_freed), 0);
+}
+
+/* Nothing happens before somebody waits; pinned memory is read as late as that, other memory at the
+ * call. */
+static void test_work_is_put_off(void **state)
+{
+    (void)state;
+    uint32_t got = 7, plain = 1, *pinned;
+    cudaEvent_t event;
+    open_device("forward");
+    assert_int_equal(cudaHostAlloc(&pinned, sizeof(*pinned), cudaHostAllocDefault), cudaSuccess);
+    assert_int_equal(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), cudaSuccess);
+    *pinned = 1;
+    cudaMemcpyAsync(memory, pinned, 4, cudaMemcpyHostToDevice, stream);
+    cudaMemcpyAsync(memory + 4, &plain, 4, cudaMemcpyHostToDevice, stream);
+    cudaMemcpyAsync(&got, memory, 4, cudaMemcpyDeviceToHost, stream);
+    cudaEventRecord(event, stream);
+    assert_int_equal(cudaEventQuery(event), cudaErrorNotReady);
+    *pinned = 2;
+    plain = 2;
+    assert_int_equal(got, 7);
+    assert_int_equal(cudaEventSynchronize(event), cudaSuccess);
+    assert_int_equal(got, 2);
+    cudaMemcpyAsync(&got, memory + 4, 4, cudaMemcpyDeviceToHost, stream);
+    assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
+    assert_int_equal(got, 1);
+    /* a second stream waits for the first */
+    cudaStream_t second;
+    assert_int_equal(cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking), cudaSuccess);
+    cudaMemsetAsync(memory, 9, 4, stream);
+    cudaEventRecord(event, stream);
+    cudaStreamWaitEvent(second, event, 0);
+    cudaMemcpyAsync(&got, memory, 4, cudaMemcpyDeviceToHost, second);
+    assert_int_equal(cudaStreamSynchronize(second), cudaSuccess);
+    assert_int_equal(got, 0x09090909);
+    cudaStreamDestroy(second);
+    cudaEventDestroy(event);
+    cudaFreeHost(pinned);
+    close_device();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_warp_operations),
+        cmocka_unit_test(test_a_product_of_tiles),
+        cmocka_unit_test(test_the_order_of_threads_changes_no_bit),
+        cmocka_unit_test(test_a_wait_that_cannot_end_is_reported),
+        cmocka_unit_test(test_memory_out_of_reach_ends_the_process),
+        cmocka_unit_test(test_work_is_put_off),
+    };
+    return cmocka_run_group_tests(tests, nullptr, nullptr);
+}
