@@ -54,7 +54,7 @@ static enum lm_status open_device(struct inspection *in, const struct options *o
     const struct rank_settings settings = {.device = options_string(options, "device"),
                                            .gpu_layers = rank_settings_gpu_layers(options),
                                            .vram_bytes = options_size(options, "vram")};
-    return device_open(&in->device, &settings, 0, err);
+    return device_open(&in->device, &settings, (struct local_rank){0, 1}, err);
 }
 
 /* The plan, as `run` would make it. */

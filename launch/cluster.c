@@ -427,6 +427,8 @@ static void put_settings(Lean__Setup *setup, const struct rank_settings *setting
     setup->device = (char *)settings->device;
     setup->gpu_layers = settings->gpu_layers;
     setup->vram_bytes = settings->vram_bytes;
+    setup->devices = (char *)settings->devices;
+    setup->share_gpu = settings->share_gpu;
 }
 
 enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_sizes *sizes,
@@ -448,6 +450,7 @@ enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_size
         setup.pin = rank->pin;
         setup.has_trace = setup.trace = trace;
         setup.local_rank = rank->local_rank;
+        setup.n_local = rank->n_local;
         put_settings(&setup, &rank->settings);
         status = cluster_send(cluster->world, i, LEAN__FRAME_TYPE__SETUP, &setup.base, err);
     }

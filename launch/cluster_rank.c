@@ -18,6 +18,7 @@ struct member {
     struct model_part part;
     struct transport_edge *in, *out;
     char host[65], name[96];
+    struct binding *binding;
     bool drained; /* rank 0 said that all is done */
 };
 
@@ -107,7 +108,8 @@ static enum lm_status check_setup(const struct member *member, const Lean__Setup
     const bool valid = setup->layer_begin > 0 && setup->layer_begin < setup->layer_end &&
                        setup->layer_end <= hp->n_layer &&
                        (setup->layer_end == hp->n_layer) == is_last && setup->n_ctx &&
-                       setup->n_slot && setup->prefill_chunk && setup->edge_depth >= 2 &&
+                       setup->n_slot && setup->prefill_chunk &&
+                       setup->local_rank < setup->n_local && setup->edge_depth >= 2 &&
                        setup->edge_depth < TRANSPORT_DEPTH && setup->kv_type >= 0 &&
                        setup->kv_type < TENSOR_TYPE_COUNT;
     if (valid) return LM_OK;
@@ -136,8 +138,10 @@ static enum lm_status load(struct member *member, const Lean__Setup *setup, stru
                                                     .profile = setup->profile,
                                                     .device = setup->device,
                                                     .gpu_layers = setup->gpu_layers,
-                                                    .vram_bytes = setup->vram_bytes},
-                                       .local_rank = setup->local_rank,
+                                                    .vram_bytes = setup->vram_bytes,
+                                                    .devices = setup->devices,
+                                                    .share_gpu = setup->share_gpu},
+                                       .local = {setup->local_rank, setup->n_local},
                                        .pin = setup->pin,
                                        .trace_kept = setup->trace,
                                        .name = member->name,
@@ -145,6 +149,7 @@ static enum lm_status load(struct member *member, const Lean__Setup *setup, stru
                                        .in = member->in,
                                        .out = member->out};
     enum lm_status status = check_setup(member, setup, err);
+    if (status == LM_OK) member->binding = binding_begin(config.local); /* for good */
     if (status == LM_OK)
         status = model_part_find_experts(&member->part, config.layer_begin, config.layer_end, err);
     if (status == LM_OK) status = model_part_open_device(&member->part, &config, err);
@@ -222,6 +227,7 @@ enum lm_status cluster_run_rank(const struct cluster_config *config, struct lm_e
     if (status != LM_OK) return status;
     status = run(&member, err);
     model_part_close(&member.part, NULL);
+    binding_end(member.binding);
     if (member.in) member.in->ops->close(member.in);
     if (member.out) member.out->ops->close(member.out);
     member.world->ops->close(member.world);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels/backend_cuda.h"
+#include "launch/binding.h"
 #include "launch/rank_settings.h"
 #include "proto/base/log.h"
 
@@ -57,29 +58,43 @@ static uint64_t budget(uint64_t free_bytes, uint64_t asked_bytes, const char *na
     return asked_bytes < free_bytes ? asked_bytes : free_bytes;
 }
 
+/* The device of the rank's number on its host. An emulated one is shared by as many as like. */
+static enum lm_status map_device(const struct cuda_device_info *info, uint32_t n,
+                                 const struct choice *choice, const struct rank_settings *settings,
+                                 struct local_rank local, uint32_t *out, struct lm_error *err)
+{
+    const char *uuids[DEVICE_MAX];
+    const uint32_t n_known = n < DEVICE_MAX ? n : DEVICE_MAX;
+    const bool share = settings->share_gpu || choice->plugin;
+    for (uint32_t i = 0; i < n_known; i++)
+        uuids[i] = info[i].uuid;
+    return binding_device(local, settings->devices, uuids, n_known, share, out, err);
+}
+
 static enum lm_status open_choice(struct device *out, const struct choice *choice,
-                                  uint32_t local_rank, uint64_t vram_bytes, struct lm_error *err)
+                                  const struct rank_settings *settings, struct local_rank local,
+                                  struct lm_error *err)
 {
     struct cuda_device_info info[DEVICE_MAX];
     uint32_t n;
     enum lm_status status = backend_cuda_devices(choice->plugin, info, DEVICE_MAX, &n, err);
     if (status != LM_OK) return status;
-    const struct backend_cuda_config config = {.plugin = choice->plugin,
-                                               .device = choice->has_index ? choice->index
-                                                         : n               ? local_rank % n
-                                                                           : 0};
+    struct backend_cuda_config config = {.plugin = choice->plugin, .device = choice->index};
+    if (!choice->has_index && n)
+        status = map_device(info, n, choice, settings, local, &config.device, err);
+    if (status != LM_OK) return status;
     status = backend_cuda_create(&out->backend, &config, err);
     /* once more, since the device's own part of its memory is taken now */
     if (status == LM_OK) status = backend_cuda_devices(choice->plugin, info, DEVICE_MAX, &n, err);
     if (status != LM_OK) return status;
     snprintf(out->kind, sizeof(out->kind), "%s:%u", choice->kind, config.device);
     snprintf(out->name, sizeof(out->name), "%s (%s)", out->kind, info[config.device].name);
-    out->budget_bytes = budget(info[config.device].free_bytes, vram_bytes, out->name);
+    out->budget_bytes = budget(info[config.device].free_bytes, settings->vram_bytes, out->name);
     return LM_OK;
 }
 
 enum lm_status device_open(struct device *out, const struct rank_settings *settings,
-                           uint32_t local_rank, struct lm_error *err)
+                           struct local_rank local, struct lm_error *err)
 {
     struct choice choice = {.kind = "cuda"};
     struct lm_error why;
@@ -92,10 +107,10 @@ enum lm_status device_open(struct device *out, const struct rank_settings *setti
         return lm_fail(err, LM_E_UNSUPPORTED, "--reference computes on the CPU, not on %s",
                        settings->device);
     if (reference || settings->gpu_layers == 0) return LM_OK;
-    status = open_choice(out, &choice, local_rank, settings->vram_bytes, &why);
+    status = open_choice(out, &choice, settings, local, &why);
     if (status == LM_OK) return LM_OK;
     device_close(out);
-    if (choice.given || settings->gpu_layers > 0) {
+    if (choice.given || settings->gpu_layers > 0 || status == LM_E_USAGE) {
         if (err) *err = why;
         return status;
     }

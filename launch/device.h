@@ -1,7 +1,7 @@
 /* The device on which a rank computes some of its layers: --device, and how much of its memory may
  * be used, --vram.
  *
- * Nothing asked for: the first CUDA device, or that of the rank's number on its host, if there is a
+ * Nothing asked for: the CUDA device of the rank's number on its host (binding.h), if there is a
  * driver and a device that runs our kernels; else none, and a line of the log says why.
  *
  * Threads: one caller. */
@@ -10,6 +10,7 @@
 
 #include <stdint.h>
 
+#include "launch/binding.h"
 #include "proto/base/error.h"
 
 struct backend;
@@ -25,7 +26,7 @@ struct device {
 /* LM_E_USAGE: --device is no device, or there is no such one. LM_E_UNSUPPORTED: what was asked for
  * is not there, or cannot run this. LM_E_NO_MEM, LM_E_FAIL: the device refused. */
 enum lm_status device_open(struct device *out, const struct rank_settings *settings,
-                           uint32_t local_rank, struct lm_error *err);
+                           struct local_rank local, struct lm_error *err);
 void device_close(struct device *device); /* legal of none */
 
 #endif

@@ -68,6 +68,8 @@ enum lm_status engine_config_from_options(struct engine_config *config,
         .device = options_string(options, "device"),
         .gpu_layers = rank_settings_gpu_layers(options),
         .vram_bytes = options_size(options, "vram"),
+        .devices = options_string(options, "devices"),
+        .share_gpu = options_flag(options, "share-gpu"),
         .n_snapshot = ENGINE_N_SNAPSHOT,
     };
     return LM_OK;
@@ -191,6 +193,8 @@ static struct rank_settings own_settings(const struct engine_config *config)
                                   .profile = config->profile,
                                   .device = config->device,
                                   .gpu_layers = config->gpu_layers,
+                                  .devices = config->devices,
+                                  .share_gpu = config->share_gpu,
                                   .vram_bytes = config->vram_bytes};
 }
 
@@ -201,6 +205,7 @@ static struct part_config part_config(const struct engine *engine,
     struct part_config part = {.layer_end = engine->part.hp.n_layer,
                                .settings = own_settings(config),
                                .pin = config->n_thread == 0,
+                               .local = {0, 1},
                                .trace_path = config->trace_path};
     if (engine->cluster) {
         const struct cluster_rank *rank = cluster_rank(engine->cluster, i);
@@ -208,7 +213,7 @@ static struct part_config part_config(const struct engine *engine,
         part.layer_end = rank->layer_end;
         part.settings = rank->settings;
         part.pin = rank->pin;
-        part.local_rank = rank->local_rank;
+        part.local = (struct local_rank){rank->local_rank, rank->n_local};
         part.name = rank->name;
         part.trace_kept = config->trace_path;
         part.trace_path = NULL;
@@ -347,9 +352,11 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
         status = route_trace_create(&engine->trace, config->trace_path, &engine->part.hp, 1, err);
     if (status != LM_OK) return status;
     if (config->on_plan) config->on_plan(config->plan_context, &plan);
+    struct binding *const binding = binding_begin(part.local); /* of the threads that now start */
     status = model_part_load(&engine->part, &part, &engine->sizes, err);
     engine->keeps_profile = status == LM_OK && !config->profile;
     if (status == LM_OK) status = create_runner(engine, config, err);
+    binding_end(binding);
     if (status == LM_OK) status = create_scheduler(engine, config->checkpoint_every, err);
     return status;
 }

@@ -55,6 +55,8 @@ struct engine_config {
     const char *profile;      /* routing profile, "none", or NULL: the model's own */
     const char *device;       /* "cpu", "cuda", "cuda:N", "emu"; NULL: CUDA where there is one */
     int32_t gpu_layers;       /* the last N layers are on the device; -1: as many as fit */
+    const char *devices;      /* of the host, or NULL: all */
+    bool share_gpu;           /* with other ranks of the host */
     uint64_t vram_bytes;      /* budget of its memory; 0: what is free */
     uint32_t n_snapshot; /* states kept to go back to where they cannot be cut (recurrent layers,
                           * windows), so that the next turn of a conversation starts there; costs

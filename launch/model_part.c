@@ -84,7 +84,7 @@ enum lm_status model_part_request(const struct model_part *part, const struct pa
 enum lm_status model_part_open_device(struct model_part *part, const struct part_config *config,
                                       struct lm_error *err)
 {
-    return device_open(&part->device, &config->settings, config->local_rank, err);
+    return device_open(&part->device, &config->settings, config->local, err);
 }
 
 const char *model_part_device(const struct model_part *part)

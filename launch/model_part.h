@@ -25,8 +25,8 @@ struct run_sizes {
 struct part_config {
     uint32_t layer_begin, layer_end;
     struct rank_settings settings;
-    bool pin;            /* threads to cores */
-    uint32_t local_rank; /* its number among the ranks of its host */
+    bool pin; /* threads to cores */
+    struct local_rank local;
     const char *trace_path;
     bool trace_kept;                 /* as of struct worker_config */
     const char *name;                /* of the rank, or NULL */

@@ -8,9 +8,9 @@
 #include "launch/options.h"
 #include "proto/base/log.h"
 
-static const char *const of_a_rank[] = {"ram",    "threads",    "kernels", "expert-slots",
-                                        "policy", "prefetch",   "io",      "profile",
-                                        "device", "gpu-layers", "vram"};
+static const char *const of_a_rank[] = {
+    "ram",     "threads", "kernels",    "expert-slots", "policy",  "prefetch", "io",
+    "profile", "device",  "gpu-layers", "vram",         "devices", "share-gpu"};
 
 static bool is_of_a_rank(const char *name)
 {
@@ -39,6 +39,8 @@ struct rank_settings rank_settings_from_options(const struct options *options)
         .device = options_string(options, "device"),
         .gpu_layers = rank_settings_gpu_layers(options),
         .vram_bytes = options_size(options, "vram"),
+        .devices = options_string(options, "devices"),
+        .share_gpu = options_flag(options, "share-gpu"),
     };
 }
 
@@ -67,6 +69,8 @@ static struct rank_settings merge(const struct rank_settings *own, const struct 
         .profile = pick(own->profile, here->profile, there->profile),
         .device = pick(own->device, here->device, there->device),
         .gpu_layers = here->gpu_layers == there->gpu_layers ? own->gpu_layers : there->gpu_layers,
+        .devices = pick(own->devices, here->devices, there->devices),
+        .share_gpu = here->share_gpu == there->share_gpu ? own->share_gpu : there->share_gpu,
         .vram_bytes = here->vram_bytes == there->vram_bytes ? own->vram_bytes : there->vram_bytes,
     };
 }

@@ -5,6 +5,7 @@
 #ifndef LEAN_LAUNCH_RANK_SETTINGS_H
 #define LEAN_LAUNCH_RANK_SETTINGS_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "proto/base/error.h"
@@ -17,6 +18,8 @@ struct rank_settings {
     const char *kernels, *expert_slots, *policy, *prefetch, *io, *profile; /* or NULL */
     const char *device;  /* NULL: CUDA where there is one */
     int32_t gpu_layers;  /* the model's last N are on the device; -1: as many as fit */
+    const char *devices; /* of the host, in the order of its ranks; NULL: all */
+    bool share_gpu;
     uint64_t vram_bytes; /* budget of its memory; 0: what is free */
 };
 

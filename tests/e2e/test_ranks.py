@@ -227,6 +227,35 @@ class Settings(unittest.TestCase):
                 scratch.append(server.metric("lean_rank_memory_bytes", rank="1", kind="scratch"))
         self.assertGreater(scratch[1], scratch[0])
 
+    def test_nodes_of_the_host(self):
+        """Of a machine that hwloc makes up: rank 0 has node 0, ranks 1 and 2 share what is behind."""
+        result = ranks.lean(3, "eval", self.MODEL, "--ids", "1,2,3", HWLOC_SYNTHETIC="numa:2 core:2 pu:1")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for rank, node, units in ((0, 0, "0-1"), (1, 0, "0-1"), (2, 1, "2-3")):
+            self.assertIn(f"rank {rank} of 3 on this host: bound to NUMA node {node}, processors {units}",
+                          result.stderr)
+
+    def test_devices_of_the_host(self):
+        def run(n_rank, *options, **variables):
+            result = ranks.lean(n_rank, "eval", self.MODEL, "--ids", "1,2", "--json", *options, **variables)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            return json.loads(result.stdout)
+
+        options = ["--device", "emu", "--partition", "4,4"]
+        emulated = {"LEAN_EMU_DEVICES": "8.6,8.6"}
+        if cli.lean("eval", self.MODEL, "--ids", "1", "--device", "emu").returncode:
+            self.skipTest("no emulated device")
+        expected = run(1)["logits_xxh3"]
+        for more, devices in (([], ["emu:0", "emu:1"]), (["--devices", "1,0"], ["emu:1", "emu:0"]),
+                              (["--devices", "1"], ["emu:1", "emu:1"])):
+            with self.subTest(more):
+                answer = run(2, *options, *more, **emulated)
+                self.assertEqual([rank["device"] for rank in answer["effective"]["ranks"]], devices)
+                self.assertEqual(answer["logits_xxh3"], expected)
+        result = ranks.lean(2, "eval", self.MODEL, "--ids", "1", *options, "--devices", "0,7", **emulated)
+        self.assertEqual(result.returncode, 2, result.stderr)
+        self.assertIn("there is no device 7, but 2 in all", result.stderr)
+
     def stages(self, ram, *options):
         """Of two ranks, of which the second may use so much."""
         with tempfile.NamedTemporaryFile("w", suffix=".textproto") as file:
