@@ -21,10 +21,10 @@ def folder():
 
 def evaluate(model, ids, *options, logits=False):
     """What `lean eval --json` says of a model file and ids; with logits also the rows. Where the
-    engine runs may be said in LEAN_GOLDEN_FLAGS."""
+    engine runs may be said in LEAN_GOLDEN_FLAGS; the reference mode runs on the CPU only."""
     out = tempfile.NamedTemporaryFile() if logits else None
     args = ["eval", model, "--ids", ",".join(map(str, ids)), "--json", *options,
-            *os.environ.get("LEAN_GOLDEN_FLAGS", "").split()]
+            *([] if "--reference" in options else os.environ.get("LEAN_GOLDEN_FLAGS", "").split())]
     result = cli.lean(*args, *(["--logits", out.name] if out else []))
     assert result.returncode == 0, f"{args}: exit {result.returncode}: {result.stderr}"
     answer = json.loads(result.stdout)
