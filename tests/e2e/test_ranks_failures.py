@@ -154,6 +154,11 @@ class Failures(unittest.TestCase):
         self.assertGreater(time.monotonic() - begin, 3)
         self.assertEqual(answer["usage"]["completion_tokens"], 1)
         os.unlink(self.order)
+        os.kill(self.job.rank(1), signal.SIGUSR2)  # where does it stand?
+        end = time.monotonic() + 20
+        while not re.search(r"\[1\] lean: is idle behind step \d+; moved \d+ times", server.log()):
+            self.assertLess(time.monotonic(), end, server.log())
+            time.sleep(0.05)
         server.stop()
         self.job.assert_gone()
 
