@@ -6,7 +6,8 @@
 The peer is llama.cpp as PyPI's `xllamacpp` packages it, once with its repacked weights and once
 without; the better of the two counts. Every measurement is a process of its own and the three
 take turns, so that a slow moment of the machine meets all of them. Time on a quiet machine only.
-Prints a Markdown table with medians, ranges and the ratio, ready for bench/results/.
+Prints a Markdown table with medians, ranges and the ratio with its range over the rounds, ready for
+bench/results/, or with --json one object.
 """
 import argparse
 import json
@@ -73,6 +74,7 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--vocab", type=int, default=100000, help="prompt ids are below this")
     parser.add_argument("--program", default=os.path.join(HERE, "../build/bench/bench_decode"))
+    parser.add_argument("--json", action="store_true")
     parser.add_argument("--peer", choices=["repacked", "plain"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
@@ -89,23 +91,28 @@ def main():
         for side, command in sides.items():
             samples[side].append(run(command))
 
+    keys = ("prefill_tok_s", "decode_tok_s")
+    medians = {side: {key: statistics.median(sample[key] for sample in runs) for key in keys}
+               for side, runs in samples.items()}
+    best = {key: max((medians[side][key], side) for side in sides if side != "lean") for key in keys}
+    ratios = {}
+    for key in keys:  # of each round, against the peer that is the better one over all
+        rounds = [own[key] / other[key] for own, other in zip(samples["lean"], samples[best[key][1]])]
+        ratios[key] = (medians["lean"][key] / best[key][0], min(rounds), max(rounds))
+    if args.json:
+        return print(json.dumps({"median": medians, "best": {key: best[key][0] for key in keys}, "ratio": ratios,
+                                 "samples": samples}))
+
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
     print(f"{os.path.basename(args.model)}, {os.path.getsize(args.model) / 1e9:.2f} GB; {cpu}, {args.threads} threads, "
           f"Linux {platform.release()}; {args.repeat} alternating runs; median (min-max) tok/s\n")
     print("| side | prefill %d | decode %d |\n|---|--:|--:|" % (args.prompt, args.tokens))
-    medians = {}
     for side, runs in samples.items():
-        cells = []
-        for key in ("prefill_tok_s", "decode_tok_s"):
-            values = [sample[key] for sample in runs]
-            medians[side, key] = statistics.median(values)
-            cells.append(f"{medians[side, key]:.1f} ({min(values):.1f}-{max(values):.1f})")
+        cells = [f"{medians[side][key]:.1f} ({min(sample[key] for sample in runs):.1f}-"
+                 f"{max(sample[key] for sample in runs):.1f})" for key in keys]
         print(f"| {side} | {cells[0]} | {cells[1]} |")
-    ratios = []
-    for key in ("prefill_tok_s", "decode_tok_s"):
-        best = max(medians[side, key] for side in sides if side != "lean")
-        ratios.append(f"{medians['lean', key] / best:.2f}x")
-    print(f"| **lean / best llama.cpp** | **{ratios[0]}** | **{ratios[1]}** |")
+    shown = ["{0:.2f}x ({1:.2f}-{2:.2f})".format(*ratios[key]) for key in keys]
+    print(f"| **lean / best llama.cpp** | **{shown[0]}** | **{shown[1]}** |")
 
 
 if __name__ == "__main__":
