@@ -357,21 +357,57 @@ static uint32_t make_batch(uint32_t n_max, uint32_t next_pos[N_SLOT], uint32_t n
     return n;
 }
 
+/* A cache that holds random rows: what a long past left there, or else what its blocks held before
+ * they were reused, NaNs too. */
+static void fill_cache(const struct subject *s, enum tensor_type kv_type, uint32_t dim, bool far,
+                       uint8_t *cache, size_t n_bytes)
+{
+    enum { N_ROW = 61 };
+    const size_t row_bytes = tensor_row_bytes(kv_type, dim);
+    float *x = random_floats((size_t)N_ROW * dim);
+    for (uint32_t i = 0; i < 4 * dim && !far; i++)
+        x[i] = NAN;
+    uint8_t *rows = take(N_ROW * row_bytes);
+    for (uint32_t i = 0; i < N_ROW; i++)
+        s->ref->encode_row[kv_type](x + (size_t)i * dim, dim, rows + i * row_bytes);
+    for (size_t i = 0; i < n_bytes / row_bytes; i++)
+        memcpy(cache + i * row_bytes, rows + random_below(N_ROW) * row_bytes, row_bytes);
+}
+
+/* Enters into block [N_SLOT][n_block] where the blocks are that the rows of a call see, and no
+ * others. cache: [N_SLOT][n_block][block_bytes]. */
+static void lend_blocks(const struct attention_args *args, uint8_t *cache, size_t block_bytes,
+                        uint32_t n_block, void **block)
+{
+    memset(block, 0, N_SLOT * n_block * sizeof(*block));
+    for (uint32_t it = 0; it < args->n_token; it++) {
+        const uint32_t pos = args->token[it].pos, at = args->token[it].slot * n_block;
+        uint32_t b = args->window && pos >= args->window ? pos - args->window + 1 : 0;
+        for (b /= KV_BLOCK; b <= pos / KV_BLOCK; b++)
+            block[at + b] = cache + (at + b) * block_bytes;
+    }
+}
+
 static void check_attention(const struct subject *s)
 {
-    enum { N_CTX = 4100, N_BLOCK = (N_CTX + KV_BLOCK - 1) / KV_BLOCK };
-    static const uint32_t dims[] = {32, 64, 128, 256, 96};
+    enum { N_CTX = 4100, N_BLOCK = (N_CTX + KV_BLOCK - 1) / KV_BLOCK, N_ROW_MAX = 300 };
+    static const uint32_t dims[] = {32, 64, 80, 96, 128, 192, 256};
+    static const uint32_t groups[] = {1, 2, 3, 4, 5, 7, 8, 12, 16, 20};
     static const enum tensor_type kv_types[] = {TENSOR_F16, TENSOR_F32, TENSOR_BF16, TENSOR_Q8_0};
-    const uint32_t dim = dims[random_below(5)], n_head_kv = 1 + random_below(3);
-    const uint32_t n_head = n_head_kv * (1 + random_below(4));
-    const enum tensor_type kv_type = kv_types[random_below(4)];
+    const bool far = !random_below(3); /* few rows behind a long past */
+    static uint32_t n_made;            /* every type of every size in turn */
+    const uint32_t dim = dims[n_made % 7], group = groups[random_below(10)];
+    const enum tensor_type kv_type = kv_types[n_made++ % (dim % 32 ? 3 : 4)];
+    const uint32_t n_head_kv = group > 5 ? 1 : 1 + random_below(3), n_head = n_head_kv * group;
     const uint32_t n_rot = random_below(2) ? dim : dim / 4 / 2 * 2;
     const size_t block_bytes = kv_block_bytes(kv_type, n_head_kv, dim);
     const size_t n_cache_bytes = N_SLOT * N_BLOCK * block_bytes;
     const size_t n_angle = (size_t)N_CTX * n_rot / 2;
     const float *q_norm = random_floats(dim), *k_norm = random_floats(dim);
     uint8_t *const cache[2] = {take(n_cache_bytes), give_zeros(s, n_cache_bytes)};
-    void *block[2][N_SLOT][N_BLOCK];
+    fill_cache(s, kv_type, dim, far, cache[0], n_cache_bytes);
+    s->backend->ops->upload(s->backend, cache[1], cache[0], n_cache_bytes);
+    void *block[2][N_SLOT][N_BLOCK]; /* of the device: only those that a call needs */
     void *const *table[2][N_SLOT];
     for (int side = 0; side < 2; side++)
         for (int slot = 0; slot < N_SLOT; slot++) {
@@ -407,13 +443,17 @@ static void check_attention(const struct subject *s)
     device.kv_block = table[1];
     uint32_t next_pos[N_SLOT] = {0};
     const bool gated = random_below(2);
-    const bool far = random_below(2); /* few rows behind a long past, all of it zeros */
     for (int slot = 0; far && slot < N_SLOT; slot++)
-        next_pos[slot] = random_below(s->slow ? 1500 : N_CTX - 100);
+        next_pos[slot] =
+            N_CTX - N_ROW_MAX - random_below(random_below(2) ? 200 : N_CTX - N_ROW_MAX);
     for (int round = 0; round < 5; round++) {
-        struct token_ref token[150];
-        const uint32_t n_most = s->slow ? 30 : 150;
-        const uint32_t n = make_batch(far || round % 2 ? 6 : n_most, next_pos, N_CTX, token);
+        struct token_ref token[N_ROW_MAX];
+        uint32_t n = make_batch(far || round % 2 ? 6 : s->slow ? 30 : 150, next_pos, N_CTX, token);
+        if (!far && round == 2 && n_head <= 5) { /* one long chunk instead, over blocks */
+            const uint32_t n_long = N_ROW_MAX - random_below(100);
+            for (n = 0; n < n_long; n++)
+                token[n] = (struct token_ref){0, next_pos[0]++};
+        }
         const size_t n_out = (size_t)n * n_head * dim;
         const float *gate = random_floats(n * args.q_stride);
         args.n_token = n;
@@ -438,7 +478,9 @@ static void check_attention(const struct subject *s)
             part.k = device.k + it * args.kv_stride;
             part.v = device.v + it * args.kv_stride;
             part.out = device.out + (size_t)it * n_head * dim;
+            lend_blocks(&part, cache[1], block_bytes, N_BLOCK, block[1][0]);
             s->backend->ops->attention(s->backend, &part);
+            memset(block[1], 0, sizeof(block[1])); /* was read before the call returned */
         }
         expect_sync(s);
         compare(s, "out", device.out, args.out, n_out * sizeof(float));
@@ -448,8 +490,8 @@ static void check_attention(const struct subject *s)
 
 static void check_delta_net(const struct subject *s)
 {
-    static const uint32_t dims[] = {32, 64, 128, 48};
-    const uint32_t dim_k = dims[random_below(4)], dim_v = dims[random_below(4)];
+    static const uint32_t dims[] = {32, 64, 128, 48, 256};
+    const uint32_t dim_k = dims[random_below(5)], dim_v = dims[random_below(5)];
     const uint32_t n_head_k = 1 + random_below(3), n_head_v = n_head_k * (1 + random_below(3));
     const uint32_t v_dim = n_head_v * dim_v, conv_dim = 2 * n_head_k * dim_k + v_dim;
     const uint32_t n_tap = 2 + random_below(4);
