@@ -176,6 +176,7 @@ struct backend_ops {
     /* Device memory, 64-byte aligned, zeroed. NULL: LM_E_NO_MEM. */
     void *(*alloc)(struct backend *backend, size_t n_bytes, struct lm_error *err);
     void (*free)(struct backend *backend, void *memory);
+    /* from_host may change after the call; to_host holds the bytes after the next sync. */
     void (*upload)(struct backend *backend, void *to, const void *from_host, size_t n_bytes);
     void (*download)(struct backend *backend, void *to_host, const void *from, size_t n_bytes);
     void (*copy)(struct backend *backend, void *to, const void *from, size_t n_bytes);

@@ -28,7 +28,7 @@ struct worker {
     struct sampler *sampler;
 
     float *logits;      /* [LOGIT_ROWS][n_vocab], in memory of the last span's backend */
-    float *host_logits; /* [n_vocab] */
+    float *host_logits; /* likewise, on the host; on the CPU the same */
     /* the batch */
     struct token_ref *token;     /* [n_batch] */
     int32_t *ids;                /* [n_batch] */
@@ -68,9 +68,10 @@ static enum lm_status create_head(struct worker *worker, struct lm_error *err)
     if (!is_last(worker)) return LM_OK;
     worker->logits = backend->ops->alloc(backend, LOGIT_ROWS * n_vocab * sizeof(float), err);
     if (!worker->logits) return LM_E_NO_MEM;
-    worker->host_logits = calloc(n_vocab, sizeof(float));
+    worker->host_logits =
+        last_span(worker)->is_device ? calloc(LOGIT_ROWS * n_vocab, sizeof(float)) : worker->logits;
     if (!worker->host_logits)
-        return lm_fail(err, LM_E_NO_MEM, "worker: no memory for %zu logits", n_vocab);
+        return lm_fail(err, LM_E_NO_MEM, "worker: no memory for %zu logits", LOGIT_ROWS * n_vocab);
     return sampler_create(&worker->sampler, (uint32_t)n_vocab, err);
 }
 
@@ -256,7 +257,7 @@ enum lm_status worker_close(struct worker *worker, struct lm_error *err)
     if (!worker) return LM_OK;
     progress_set_log(worker->config.progress, NULL, NULL);
     sampler_destroy(worker->sampler);
-    free(worker->host_logits);
+    if (worker->host_logits != worker->logits) free(worker->host_logits);
     if (worker->logits)
         last_span(worker)->backend->ops->free(last_span(worker)->backend, worker->logits);
     free(worker->usage);
@@ -378,17 +379,20 @@ static enum lm_status run_stage(struct worker *worker, const struct step_plan *p
     if (status == LM_OK && failed->status == LM_OK) run_layers(worker, plan, failed);
     if (status != LM_OK || !edges) return status;
     if (!first->is_device) x = first->graph.x;
-    if (failed->status == LM_OK && last->is_device && !is_last(worker))
+    if (failed->status == LM_OK && last->is_device && !is_last(worker)) {
         last->backend->ops->download(last->backend, x, last->graph.x, x_bytes(worker));
+        failed->status = last->backend->ops->sync(last->backend, failed);
+        name_failure(worker, failed);
+    }
     return edges_send(edges, plan, worker->n_token, x, failed, err);
 }
 
 /* What a sequence wants of one row of logits, that behind its token i: the logits themselves, the
  * log-probability of the token that follows, a new token. */
 static enum lm_status use_logits(struct worker *worker, const struct step_seq *seq, uint32_t i,
-                                 uint32_t pos, struct sampled_token *sampled, struct lm_error *err)
+                                 uint32_t pos, const float *logits, struct sampled_token *sampled,
+                                 struct lm_error *err)
 {
-    const float *const logits = worker->host_logits;
     if (seq->output == STEP_OUTPUT_LOGITS)
         seq->on_logits(seq->context, pos, logits, worker->config.hp->n_vocab);
     if (i < seq->n_target) {
@@ -405,39 +409,41 @@ static enum lm_status use_logits(struct worker *worker, const struct step_seq *s
                           err);
 }
 
-/* Brings a row to the host and hands it out. A failure is the sequence's own. */
-static void use_row(struct worker *worker, const struct step_plan *plan, uint32_t out,
-                    const float *row, struct sampled_token *sampled)
+/* Hands a row of logits out. A failure is the sequence's own. */
+static void use_row(struct worker *worker, const struct step_plan *plan, uint32_t out, float *row,
+                    struct sampled_token *sampled)
 {
-    const struct span *span = last_span(worker);
+    const struct model *model = last_span(worker)->model;
     const uint32_t index = worker->out_seq[out], at = worker->out_rows[out];
     const struct step_seq *seq = &plan->seq[index];
     if (seq->error->status != LM_OK) return;
-    span->backend->ops->download(span->backend, worker->host_logits, row,
-                                 worker->config.hp->n_vocab * sizeof(float));
-    for (uint32_t i = 0; i < span->model->n_suppressed; i++)
-        worker->host_logits[span->model->suppressed[i]] = -INFINITY;
+    for (uint32_t i = 0; i < model->n_suppressed; i++)
+        row[model->suppressed[i]] = -INFINITY;
     const uint32_t pos = worker->token[at].pos;
     const uint32_t first_pos = worker_length(worker, seq->slot) - seq->n_token;
-    use_logits(worker, seq, pos - first_pos, pos, &sampled[index], seq->error);
+    use_logits(worker, seq, pos - first_pos, pos, row, &sampled[index], seq->error);
 }
 
 static enum lm_status run_head(struct worker *worker, const struct step_plan *plan,
                                struct sampled_token *sampled, struct lm_error *err)
 {
     struct graph *graph = &last_span(worker)->graph;
+    struct backend *backend = graph->backend;
+    const bool is_device = last_span(worker)->is_device;
     const size_t n_vocab = worker->config.hp->n_vocab;
     for (uint32_t first = 0; first < worker->n_out; first += LOGIT_ROWS) {
         const uint32_t left = worker->n_out - first, n = left < LOGIT_ROWS ? left : LOGIT_ROWS;
         graph_head(graph, first, n, worker->logits);
-        enum lm_status status = first || !last_span(worker)->is_device
-                                    ? graph->backend->ops->sync(graph->backend, err)
-                                    : graph_finish(graph, err);
+        if (is_device)
+            backend->ops->download(backend, worker->host_logits, worker->logits,
+                                   n * n_vocab * sizeof(float));
+        enum lm_status status =
+            first || !is_device ? backend->ops->sync(backend, err) : graph_finish(graph, err);
         status = check_files(worker, status, err);
         if (status != LM_OK) return status;
         progress_move(worker->config.progress);
         for (uint32_t i = 0; i < n; i++)
-            use_row(worker, plan, first + i, worker->logits + i * n_vocab, sampled);
+            use_row(worker, plan, first + i, worker->host_logits + i * n_vocab, sampled);
     }
     return LM_OK;
 }

@@ -39,7 +39,9 @@ static inline void project_back(struct graph *graph, const struct weight *w, con
     graph->backend->ops->linear(graph->backend, &args);
 }
 
-/* With a bank, at the end of a step: tells the trace and the pager what all routers chose. */
+/* With a bank, at the end of a step: brings what all routers chose to the host, and when it has
+ * come tells the trace and the pager. */
+void graph_fetch_choices(struct graph *graph);
 void graph_count_choices(struct graph *graph);
 
 #endif

@@ -192,17 +192,28 @@ static void run_bank(struct graph *graph, uint32_t il)
     graph->backend->ops->ffn(graph->backend, &args);
 }
 
-void graph_count_choices(struct graph *graph)
+/* Whether somebody wants to know what was chosen. */
+static bool is_counted(const struct graph *graph)
 {
-    const struct model *model = graph->model;
+    return graph->bank && (graph->trace || graph->pager);
+}
+
+void graph_fetch_choices(struct graph *graph)
+{
     struct backend *backend = graph->backend;
-    const uint32_t n_row = graph->n_row;
-    const size_t n = choices_of(graph, model->layer_end);
-    if (!n || (!graph->trace && !graph->pager)) return;
+    const size_t n = choices_of(graph, graph->model->layer_end);
+    if (!is_counted(graph) || !n) return;
     backend->ops->download(backend, graph->chosen_ids, graph->expert_ids, n * sizeof(int32_t));
     if (graph->trace)
         backend->ops->download(backend, graph->chosen_weights, graph->expert_weights,
                                n * sizeof(float));
+}
+
+void graph_count_choices(struct graph *graph)
+{
+    const struct model *model = graph->model;
+    const uint32_t n_row = graph->n_row;
+    if (!is_counted(graph)) return;
     for (uint32_t il = model->layer_begin; il < model->layer_end; il++) {
         const int32_t *const ids = graph->chosen_ids + choices_of(graph, il);
         const bool narrowed = il + 1 == graph->hp->n_layer && !graph->trace;

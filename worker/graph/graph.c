@@ -187,8 +187,9 @@ enum lm_status graph_forward(struct graph *graph, struct lm_error *err)
 
 enum lm_status graph_finish(struct graph *graph, struct lm_error *err)
 {
+    graph_fetch_choices(graph);
     const enum lm_status status = graph->backend->ops->sync(graph->backend, err);
-    if (status == LM_OK && graph->bank) graph_count_choices(graph);
+    if (status == LM_OK) graph_count_choices(graph);
     return status;
 }
 

@@ -8,6 +8,8 @@
 
 #include "tests/unit/cmocka_all.h"
 
+#include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "kernels/backend.h"
@@ -22,7 +24,12 @@ struct sealed_device {
     int n_alloc, n_live; /* pieces of memory so far, and not freed */
     int fail_alloc;      /* the piece that cannot be had; -1: none */
     int n_op;            /* operations so far */
-    int lost_op;         /* with which the device is lost; -1: none */
+    struct {             /* downloads that the host has from the next sync on */
+        void *to, *data;
+        size_t n_bytes;
+    } pending[64];
+    int n_pending;
+    int lost_op; /* with which the device is lost; -1: none */
 };
 
 static struct sealed_device *sealed(struct backend *backend)
@@ -88,8 +95,16 @@ static void sealed_upload(struct backend *backend, void *to, const void *from, s
 
 static void sealed_download(struct backend *backend, void *to, const void *from, size_t n_bytes)
 {
+    struct sealed_device *device = sealed(backend);
     check_inside(backend, from);
-    unseal(backend)->ops->download(sealed(backend)->cpu, to, from, n_bytes);
+    assert_true(device->n_pending < 64);
+    void *const data = malloc(n_bytes + 1);
+    assert_non_null(data);
+    device->pending[device->n_pending].to = to;
+    device->pending[device->n_pending].data = data;
+    device->pending[device->n_pending++].n_bytes = n_bytes;
+    memset(to, 0xff, n_bytes); /* NaNs */
+    unseal(backend)->ops->download(device->cpu, data, from, n_bytes);
     seal(backend);
 }
 
@@ -103,6 +118,12 @@ static void sealed_copy(struct backend *backend, void *to, const void *from, siz
 
 static enum lm_status sealed_sync(struct backend *backend, struct lm_error *err)
 {
+    struct sealed_device *device = sealed(backend);
+    for (int i = 0; i < device->n_pending; i++) {
+        memcpy(device->pending[i].to, device->pending[i].data, device->pending[i].n_bytes);
+        free(device->pending[i].data);
+    }
+    device->n_pending = 0;
     if (is_lost(backend)) return lm_fail(err, LM_E_FAIL, "sealed device: lost");
     return sealed(backend)->cpu->ops->sync(sealed(backend)->cpu, err);
 }
