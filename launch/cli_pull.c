@@ -18,6 +18,8 @@ static const struct option_spec pull_options[] = {
     {"exclude", 0, OPTION_STRING, "GLOB", .help = "as if these were not there", .repeat = true},
     {"layers", 0, OPTION_STRING, "A-B",
      .help = "of a pack only the experts of these layers, for a rank that holds no others"},
+    {"pack", 0, OPTION_FLAG,
+     .help = "make a pack (lean pack) of a GGUF model while it arrives, and keep only that"},
     {"cache-dir", 0, OPTION_PATH, "DIR",
      .help = "default: LEAN_CACHE, HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub"},
     {"dest", 0, OPTION_PATH, "DIR", .help = "plain files in DIR instead of the cache"},
@@ -74,23 +76,22 @@ static enum lm_status pull_one(const struct options *options, const struct hub_r
                                const char *text, struct pull_config config,
                                struct pull_report *report, struct lm_error *err)
 {
-    struct hub_ref ref;
-    struct hub_need need;
+    struct pull_job job = {.checks_need = options_flag(options, "check"),
+                           .packs = options_flag(options, "pack")};
     struct pull_result result = {0};
     const char *revision = options_string(options, "revision");
     const char *variant = options_string(options, "variant");
     char name[400];
     /* the registry says what a variant of a name needs */
     snprintf(name, sizeof(name), "%.300s:%.80s", text, variant ? variant : "");
-    enum lm_status status =
-        hub_names_resolve(names, variant && !strpbrk(text, ":/") ? name : text, &ref, &need, err);
+    enum lm_status status = hub_names_resolve(names, variant && !strpbrk(text, ":/") ? name : text,
+                                              &job.ref, &job.need, err);
     if (status != LM_OK) return status;
     if (revision && !hub_ref_is_revision(revision))
         return lm_fail(err, LM_E_USAGE, "--revision '%.200s': is no name of a revision", revision);
-    if (revision) strcpy(ref.revision, revision);
+    if (revision) strcpy(job.ref.revision, revision);
     config.wish.variant = variant;
-    status =
-        pull_job_run(&ref, &need, options_flag(options, "check"), &config, report, &result, err);
+    status = pull_job_run(&job, &config, report, &result, err);
     if (status == LM_OK) pull_report_result(report, &result);
     pull_result_free(&result);
     return status;

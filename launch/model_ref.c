@@ -131,10 +131,11 @@ static enum lm_status pull_missing(const struct options *options, const struct h
                                    struct pull_result *out, struct lm_error *err)
 {
     struct pull_config config = pull_job_config(settings);
+    const struct pull_job job = {.ref = *ref, .need = *need, .checks_need = true};
     struct pull_report *report =
         pull_report_create(&(struct pull_report_config){.quiet = options_flag(options, "quiet")});
     if (!report) return lm_fail(err, LM_E_NO_MEM, "no memory to report progress");
-    const enum lm_status status = pull_job_run(ref, need, true, &config, report, out, err);
+    const enum lm_status status = pull_job_run(&job, &config, report, out, err);
     pull_report_destroy(report);
     return status;
 }

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include "launch/hub_settings.h"
+#include "launch/pull_pack.h"
 #include "launch/pull_report.h"
 #include "launch/terminal/interrupt.h"
 #include "launch/write_job.h"
@@ -41,19 +42,22 @@ static enum lm_status check_need(const struct hub_need *need, bool checks, struc
     return lm_hint(err, "--no-check fetches it all the same");
 }
 
-enum lm_status pull_job_run(const struct hub_ref *ref, const struct hub_need *need,
-                            bool checks_need, struct pull_config *config,
+enum lm_status pull_job_run(const struct pull_job *job, struct pull_config *config,
                             struct pull_report *report, struct pull_result *out,
                             struct lm_error *err)
 {
-    enum lm_status status = check_need(need, checks_need, err);
+    struct pull_pack *pack = NULL;
+    enum lm_status status = check_need(&job->need, job->checks_need, err);
     if (status != LM_OK) return status;
     status = write_job_catch_signals(&config->http.is_interrupted, err);
     if (status != LM_OK) return status;
     config->http.wake_fd = interrupt_fd();
     config->view = pull_report_view(report);
-    if (!config->wish.variant) config->wish.variant = ref->variant;
-    status = pull_run(ref, config, out, err);
+    if (!config->wish.variant) config->wish.variant = job->ref.variant;
+    if (job->packs) status = pull_pack_create(&pack, config->http.is_interrupted, err);
+    if (pack) config->user = pull_pack_user(pack);
+    if (status == LM_OK) status = pull_run(&job->ref, config, out, err);
+    pull_pack_destroy(pack);
     interrupt_end();
     return status;
 }

@@ -120,8 +120,11 @@ static uint64_t segment_bytes(const struct download *download)
     return share > most ? most : share < least ? least : share;
 }
 
-static bool take_todo(struct download *download, struct fetch *fetch, struct lane *lane)
+static bool take_todo(struct download *download, struct fetch *fetch, bool only_head,
+                      struct lane *lane)
 {
+    if (only_head && fetch->n_todo && fetch->todo[0].range.start >= fetch->file->head_bytes)
+        return false;
     if (fetch->phase != FILE_FETCHING || !fetch->n_todo || fetch->is_being_located ||
         (fetch->ignores_ranges && fetch->n_lane))
         return false;
@@ -314,6 +317,8 @@ static enum lm_status stop_lanes(struct download *download, const struct fetch *
 static enum lm_status restart(struct download *download, struct fetch *fetch, const char *why,
                               struct lm_error *err)
 {
+    if (!download->config->restarts) /* somebody has it open, so it stays as it is */
+        return lm_fail(err, LM_E_FORMAT, "%s: %s", fetch->file->name, why);
     enum lm_status status = stop_lanes(download, fetch, NULL, err);
     if (status == LM_OK) status = part_file_discard(fetch->file->part, err);
     if (status != LM_OK) return status;
@@ -481,6 +486,13 @@ static void refill(struct download *download)
     }
 }
 
+static bool find_todo(struct download *download, bool only_head, struct lane *lane)
+{
+    for (size_t i = 0; i < download->n; i++)
+        if (take_todo(download, &download->fetches[i], only_head, lane)) return true;
+    return false;
+}
+
 static enum lm_status start_lanes(struct download *download, struct lm_error *err)
 {
     enum lm_status status = LM_OK;
@@ -488,10 +500,8 @@ static enum lm_status start_lanes(struct download *download, struct lm_error *er
     for (uint32_t i = 0; i < download->config->n_connection && status == LM_OK; i++) {
         struct lane *lane = &download->lanes[i];
         if (lane->fetch || now_s < fmax(lane->resumes_s, download->resumes_s)) continue;
-        size_t k = 0;
-        while (k < download->n && !take_todo(download, &download->fetches[k], lane))
-            k++;
-        if (k < download->n) status = start_lane(lane, err);
+        if (find_todo(download, true, lane) || find_todo(download, false, lane))
+            status = start_lane(lane, err);
     }
     return status;
 }

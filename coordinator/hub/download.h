@@ -35,7 +35,8 @@ struct download_file {
     const char *url;  /* at the endpoint */
     const char *hash; /* expected; NULL: not to be checked */
     struct part_file *part;
-    uint64_t n_fetched; /* out: bytes that came over the network */
+    uint64_t head_bytes; /* of its start that come before anything else of all files */
+    uint64_t n_fetched;  /* out: bytes that came over the network */
 };
 
 struct download_config {
@@ -43,6 +44,7 @@ struct download_config {
     uint32_t n_connection;
     uint64_t segment_bytes; /* largest range of one request */
     uint64_t rate_bytes;    /* bytes per second of all together; 0: no limit */
+    bool restarts;          /* a file that is wrong is fetched again, once */
     /* Several times a second; not LM_OK ends the download. */
     enum lm_status (*on_tick)(void *context, struct lm_error *err);
     /* File i is whole, right and on the disk. */

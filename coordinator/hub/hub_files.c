@@ -313,14 +313,19 @@ static const struct hub_variant *only_one(const struct hub_variant *variants, si
                                           bool (*is)(const char *key, const char *label),
                                           size_t *n_found)
 {
-    const struct hub_variant *found = NULL;
+    const struct hub_variant *found = NULL, *pack = NULL;
+    size_t n_pack = 0;
     *n_found = 0;
     for (size_t i = 0; i < n; i++) {
         if (is ? !is(variants[i].key, label) : strcasecmp(variants[i].label, label) != 0) continue;
         if (!found) found = &variants[i];
+        if (variants[i].is_pack) pack = &variants[i];
+        n_pack += variants[i].is_pack;
         ++*n_found;
     }
-    return found;
+    if (n_pack != 1) return found;
+    *n_found = 1; /* beside the GGUF file that it was made of */
+    return pack;
 }
 
 static enum lm_status pick_variant(const struct hub_variant *variants, size_t n, const char *wished,

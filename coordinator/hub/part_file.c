@@ -12,7 +12,7 @@
 
 #include "proto/base/read_all.h"
 
-enum { JOURNAL_MAX = 64 << 20 };
+enum { JOURNAL_MAX = 64 << 20, PUNCH_BYTES = 4 << 20 };
 
 /* Ascending, apart from each other. */
 struct ranges {
@@ -29,6 +29,11 @@ struct part_file {
     pthread_mutex_t lock; /* guards what follows */
     struct ranges done;
     struct ranges unsynced;
+    struct ranges released; /* of done: not needed any more */
+    struct ranges gone;     /* of those: punched out */
+    uint64_t n_hashed;
+
+    pthread_mutex_t journal_lock; /* held while the journal is written; taken before lock */
 };
 
 /* ---- ranges ---- */
@@ -138,6 +143,45 @@ static enum lm_status append_ranges(struct part_file *part, const struct byte_ra
     return status;
 }
 
+/* What of a is not in b, in order; out has room for a->n + b->n. Returns how many. */
+static size_t ranges_subtract(const struct ranges *a, const struct ranges *b,
+                              struct byte_range *out)
+{
+    size_t n = 0, k = 0;
+    for (size_t i = 0; i < a->n; i++) {
+        uint64_t at = a->at[i].start;
+        while (k < b->n && b->at[k].end <= at)
+            k++;
+        for (size_t j = k; j < b->n && b->at[j].start < a->at[i].end; j++) {
+            if (b->at[j].start > at) out[n++] = (struct byte_range){at, b->at[j].start};
+            if (b->at[j].end > at) at = b->at[j].end;
+        }
+        if (at < a->at[i].end) out[n++] = (struct byte_range){at, a->at[i].end};
+    }
+    return n;
+}
+
+/* Ranges that are there and synced, but those that were punched out. */
+static enum lm_status append_kept(struct part_file *part, struct lm_error *err)
+{
+    pthread_mutex_lock(&part->lock);
+    struct ranges lacks = {0};
+    bool good = true;
+    for (size_t i = 0; i < part->unsynced.n; i++)
+        good = good && ranges_add(&lacks, part->unsynced.at[i].start, part->unsynced.at[i].end);
+    for (size_t i = 0; i < part->gone.n; i++)
+        good = good && ranges_add(&lacks, part->gone.at[i].start, part->gone.at[i].end);
+    struct byte_range *kept = malloc((part->done.n + lacks.n + 1) * sizeof(*kept));
+    const size_t n = good && kept ? ranges_subtract(&part->done, &lacks, kept) : 0;
+    pthread_mutex_unlock(&part->lock);
+    const enum lm_status status = good && kept
+                                      ? append_ranges(part, kept, n, err)
+                                      : lm_fail(err, LM_E_NO_MEM, "no memory for a journal");
+    free(kept);
+    free(lacks.at);
+    return status;
+}
+
 /* A new journal with what is done, in the place of the one that is there. */
 static enum lm_status start_journal(struct part_file *part, struct lm_error *err)
 {
@@ -152,7 +196,7 @@ static enum lm_status start_journal(struct part_file *part, struct lm_error *err
     part->journal = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666);
     if (part->journal < 0) status = lm_fail_errno(err, "%s", fresh);
     if (status == LM_OK) status = write_all(part->journal, head, strlen(head), fresh, err);
-    if (status == LM_OK) status = append_ranges(part, part->done.at, part->done.n, err);
+    if (status == LM_OK) status = append_kept(part, err);
     if (status == LM_OK && rename(fresh, part->journal_path))
         status = lm_fail_errno(err, "%s", part->journal_path);
     free(fresh);
@@ -187,6 +231,7 @@ enum lm_status part_file_open(struct part_file **out, const char *path, const ch
     part->fd = part->journal = -1;
     part->n_bytes = n_bytes;
     pthread_mutex_init(&part->lock, NULL);
+    pthread_mutex_init(&part->journal_lock, NULL);
     part->path = strdup(path);
     part->part_path = suffixed(path, ".lean-part");
     part->journal_path = suffixed(path, ".lean-part.j");
@@ -209,6 +254,9 @@ void part_file_close(struct part_file *part)
     if (part->fd >= 0) close(part->fd);
     if (part->journal >= 0) close(part->journal);
     pthread_mutex_destroy(&part->lock);
+    pthread_mutex_destroy(&part->journal_lock);
+    free(part->released.at);
+    free(part->gone.at);
     free(part->done.at);
     free(part->unsynced.at);
     free(part->path);
@@ -293,7 +341,14 @@ bool part_file_next_gap(struct part_file *part, uint64_t offset, struct byte_ran
 
 /* ---- sync ---- */
 
-enum lm_status part_file_sync(struct part_file *part, struct lm_error *err)
+void part_file_set_hashed(struct part_file *part, uint64_t n_bytes)
+{
+    pthread_mutex_lock(&part->lock);
+    part->n_hashed = n_bytes;
+    pthread_mutex_unlock(&part->lock);
+}
+
+static enum lm_status sync_locked(struct part_file *part, struct lm_error *err)
 {
     pthread_mutex_lock(&part->lock);
     struct ranges taken = part->unsynced;
@@ -306,13 +361,91 @@ enum lm_status part_file_sync(struct part_file *part, struct lm_error *err)
     return status;
 }
 
+enum lm_status part_file_sync(struct part_file *part, struct lm_error *err)
+{
+    pthread_mutex_lock(&part->journal_lock);
+    const enum lm_status status = sync_locked(part, err);
+    pthread_mutex_unlock(&part->journal_lock);
+    return status;
+}
+
+enum lm_status part_file_release(struct part_file *part, struct byte_range range,
+                                 struct lm_error *err)
+{
+    pthread_mutex_lock(&part->lock);
+    const bool good = ranges_add(&part->released, range.start, range.end);
+    pthread_mutex_unlock(&part->lock);
+    return good ? LM_OK : lm_fail(err, LM_E_NO_MEM, "no memory for a journal");
+}
+
+/* What can be punched out now: released, hashed, and not gone yet. *out: malloc'ed [*n]. */
+static bool list_useless(struct part_file *part, struct byte_range **out, size_t *n,
+                         uint64_t *n_bytes)
+{
+    pthread_mutex_lock(&part->lock);
+    *out = malloc((part->released.n + part->gone.n + 1) * sizeof(**out));
+    *n_bytes = 0;
+    size_t n_all = *out ? ranges_subtract(&part->released, &part->gone, *out) : 0, n_kept = 0;
+    for (size_t i = 0; i < n_all; i++) {
+        struct byte_range range = (*out)[i];
+        if (range.end > part->n_hashed) range.end = part->n_hashed;
+        if (range.start >= range.end) continue;
+        *n_bytes += range.end - range.start;
+        (*out)[n_kept++] = range;
+    }
+    *n = n_kept;
+    pthread_mutex_unlock(&part->lock);
+    return *out != NULL;
+}
+
+static enum lm_status punch_locked(struct part_file *part, const struct byte_range *at, size_t n,
+                                   struct lm_error *err)
+{
+    /* what is not in the journal yet must not come into it afterwards */
+    enum lm_status status = sync_locked(part, err);
+    bool good = true;
+    pthread_mutex_lock(&part->lock);
+    for (size_t i = 0; i < n; i++)
+        good = good && ranges_add(&part->gone, at[i].start, at[i].end);
+    pthread_mutex_unlock(&part->lock);
+    if (!good) status = lm_fail(err, LM_E_NO_MEM, "no memory for a journal");
+    if (status == LM_OK) status = start_journal(part, err);
+    for (size_t i = 0; i < n && status == LM_OK; i++)
+        if (fallocate(part->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)at[i].start,
+                      (off_t)(at[i].end - at[i].start)) &&
+            errno != EOPNOTSUPP) /* where it is not possible it takes more room */
+            status = lm_fail_errno(err, "%s", part->part_path);
+    return status;
+}
+
+enum lm_status part_file_punch(struct part_file *part, struct lm_error *err)
+{
+    struct byte_range *useless;
+    size_t n;
+    uint64_t n_bytes;
+    enum lm_status status = LM_OK;
+    pthread_mutex_lock(&part->journal_lock);
+    if (!list_useless(part, &useless, &n, &n_bytes))
+        status = lm_fail(err, LM_E_NO_MEM, "no memory for a journal");
+    else if (n_bytes >= PUNCH_BYTES)
+        status = punch_locked(part, useless, n, err);
+    pthread_mutex_unlock(&part->journal_lock);
+    free(useless);
+    return status;
+}
+
 enum lm_status part_file_discard(struct part_file *part, struct lm_error *err)
 {
+    pthread_mutex_lock(&part->journal_lock);
     pthread_mutex_lock(&part->lock);
     ranges_clear(&part->done);
     ranges_clear(&part->unsynced);
+    ranges_clear(&part->released);
+    ranges_clear(&part->gone);
+    part->n_hashed = 0;
     pthread_mutex_unlock(&part->lock);
     const enum lm_status status = start_journal(part, err);
+    pthread_mutex_unlock(&part->journal_lock);
     if (ftruncate(part->fd, 0) || ftruncate(part->fd, (off_t)part->n_bytes))
         return lm_fail_errno(err, "%s", part->part_path);
     return status;

@@ -47,6 +47,15 @@ uint64_t part_file_unsynced(struct part_file *part); /* bytes that the journal l
 /* The first range that is missing at or behind offset; false: none. */
 bool part_file_next_gap(struct part_file *part, uint64_t offset, struct byte_range *gap);
 
+/* For a file that is used up while it arrives. What was hashed from the start on and is released
+ * gives its disk space back at the next punch. For the rest of this run it counts as there; the
+ * journal lacks it before it is gone, so another run fetches it again. */
+void part_file_set_hashed(struct part_file *part, uint64_t n_bytes);
+enum lm_status part_file_release(struct part_file *part, struct byte_range range,
+                                 struct lm_error *err);
+/* Nothing happens while it is not worth it. */
+enum lm_status part_file_punch(struct part_file *part, struct lm_error *err);
+
 enum lm_status part_file_sync(struct part_file *part, struct lm_error *err);
 /* Forgets and removes all that was written. */
 enum lm_status part_file_discard(struct part_file *part, struct lm_error *err);

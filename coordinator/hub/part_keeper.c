@@ -62,6 +62,7 @@ static bool hash_some(struct part_keeper *keeper, struct kept *kept, enum lm_sta
         *status = part_file_read(kept->part, kept->n_hashed, keeper->buffer, n, err);
     if (*status == LM_OK) content_hash_add(kept->hash, keeper->buffer, n);
     kept->n_hashed += n;
+    part_file_set_hashed(kept->part, kept->n_hashed);
     return true;
 }
 
@@ -106,6 +107,7 @@ static bool hash_step(struct part_keeper *keeper, struct kept *kept, enum lm_sta
 {
     const uint64_t n_bytes = part_file_size(kept->part);
     if (kept->expected && hash_some(keeper, kept, status, err)) return true;
+    if (!kept->expected) part_file_set_hashed(kept->part, part_file_prefix(kept->part));
     if (*status == LM_OK && part_file_prefix(kept->part) == n_bytes &&
         (!kept->expected || kept->n_hashed == n_bytes))
         *status = conclude(keeper, kept, err);

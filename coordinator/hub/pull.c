@@ -15,6 +15,7 @@
 #include "coordinator/hub/hub_cache.h"
 #include "coordinator/hub/hub_lock.h"
 #include "coordinator/hub/part_file.h"
+#include "coordinator/hub/pull_source.h"
 #include "proto/base/log.h"
 
 enum { BATCH_FILES = 200 /* open at a time, two descriptors each */ };
@@ -39,6 +40,8 @@ struct pull {
     size_t *batch;     /* [n_batch] numbers of items that are fetched now */
     size_t n_batch;
     uint64_t n_fetched;
+    struct pull_source *source; /* of config->user; NULL: there is none */
+    char *made_path;            /* by it */
 };
 
 static enum lm_status no_memory(struct lm_error *err)
@@ -250,7 +253,8 @@ static enum lm_status on_tick(void *context, struct lm_error *err)
         if (pull->item[i].part) pull->plan.file[i].n_done = part_file_done(pull->item[i].part);
     }
     pull->config->view->on_progress(pull->config->view->context, &pull->plan);
-    return beat(pull, err);
+    const enum lm_status status = pull->source ? pull_source_tend(pull->source, err) : LM_OK;
+    return status == LM_OK ? beat(pull, err) : status;
 }
 
 static enum lm_status link_item(const struct pull *pull, size_t i, struct lm_error *err)
@@ -265,10 +269,12 @@ static enum lm_status on_done(void *context, size_t k, struct lm_error *err)
 {
     struct pull *pull = context;
     const size_t i = pull->batch[k];
-    enum lm_status status = part_file_publish(pull->item[i].part, err);
-    if (status == LM_OK) status = link_item(pull, i, err);
-    if (status != LM_OK) return status;
-    close_item(&pull->item[i]);
+    if (!pull->source) { /* else the part is still used */
+        enum lm_status status = part_file_publish(pull->item[i].part, err);
+        if (status == LM_OK) status = link_item(pull, i, err);
+        if (status != LM_OK) return status;
+        close_item(&pull->item[i]);
+    }
     pull->plan.file[i].n_done = pull->plan.file[i].n_bytes;
     pull->plan.file[i].state = PULL_CACHED;
     pull->config->view->on_file_done(pull->config->view->context, &pull->plan, i);
@@ -305,43 +311,122 @@ static enum lm_status open_batch(struct pull *pull, struct lm_error *err)
     return status;
 }
 
-static enum lm_status fetch_batch(struct pull *pull, struct lm_error *err)
+/* The folder of the result: the snapshot, or the destination. */
+static char *result_folder(const struct pull *pull)
 {
     const struct pull_config *config = pull->config;
-    struct download_file *files = calloc(pull->n_batch + 1, sizeof(*files));
-    if (!files) return no_memory(err);
-    enum lm_status status = open_batch(pull, err);
-    size_t n = 0;
-    for (size_t k = 0; k < pull->n_batch && status == LM_OK; k++) {
-        const size_t i = pull->batch[k];
+    return config->dest ? strdup(config->dest)
+                        : hub_cache_snapshot_path(config->cache, pull->repo, pull->commit);
+}
+
+/* ---- a user of the files ---- */
+
+static enum lm_status show_source(struct pull *pull, struct lm_error *err)
+{
+    enum lm_status status = LM_OK;
+    for (size_t i = 0; i < pull->plan.n_file && status == LM_OK; i++) {
         const struct pull_file *file = &pull->plan.file[i];
+        const struct item *item = &pull->item[i];
+        char *path;
+        if (asprintf(&path, "%s%s", item->final_path, item->part ? ".lean-part" : "") < 0)
+            return no_memory(err);
+        status = pull_source_set(pull->source, i, file->path, path, file->n_bytes, item->part, err);
+        free(path);
+    }
+    return status;
+}
+
+static enum lm_status begin_user(struct pull *pull, struct lm_error *err)
+{
+    const struct pull_user *user = pull->config->user;
+    char *folder = result_folder(pull), *inside = NULL;
+    if (!folder || asprintf(&inside, "%s/", folder) < 0) {
+        free(folder);
+        return no_memory(err);
+    }
+    enum lm_status status = hub_cache_make_parents(inside, err);
+    if (status == LM_OK) status = show_source(pull, err);
+    if (status == LM_OK)
+        status = user->begin(user->context, pull->source, folder, pull->choice.main_path, err);
+    free(folder);
+    free(inside);
+    return status;
+}
+
+/* What the user has made takes the place of the files. */
+static enum lm_status end_user(struct pull *pull, enum lm_status status, struct lm_error *err)
+{
+    const struct pull_user *user = pull->config->user;
+    struct lm_error error = {0};
+    pull_source_conclude(pull->source, status);
+    const enum lm_status ended = user->end(user->context, &pull->made_path, &error);
+    if (status == LM_OK && ended != LM_OK) {
+        if (err) *err = error;
+        return ended;
+    }
+    for (size_t i = 0; status == LM_OK && i < pull->plan.n_file; i++)
+        if (pull->item[i].part) part_file_remove(pull->item[i].final_path);
+    return status;
+}
+
+/* ---- a batch ---- */
+
+static enum lm_status download_batch(struct pull *pull, struct download_file *files, size_t n,
+                                     struct lm_error *err)
+{
+    const struct pull_config *config = pull->config;
+    const struct download_config download = {
+        .http = &config->http,
+        .n_connection = config->n_connection,
+        .segment_bytes = config->segment_bytes,
+        .rate_bytes = config->rate_bytes,
+        .restarts = !config->user,
+        .on_tick = on_tick,
+        .on_done = on_done,
+        .on_restart = on_restart,
+        .context = pull,
+    };
+    enum lm_status status = pull->source ? begin_user(pull, err) : LM_OK;
+    if (status != LM_OK) return status;
+    status = download_run(files, n, &download, err);
+    on_tick(pull, NULL);
+    return pull->source ? end_user(pull, status, err) : status;
+}
+
+/* What the batch lacks; the others are done with. Returns how many. */
+static size_t list_missing(struct pull *pull, struct download_file *files)
+{
+    const struct pull_config *config = pull->config;
+    size_t n = 0;
+    for (size_t k = 0; k < pull->n_batch; k++) {
+        const size_t i = pull->batch[k];
         if (!pull->item[i].part) {
             close_item(&pull->item[i]);
             continue;
         }
+        const struct pull_file *file = &pull->plan.file[i];
         pull->batch[n] = i;
-        files[n++] = (struct download_file){.name = file->path,
-                                            .url = pull->item[i].url,
-                                            .hash = config->checks_hash ? file->hash : NULL,
-                                            .part = pull->item[i].part};
+        files[n++] =
+            (struct download_file){.name = file->path,
+                                   .url = pull->item[i].url,
+                                   .hash = config->checks_hash ? file->hash : NULL,
+                                   .head_bytes = config->user ? config->user->head_bytes : 0,
+                                   .part = pull->item[i].part};
     }
+    return pull->n_batch = n;
+}
+
+static enum lm_status fetch_batch(struct pull *pull, struct lm_error *err)
+{
+    struct download_file *files = calloc(pull->n_batch + 1, sizeof(*files));
+    if (!files) return no_memory(err);
+    enum lm_status status = open_batch(pull, err);
     if (status == LM_OK) {
-        pull->n_batch = n;
-        const struct download_config download = {
-            .http = &config->http,
-            .n_connection = config->n_connection,
-            .segment_bytes = config->segment_bytes,
-            .rate_bytes = config->rate_bytes,
-            .on_tick = on_tick,
-            .on_done = on_done,
-            .on_restart = on_restart,
-            .context = pull,
-        };
-        status = download_run(files, n, &download, err);
-        on_tick(pull, NULL);
+        const size_t n = list_missing(pull, files);
+        status = download_batch(pull, files, n, err);
+        for (size_t k = 0; k < n; k++)
+            pull->n_fetched += files[k].n_fetched;
     }
-    for (size_t k = 0; k < n; k++)
-        pull->n_fetched += files[k].n_fetched;
     free(files);
     return status;
 }
@@ -351,7 +436,8 @@ static void close_batch(struct pull *pull, enum lm_status status)
 {
     for (size_t k = 0; k < pull->n_batch; k++) {
         struct item *item = &pull->item[pull->batch[k]];
-        const bool is_bad = status == LM_E_FORMAT && item->part && !part_file_done(item->part);
+        const bool is_bad =
+            status == LM_E_FORMAT && item->part && (pull->source || !part_file_done(item->part));
         if (is_bad) part_file_remove(item->final_path);
         close_item(item);
     }
@@ -365,9 +451,10 @@ static enum lm_status fetch_all(struct pull *pull, struct lm_error *err)
         for (; i < pull->plan.n_file && pull->n_batch < BATCH_FILES; i++)
             if (pull->plan.file[i].state != PULL_CACHED && !pull->item[i].is_twin)
                 pull->batch[pull->n_batch++] = i;
-        if (pull->n_batch) status = fetch_batch(pull, err);
+        if (pull->n_batch || pull->source) status = fetch_batch(pull, err);
         close_batch(pull, status);
     }
+    if (pull->source) return status;
     /* what was there before has its names now, too */
     for (size_t i = 0; status == LM_OK && i < pull->plan.n_file; i++)
         status = link_item(pull, i, err);
@@ -385,17 +472,29 @@ static char *path_below(const char *folder, const char *name)
 static enum lm_status give_result(const struct pull *pull, struct pull_result *out,
                                   struct lm_error *err)
 {
-    const struct pull_config *config = pull->config;
-    *out = (struct pull_result){.n_fetched = pull->n_fetched};
+    *out = (struct pull_result){.n_fetched = pull->n_fetched, .folder = result_folder(pull)};
     strcpy(out->commit, pull->commit);
-    out->folder = config->dest ? strdup(config->dest)
-                               : hub_cache_snapshot_path(config->cache, pull->repo, pull->commit);
     if (!out->folder) return no_memory(err);
-    if (pull->choice.main_path) {
-        out->main_path = path_below(out->folder, pull->choice.main_path);
-        if (!out->main_path) return no_memory(err);
-    }
-    return LM_OK;
+    if (!pull->choice.main_path) return LM_OK;
+    out->main_path =
+        pull->made_path ? strdup(pull->made_path) : path_below(out->folder, pull->choice.main_path);
+    return out->main_path ? LM_OK : no_memory(err);
+}
+
+/* For a user that makes something else of the files: whether that is there already. */
+static enum lm_status prepare_user(struct pull *pull, bool *is_made, struct lm_error *err)
+{
+    const struct pull_config *config = pull->config;
+    *is_made = false;
+    if (!config->user || config->dry_run) return LM_OK;
+    if (!pull->choice.main_path || pull->plan.n_file > BATCH_FILES)
+        return lm_fail(err, LM_E_UNSUPPORTED, "%s: these files cannot be packed", pull->repo);
+    char *folder = result_folder(pull);
+    if (!folder) return no_memory(err);
+    *is_made = !config->force && config->user->is_made(config->user->context, folder,
+                                                       pull->choice.main_path, &pull->made_path);
+    free(folder);
+    return *is_made ? LM_OK : pull_source_create(&pull->source, pull->plan.n_file, err);
 }
 
 /* Says of an end in between what is kept, in the one line there is. */
@@ -419,8 +518,11 @@ static enum lm_status explain(const struct pull *pull, enum lm_status status, st
 static enum lm_status run(struct pull *pull, struct pull_result *out, struct lm_error *err)
 {
     const struct pull_config *config = pull->config;
+    bool is_made = false;
     enum lm_status status = resolve(pull, err);
     if (status == LM_OK) status = make_plan(pull, err);
+    if (status == LM_OK) status = prepare_user(pull, &is_made, err);
+    if (status == LM_OK && is_made) return give_result(pull, out, err);
     if (status == LM_OK) status = config->view->on_plan(config->view->context, &pull->plan, err);
     if (status == LM_OK) status = check_space(pull, err);
     if (status == LM_OK && config->dry_run) return give_result(pull, out, err);
@@ -445,6 +547,8 @@ enum lm_status pull_run(const struct hub_ref *ref, const struct pull_config *con
         free(pull.item[i].final_path);
         free(pull.item[i].url);
     }
+    pull_source_destroy(pull.source);
+    free(pull.made_path);
     free(pull.item);
     free(pull.batch);
     free(pull.plan.file);

@@ -51,6 +51,23 @@ struct pull_view {
     void (*on_wait)(void *context, const char *path, const char *holder); /* twice a second */
 };
 
+struct pull_source;
+
+/* Whoever makes something else of the files while they arrive, after which they are not kept. */
+struct pull_user {
+    void *context;
+    uint64_t head_bytes; /* of each file, fetched before anything else */
+    /* Whether what would be made in folder of the file main_path (in the repository) is there;
+     * *path: malloc'ed, to be given as the result. */
+    bool (*is_made)(void *context, const char *folder, const char *main_path, char **path);
+    /* The files are open; the user may start a thread. */
+    enum lm_status (*begin)(void *context, struct pull_source *source, const char *folder,
+                            const char *main_path, struct lm_error *err);
+    /* The source has been concluded; returns when it is not used any more. *path: of what was made,
+     * malloc'ed. Called if begin was, and did not fail. */
+    enum lm_status (*end)(void *context, char **path, struct lm_error *err);
+};
+
 struct pull_config {
     struct hub_http http;
     const char *cache; /* root of the cache */
@@ -63,6 +80,7 @@ struct pull_config {
     bool force;        /* fetch what is there, too */
     bool dry_run, offline, waits;
     const struct pull_view *view;
+    const struct pull_user *user; /* or NULL */
 };
 
 struct pull_result {

@@ -16,6 +16,7 @@
 #include "proto/model/hparams.h"
 #include "proto/model/tensor_names.h"
 #include "worker/pack/pack_progress.h"
+#include "worker/pack/packer.h"
 
 enum { PIECE_BYTES = 4 << 20 };
 
@@ -108,9 +109,13 @@ static size_t piece_at(uint64_t offset, uint64_t n_bytes)
 
 static enum lm_status write_tensor(struct gguf_writer *writer, const struct gguf_file *source,
                                    const struct gguf_tensor *tensor, uint8_t *buffer,
+                                   const struct pack_arrival *arrival,
                                    struct pack_progress *progress, struct lm_error *err)
 {
     enum lm_status status = LM_OK;
+    if (arrival)
+        status = arrival->wait(arrival->context, gguf_shard_at(source, tensor->shard)->path,
+                               tensor->file_offset, tensor->n_bytes, err);
     for (uint64_t at = 0; at < tensor->n_bytes && status == LM_OK; at += PIECE_BYTES) {
         const size_t n = piece_at(at, tensor->n_bytes);
         status = read_tensor_piece(source, tensor, at, buffer, n, err);
@@ -121,7 +126,8 @@ static enum lm_status write_tensor(struct gguf_writer *writer, const struct gguf
 }
 
 enum lm_status pack_dense_write(const struct gguf_file *source, const struct hparams *hp,
-                                const char *path, struct pack_progress *progress, uint64_t *n_bytes,
+                                const char *path, const struct pack_arrival *arrival,
+                                struct pack_progress *progress, uint64_t *n_bytes,
                                 uint64_t *checksum, struct lm_error *err)
 {
     struct gguf_writer *writer;
@@ -132,7 +138,8 @@ enum lm_status pack_dense_write(const struct gguf_file *source, const struct hpa
     status = declare(writer, source, hp, err);
     for (size_t i = 0; i < gguf_n_tensor(source) && status == LM_OK; i++)
         if (!is_routed_expert(gguf_tensor_at(source, i), hp))
-            status = write_tensor(writer, source, gguf_tensor_at(source, i), buffer, progress, err);
+            status = write_tensor(writer, source, gguf_tensor_at(source, i), buffer, arrival,
+                                  progress, err);
     if (status != LM_OK) {
         gguf_writer_destroy(writer);
         goto free_buffer;

@@ -11,6 +11,7 @@
 
 struct gguf_file;
 struct hparams;
+struct pack_arrival;
 struct pack_progress;
 
 /* Bytes of the tensors of source that are not in its dense part. */
@@ -20,9 +21,11 @@ uint64_t pack_dense_left_out_bytes(const struct gguf_file *source, const struct 
 enum lm_status pack_dense_size(const struct gguf_file *source, const struct hparams *hp,
                                uint64_t *n_bytes, struct lm_error *err);
 
-/* Writes it at path, whole or not at all; checksum: XXH3-64 of the file. */
+/* Writes it at path, whole or not at all; checksum: XXH3-64 of the file. arrival NULL:
+ * the source is there. */
 enum lm_status pack_dense_write(const struct gguf_file *source, const struct hparams *hp,
-                                const char *path, struct pack_progress *progress, uint64_t *n_bytes,
+                                const char *path, const struct pack_arrival *arrival,
+                                struct pack_progress *progress, uint64_t *n_bytes,
                                 uint64_t *checksum, struct lm_error *err);
 
 /* Holds the file at path against its checksum (LM_E_FORMAT). */

@@ -15,6 +15,7 @@
 #include "proto/base/write_behind.h"
 #include "proto/lmpack/lmpack.h"
 #include "worker/pack/pack_progress.h"
+#include "worker/pack/packer.h"
 #include "worker/pager/expert_store.h"
 
 enum { BATCH_EXPERTS_MAX = 128, PIECES_MAX = BATCH_EXPERTS_MAX * LMPACK_MATRIX_COUNT };
@@ -119,6 +120,7 @@ static enum lm_status read_source(const struct pack_experts *experts, uint32_t i
 {
     struct piece piece[PIECES_MAX];
     struct iovec iov[PIECES_MAX];
+    const struct pack_arrival *arrival = experts->arrival;
     const uint32_t n_piece = list_pieces(experts, ie_begin, n, piece);
     memset(experts->buffer.batch, 0, n * experts->layer->extent_bytes);
     qsort(piece, n_piece, sizeof(piece[0]), by_place);
@@ -132,7 +134,9 @@ static enum lm_status read_source(const struct pack_experts *experts, uint32_t i
             iov[end] = (struct iovec){piece[end].to, piece[end].from.n_bytes};
             at += piece[end].from.n_bytes;
         }
-        const enum lm_status status = read_run(file, offset, iov + first, (int)(end - first), err);
+        enum lm_status status = LM_OK;
+        if (arrival) status = arrival->wait(arrival->context, file.path, offset, at - offset, err);
+        if (status == LM_OK) status = read_run(file, offset, iov + first, (int)(end - first), err);
         if (status != LM_OK) return status;
         posix_fadvise(file.fd, (off_t)offset, (off_t)(at - offset), POSIX_FADV_DONTNEED);
     }
@@ -210,6 +214,20 @@ enum lm_status pack_experts_write(const struct pack_experts *experts, const char
 free_partial:
     free(partial);
     return status;
+}
+
+void pack_experts_release(const struct pack_experts *experts)
+{
+    const struct pack_arrival *arrival = experts->arrival;
+    for (uint32_t ie = 0, n; arrival && ie < experts->n_expert; ie += n) {
+        struct piece piece[PIECES_MAX];
+        n = experts->n_expert - ie < BATCH_EXPERTS_MAX ? experts->n_expert - ie : BATCH_EXPERTS_MAX;
+        const uint32_t n_piece = list_pieces(experts, ie, n, piece);
+        for (uint32_t i = 0; i < n_piece; i++)
+            arrival->release(arrival->context,
+                             expert_store_file(experts->source, piece[i].from.file).path,
+                             piece[i].from.offset, piece[i].from.n_bytes);
+    }
 }
 
 /* ---- checking ----------------------------------------------------------------------------- */

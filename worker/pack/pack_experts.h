@@ -15,6 +15,7 @@
 struct expert_layer;
 struct expert_store;
 struct lmpack_layer;
+struct pack_arrival;
 struct pack_progress;
 
 enum { PACK_BATCH_BYTES = 16 << 20 /* of one batch, but at least one expert */ };
@@ -30,6 +31,7 @@ struct pack_experts {
     const struct lmpack_layer *layer;
     uint32_t n_expert;
     struct pack_buffer buffer;
+    const struct pack_arrival *arrival; /* of the source; NULL: it is there */
     struct pack_progress *progress;
 };
 
@@ -45,6 +47,9 @@ void pack_lay_out(struct lmpack_layer *out, const struct expert_layer *source);
  * the order of their numbers. */
 enum lm_status pack_experts_write(const struct pack_experts *experts, const char *path,
                                   uint64_t *checksum, struct lm_error *err);
+
+/* What the layer's experts are in the source is no longer needed. */
+void pack_experts_release(const struct pack_experts *experts);
 
 /* Holds the file at path against the source: LM_E_MISMATCH, or LM_E_FORMAT if it is of another
  * size. found: [n_expert] checksums of what the file holds. */

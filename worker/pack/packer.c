@@ -38,8 +38,9 @@ struct plan {
 
 /* The work of the threads. */
 struct job {
-    const struct plan *plan;       /* NULL: a pack is verified without its source */
-    const struct lmpack *verified; /* NULL: a pack is written */
+    const struct plan *plan;            /* NULL: a pack is verified without its source */
+    const struct lmpack *verified;      /* NULL: a pack is written */
+    const struct pack_arrival *arrival; /* NULL: the source is there */
     const char *folder;
     const struct lmpack_layer *layer; /* [n_moe] */
     uint32_t n_moe, n_expert;
@@ -122,6 +123,7 @@ static struct pack_experts experts_of(struct job *job, uint32_t item, uint32_t t
         .layer = &job->layer[item],
         .n_expert = job->n_expert,
         .buffer = job->buffer[thread],
+        .arrival = job->arrival,
         .progress = &job->progress,
     };
 }
@@ -133,9 +135,12 @@ static enum lm_status write_layer(struct job *job, const struct pack_experts *ex
     if (!access(path, F_OK)) {
         const enum lm_status status = pack_experts_compare(experts, path, checksum, err);
         if (status == LM_OK) atomic_fetch_add(&job->n_kept, 1);
+        if (status == LM_OK) pack_experts_release(experts);
         if (status != LM_E_MISMATCH && status != LM_E_FORMAT) return status;
     }
-    return pack_experts_write(experts, path, checksum, err);
+    const enum lm_status status = pack_experts_write(experts, path, checksum, err);
+    if (status == LM_OK) pack_experts_release(experts);
+    return status;
 }
 
 static enum lm_status do_layer(struct job *job, uint32_t item, uint32_t thread,
@@ -167,9 +172,10 @@ static enum lm_status do_dense(struct job *job, struct lm_error *err)
     if (asprintf(&path, "%s/" LMPACK_DENSE_NAME, job->folder) < 0)
         return lm_fail(err, LM_E_NO_MEM, "%s: no memory for a path", job->folder);
     const enum lm_status status =
-        job->verified ? verify_dense(job, path, err)
-                      : pack_dense_write(job->plan->source, &job->plan->hp, path, &job->progress,
-                                         &job->dense_bytes, &job->dense_checksum, err);
+        job->verified
+            ? verify_dense(job, path, err)
+            : pack_dense_write(job->plan->source, &job->plan->hp, path, job->arrival,
+                               &job->progress, &job->dense_bytes, &job->dense_checksum, err);
     free(path);
     return status;
 }
@@ -214,7 +220,9 @@ static enum lm_status run(struct job *job, const char *what, uint64_t n_bytes,
         if (status == LM_OK) n_buffer++;
     }
     if (status == LM_OK) {
-        pack_progress_begin(&job->progress, what, n_bytes, config->is_interrupted);
+        /* of a source that arrives, its arrival is what is shown */
+        pack_progress_begin(&job->progress, what, config->arrival ? 0 : n_bytes,
+                            config->is_interrupted);
         pool_run(pool, do_item, job, job->n_moe + 1);
         status = pack_progress_end(&job->progress, err);
     }
@@ -348,6 +356,7 @@ static enum lm_status write_planned(const struct plan *plan, const char *path,
     enum lm_status status = pack_folder_open(&folder, path, is_planned, plan, err);
     if (status != LM_OK) return status;
     struct job job = {.plan = plan,
+                      .arrival = config->arrival,
                       .folder = folder.partial,
                       .layer = plan->layer,
                       .n_moe = plan->n_moe,
@@ -359,6 +368,8 @@ static enum lm_status write_planned(const struct plan *plan, const char *path,
                 folder.partial);
     const uint32_t n_kept = atomic_load(&job.n_kept);
     if (n_kept) log_info("%u of %u layers were there already", n_kept, plan->n_moe);
+    if (status == LM_OK && config->arrival)
+        status = config->arrival->finish(config->arrival->context, err);
     if (status == LM_OK) status = pack_folder_publish(&folder, err);
     pack_folder_close(&folder);
     return status;

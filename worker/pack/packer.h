@@ -18,10 +18,24 @@
 
 struct gguf_file;
 
+/* A source that is still arriving. path: of the file of the source, as gguf_shard_at has it. Called
+ * from any thread of the job. */
+struct pack_arrival {
+    void *context;
+    /* Returns once n bytes at offset are there. */
+    enum lm_status (*wait)(void *context, const char *path, uint64_t offset, uint64_t n,
+                           struct lm_error *err);
+    /* They are in the pack and on the disk; nobody reads them again. */
+    void (*release)(void *context, const char *path, uint64_t offset, uint64_t n);
+    /* Returns once all of the source has arrived and is known to be right. */
+    enum lm_status (*finish)(void *context, struct lm_error *err);
+};
+
 struct pack_config {
     uint32_t n_job;                              /* layers at a time; 0: 2 */
     const char *profile_path;                    /* routing profile to put in, or NULL */
     const volatile sig_atomic_t *is_interrupted; /* looked at between batches; NULL: never */
+    const struct pack_arrival *arrival;          /* NULL: the source is there */
 };
 
 /* Bytes of the weights' files that the pack of a source has: all but its manifest and profile. */
