@@ -339,7 +339,8 @@ static enum lm_status pick_variant(const struct hub_variant *variants, size_t n,
         if (!n_found) return lm_fail(err, LM_E_NOT_FOUND, "no variant '%s' among %zu", wished, n);
         lm_fail(err, LM_E_USAGE, "variant '%s' fits %zu sets of files, %.200s among them", wished,
                 n_found, (*out)->key);
-        return lm_hint(err, "--include GLOB tells them apart");
+        lm_hint(err, "--include GLOB tells them apart");
+        return LM_E_USAGE;
     }
     *out = variants;
     if (n == 1) return LM_OK;

@@ -30,7 +30,7 @@ struct holder {
 };
 
 struct hub_lock {
-    char *path;
+    char *path, *aside;
     struct holder self;
     double beat_s; /* monotonic */
 };
@@ -124,18 +124,15 @@ static enum lm_status create_lock(struct hub_lock *lock, struct lm_error *err)
     return status;
 }
 
-/* Moves a stale lock out of the way. Should it have been another's new one, that is put back. */
+/* Moves a stale lock out of the way. Should it have been another's new one, that is put back. What
+ * a process that was killed here leaves aside goes when the lock is taken. */
 static void remove_stale(const struct hub_lock *lock, const struct holder *stale)
 {
     struct holder moved;
-    char *aside;
-    if (asprintf(&aside, "%s.%016llx", lock->path, lock->self.id) < 0) return;
-    if (!rename(lock->path, aside)) {
-        if (read_lock(aside, &moved) && moved.id != stale->id && link(aside, lock->path))
-            log_debug("%s: taken over by another meanwhile", lock->path);
-        unlink(aside);
-    }
-    free(aside);
+    if (rename(lock->path, lock->aside)) return;
+    if (read_lock(lock->aside, &moved) && moved.id != stale->id && link(lock->aside, lock->path))
+        log_debug("%s: taken over by another meanwhile", lock->path);
+    unlink(lock->aside);
 }
 
 /* ---- waiting ---- */
@@ -177,24 +174,31 @@ static enum lm_status wait_for_lock(struct hub_lock *lock, hub_lock_wait_fn wait
     return status;
 }
 
+static void free_lock(struct hub_lock *lock)
+{
+    free(lock->path);
+    free(lock->aside);
+    free(lock);
+}
+
 enum lm_status hub_lock_acquire(struct hub_lock **out, const char *path, hub_lock_wait_fn wait,
                                 void *context, struct lm_error *err)
 {
     struct hub_lock *lock = calloc(1, sizeof(*lock));
-    if (lock) lock->path = strdup(path);
-    if (!lock || !lock->path) {
-        free(lock);
-        return lm_fail(err, LM_E_NO_MEM, "no memory for a lock");
-    }
+    if (!lock) return lm_fail(err, LM_E_NO_MEM, "no memory for a lock");
+    lock->path = strdup(path);
+    if (asprintf(&lock->aside, "%s.stale", path) < 0) lock->aside = NULL;
     lock->self = describe_self();
-    const enum lm_status status = wait_for_lock(lock, wait, context, err);
-    if (status == LM_OK) {
-        *out = lock;
-    } else {
-        free(lock->path);
-        free(lock);
+    const enum lm_status status = lock->path && lock->aside
+                                      ? wait_for_lock(lock, wait, context, err)
+                                      : lm_fail(err, LM_E_NO_MEM, "no memory for a lock");
+    if (status != LM_OK) {
+        free_lock(lock);
+        return status;
     }
-    return status;
+    unlink(lock->aside);
+    *out = lock;
+    return LM_OK;
 }
 
 enum lm_status hub_lock_beat(struct hub_lock *lock, struct lm_error *err)
@@ -218,6 +222,5 @@ void hub_lock_release(struct hub_lock *lock)
     struct holder found;
     if (!lock) return;
     if (read_lock(lock->path, &found) && found.id == lock->self.id) unlink(lock->path);
-    free(lock->path);
-    free(lock);
+    free_lock(lock);
 }
