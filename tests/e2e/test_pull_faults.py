@@ -209,7 +209,7 @@ class Neighbours(PullCase):
         """A process that was stopped for a minute finds its lock taken over, and leaves it alone."""
         hub = self.hub({NAME: data(16 * MIB)}, rate=MIB)
         process = self.start(hub, REPO, "--jobs", "1")
-        while not any(name.endswith(".lean-lock") for name in self.left_over()):
+        while not (os.path.exists(self.lock_of(hub)) and os.path.getsize(self.lock_of(hub))):
             time.sleep(0.02)
         self.write_lock(hub, 0)
         error = process.communicate(timeout=30)[1]
