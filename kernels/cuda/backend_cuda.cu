@@ -60,12 +60,13 @@ static struct cuda_backend *self(struct backend *backend)
 
 /* ---- errors ---- */
 
-/* An error that the device cannot recover from: all later calls give it, too. */
-static bool is_lasting(cudaError_t code)
+/* Whether the device gives an error also to who did nothing wrong: it does not recover. */
+static bool is_lost(const struct cuda_backend *cuda)
 {
-    return code != cudaSuccess && code != cudaErrorMemoryAllocation &&
-           code != cudaErrorInvalidValue && code != cudaErrorInvalidConfiguration &&
-           code != cudaErrorLaunchOutOfResources;
+    if (!cuda->stream) return false;
+    const cudaError_t code = cudaStreamQuery(cuda->stream);
+    cudaGetLastError();
+    return code != cudaSuccess && code != cudaErrorNotReady;
 }
 
 /* Notes the first failure for sync. false if code is one. */
@@ -73,11 +74,11 @@ static bool check(struct cuda_backend *cuda, cudaError_t code, const char *call)
 {
     if (code == cudaSuccess) return true;
     cudaGetLastError(); /* kept here, not there */
-    if (is_lasting(code)) cuda->head.counters.lost = true;
+    if (is_lost(cuda)) cuda->head.counters.lost = true;
     if (cuda->kept.status == LM_OK)
         lm_fail(&cuda->kept, code == cudaErrorMemoryAllocation ? LM_E_NO_MEM : LM_E_FAIL,
                 "gpu %d: %.*s: %s%s", cuda->device, (int)strcspn(call, "("), call,
-                cudaGetErrorString(code), is_lasting(code) ? "; the device is lost" : "");
+                cudaGetErrorString(code), cuda->head.counters.lost ? "; the device is lost" : "");
     return false;
 }
 #define CUDA_CHECK(cuda, call) check(cuda, call, #call)
@@ -320,7 +321,7 @@ static void *op_alloc(struct backend *backend, size_t n_bytes, struct lm_error *
         return memory;
     }
     cudaGetLastError();
-    if (is_lasting(code)) cuda->head.counters.lost = true;
+    if (is_lost(cuda)) cuda->head.counters.lost = true;
     lm_fail(err, LM_E_FAIL, "gpu %d: %zu bytes: %s", cuda->device, n_bytes,
             cudaGetErrorString(code));
     return NULL;
@@ -525,6 +526,14 @@ static enum lm_status choose_device(struct cuda_backend *cuda, uint32_t device,
                        "gpu %u: %s has compute capability %d.%d; 8.0 is the least (Ampere)", device,
                        properties.name, properties.major, properties.minor);
     if (code == cudaSuccess) code = cudaSetDevice(cuda->device);
+    if (code == cudaSuccess) code = cuda_probe_rows();
+    if (code == cudaErrorNoKernelImageForDevice) {
+        lm_fail(err, LM_E_UNSUPPORTED,
+                "gpu %u: the plugin holds no code for %s, compute capability %d.%d", device,
+                properties.name, properties.major, properties.minor);
+        return lm_hint(err, "LEAN_CUDA_ARCHITECTURES=%d%d launch/setup.sh builds it",
+                       properties.major, properties.minor);
+    }
     if (code == cudaSuccess) {
         cuda->n_multiprocessor = (uint32_t)properties.multiProcessorCount;
         return LM_OK;

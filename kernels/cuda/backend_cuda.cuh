@@ -70,6 +70,10 @@ static inline void launch(struct cuda_backend *cuda, void (*kernel)(Args), dim3 
                sizeof(args));
 }
 
+/* Whether the device can run what this plugin holds: cudaErrorNoKernelImageForDevice if it was
+ * compiled for others only. rows.cu */
+cudaError_t cuda_probe_rows(void);
+
 /* ---- the operations; contracts in kernels/backend.h ---- */
 
 void cuda_embed(struct backend *backend, const struct weight *table, const int32_t *ids,

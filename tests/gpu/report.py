@@ -9,7 +9,7 @@ import sys
 import time
 
 OPERATIONS = ("rows", "linear", "attention", "delta_net", "route", "ffn")
-TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
+TOOLS = ("memcheck", "racecheck", "synccheck")
 # All parts end within this, so that a machine that is lent for ten minutes gives the table.
 SECONDS_IN_ALL = 570
 

@@ -69,7 +69,7 @@ static struct machine {
     std::map<const unsigned char *, size_t> pinned;
     size_t vram_bytes;
     emu_order order;
-    bool no_driver, old_driver;
+    bool no_driver, old_driver, no_image;
     countdown fails[4] = {{"malloc:", 0}, {"host:", 0}, {"launch:", 0}, {"lost:", 0}};
     int n_open; /* depth of open_memory */
 } &machine = *new struct machine();
@@ -107,6 +107,8 @@ static const struct {
      "CUDA driver version is insufficient for CUDA runtime version"},
     {cudaErrorNoDevice, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
     {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
+    {cudaErrorNoKernelImageForDevice, "cudaErrorNoKernelImageForDevice",
+     "no kernel image is available for execution on the device"},
     {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
     {cudaErrorIllegalAddress, "cudaErrorIllegalAddress",
@@ -156,6 +158,7 @@ static void read_settings(void)
     machine.vram_bytes = vram ? strtoull(vram, nullptr, 0) : (size_t)1 << 30;
     machine.no_driver = fail && !strcmp(fail, "driver");
     machine.old_driver = fail && !strcmp(fail, "old_driver");
+    machine.no_image = fail && !strcmp(fail, "image");
     for (countdown &c : machine.fails) {
         const size_t n = strlen(c.name);
         c.left = fail && !strncmp(fail, c.name, n) ? strtol(fail + n, nullptr, 10) : 0;
@@ -448,6 +451,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 cudaError_t cudaStreamQuery(cudaStream_t stream)
 {
     guard held(machine.lock);
+    if (machine.devices[stream->device].lost) return machine.devices[stream->device].lost;
     return stream->queue->waiting.empty() ? cudaSuccess : cudaErrorNotReady;
 }
 
@@ -561,6 +565,14 @@ void emu_register_kernel(const void *kernel, emu_call_fn *call, size_t args_byte
     guard held(machine.lock);
     if (machine.kernels.count(kernel)) return;
     machine.kernels[kernel] = {call, args_bytes, shorten(text), 48 << 10};
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *out, const void *kernel)
+{
+    guard held(machine.lock);
+    *out = {};
+    if (machine.no_image) return set_error(cudaErrorNoKernelImageForDevice);
+    return machine.kernels.count(kernel) ? cudaSuccess : set_error(cudaErrorInvalidValue);
 }
 
 cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value)
