@@ -241,7 +241,7 @@ static void run_ffn(const struct subject *s, struct ffn_args *args, uint32_t n_e
 static void check_ffn(const struct subject *s)
 {
     const bool many = !random_below(4); /* rows: more for each expert than go into one tile */
-    const uint32_t n_token = many              ? 65 + random_below(64)
+    const uint32_t n_token = many              ? 65 + random_below(32)
                              : random_below(2) ? 1 + random_below(8)
                                                : random_rows(s, 40);
     const uint32_t n_embd = random_below(2) ? 256 : 32 * (1 + random_below(many ? 2 : 9));
@@ -250,9 +250,9 @@ static void check_ffn(const struct subject *s)
     const uint32_t n_ff_shared =
         random_below(2) ? 256 * (many ? 1u : 2u) : 32 * (1 + random_below(20));
     const uint32_t n_expert = 1 + random_below(many ? 3 : 12);
-    const bool routed = random_below(4), shared = !routed || random_below(2),
+    const bool routed = many || random_below(4), shared = !routed || random_below(2),
                fused = random_below(2), as_table = random_below(2);
-    const uint32_t k = routed ? 1 + random_below(n_expert) : 0;
+    const uint32_t k = many ? n_expert : routed ? 1 + random_below(n_expert) : 0;
     const float *shared_gate = random_floats(n_embd), *post = random_floats(n_embd);
     const uint32_t n_matrix[6] = {n_expert * (1 + fused), n_expert, n_expert, 1, 1, 1};
     const uint32_t n_row[6] = {n_ff, n_ff, n_embd, n_ff_shared, n_ff_shared, n_embd};
@@ -328,7 +328,7 @@ static void check_ffn(const struct subject *s)
     plain_ffn(s->ref, &args);
     struct ffn_args part = device;
     for (uint32_t it = 0; it < n_token; it += part.n_token) {
-        part.n_token = next_split(n_token - it);
+        part.n_token = many ? n_token : next_split(n_token - it);
         part.x = device.x + (size_t)it * n_embd;
         part.ids = device.ids + (size_t)it * k;
         part.weights = device.weights + (size_t)it * k;
