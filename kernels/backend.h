@@ -160,7 +160,7 @@ struct ffn_args {
     struct weight gate_exp, up_exp, down_exp; /* shape and type of one expert's, data unused */
     const struct weight *gate, *up, *down;    /* shared expert or dense FFN; NULL: none */
     const float *shared_gate;                 /* [n_embd] or NULL: not gated */
-    float *expert_out; /* [n_token * n_expert_used][n_embd] for ffn_experts and ffn_finish */
+    float *expert_out; /* [n_token * n_expert_used][n_embd] between steps; NULL will do for ffn */
     float *y;          /* [n_token][n_embd]; unused with a residual */
     struct epilogue epilogue;
 };

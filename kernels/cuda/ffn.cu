@@ -262,7 +262,7 @@ static bool make_routed(struct ffn *f)
     part->table = args->table ? args->table
                               : (const struct expert_view *)stage(
                                     f->cuda, args->expert, args->n_expert * sizeof(*args->expert));
-    if (f->pass == PASS_EXPERTS) part->out = args->expert_out;
+    part->out = args->expert_out;
     return part->table && fill_part(f, ROUTED, args->n_expert_used, args->n_ff_exp) &&
            plan_routed(f);
 }

@@ -219,6 +219,8 @@ static void check_route(const struct subject *s)
 static void run_ffn(const struct subject *s, struct ffn_args *args, uint32_t n_expert, bool steps)
 {
     const struct backend_ops *ops = s->backend->ops;
+    const size_t n_out = (size_t)args->n_token * args->n_expert_used * args->n_embd;
+    args->expert_out = steps || random_below(2) ? give_zeros(s, n_out * sizeof(float)) : NULL;
     if (!steps) {
         ops->ffn(s->backend, args);
         return;
@@ -226,8 +228,6 @@ static void run_ffn(const struct subject *s, struct ffn_args *args, uint32_t n_e
     const uint32_t n_group = 1 + random_below(4);
     uint32_t *group = take(n_expert * sizeof(*group));
     bool *selected = take(n_expert * sizeof(*selected));
-    args->expert_out =
-        give_zeros(s, (size_t)args->n_token * args->n_expert_used * args->n_embd * sizeof(float));
     for (uint32_t ie = 0; ie < n_expert; ie++)
         group[ie] = random_below(n_group);
     for (uint32_t ig = 0; ig < n_group; ig++) {
