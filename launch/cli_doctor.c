@@ -312,7 +312,7 @@ static enum lm_status run_doctor(struct options *options, struct lm_error *err)
         json_object_put(doctor.checks);
         return status;
     }
-    inventory_take(&inventory, "/proc/self/exe", 0);
+    inventory_measure(&inventory, "/proc/self/exe", 0);
     check_processor(&doctor);
     check_memory(&doctor, &inventory);
     check_pages(&doctor);

@@ -194,7 +194,7 @@ static void lock(int fd)
         nanosleep(&pause, NULL);
 }
 
-void inventory_take(struct inventory *out, const char *model_path, uint32_t n_thread)
+static void take(struct inventory *out, const char *model_path, uint32_t n_thread, bool afresh)
 {
     struct pool *pool;
     *out = (struct inventory){.ram_bytes = host_memory_available(),
@@ -207,11 +207,21 @@ void inventory_take(struct inventory *out, const char *model_path, uint32_t n_th
     if (path) config_make_parents(path);
     const int fd = path ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1;
     if (fd >= 0) lock(fd); /* who waits finds what the other has measured */
-    if (fd < 0 || !read_rates(out, fd)) {
+    if (fd < 0 || afresh || !read_rates(out, fd)) {
         measure(out, model_path, pool);
         if (fd >= 0) write_rates(out, fd);
     }
     if (fd >= 0) close(fd);
     free(path);
     pool_destroy(pool);
+}
+
+void inventory_take(struct inventory *out, const char *model_path, uint32_t n_thread)
+{
+    take(out, model_path, n_thread, false);
+}
+
+void inventory_measure(struct inventory *out, const char *model_path, uint32_t n_thread)
+{
+    take(out, model_path, n_thread, true);
 }

@@ -20,5 +20,8 @@ struct inventory {
 /* n_thread 0: one for each physical core. What cannot be measured (no direct reads, no memory)
  * gets a usual value, with a warning. */
 void inventory_take(struct inventory *out, const char *model_path, uint32_t n_thread);
+/* The same, but the rates are measured now, for those who ask about the machine itself: what was
+ * kept may be of a moment when it was busy. */
+void inventory_measure(struct inventory *out, const char *model_path, uint32_t n_thread);
 
 #endif

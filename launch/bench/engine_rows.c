@@ -394,7 +394,7 @@ static enum lm_status warm_up(struct measurement *of, const struct engine_test *
                               struct lm_error *err)
 {
     struct engine_test shorter = *test;
-    struct engine_sample unused;
+    struct engine_sample unused = {.first_s = NULL};
     enum lm_status status = LM_OK;
     if (shorter.n_gen > WARMUP_TOKENS) shorter.n_gen = WARMUP_TOKENS;
     for (uint32_t i = 0; i < of->plan->n_warmup && status == LM_OK; i++)
@@ -402,25 +402,70 @@ static enum lm_status warm_up(struct measurement *of, const struct engine_test *
     return status;
 }
 
+/* What one test needs, in one piece: samples, times of tokens, scratch. */
+struct test_room {
+    struct engine_sample *sample; /* [n_repeat] */
+    double *scratch;              /* [n_repeat] */
+    double *first_s, *gap_s;      /* of all runs, one behind the other */
+    size_t n_first, n_gap;
+};
+
+static bool make_room(struct test_room *room, const struct engine_test *test, uint32_t n_repeat)
+{
+    const size_t n_gap = engine_test_n_gap_max(test);
+    *room = (struct test_room){.sample = calloc(n_repeat, sizeof(*room->sample)),
+                               .scratch = calloc(n_repeat, sizeof(*room->scratch)),
+                               .first_s = calloc(n_repeat * test->n_seq, sizeof(double)),
+                               .gap_s = calloc(n_repeat * n_gap, sizeof(double))};
+    return room->sample && room->scratch && room->first_s && room->gap_s;
+}
+
+static void free_room(struct test_room *room)
+{
+    free(room->sample);
+    free(room->scratch);
+    free(room->first_s);
+    free(room->gap_s);
+}
+
+/* "ttft_ms" and "itl_ms": median and 99th percentile over all sequences and runs. */
+static struct json_object *latency_json(double *seconds, size_t n)
+{
+    if (!n) return NULL;
+    const struct statistics of = statistics_of(seconds, n);
+    struct json_object *json = json_object_new_object();
+    add(json, "mean", number(1e3 * of.mean));
+    add(json, "p50", number(1e3 * of.median));
+    add(json, "p99", number(1e3 * statistics_percentile(seconds, n, 99)));
+    return json;
+}
+
 static enum lm_status measure_test(struct measurement *of, const struct options *options,
                                    const struct engine_test *test, struct json_object *rows,
                                    struct lm_error *err)
 {
     const uint32_t n = of->plan->n_repeat;
-    struct engine_sample *const samples = calloc(n, sizeof(*samples));
-    double *const scratch = calloc(n, sizeof(*scratch));
+    struct test_room room;
     struct expert_sums sums = {.n_lookup = 0};
-    enum lm_status status = LM_OK;
-    if (!samples || !scratch) status = lm_fail(err, LM_E_NO_MEM, "no memory for results");
-    if (status == LM_OK) status = warm_up(of, test, err);
+    enum lm_status status = make_room(&room, test, n)
+                                ? warm_up(of, test, err)
+                                : lm_fail(err, LM_E_NO_MEM, "no memory for results");
     for (uint32_t i = 0; i < n && status == LM_OK; i++) {
-        status = run_once(of, test, i, &samples[i], err);
-        if (status == LM_OK) add_run(&sums, &samples[i].after, &samples[i].before);
+        struct engine_sample *const sample = &room.sample[i];
+        sample->first_s = room.first_s + room.n_first;
+        sample->gap_s = room.gap_s + room.n_gap;
+        status = run_once(of, test, i, sample, err);
+        room.n_first += sample->n_first;
+        room.n_gap += sample->n_gap;
+        if (status == LM_OK) add_run(&sums, &sample->after, &sample->before);
     }
-    if (status == LM_OK)
-        json_object_array_add(rows, make_row(of, options, test, samples, &sums, scratch));
-    free(scratch);
-    free(samples);
+    if (status == LM_OK) {
+        struct json_object *row = make_row(of, options, test, room.sample, &sums, room.scratch);
+        add(row, "ttft_ms", latency_json(room.first_s, room.n_first));
+        add(row, "itl_ms", latency_json(room.gap_s, room.n_gap));
+        json_object_array_add(rows, row);
+    }
+    free_room(&room);
     return status;
 }
 

@@ -11,6 +11,7 @@
 #include "launch/bench/token_source.h"
 #include "launch/engine.h"
 #include "launch/terminal/interrupt.h"
+#include "proto/base/log.h"
 #include "worker/pager/pager_snapshot.h"
 
 const char *engine_test_name(const struct engine_test *test, char out[ENGINE_TEST_NAME_BYTES])
@@ -66,12 +67,34 @@ static uint64_t cache_key(uint64_t run, uint32_t i)
 struct sequence {
     struct request request;
     const int32_t *next; /* the token that is taken after this one */
+    struct engine_sample *sample;
+    double last_s; /* token, or the start */
+    bool has_begun;
 };
+
+size_t engine_test_n_gap_max(const struct engine_test *test)
+{
+    return (size_t)test->n_seq * (test->n_gen + 1);
+}
+
+/* When a token came, for those that it is a matter of. */
+static void note_time(struct sequence *sequence)
+{
+    struct engine_sample *sample = sequence->sample;
+    const double now_s = log_now_s(), passed_s = now_s - sequence->last_s;
+    sequence->last_s = now_s;
+    if (sequence->has_begun)
+        sample->gap_s[sample->n_gap++] = passed_s;
+    else
+        sample->first_s[sample->n_first++] = passed_s;
+    sequence->has_begun = true;
+}
 
 static bool on_token(void *context, const struct sampled_token *token)
 {
     struct sequence *sequence = context;
     (void)token;
+    if (sequence->sample->first_s) note_time(sequence);
     sequence->request.sampling.forced_id = *sequence->next++;
     return true;
 }
@@ -113,13 +136,13 @@ static void prepare_depth(const struct engine_test *test, struct sequence *seque
 }
 
 static void prepare(const struct engine_test *test, struct sequence *sequences, const int32_t *ids,
-                    uint64_t run)
+                    uint64_t run, struct engine_sample *sample)
 {
     const size_t n_id = trace_length(test);
     const uint32_t n_prompt = test->n_depth + n_read(test);
     for (uint32_t i = 0; i < test->n_seq; i++) {
         struct sequence *sequence = &sequences[i];
-        *sequence = (struct sequence){.next = ids + i * n_id + n_prompt};
+        *sequence = (struct sequence){.next = ids + i * n_id + n_prompt, .sample = sample};
         sequence->request =
             (struct request){.prompt = ids + i * n_id,
                              .n_prompt = n_prompt,
@@ -170,6 +193,9 @@ static enum lm_status run_timed(struct engine *engine, struct sequence *sequence
     enum lm_status status = read_experts(engine, &out->before, err);
     if (status != LM_OK) return status;
     const double energy_j = energy_read_j();
+    out->n_first = out->n_gap = 0;
+    for (uint32_t i = 0; i < n; i++)
+        sequences[i].last_s = log_now_s();
     const uint64_t begin_ns = now_ns();
     status = run_all(engine, sequences, n, err);
     out->elapsed_ns = now_ns() - begin_ns;
@@ -193,7 +219,7 @@ enum lm_status engine_test_run(const struct engine_test *test, struct engine *en
         status = run_all(engine, sequences, test->n_seq, err);
     }
     if (status == LM_OK) {
-        prepare(test, sequences, ids, run);
+        prepare(test, sequences, ids, run, out);
         status = run_timed(engine, sequences, test->n_seq, out, err);
     }
     if (status == LM_OK) status = check_depth(test, sequences, err);

@@ -35,7 +35,14 @@ const char *engine_test_name(const struct engine_test *test, char out[ENGINE_TES
 uint32_t engine_test_n_ctx(const struct engine_test *test);
 uint32_t engine_test_n_slot(const struct engine_test *test);
 
+/* Most gaps between two tokens of a sequence that a run can have, of all sequences together. */
+size_t engine_test_n_gap_max(const struct engine_test *test);
+
 struct engine_sample {
+    /* The caller's, or NULL: seconds from the start to the first token of each sequence, [n_seq];
+     * between two tokens, [engine_test_n_gap_max]. */
+    double *first_s, *gap_s;
+    size_t n_first, n_gap;
     uint64_t elapsed_ns;
     double energy_j; /* of the processors' packages; negative: not to be read here */
     struct expert_pager_stats before, after; /* of all ranks, when the clock started and stopped */

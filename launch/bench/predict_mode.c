@@ -152,7 +152,7 @@ enum lm_status bench_predict(struct options *options, struct lm_error *err)
     if (status == LM_OK) status = count_bytes(&shape, recipe, &bytes, err);
     if (status == LM_OK) status = options_list(options, "ram", &budgets, err);
     if (status != LM_OK) return status;
-    inventory_take(&machine, "/proc/self/exe", (uint32_t)options_int(options, "threads"));
+    inventory_measure(&machine, "/proc/self/exe", (uint32_t)options_int(options, "threads"));
     size_t n = 0;
     for (; n < budgets.n; n++) {
         uint64_t ram_bytes = 0;

@@ -237,9 +237,10 @@ static void put_rate(struct report *report, struct json_object *row)
 
 static void put_results(struct report *report)
 {
-    static const char *const heads[] = {"test",      "t/s",     "predicted t/s", "in memory",
-                                        "hits",      "recall",  "precision",     "waiting",
-                                        "disk GB/s", "load, s", "J per run"};
+    static const char *const heads[] = {
+        "test",      "t/s",        "predicted t/s", "in memory", "hits",      "recall",
+        "precision", "waiting",    "disk GB/s",     "load, s",   "J per run", "first token, ms",
+        "itl p50",   "itl p99, ms"};
     const size_t n_head = sizeof(heads) / sizeof(heads[0]);
     put_heading(report, "Results");
     begin_row(report, true);
@@ -270,6 +271,9 @@ static void put_results(struct report *report)
         put_number(report, "%.2f", number(row, "experts", "disk_bytes_s") / 1e9);
         put_number(report, "%.2f", number(row, NULL, "load_s"));
         put_number(report, "%.1f", number(row, NULL, "energy_j"));
+        put_number(report, "%.2f", number(row, "ttft_ms", "p50"));
+        put_number(report, "%.2f", number(row, "itl_ms", "p50"));
+        put_number(report, "%.2f", number(row, "itl_ms", "p99"));
         end_row(report, 0);
     }
     end_table(report);

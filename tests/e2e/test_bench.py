@@ -48,6 +48,11 @@ def check_tests():
                      for test in plain], names
     for row in rows:
         check_numbers(row)
+        longest = row["max_ns"] / 1e6
+        assert 0 < row["ttft_ms"]["p50"] <= row["ttft_ms"]["p99"] <= longest, row["ttft_ms"]
+        assert (row["itl_ms"] is None) == (row["n_gen"] == 0)
+        if row["itl_ms"]:
+            assert 0 < row["itl_ms"]["p50"] <= row["itl_ms"]["p99"] <= longest, row["itl_ms"]
         assert row["experts"] is None and row["load_s"] > 0
         assert row["effective"]["threads"] >= 1 and row["settings"]["kv_type"] == "f16"
         assert re.fullmatch("[0-9a-f]{16}", row["model"]["fingerprint"])
@@ -151,7 +156,9 @@ def check_predictions():
     read = found["dense_bytes"] + share * found["expert_bytes"]
     assert math.isclose(last["serial_tok_s"], found["memory_bytes_s"] / read, rel_tol=1e-6)
     text = cli.lean(*words).stdout
-    assert "does not fit" in text and f"{last['ideal_tok_s']:.3g}" in text
+    assert text.count("does not fit") == 1 and len(re.findall(r"%.* to .*\|", text)) == 4, text
+    for row in rows[1:]:
+        assert f"{100 * row['resident_share']:.1f}%" in text and f"{100 * row['hit_rate']:.1f}%" in text
     for words, code in ((("predict", "nothing", "Q4_K_M"), 2), (("predict", "llama-1b"), 2),
                         (("predict", "llama-1b", "Q9"), 2)):
         assert cli.lean("bench", *words).returncode == code
