@@ -24,6 +24,7 @@
 #include "coordinator/sched/dispatcher.h"
 #include "coordinator/server/metrics.h"
 #include "coordinator/server/server.h"
+#include "kernels/backend_cuda.h"
 #include "launch/command.h"
 #include "launch/engine.h"
 #include "launch/expert_picture.h"
@@ -67,6 +68,7 @@ struct serve {
     int lost_fd; /* readable once a rank was lost; then why */
     struct lm_error lost;
     double lost_at_s;
+    bool device_lost; /* which was said */
 };
 
 /* What a server may take to tell its clients that a rank was lost; mpirun ends this one 2 s after.
@@ -153,12 +155,26 @@ static void on_experts(void *context)
 }
 
 /* On the step thread. */
+static void on_lost(void *context, const struct lm_error *err);
+
+/* A device that is lost does not come back: no request can be answered any more. */
+static void notice_lost_device(struct serve *serve)
+{
+    struct lm_error err;
+    const struct backend_cuda_counters *device = engine_stats(serve->engine).device;
+    if (serve->device_lost || !device || !device->lost) return;
+    serve->device_lost = true;
+    lm_fail(&err, LM_E_RANK_LOST, "%s was lost", engine_rank(serve->engine, 0).device);
+    on_lost(serve, &err);
+}
+
 static void on_step(void *context, const struct step_record *step)
 {
     static const enum metrics_histogram of_phase[] = {[STEP_PREFILL] = METRICS_STEP_PREFILL,
                                                       [STEP_DECODE] = METRICS_STEP_DECODE,
                                                       [STEP_MIXED] = METRICS_STEP_MIXED};
-    const struct serve *serve = context;
+    struct serve *serve = context;
+    notice_lost_device(serve);
     metrics_observe(serve->server->metrics, of_phase[step->phase], step->seconds);
     metrics_observe(serve->server->metrics, METRICS_STEP_TOKENS, step->n_token);
     engine_ask_experts(serve->engine);

@@ -26,10 +26,11 @@ enum { MAX_SETTINGS = 128, MAX_FILE_BYTES = 1 << 20 };
 
 static const char system_path[] = LEAN_CONFIG_DIR "/config.textproto";
 
-/* Variables of ours that are no settings; the last three belong to the test suite. */
+/* Variables of ours that are no settings; those behind LEAN_PLUGIN_DIR belong to the test suite. */
 static const char *const other_variables[] = {
-    "LEAN_CONFIG",     "LEAN_CACHE",      "LEAN_NOHISTORY",  "LEAN_API_KEY",  JOB_SOCKET_VARIABLE,
-    "LEAN_PLUGIN_DIR", "LEAN_GOLDEN_DIR", "LEAN_SOURCE_DIR", "LEAN_BUILD_DIR"};
+    "LEAN_CONFIG",     "LEAN_CACHE",       "LEAN_NOHISTORY",  "LEAN_API_KEY",   JOB_SOCKET_VARIABLE,
+    "LEAN_PLUGIN_DIR", "LEAN_GOLDEN_DIR",  "LEAN_SOURCE_DIR", "LEAN_BUILD_DIR", "LEAN_EMU_FAIL",
+    "LEAN_EMU_VRAM",   "LEAN_EMU_DEVICES", "LEAN_EMU_ORDER"};
 
 /* Settings that no command-line option sets. */
 static const struct option_spec config_only[] = {
