@@ -24,8 +24,10 @@ static bool is_safe_path(const char *path)
             return false;
         at = at[length] ? at + length + 1 : NULL;
     }
-    for (const char *c = path; *c; c++)
-        if ((unsigned char)*c < 32 || *c == 127 || *c == '\\') return false;
+    /* names are shown: control characters of ASCII and Latin-1 (C2 80 to C2 9F) could draw */
+    for (const unsigned char *c = (const unsigned char *)path; *c; c++)
+        if (*c < 32 || *c == 127 || *c == '\\' || (*c == 0xc2 && c[1] >= 0x80 && c[1] < 0xa0))
+            return false;
     return true;
 }
 

@@ -106,8 +106,8 @@ static void test_packs(void **state)
 
 static void test_names_that_lead_elsewhere(void **state)
 {
-    static const char *const paths[] = {"",    "/a",   "a/",   "../a", "a/../b",
-                                        "a/.", "a//b", "a\nb", "a\\b", "a/\x7f"};
+    static const char *const paths[] = {"",     "/a",   "a/",   "../a",   "a/../b",   "a/.",
+                                        "a//b", "a\nb", "a\\b", "a/\x7f", "a\xc2\x9b"};
     struct hub_files files = {0};
     (void)state;
     for (size_t i = 0; i < sizeof(paths) / sizeof(paths[0]); i++)
