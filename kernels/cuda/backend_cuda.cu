@@ -246,6 +246,7 @@ static bool allow_shared(struct cuda_backend *cuda, const void *kernel, size_t n
 void launch_raw(struct cuda_backend *cuda, const void *kernel, dim3 grid, dim3 block,
                 size_t shared_bytes, const void *args, size_t args_bytes)
 {
+    if (!grid.x || !grid.y || !grid.z) return; /* of no rows: no work, and no launch that CUDA has */
     const size_t offset = round_up(cuda->list.args_bytes, 16);
     if (!reserve(cuda, (void **)&cuda->list.record, &cuda->n_record_max, cuda->list.n_record + 1,
                  sizeof(*cuda->list.record)) ||
