@@ -19,7 +19,9 @@ static const struct option_spec pull_options[] = {
     {"layers", 0, OPTION_STRING, "A-B",
      .help = "of a pack only the experts of these layers, for a rank that holds no others"},
     {"pack", 0, OPTION_FLAG,
-     .help = "make a pack (lean pack) of a GGUF model while it arrives, and keep only that"},
+     .help =
+         "make a pack (lean pack) of a GGUF model while it arrives, and keep only that; after an "
+         "interruption what was packed is fetched again"},
     {"cache-dir", 0, OPTION_PATH, "DIR",
      .help = "default: LEAN_CACHE, HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub"},
     {"dest", 0, OPTION_PATH, "DIR", .help = "plain files in DIR instead of the cache"},

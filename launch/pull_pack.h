@@ -3,7 +3,10 @@
  * A thread packs layer after layer as their bytes arrive; the disk space of what is in the pack and
  * hashed is given back. So beside the pack there is never much more than what the packer is behind,
  * and everything that is no expert. The pack takes its name when every byte of the source was held
- * against its hash. */
+ * against its hash.
+ *
+ * A run that was interrupted keeps the layers it has packed, but fetches their bytes again: without
+ * them the source's hash could not be told, and the layers not be held against it. */
 #ifndef LEAN_LAUNCH_PULL_PACK_H
 #define LEAN_LAUNCH_PULL_PACK_H
 
