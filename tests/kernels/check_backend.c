@@ -118,10 +118,10 @@ static uint32_t next_split(uint32_t left)
     return random_below(2) ? left : 1 + random_below(left);
 }
 
-static void check_linear(const struct subject *s)
+/* type: of the first matrix, or -1. */
+static void check_linear_of(const struct subject *s, int type, uint32_t n_token, uint32_t n_row_max,
+                            uint32_t n_col)
 {
-    const uint32_t n_token = random_below(2) ? 1 + random_below(8) : random_rows(s, 200);
-    const uint32_t n_col = random_below(4) ? 256 * (1 + random_below(3)) : 32 + random_below(100);
     struct linear_args args = {.n_token = n_token, .n_col = n_col, .eps = 1e-5f};
     struct weight w[LINEAR_MAX], device_w[LINEAR_MAX];
     const float *x = random_floats((size_t)n_token * n_col), *norm = random_floats(n_col);
@@ -129,7 +129,9 @@ static void check_linear(const struct subject *s)
     args.norm = random_below(2) ? norm : NULL;
     args.n_out = random_below(2) ? 1 : 1 + random_below(LINEAR_MAX);
     for (uint32_t i = 0; i < args.n_out; i++) {
-        w[i] = random_weight(1 + random_below(200), n_col, 1);
+        const uint32_t n_row = 1 + random_below(n_row_max);
+        w[i] =
+            weight_of_type(i || type < 0 ? random_type() : (enum tensor_type)type, n_row, n_col, 1);
         args.out[i].w = &w[i];
         args.out[i].y_stride = w[i].n_row + random_below(5);
         args.out[i].y = take(n_token * args.out[i].y_stride * sizeof(float));
@@ -171,6 +173,28 @@ static void check_linear(const struct subject *s)
     if (args.epilogue.residual)
         compare(s, "residual", device.epilogue.residual, args.epilogue.residual,
                 n_residual * sizeof(float));
+}
+
+static void check_linear(const struct subject *s)
+{
+    const uint32_t some_columns[4] = {32 + random_below(100), 256 * (1 + random_below(3)),
+                                      256 * (4 + random_below(9)), 32 * (1 + random_below(100))};
+    const uint32_t n_token = 1 + random_below(random_below(2) ? 8 : s->slow ? 100 : 200);
+    check_linear_of(s, -1, n_token, 200, some_columns[random_below(4)]);
+}
+
+/* No type is left to chance, neither with few rows of activations nor with many: all in four turns.
+ */
+static void check_linear_types(const struct subject *s)
+{
+    static int turn;
+    turn++;
+    for (int i = 0; i < 2 * N_WEIGHT_TYPE; i++) {
+        if (i / 2 % 4 != turn % 4) continue;
+        const uint32_t n_token = i % 2 ? 1 + random_below(8) : 9 + random_below(60);
+        check_linear_of(s, weight_types[i / 2], n_token, 80, 256 * (1 + random_below(6)));
+        take_back_all(s);
+    }
 }
 
 static void check_route(const struct subject *s)
@@ -741,6 +765,7 @@ static const struct {
 } checks[] = {
     {"rows", check_rows},
     {"linear", check_linear},
+    {"linear", check_linear_types},
     {"route", check_route},
     {"ffn", check_ffn},
     {"attention", check_attention},
