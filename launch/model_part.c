@@ -200,9 +200,18 @@ static struct pager_options pager_options(const struct rank_settings *config, ui
     };
 }
 
+/* Experts on their way to the device. */
+static void show_load(void *context, uint64_t n_done, uint64_t n_total)
+{
+    struct log_bar *const bar = context;
+    if (!bar->total) log_bar_begin(bar, "loading experts", NULL, n_total);
+    log_bar_update(bar, n_done);
+}
+
 static enum lm_status create_worker(struct model_part *part, const struct part_config *asked,
                                     const struct run_sizes *sizes, struct lm_error *err)
 {
+    struct log_bar bar = {.total = 0};
     const struct worker_config config = {
         .file = part->file,
         .hp = &part->hp,
@@ -224,8 +233,12 @@ static enum lm_status create_worker(struct model_part *part, const struct part_c
         .trace_path = asked->trace_path,
         .trace_kept = asked->trace_kept,
         .progress = asked->progress,
-        .name = asked->name};
-    return worker_create(&part->worker, &config, err);
+        .name = asked->name,
+        .on_load = show_load,
+        .load_context = &bar};
+    const enum lm_status status = worker_create(&part->worker, &config, err);
+    if (bar.total) log_bar_end(&bar);
+    return status;
 }
 
 enum lm_status model_part_load(struct model_part *part, const struct part_config *config,
