@@ -66,7 +66,7 @@ template <int NT> struct gemm_shared {
 
 /* ---- staging ---- */
 
-/* One lane's slice, decoded. b8: 256-block; n_block: of 32, in the row. */
+/* One lane's slice, decoded: its two groups of the row's step, and what is beside. */
 template <int TYPE> DEVICE void stage_slice(const slice<TYPE> &w, int s, struct staged_row *row)
 {
     typedef slice<TYPE> weights;
@@ -240,7 +240,6 @@ template <int TYPE, int NT> struct gemm_superblocks {
         }
     }
 
-    /* All 256-blocks of a step's residue: b is the step. */
     static MEMBER float sum(const float (&acc)[N_ACC][NT][4], int n, int i)
     {
         return (acc[0][n][i] + acc[1][n][i]) + (acc[2][n][i] + acc[3][n][i]);
@@ -250,7 +249,7 @@ template <int TYPE, int NT> struct gemm_superblocks {
 template <int TYPE, int NT> struct gemm_blocks {
     enum { N_ACC = 8 };
 
-    /* Block J of the step. d, m: of the two rows. */
+    /* Block J of the step; a0, a1: the words of its quarter, of the two rows. */
     template <int J>
     static MEMBER void block(const gemm_view &v, const uint4 &a0, const uint4 &a1,
                              float (&acc)[N_ACC][NT][4])
