@@ -85,23 +85,24 @@ static int format_lock(const struct holder *holder, char text[TEXT_MAX])
                     holder->started, holder->space, holder->host);
 }
 
-/* False: there is no lock. One that cannot be read, having been created and not yet written, counts
- * as held by nobody known, since its file was. */
+/* False: there is no lock. One that cannot be read, being of another user, no file, or created and
+ * not yet written, counts as held by nobody known, since it changed. */
 static bool read_lock(const char *path, struct holder *out)
 {
     char text[TEXT_MAX];
     struct stat info;
-    const int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return false;
-    ssize_t n = read(fd, text, sizeof(text) - 1);
-    *out = (struct holder){.host = "unknown"};
+    if (lstat(path, &info)) return false;
+    *out = (struct holder){.host = "unknown", .beat = info.st_mtime};
+    const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); /* may be a pipe */
+    if (fd < 0) return true;
+    const ssize_t n = read(fd, text, sizeof(text) - 1);
+    close(fd);
     text[n > 0 ? n : 0] = '\0';
     if (sscanf(text, "lean-lock 1 %llx %lld %ld %llu %llu %255s", &out->id, &out->beat, &out->pid,
-               &out->started, &out->space, out->host) != 6) {
-        *out = (struct holder){.host = "unknown"};
-        if (!fstat(fd, &info)) out->beat = info.st_mtime;
-    }
-    close(fd);
+               &out->started, &out->space, out->host) != 6)
+        *out = (struct holder){.host = "unknown", .beat = info.st_mtime};
+    for (char *c = out->host; *c; c++) /* it is shown */
+        if ((unsigned char)*c < 33 || (unsigned char)*c > 126) *c = '?';
     return true;
 }
 
