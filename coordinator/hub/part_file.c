@@ -1,6 +1,7 @@
 /* Ranges, the journal, and the file they are of. */
 #include "coordinator/hub/part_file.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -12,7 +13,9 @@
 
 #include "proto/base/read_all.h"
 
-enum { JOURNAL_MAX = 64 << 20, PUNCH_BYTES = 4 << 20 };
+/* A journal is written anew, with ranges that have met as one, after so many lines: of a download
+ * of a day there are millions. */
+enum { JOURNAL_MAX = 64 << 20, JOURNAL_LINES = 4096, PUNCH_BYTES = 4 << 20 };
 
 /* Ascending, apart from each other. */
 struct ranges {
@@ -25,6 +28,7 @@ struct part_file {
     char *path, *part_path, *journal_path, *name, *hash;
     int fd, journal;
     uint64_t n_bytes;
+    size_t n_line; /* in the journal, under journal_lock */
 
     pthread_mutex_t lock; /* guards what follows */
     struct ranges done;
@@ -42,8 +46,13 @@ static bool ranges_add(struct ranges *ranges, uint64_t start, uint64_t end)
 {
     size_t first = 0, last;
     if (start >= end) return true;
-    while (first < ranges->n && ranges->at[first].end < start)
-        first++;
+    for (size_t high = ranges->n; first < high;) {
+        const size_t middle = first + (high - first) / 2;
+        if (ranges->at[middle].end < start)
+            first = middle + 1;
+        else
+            high = middle;
+    }
     last = first; /* [first, last): those that the new one touches */
     while (last < ranges->n && ranges->at[last].start <= end)
         last++;
@@ -81,11 +90,24 @@ static char *suffixed(const char *path, const char *suffix)
     return asprintf(&out, "%s%s", path, suffix) < 0 ? NULL : out;
 }
 
+/* "START END" and the end of the line, which is returned; NULL: it is not that. Not by sscanf,
+ * which would look for the end of all of the text at each line. */
+static const char *parse_range(const char *line, struct byte_range *range)
+{
+    char *end;
+    if (!isdigit((unsigned char)*line)) return NULL;
+    range->start = strtoull(line, &end, 10);
+    if (*end != ' ' || !isdigit((unsigned char)end[1])) return NULL;
+    range->end = strtoull(end + 1, &end, 10);
+    return *end == '\n' ? end : NULL;
+}
+
 /* The journal's ranges, if its first line is of this file (hash NULL: of any), else none. */
 static bool parse_journal(const char *text, const char *hash, struct ranges *ranges,
                           uint64_t *n_bytes, char **name)
 {
-    unsigned long long size, start, end;
+    struct byte_range range;
+    unsigned long long size;
     char found[80];
     int used = 0;
     if (sscanf(text, "lean-part 1 %llu %79s %n", &size, found, &used) < 2 || !used) return false;
@@ -94,13 +116,8 @@ static bool parse_journal(const char *text, const char *hash, struct ranges *ran
     if (!line) return false;
     if (name) *name = strndup(text + used, (size_t)(line - text) - (size_t)used);
     *n_bytes = size;
-    for (const char *next; (next = strchr(++line, '\n')); line = next) {
-        int end_of_line = -1;
-        if (sscanf(line, "%llu %llu%n", &start, &end, &end_of_line) != 2 ||
-            line + end_of_line != next || start >= end || end > size)
-            break;
-        if (!ranges_add(ranges, start, end)) return false;
-    }
+    while ((line = parse_range(line + 1, &range)) && range.start < range.end && range.end <= size)
+        if (!ranges_add(ranges, range.start, range.end)) return false;
     return true;
 }
 
@@ -140,6 +157,7 @@ static enum lm_status append_ranges(struct part_file *part, const struct byte_ra
     }
     if (status == LM_OK && fdatasync(part->journal))
         status = lm_fail_errno(err, "%s", part->journal_path);
+    part->n_line += n;
     return status;
 }
 
@@ -193,6 +211,7 @@ static enum lm_status start_journal(struct part_file *part, struct lm_error *err
     }
     enum lm_status status = LM_OK;
     if (part->journal >= 0) close(part->journal);
+    part->n_line = 0;
     part->journal = open(fresh, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666);
     if (part->journal < 0) status = lm_fail_errno(err, "%s", fresh);
     if (status == LM_OK) status = write_all(part->journal, head, strlen(head), fresh, err);
@@ -361,10 +380,19 @@ static enum lm_status sync_locked(struct part_file *part, struct lm_error *err)
     return status;
 }
 
+static bool is_journal_long(struct part_file *part)
+{
+    pthread_mutex_lock(&part->lock);
+    const size_t n_least = part->done.n + part->gone.n;
+    pthread_mutex_unlock(&part->lock);
+    return part->n_line > JOURNAL_LINES && part->n_line > 2 * n_least;
+}
+
 enum lm_status part_file_sync(struct part_file *part, struct lm_error *err)
 {
     pthread_mutex_lock(&part->journal_lock);
-    const enum lm_status status = sync_locked(part, err);
+    enum lm_status status = sync_locked(part, err);
+    if (status == LM_OK && is_journal_long(part)) status = start_journal(part, err);
     pthread_mutex_unlock(&part->journal_lock);
     return status;
 }

@@ -132,6 +132,40 @@ static void test_what_is_punched_out_is_fetched_again_by_another_run(void **stat
     free(bytes);
 }
 
+/* Many lines come of a long download over several connections. */
+static void test_a_long_journal(void **state)
+{
+    enum { N_LANE = 64, N_STEP = 200 };
+    struct stat info;
+    char journal[80];
+    (void)state;
+    struct part_file *part = open_part(N_LANE * 1000, "abc");
+    for (uint64_t i = 0; i < N_STEP; i++) {
+        for (uint64_t lane = 0; lane < N_LANE; lane++)
+            assert_int_equal(part_file_write(part, lane * 1000 + i, "x", 1, NULL), LM_OK);
+        assert_int_equal(part_file_sync(part, NULL), LM_OK);
+    }
+    snprintf(journal, sizeof(journal), "%s.lean-part.j", path);
+    assert_int_equal(stat(journal, &info), 0);
+    assert_in_range(info.st_size, 1, 4500 * 12); /* of 12800 lines */
+    part_file_close(part);
+    part = open_part(N_LANE * 1000, "abc");
+    assert_int_equal(part_file_done(part), N_LANE * N_STEP);
+    part_file_close(part);
+
+    FILE *file = fopen(journal, "w");
+    fputs("lean-part 1 10000000000 abc m\n", file);
+    for (unsigned long long i = 0; i < 300000; i++)
+        fprintf(file, "%llu %llu\n", i * 20000, i * 20000 + 10000);
+    fclose(file);
+    uint64_t n_done, n_all;
+    alarm(10); /* time and memory that grow with the square would take minutes */
+    assert_true(part_file_peek(path, "abc", &n_done, &n_all, NULL));
+    alarm(0);
+    assert_int_equal(n_done, 300000ull * 10000);
+    part_file_remove(path);
+}
+
 int main(void)
 {
     if (!mkdtemp(folder)) return 1;
@@ -140,6 +174,7 @@ int main(void)
         cmocka_unit_test(test_ranges_and_journal),
         cmocka_unit_test(test_publish),
         cmocka_unit_test(test_what_is_punched_out_is_fetched_again_by_another_run),
+        cmocka_unit_test(test_a_long_journal),
     };
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     rmdir(folder);
