@@ -319,19 +319,19 @@ static enum lm_status restart(struct download *download, struct fetch *fetch, co
 {
     if (!download->config->restarts) /* somebody has it open, so it stays as it is */
         return lm_fail(err, LM_E_FORMAT, "%s: %s", fetch->file->name, why);
+    const size_t i = (size_t)(fetch - download->fetches);
     enum lm_status status = stop_lanes(download, fetch, NULL, err);
+    part_keeper_add(download->keeper, i, NULL, NULL); /* it must not read what goes */
     if (status == LM_OK) status = part_file_discard(fetch->file->part, err);
     if (status != LM_OK) return status;
     if (fetch->n_restart++)
         return lm_fail(err, LM_E_FORMAT, "%s: %s, also when it was fetched again",
                        fetch->file->name, why);
-    download->config->on_restart(download->config->context, (size_t)(fetch - download->fetches),
-                                 why);
+    download->config->on_restart(download->config->context, i, why);
     free(fetch->url);
     fetch->url = NULL;
     fetch->is_being_located = fetch->ignores_ranges = false;
-    part_keeper_add(download->keeper, (size_t)(fetch - download->fetches), fetch->file->part,
-                    fetch->file->hash);
+    part_keeper_add(download->keeper, i, fetch->file->part, fetch->file->hash);
     return plan(fetch, err);
 }
 
@@ -349,7 +349,9 @@ static enum lm_status fail_lane(struct lane *lane, CURLcode result, long code, d
     struct fetch *fetch = lane->fetch;
     struct download *download = lane->download;
     const char *name = fetch->file->name;
-    const char *reason = lane->reason[0] ? lane->reason : curl_easy_strerror(result);
+    const char *reason = lane->reason[0]      ? lane->reason
+                         : result == CURLE_OK ? "the answer is not what was asked for"
+                                              : curl_easy_strerror(result);
     const double now_s = log_now_s();
     char text[CURL_ERROR_SIZE + 64];
     if (code)
@@ -367,7 +369,7 @@ static enum lm_status fail_lane(struct lane *lane, CURLcode result, long code, d
         (is_range_at_fault && n_of_range >= HUB_FAILURES_MAX))
         return lm_fail(err, LM_E_NETWORK, "%s: gave up after %d failures without progress: %s",
                        name, HUB_FAILURES_MAX, text);
-    log_verbose("%s: %s, again in %.1f s", name, text, wait_s);
+    hub_http_say_wait(name, text, wait_s);
     return leave_fetch(lane, is_range_at_fault, err);
 }
 
@@ -419,7 +421,9 @@ static enum lm_status finish_request(struct lane *lane, CURLcode result, struct 
     if (lane->is_other_size || code == 416 || is_linked_to_other_size(lane))
         return restart(download, fetch, "its size is not what the hub said", err);
     const bool has_bytes = code == 200 || code == 206;
-    if (has_bytes && result == CURLE_OK && lane->cursor > lane->todo.range.start) {
+    /* one that ends too soon counts if it brought something, else it could come for ever */
+    const bool is_whole = lane->cursor == lane->todo.range.end;
+    if (has_bytes && result == CURLE_OK && (is_whole || lane->has_progress)) {
         lane->n_failure = 0;
         return leave_fetch(lane, false, err);
     }

@@ -120,6 +120,15 @@ static char *relative_target(const char *path, const char *hash)
     return target;
 }
 
+static bool is_link_to(const char *path, const char *target)
+{
+    char found[PATH_MAX];
+    const ssize_t n = readlink(path, found, sizeof(found) - 1);
+    if (n < 0) return false;
+    found[n] = '\0';
+    return !strcmp(found, target);
+}
+
 enum lm_status hub_cache_link(const char *root, const char *repo, const char *commit,
                               const char *path, const char *hash, struct lm_error *err)
 {
@@ -128,8 +137,10 @@ enum lm_status hub_cache_link(const char *root, const char *repo, const char *co
     char *temporary = link ? temporary_beside(link) : NULL;
     char *target = relative_target(path, hash);
     enum lm_status status = temporary && target ? LM_OK : no_memory(err);
-    if (status == LM_OK) status = hub_cache_make_parents(link, err);
-    if (status == LM_OK) {
+    /* a cache that may only be read, and has all, will do */
+    const bool is_there = status == LM_OK && is_link_to(link, target);
+    if (status == LM_OK && !is_there) status = hub_cache_make_parents(link, err);
+    if (status == LM_OK && !is_there) {
         unlink(temporary);
         if (symlink(target, temporary) || rename(temporary, link)) {
             status = lm_fail_errno(err, "%s", link);
@@ -143,12 +154,28 @@ enum lm_status hub_cache_link(const char *root, const char *repo, const char *co
     return status;
 }
 
+static bool read_ref(const char *path, char commit[41])
+{
+    char *text;
+    size_t n;
+    if (read_all_path(path, 4096, &text, &n, NULL) != LM_OK) return false;
+    text[strcspn(text, "\r\n ")] = '\0';
+    const bool good = hub_ref_is_commit(text);
+    if (good) strcpy(commit, text);
+    free(text);
+    return good;
+}
+
 enum lm_status hub_cache_write_ref(const char *root, const char *repo, const char *revision,
                                    const char *commit, struct lm_error *err)
 {
-    char tail[220];
+    char tail[220], found[41];
     snprintf(tail, sizeof(tail), "refs/%s", revision);
     char *path = repo_path(root, repo, tail);
+    if (path && read_ref(path, found) && !strcmp(found, commit)) {
+        free(path);
+        return LM_OK;
+    }
     char *temporary = path ? temporary_beside(path) : NULL;
     enum lm_status status = temporary ? hub_cache_make_parents(path, err) : no_memory(err);
     if (status == LM_OK) {
@@ -171,18 +198,6 @@ static bool is_folder(const char *path)
 {
     struct stat info;
     return path && !stat(path, &info) && S_ISDIR(info.st_mode);
-}
-
-static bool read_ref(const char *path, char commit[41])
-{
-    char *text;
-    size_t n;
-    if (read_all_path(path, 4096, &text, &n, NULL) != LM_OK) return false;
-    text[strcspn(text, "\r\n ")] = '\0';
-    const bool good = hub_ref_is_commit(text);
-    if (good) strcpy(commit, text);
-    free(text);
-    return good;
 }
 
 bool hub_cache_find_commit(const char *root, const char *repo, const char *revision,
@@ -254,6 +269,7 @@ static enum lm_status add_file(void *context, const char *folder, const char *na
     } else if (S_ISREG(info.st_mode)) {
         status = hub_files_add(list->files, inside, (uint64_t)info.st_size,
                                strlen(hash) < HUB_HASH_SIZE ? hash : "", err);
+        if (status == LM_E_FORMAT) status = LM_OK; /* whoever named it so, it is none of ours */
     }
     free(path);
     free(inside);

@@ -12,7 +12,7 @@
 
 #include "proto/base/log.h"
 
-enum { BODY_MAX = 64 << 20 };
+enum { BODY_MAX = 64 << 20, WAIT_MAX_S = 3600, WAIT_SAID_S = 10 };
 
 /* ---- heads ---- */
 
@@ -67,7 +67,7 @@ static void take_retry_after(struct hub_head *head, const char *value)
 static void take_range(struct hub_head *head, const char *value)
 {
     long long start, end, all;
-    if (sscanf(value, "bytes %lld-%lld/%lld", &start, &end, &all) == 3) {
+    if (sscanf(value, "bytes %lld-%lld/%lld", &start, &end, &all) == 3 && end < INT64_MAX) {
         head->range_start = start;
         head->range_end = end + 1;
         head->range_all = all;
@@ -99,17 +99,12 @@ static size_t on_header(char *bytes, size_t size, size_t n_item, void *context)
 {
     struct hub_head *head = context;
     const size_t n = size * n_item;
-    char line[4096];
     if (n >= 5 && !strncmp(bytes, "HTTP/", 5)) hub_head_clear(head);
-    if (n >= sizeof(line)) {
-        /* signed URLs may be longer than any sane header: take those whole */
-        if (!strncasecmp(bytes, "location: ", 10)) keep(&head->location, bytes + 10, n - 12);
-        return n;
+    char *line = strndup(bytes, n), *colon = line ? strchr(line, ':') : NULL;
+    if (!colon) {
+        free(line);
+        return line ? n : 0;
     }
-    memcpy(line, bytes, n);
-    line[n] = '\0';
-    char *colon = strchr(line, ':');
-    if (!colon) return n;
     *colon = '\0';
     char *value = colon + 1;
     value += strspn(value, " \t");
@@ -117,6 +112,7 @@ static size_t on_header(char *bytes, size_t size, size_t n_item, void *context)
     while (n_value && isspace((unsigned char)value[n_value - 1]))
         value[--n_value] = '\0';
     take_header(head, line, value, n_value);
+    free(line);
     return n;
 }
 
@@ -239,7 +235,7 @@ bool hub_http_is_passing(CURLcode result, long code)
 double hub_http_wait_s(const struct hub_http *http, unsigned n_failure, const struct hub_head *head)
 {
     uint16_t random = 0;
-    if (head->retry_after_s >= 0) return head->retry_after_s;
+    if (head->retry_after_s >= 0) return fmin(head->retry_after_s, WAIT_MAX_S);
     if (getrandom(&random, sizeof(random), 0) != sizeof(random)) random = 0;
     const double wait_s = http->retry_wait_s * fmin(60, ldexp(1, (int)n_failure - 1));
     return wait_s * (0.75 + 0.5 * random / 65535); /* so that many do not come back at once */
@@ -248,6 +244,14 @@ double hub_http_wait_s(const struct hub_http *http, unsigned n_failure, const st
 static bool is_interrupted(const struct hub_http *http)
 {
     return http->is_interrupted && *http->is_interrupted;
+}
+
+void hub_http_say_wait(const char *what, const char *why, double wait_s)
+{
+    if (wait_s >= WAIT_SAID_S)
+        log_info("%s: %s, again in %.0f s", what, why, wait_s);
+    else
+        log_verbose("%s: %s, again in %.1f s", what, why, wait_s);
 }
 
 enum lm_status hub_http_sleep(const struct hub_http *http, double seconds, struct lm_error *err)
@@ -367,8 +371,7 @@ static enum lm_status get_with_retries(struct get *get, struct byte_buffer *body
                            curl_easy_strerror(result));
         }
         const double wait_s = hub_http_wait_s(get->http, n_failure, head);
-        log_verbose("%s: %s, again in %.1f s", get->what,
-                    code ? "the hub is busy" : curl_easy_strerror(result), wait_s);
+        hub_http_say_wait(get->what, code ? "the hub is busy" : curl_easy_strerror(result), wait_s);
         status = hub_http_sleep(get->http, wait_s, err);
         if (status != LM_OK) return status;
     }

@@ -53,9 +53,12 @@ bool hub_http_is_endpoint(const struct hub_http *http, const char *url);
 
 /* Whether a later try may do: connection errors, time-outs, 408, 429, 5xx. */
 bool hub_http_is_passing(CURLcode result, long code);
-/* Seconds before the next try, after n_failure > 0 in a row. */
+/* Seconds before the next try, after n_failure > 0 in a row: what the server asks for, up to an
+ * hour, else by the number of failures. */
 double hub_http_wait_s(const struct hub_http *http, unsigned n_failure,
                        const struct hub_head *head);
+/* Logs it; a wait so long that one wonders also where nothing was asked to be told. */
+void hub_http_say_wait(const char *what, const char *why, double wait_s);
 /* Sleeps; LM_E_INTERRUPTED. */
 enum lm_status hub_http_sleep(const struct hub_http *http, double seconds, struct lm_error *err);
 

@@ -26,7 +26,7 @@ enum part_verdict {
 
 enum lm_status part_keeper_start(struct part_keeper **out, size_t n_file, struct lm_error *err);
 /* From now on file i is this one, from its start. hash: what is expected, NULL: not to be checked.
- * Both are borrowed until the verdict is known or the keeper stops. */
+ * Both are borrowed until the verdict is known or the keeper stops. part NULL: none, from now on. */
 void part_keeper_add(struct part_keeper *keeper, size_t i, struct part_file *part,
                      const char *hash);
 void part_keeper_wake(struct part_keeper *keeper); /* bytes have come */

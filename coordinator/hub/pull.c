@@ -176,9 +176,15 @@ static enum lm_status check_space(const struct pull *pull, struct lm_error *err)
     char needed[24], there[24], *copy = strdup(folder);
     struct statvfs info;
     if (!copy) return no_memory(err);
-    while (statvfs(copy, &info) && errno == ENOENT && strchr(copy + 1, '/'))
-        *strrchr(copy, '/') = '\0';
-    const bool known = !statvfs(*copy ? copy : "/", &info);
+    const char *above = copy;
+    while (statvfs(above, &info) && errno == ENOENT && above == copy) {
+        char *slash = strrchr(copy, '/');
+        if (slash && slash != copy)
+            *slash = '\0';
+        else
+            above = slash ? "/" : ".";
+    }
+    const bool known = !statvfs(above, &info);
     free(copy);
     const uint64_t n_free = known ? (uint64_t)info.f_bavail * info.f_frsize : UINT64_MAX;
     if (pull->plan.n_missing <= n_free) return LM_OK;

@@ -30,13 +30,14 @@ class Fault:
     """What happens to the next requests for a path: at the storage unless at="hub"."""
 
     def __init__(self, status=None, headers=None, times=1, at="storage", after=None, truncate=None,
-                 stall=None, wrong=False, body=b"fault"):
+                 stall=None, wrong=False, body=b"fault", chunked=None):
         self.status, self.headers, self.times, self.at = status, headers or {}, times, at
         self.after = after        # requests that pass before
         self.truncate = truncate  # close after so many bytes
         self.stall = stall        # send so many bytes, then nothing
         self.wrong = wrong        # other bytes of the same length
         self.body = body
+        self.chunked = chunked    # send so many bytes of unknown length, and end properly
 
 
 class Repo:
@@ -68,6 +69,7 @@ class Hub:
     def __init__(self, page=1000, ranges=True, redirect=True, lifetime=3600, rate=None, small=1024):
         self.page, self.ranges, self.redirect = page, ranges, redirect
         self.lifetime, self.rate, self.small = lifetime, rate, small
+        self.link_padding = ""  # makes the header that leads to the next page longer
         self.repos, self.faults, self.log, self.leaks, self.signed = {}, {}, [], [], {}
         self.lock = threading.Lock()
         self.stopped = threading.Event()
@@ -214,7 +216,7 @@ def make_handler(hub, host):
             start = int(query.get("cursor", ["0"])[0])
             headers = {}
             if start + hub.page < len(entries):
-                following = f"{hub.endpoint}/api/models/{name}/tree/{commit}?recursive=true&cursor={start + hub.page}"
+                following = f"{hub.endpoint}/api/models/{name}/tree/{commit}?recursive=true&cursor={start + hub.page}{hub.link_padding}"
                 headers["Link"] = f'<{following}>; rel="next"'
             self.answer(200, json.dumps(entries[start:start + hub.page]).encode(), **headers)
 
@@ -260,6 +262,9 @@ def make_handler(hub, host):
                 if start >= len(data):
                     self.note()
                     return self.answer(416, Content_Range=f"bytes */{len(data)}")
+            if fault and fault.chunked is not None:
+                return self.send_chunked(data[start:end][:fault.chunked],
+                                         self.note(file=path, start=start, asked=end, sent=0))
             self.send_response(status)
             if status == 206:
                 self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(data)}")
@@ -277,6 +282,13 @@ def make_handler(hub, host):
             self.send_slowly(part, entry, stop)
             if fault and fault.truncate is not None:
                 self.connection.shutdown(socket.SHUT_RDWR)
+
+        def send_chunked(self, part, entry):
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(part), part))
+            entry["sent"] = len(part)
 
         def send_slowly(self, part, entry, stop):
             began = time.monotonic()

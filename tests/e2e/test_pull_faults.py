@@ -1,6 +1,7 @@
 """`lean pull` against servers, networks, disks and neighbours that fail."""
 import contextlib
 import os
+import signal
 import subprocess
 import time
 
@@ -72,6 +73,34 @@ class Server(PullCase):
         self.check(hub)
         self.assertEqual(self.n_sent(hub), len(self.content))
 
+    def test_streams_of_unknown_length_that_end_too_soon(self):
+        hub = self.served(ranges=False)
+        hub.fault(NAME, chunked=3 * MIB, times=3)
+        self.check(hub, "--jobs", "1")
+        hub = self.served(ranges=False)
+        hub.fault(NAME, chunked=3 * MIB, times=1000)
+        result = self.pull(hub, REPO, "--retry-wait", "5ms", "--jobs", "1", "--force", code=4)
+        self.assertIn("gave up after 8 failures", result.stderr)
+
+    def test_waits_that_are_asked_for(self):
+        """Not for ever, and not in silence."""
+        for asked, seconds in (("inf", 3600), ("86400", 3600), ("30", 30)):
+            hub = self.served()
+            hub.fault("revision", status=503, headers={"Retry-After": asked}, times=1000, at="hub")
+            process = self.start(hub, REPO)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            self.assertIn(f"again in {seconds} s", process.communicate(timeout=5)[1])
+        hub = self.served()
+        hub.fault(NAME, status=206, headers={"Content-Range": f"bytes 0-{1 << 63}/{1 << 63}"}, times=1)
+        self.check(hub)
+
+    def test_headers_of_any_length(self):
+        hub = self.hub({NAME: self.content, "a.md": b"a", "z-Q8_0.gguf": data(2000)}, page=1)
+        hub.link_padding = "&x=" + "y" * 8000
+        self.check(hub)
+        self.pull(hub, REPO + ":Q8_0")
+
     def test_slow_stall(self):
         hub = self.served()
         hub.fault(NAME, stall=200000, times=2)
@@ -130,14 +159,32 @@ class Disk(PullCase):
         self.assertIn("1.00 EiB", result.stderr.replace("1024 PiB", "1.00 EiB"))
         self.assertIn("free", result.stderr)
         self.pull(hub, REPO, "--dry-run", code=6)
+        os.mkdir(self.folder + "/here")
+        for dest in ("new", "new/er", "/lean-test-not-there"):
+            process = self.start(hub, REPO, "--dest", dest, cwd=self.folder + "/here")
+            process.communicate()
+            self.assertEqual(process.returncode, 6, dest)
 
-    def test_disk_that_becomes_full(self):
+    def mount(self):
         mount = os.path.join(self.folder, "mount")
         os.mkdir(mount)
         if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12M", "tmpfs", mount],
                                           capture_output=True).returncode:
             self.skipTest("needs root, to mount a small file system")
         self.addCleanup(subprocess.run, ["umount", "-l", mount])
+        return mount
+
+    def test_cache_that_can_only_be_read(self):
+        mount = self.mount()
+        self.cache = os.path.join(mount, "cache")
+        hub = self.hub({NAME: data(5000), "m-Q8_0.gguf": data(6000)})
+        folder = self.pull(hub, REPO).stdout
+        subprocess.run(["mount", "-o", "remount,ro", mount], check=True)
+        self.assertEqual(self.pull(hub, REPO).stdout, folder)
+        self.assertIn("Read-only file system", self.pull(hub, REPO + ":Q8_0", code=1).stderr)
+
+    def test_disk_that_becomes_full(self):
+        mount = self.mount()
         self.cache = os.path.join(mount, "cache")
         hub = self.hub({NAME: data(8 * MIB)}, rate=4 * MIB)
         process = self.start(hub, REPO, "--jobs", "2", "--segment", "1M")
