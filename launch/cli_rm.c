@@ -7,6 +7,7 @@
 
 #include <json-c/json.h>
 
+#include "coordinator/hub/hub_lock.h"
 #include "coordinator/hub/part_file.h"
 #include "launch/cached_models.h"
 #include "launch/command.h"
@@ -90,20 +91,56 @@ static bool agrees(const struct removal *removal, const struct cached_model *mod
     return fgets(answer, sizeof(answer), stdin) && (answer[0] == 'y' || answer[0] == 'Y');
 }
 
+/* Whether a file of this name is of the variant. */
+static bool is_of_variant(const char *name, const char *label)
+{
+    struct hub_files files = {0};
+    struct hub_variant *variants = NULL;
+    size_t n = 0;
+    const bool is = hub_files_add(&files, name, 0, "", NULL) == LM_OK &&
+                    hub_variants_find(&files, &variants, &n, NULL) == LM_OK && n &&
+                    !strcasecmp(variants[0].label, label);
+    hub_variants_free(variants, n);
+    hub_files_free(&files);
+    return is;
+}
+
+static enum lm_status do_not_wait(void *context, const char *path, const char *holder,
+                                  struct lm_error *err)
+{
+    (void)path;
+    return lm_fail(err, LM_E_BUSY, "%s: is being downloaded by %s", (const char *)context, holder);
+}
+
+/* Not from under a process that downloads it. */
+static enum lm_status remove_partial(const struct hub_partial *partial, struct lm_error *err)
+{
+    struct hub_lock *lock;
+    char *path;
+    if (asprintf(&path, "%s.lean-lock", partial->path) < 0)
+        return lm_fail(err, LM_E_NO_MEM, "no memory for a path");
+    const enum lm_status status = hub_lock_acquire(&lock, path, do_not_wait, partial->name, err);
+    free(path);
+    if (status != LM_OK) return status;
+    part_file_remove(partial->path);
+    hub_lock_release(lock);
+    return LM_OK;
+}
+
 /* Parts of files of the repository, and of the variant if one was named. */
 static enum lm_status remove_partials(const struct removal *removal, const struct hub_ref *ref,
                                       bool any_variant, struct lm_error *err)
 {
     struct hub_partial *partials;
     size_t n;
-    const enum lm_status status = hub_cache_list_partials(removal->root, &partials, &n, err);
+    enum lm_status status = hub_cache_list_partials(removal->root, &partials, &n, err);
     if (status != LM_OK) return status;
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n && status == LM_OK; i++)
         if (!strcmp(partials[i].repo, ref->repo) &&
-            (any_variant || strcasestr(partials[i].name, ref->variant)))
-            part_file_remove(partials[i].path);
+            (any_variant || is_of_variant(partials[i].name, ref->variant)))
+            status = remove_partial(&partials[i], err);
     hub_cache_free_partials(partials, n);
-    return LM_OK;
+    return status;
 }
 
 static enum lm_status remove_model(struct removal *removal, const struct cached_model *model,
@@ -143,9 +180,9 @@ static enum lm_status remove_ref(struct removal *removal, const char *text, stru
         if (!is_meant(&models[i], &ref, any_variant)) continue;
         n_found++;
         if (!agrees(removal, &models[i])) continue;
-        status = remove_model(removal, &models[i], err);
-        if (status == LM_OK && !options_flag(removal->options, "dry-run"))
+        if (!options_flag(removal->options, "dry-run"))
             status = remove_partials(removal, &ref, any_variant, err);
+        if (status == LM_OK) status = remove_model(removal, &models[i], err);
     }
     cached_models_free(models, n);
     if (status == LM_OK && !n_found)
@@ -184,7 +221,7 @@ const struct command command_rm = {
     .details =
         "REF is as for lean pull; without a variant all of them are removed, of a NAME of the\n"
         "registry the variant that it stands for. Bytes that another snapshot uses stay.\n"
-        "What a running server uses is left alone.",
+        "What a running server uses, or another process downloads, is left alone.",
     .options = (const struct option_spec *const[]){rm_options, NULL},
     .run = run_rm,
 };

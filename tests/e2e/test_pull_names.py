@@ -145,6 +145,28 @@ class Names(PullCase):
         self.lean("rm", REPO + ":Q4_K_M")
         self.assertEqual(self.left_over(), [])
 
+    def test_rm_leaves_what_is_being_downloaded_and_other_variants(self):
+        self.server.add(REPO, {"m-BF16.gguf": data(4 << 20), "m-F16.gguf": data(3000)})
+        self.lean("pull", REPO + ":F16")
+        self.server.rate = 2 << 20
+        process = self.start(self.server, REPO + ":BF16", "--jobs", "1")
+        while not any(name.endswith(".lean-part.j") for name in self.left_over()):
+            time.sleep(0.02)
+        self.assertIn(f"is being downloaded by process {process.pid}", self.lean("rm", REPO, code=8).stderr)
+        self.lean("rm", REPO + ":F16")
+        error = process.communicate()[1]
+        self.assertEqual(process.returncode, 0, error)
+        self.assertEqual([entry["variant"] for entry in json.loads(self.lean("ls", "--json").stdout)], ["BF16"])
+
+    def test_names_that_other_programs_gave(self):
+        folder = self.lean("pull", "tiny").stdout.strip()
+        for name in ("a\nb", "a\\b", "\x1b[31m-Q8_0.gguf"):
+            with open(f"{folder}/{name}", "w") as file:
+                file.write("x")
+        self.assertEqual(len(json.loads(self.lean("list", "--json").stdout)), 1)
+        self.lean("pull", "tiny", "--offline")
+        self.lean("rm", "tiny")
+
     def test_rm_leaves_what_a_server_uses(self):
         self.lean("pull", "tiny")
         process = subprocess.Popen([LEAN, "serve", "tiny", "--listen", "127.0.0.1:0", "--no-warmup"],
