@@ -49,7 +49,8 @@ struct attention_launch {
     float *q;       /* [n_token][n_head][head_dim], normed and rotated */
     float *out;     /* [n_token][n_head][head_dim]; attend_walk keeps its sums there */
     float *partial; /* [round_blocks][n_token][n_head][partial_stride] */
-    float *joined;  /* [n_token][n_head][partial_stride]: the rounds before; NULL: only one */
+    float *joined;  /* [n_token][n_head][partial_stride]: the rounds before; NULL: only one. Behind
+                       the dimensions a maximum and a sum for each CTA of join_blocks */
     float eps, scale;
     uint32_t n_token, n_head, n_head_kv, group, head_dim, row_bytes;
     uint32_t rope, n_rot, window;
@@ -469,11 +470,13 @@ KERNEL(JOIN_THREADS) join_blocks(const struct attention_launch a)
 
     const size_t at = ((size_t)it * a.n_head + ih) * a.partial_stride;
     const size_t block_stride = (size_t)a.n_token * a.n_head * a.partial_stride;
+    /* Not one for all: a CTA of this query may start when another has ended. */
+    float *const own = a.joined + at + a.head_dim + 2 * blockIdx.z;
     float acc = 0.0f, max_so_far = -INFINITY, sum = 0.0f;
     if (begin > first) {
         if (used) acc = a.joined[at + i];
-        max_so_far = a.joined[at + a.head_dim];
-        sum = a.joined[at + a.head_dim + 1];
+        max_so_far = own[0];
+        sum = own[1];
     }
     for (uint32_t some = begin; some < end; some += JOIN_THREADS) {
         const uint32_t n = min(end - some, JOIN_THREADS);
@@ -512,8 +515,8 @@ KERNEL(JOIN_THREADS) join_blocks(const struct attention_launch a)
         return;
     }
     a.joined[at + i] = acc;
-    if (i == 0) a.joined[at + a.head_dim] = max_so_far;
-    if (i == 0) a.joined[at + a.head_dim + 1] = sum;
+    if (t == 0) own[0] = max_so_far;
+    if (t == 0) own[1] = sum;
 }
 
 /* ---- the host's side ---- */
@@ -645,7 +648,9 @@ static void launch_split(struct cuda_backend *cuda, const struct attention_args 
                          const struct batch_shape *shape, attention_kernel kernel,
                          struct attention_launch *a)
 {
-    a->partial_stride = (args->head_dim + 2 + 7) / 8 * 8; /* whole sectors of memory */
+    const dim3 join_grid(args->n_head, args->n_token,
+                         (args->head_dim + JOIN_THREADS - 1) / JOIN_THREADS);
+    a->partial_stride = (args->head_dim + 2 * join_grid.z + 7) / 8 * 8; /* whole sectors */
     const size_t bytes = (size_t)args->n_token * args->n_head * a->partial_stride * sizeof(float);
     const size_t n_fit = n_multiprocessor(cuda) * PARTIAL_BYTES / bytes;
     a->round_blocks = n_fit >= shape->n_block ? shape->n_block : n_fit ? (uint32_t)n_fit : 1;
@@ -655,8 +660,6 @@ static void launch_split(struct cuda_backend *cuda, const struct attention_args 
         a->joined = (float *)scratch(cuda, bytes);
         if (!a->joined) return;
     }
-    const dim3 join_grid(args->n_head, args->n_token,
-                         (args->head_dim + JOIN_THREADS - 1) / JOIN_THREADS);
     for (; a->round_begin < shape->n_block; a->round_begin += a->round_blocks) {
         launch(cuda, kernel, dim3(a->round_blocks, args->n_head_kv, shape->n_split),
                dim3(CTA_THREADS),
