@@ -148,7 +148,11 @@ static enum lm_status run_pull(struct options *options, struct lm_error *err)
     wish->only = only;
     wish->includes = includes;
     wish->excludes = excludes;
-    if (config.segment_bytes < 65536)
+    if (config.offline && config.dest)
+        status =
+            lm_fail(err, LM_E_USAGE,
+                    "--dest: nothing is fetched offline, and what is in the cache stays there");
+    else if (config.segment_bytes < 65536)
         status = lm_fail(err, LM_E_USAGE, "--segment must be at least 64K");
     else if (only && includes && excludes)
         status = pull_all(options, &config, err);

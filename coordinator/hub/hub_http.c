@@ -201,6 +201,9 @@ enum lm_status hub_http_prepare(const struct hub_http *http, CURL *easy, const c
     curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
     curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
     curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT, 30L);
+#if LIBCURL_VERSION_NUM >= 0x075700 /* an interrupt does not wait for a name server either */
+    curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
+#endif
     curl_easy_setopt(easy, CURLOPT_LOW_SPEED_LIMIT, 1024L);
     curl_easy_setopt(easy, CURLOPT_LOW_SPEED_TIME, (long)ceil(http->stall_s));
     curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);

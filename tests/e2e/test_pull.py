@@ -158,6 +158,7 @@ class Plans(PullCase):
         self.assertEqual(self.pull(hub, REPO + ":Q8_0", "--offline").stdout, folder)
         self.assertEqual(self.pull(hub, REPO, HF_HUB_OFFLINE="1").stdout, folder)
         self.pull(hub, REPO + ":Q4_K_M", "--offline", code=3)
+        self.pull(hub, REPO + ":Q8_0", "--offline", "--dest", self.folder + "/plain", code=2)
         self.assertEqual(len(hub.log), before)
 
     def test_what_is_there_is_used_and_checked_when_asked(self):

@@ -5,8 +5,10 @@ import random
 import signal
 import subprocess
 import time
+import unittest
 
 import pull
+from cli import LEAN, is_sanitized
 from pull import MIB, REPO, PullCase, data
 
 NAME = "m-Q4_K_M.gguf"
@@ -83,6 +85,16 @@ class Resume(PullCase):
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=1)
+        self.assertEqual(process.returncode, 130)
+
+    @unittest.skipIf(is_sanitized(), "sanitizers want to be loaded first")
+    def test_interrupted_while_a_name_is_looked_up(self):
+        shim = os.path.join(os.environ.get("LEAN_BUILD_DIR", os.path.dirname(LEAN)), "tests/resolver_shim.so")
+        env = self.variables(None, HF_ENDPOINT="http://hub.invalid", LD_PRELOAD=shim)
+        process = self.start(None, REPO, env=env)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        self.assertIn("interrupted", process.communicate(timeout=2)[1])
         self.assertEqual(process.returncode, 130)
 
     def test_journals_that_do_not_fit(self):
