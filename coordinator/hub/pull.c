@@ -163,6 +163,9 @@ static enum lm_status make_plan(struct pull *pull, struct lm_error *err)
         item->is_twin = is_twin(pull, i);
         look_at(pull, i);
         if (item->is_twin) plan->file[i].n_done = file->n_bytes;
+        if (file->n_bytes > UINT64_MAX - plan->n_bytes)
+            return lm_fail(err, LM_E_FORMAT, "%s: the list of files names impossible sizes",
+                           pull->repo);
         plan->n_bytes += file->n_bytes;
         plan->n_missing += file->n_bytes - plan->file[i].n_done;
     }

@@ -159,6 +159,10 @@ class Disk(PullCase):
         self.assertIn("1.00 EiB", result.stderr.replace("1024 PiB", "1.00 EiB"))
         self.assertIn("free", result.stderr)
         self.pull(hub, REPO, "--dry-run", code=6)
+        huge = self.hub({f"{i}.md": b"x" * 2000 for i in range(3)})
+        for listed in huge.repos[REPO].listed.values():
+            listed["size"] = listed["lfs"]["size"] = (1 << 63) - 1
+        self.assertIn("impossible sizes", self.pull(huge, REPO, "--file", "*.md", "--dest", self.folder, code=5).stderr)
         os.mkdir(self.folder + "/here")
         for dest in ("new", "new/er", "/lean-test-not-there"):
             process = self.start(hub, REPO, "--dest", dest, cwd=self.folder + "/here")
