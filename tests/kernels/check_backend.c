@@ -386,16 +386,17 @@ static uint32_t make_batch(uint32_t n_max, uint32_t next_pos[N_SLOT], uint32_t n
 static void fill_cache(const struct subject *s, enum tensor_type kv_type, uint32_t dim, bool far,
                        uint8_t *cache, size_t n_bytes)
 {
-    enum { N_ROW = 61 };
+    /* Behind a long past so many that maxima of scores still rise late. */
+    const uint32_t n_row = far ? 2039 : 61;
     const size_t row_bytes = tensor_row_bytes(kv_type, dim);
-    float *x = random_floats((size_t)N_ROW * dim);
+    float *x = random_floats((size_t)n_row * dim);
     for (uint32_t i = 0; i < 4 * dim && !far; i++)
         x[i] = NAN;
-    uint8_t *rows = take(N_ROW * row_bytes);
-    for (uint32_t i = 0; i < N_ROW; i++)
+    uint8_t *rows = take(n_row * row_bytes);
+    for (uint32_t i = 0; i < n_row; i++)
         s->ref->encode_row[kv_type](x + (size_t)i * dim, dim, rows + i * row_bytes);
     for (size_t i = 0; i < n_bytes / row_bytes; i++)
-        memcpy(cache + i * row_bytes, rows + random_below(N_ROW) * row_bytes, row_bytes);
+        memcpy(cache + i * row_bytes, rows + random_below(n_row) * row_bytes, row_bytes);
 }
 
 /* Enters into block [N_SLOT][n_block] where the blocks are that the rows of a call see, and no
@@ -418,9 +419,11 @@ static void check_attention(const struct subject *s)
     static const uint32_t dims[] = {32, 64, 80, 96, 128, 192, 256};
     static const uint32_t groups[] = {1, 2, 3, 4, 5, 7, 8, 12, 16, 20};
     static const enum tensor_type kv_types[] = {TENSOR_F16, TENSOR_F32, TENSOR_BF16, TENSOR_Q8_0};
-    const bool far = !random_below(3); /* few rows behind a long past */
-    static uint32_t n_made;            /* every type of every size in turn */
-    const uint32_t dim = dims[n_made % 7], group = groups[random_below(10)];
+    static uint32_t n_made; /* every type of every size in turn */
+    /* Large heads, many to a key head, all rows of one sequence: more than fits at a time. */
+    const bool deep = n_made % 7 == 6;
+    const bool far = deep || !random_below(3); /* few rows behind a long past */
+    const uint32_t dim = dims[n_made % 7], group = deep ? 16 : groups[random_below(10)];
     const enum tensor_type kv_type = kv_types[n_made++ % (dim % 32 ? 3 : 4)];
     const uint32_t n_head_kv = group > 5 ? 1 : 1 + random_below(3), n_head = n_head_kv * group;
     const uint32_t n_rot = random_below(2) ? dim : dim / 4 / 2 * 2;
@@ -452,7 +455,7 @@ static void check_attention(const struct subject *s)
         .n_head_kv = n_head_kv,
         .head_dim = dim,
         .scale = 1.0f / sqrtf((float)dim),
-        .window = random_below(2) ? 0 : 1 + random_below(300),
+        .window = deep || random_below(2) ? 0 : 1 + random_below(300),
         .kv_type = kv_type,
         .kv_block = table[0],
     };
@@ -469,7 +472,7 @@ static void check_attention(const struct subject *s)
     const bool gated = random_below(2);
     for (int slot = 0; far && slot < N_SLOT; slot++)
         next_pos[slot] =
-            N_CTX - N_ROW_MAX - random_below(random_below(2) ? 200 : N_CTX - N_ROW_MAX);
+            N_CTX - N_ROW_MAX - random_below(deep || random_below(2) ? 200 : N_CTX - N_ROW_MAX);
     for (int round = 0; round < 5; round++) {
         struct token_ref token[N_ROW_MAX];
         uint32_t n = make_batch(far || round % 2 ? 6 : s->slow ? 30 : 150, next_pos, N_CTX, token);
@@ -478,6 +481,9 @@ static void check_attention(const struct subject *s)
             for (n = 0; n < n_long; n++)
                 token[n] = (struct token_ref){0, next_pos[0]++};
         }
+        if (deep && round == 0)
+            for (n = 0; n < 6; n++)
+                token[n] = (struct token_ref){0, next_pos[0]++};
         const size_t n_out = (size_t)n * n_head * dim;
         const float *gate = random_floats(n * args.q_stride);
         args.n_token = n;
@@ -495,7 +501,7 @@ static void check_attention(const struct subject *s)
         device.out = give_zeros(s, n_out * sizeof(float));
         struct attention_args part = device;
         for (uint32_t it = 0; it < n; it += part.n_token) {
-            part.n_token = next_split(n - it);
+            part.n_token = deep && round == 0 ? n : next_split(n - it);
             part.token = token + it;
             part.q = device.q + it * args.q_stride;
             part.gate = gated ? device.gate + it * args.q_stride : NULL;
