@@ -147,23 +147,10 @@ DEVICE uint32_t scales_of_half(const uint32_t (&head)[4], int part, int h)
            (((last & 0x0f0f0f0fu) | (first >> 2 & 0x30303030u)) & upper);
 }
 
-template <> struct slice<TENSOR_Q4_K> {
-    enum { COLUMNS = 256, BYTES = 144, PAIR = 2, SCALE_COLUMNS = 32, HAS_MIN = 1 };
-    uint32_t head[4], qs[4];
-    MEMBER void load(const uint8_t *block, int s)
-    {
-        load_words<16>(block, head);
-        load_words<16>(block + 16 + 16 * s, qs);
-    }
-    MEMBER codes_16 codes(int s, int i) const
-    {
-        const int shift = 4 * (i ^ s >> 2);
-        codes_16 out;
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            out.word[k] = qs[k] >> shift & 0x0f0f0f0fu;
-        return out;
-    }
+/* The head of a superblock of Q4_K and Q5_K: d, dmin, and six bits for each scale and minimum. */
+struct packed_head {
+    enum { PAIR = 2 };
+    uint32_t head[4];
     MEMBER int scale(int s, int i) const
     {
         return (int)byte_of(scales_of_half(head, 0, s >> 2), group_of<PAIR>(s, i) / 2 & 3);
@@ -182,9 +169,28 @@ template <> struct slice<TENSOR_Q4_K> {
     }
 };
 
-template <> struct slice<TENSOR_Q5_K> {
-    enum { COLUMNS = 256, BYTES = 176, PAIR = 2, SCALE_COLUMNS = 32, HAS_MIN = 1 };
-    uint32_t head[4], qh[4], qs[4];
+template <> struct slice<TENSOR_Q4_K> : packed_head {
+    enum { COLUMNS = 256, BYTES = 144, SCALE_COLUMNS = 32, HAS_MIN = 1 };
+    uint32_t qs[4];
+    MEMBER void load(const uint8_t *block, int s)
+    {
+        load_words<16>(block, head);
+        load_words<16>(block + 16 + 16 * s, qs);
+    }
+    MEMBER codes_16 codes(int s, int i) const
+    {
+        const int shift = 4 * (i ^ s >> 2);
+        codes_16 out;
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            out.word[k] = qs[k] >> shift & 0x0f0f0f0fu;
+        return out;
+    }
+};
+
+template <> struct slice<TENSOR_Q5_K> : packed_head {
+    enum { COLUMNS = 256, BYTES = 176, SCALE_COLUMNS = 32, HAS_MIN = 1 };
+    uint32_t qh[4], qs[4];
     MEMBER void load(const uint8_t *block, int s)
     {
         load_words<16>(block, head);
@@ -199,22 +205,6 @@ template <> struct slice<TENSOR_Q5_K> {
         for (int k = 0; k < 4; k++)
             out.word[k] = (qs[k] >> shift & 0x0f0f0f0fu) | (qh[k] >> bit & 0x01010101u) << 4;
         return out;
-    }
-    MEMBER int scale(int s, int i) const
-    {
-        return (int)byte_of(scales_of_half(head, 0, s >> 2), group_of<PAIR>(s, i) / 2 & 3);
-    }
-    MEMBER int min(int s, int i) const
-    {
-        return (int)byte_of(scales_of_half(head, 1, s >> 2), group_of<PAIR>(s, i) / 2 & 3);
-    }
-    MEMBER float d(void) const
-    {
-        return f16_to_float((uint16_t)head[0]);
-    }
-    MEMBER float dmin(void) const
-    {
-        return f16_to_float((uint16_t)(head[0] >> 16));
     }
 };
 
