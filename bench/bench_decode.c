@@ -53,12 +53,12 @@ int main(int argc, char **argv)
         .model_path = argv[1],
         .n_ctx = n_prompt + n_token + 1,
         .kv_type = "f16",
-        .kernels = text_argument(argc, argv, "--kernels", "auto"),
-        .expert_slots = text_argument(argc, argv, "--expert-slots", NULL),
-        .prefetch = text_argument(argc, argv, "--prefetch", NULL),
-        .n_thread = number_argument(argc, argv, "--threads", 0),
-        .ram_bytes = (uint64_t)number_argument(argc, argv, "--ram-mib", 0) << 20,
-        .profile = "none",
+        .own.kernels = text_argument(argc, argv, "--kernels", "auto"),
+        .own.expert_slots = text_argument(argc, argv, "--expert-slots", NULL),
+        .own.prefetch = text_argument(argc, argv, "--prefetch", NULL),
+        .own.n_thread = number_argument(argc, argv, "--threads", 0),
+        .own.ram_bytes = (uint64_t)number_argument(argc, argv, "--ram-mib", 0) << 20,
+        .own.profile = "none",
     };
 
     struct lm_error err;

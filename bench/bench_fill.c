@@ -191,7 +191,7 @@ static struct engine *start(struct engine_config *config, const char *profile)
 {
     struct engine *engine;
     struct lm_error err;
-    config->profile = profile;
+    config->own.profile = profile;
     if (engine_open(&engine, config, &err) != LM_OK) fail(NULL, &err);
     return engine;
 }
@@ -267,9 +267,9 @@ int main(int argc, char **argv)
     struct engine_config config = {.model_path = argv[1],
                                    .n_ctx = 1024,
                                    .kv_type = "f16",
-                                   .kernels = "auto",
-                                   .n_thread = number_argument(argc, argv, "--threads", 0),
-                                   .ram_bytes = (uint64_t)ram_mib << 20};
+                                   .own.kernels = "auto",
+                                   .own.n_thread = number_argument(argc, argv, "--threads", 0),
+                                   .own.ram_bytes = (uint64_t)ram_mib << 20};
     char profile[] = "/tmp/bench-fill-XXXXXX";
     const int fd = mkstemp(profile);
     if (fd < 0) fail("no temporary file", NULL);
@@ -279,13 +279,13 @@ int main(int argc, char **argv)
     const bool cold = !strcmp(text_argument(argc, argv, "--memory", "warm"), "cold");
     for (uint32_t round = 0; round < n_round; round++) {
         const double raw_before = raw_rate(argv[1]);
-        prepare(cold, config.ram_bytes);
+        prepare(cold, config.own.ram_bytes);
         const struct fill fill = fill_slots(&config, profile);
         const double raw_between = raw_rate(argv[1]);
-        prepare(cold, config.ram_bytes);
+        prepare(cold, config.own.ram_bytes);
         const struct first_token token = ask(&config, n_prompt);
         const double raw_behind = raw_rate(argv[1]);
-        prepare(cold, config.ram_bytes);
+        prepare(cold, config.own.ram_bytes);
         const double touched = touch_rate(TOUCH_BYTES);
         const double fill_raw = (raw_before + raw_between) / 2;
         const double token_raw = (raw_between + raw_behind) / 2;

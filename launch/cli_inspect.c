@@ -182,7 +182,7 @@ static enum lm_status collect(struct inspection *in, const struct options *optio
         .n_ctx = (uint32_t)options_int(options, "ctx"),
         .n_slot = (uint32_t)options_int(options, "parallel"),
         .kv_type = options_string(options, "kv-type"),
-        .ram_bytes = options_size(options, "ram"),
+        .own.ram_bytes = options_size(options, "ram"),
         .n_snapshot = ENGINE_N_SNAPSHOT,
     };
     enum lm_status status = engine_memory_request(&request, &config, err);

@@ -51,25 +51,13 @@ enum lm_status engine_config_from_options(struct engine_config *config,
 {
     (void)err; /* options checked the values */
     *config = (struct engine_config){
+        .own = rank_settings_from_options(options),
         .options = options,
         .n_ctx = (uint32_t)options_int(options, "ctx"),
         .n_slot = (uint32_t)options_int(options, "parallel"),
         .kv_type = options_string(options, "kv-type"),
-        .n_thread = (uint32_t)options_int(options, "threads"),
-        .kernels = options_string(options, "kernels"),
         .prefill_chunk = (uint32_t)options_int(options, "prefill-chunk"),
-        .ram_bytes = options_size(options, "ram"),
         .trace_path = options_string(options, "trace"),
-        .expert_slots = options_string(options, "expert-slots"),
-        .policy = options_string(options, "policy"),
-        .prefetch = options_string(options, "prefetch"),
-        .io = options_string(options, "io"),
-        .profile = options_string(options, "profile"),
-        .device = options_string(options, "device"),
-        .gpu_layers = rank_settings_gpu_layers(options),
-        .vram_bytes = options_size(options, "vram"),
-        .devices = options_string(options, "devices"),
-        .share_gpu = options_flag(options, "share-gpu"),
         .n_snapshot = ENGINE_N_SNAPSHOT,
     };
     return LM_OK;
@@ -89,7 +77,7 @@ enum lm_status engine_memory_request(struct memory_request *out, const struct en
                                    .n_snapshot = config->n_snapshot,
                                    .prefill_chunk = config->prefill_chunk,
                                    .kv_type = (enum tensor_type)kv_type,
-                                   .budget_bytes = config->ram_bytes};
+                                   .budget_bytes = config->own.ram_bytes};
     return LM_OK;
 }
 
@@ -149,7 +137,7 @@ static enum lm_status settle_sizes(struct engine *engine, const struct engine_co
                                    struct lm_error *err)
 {
     const struct model_part *part = &engine->part;
-    const struct device_limits limits = {.n_layer = config->gpu_layers,
+    const struct device_limits limits = {.n_layer = config->own.gpu_layers,
                                          .budget_bytes = part->device.budget_bytes};
     struct run_sizes *sizes = &engine->sizes;
     struct device_plan both;
@@ -157,7 +145,7 @@ static enum lm_status settle_sizes(struct engine *engine, const struct engine_co
     enum lm_status status = engine_memory_request(request, config, err);
     if (status != LM_OK) return status;
     if (engine->cluster) request->budget_bytes = total_ram_bytes(engine->cluster);
-    status = model_part_request_slots(part, request, config->expert_slots, &n_expert_slot, err);
+    status = model_part_request_slots(part, request, config->own.expert_slots, &n_expert_slot, err);
     if (status != LM_OK) return status;
     request->layer_end = part->hp.n_layer;
     if (!engine->cluster && part->device.backend)
@@ -183,19 +171,9 @@ static enum lm_status settle_sizes(struct engine *engine, const struct engine_co
 
 static struct rank_settings own_settings(const struct engine_config *config)
 {
-    return (struct rank_settings){.ram_bytes = config->ram_bytes,
-                                  .n_thread = config->n_thread,
-                                  .kernels = config->reference ? "reference" : config->kernels,
-                                  .expert_slots = config->expert_slots,
-                                  .policy = config->policy,
-                                  .prefetch = config->prefetch,
-                                  .io = config->io,
-                                  .profile = config->profile,
-                                  .device = config->device,
-                                  .gpu_layers = config->gpu_layers,
-                                  .devices = config->devices,
-                                  .share_gpu = config->share_gpu,
-                                  .vram_bytes = config->vram_bytes};
+    struct rank_settings own = config->own;
+    if (config->reference) own.kernels = "reference";
+    return own;
 }
 
 /* What a rank runs by; all there is of one that is alone. */
@@ -204,7 +182,7 @@ static struct part_config part_config(const struct engine *engine,
 {
     struct part_config part = {.layer_end = engine->part.hp.n_layer,
                                .settings = own_settings(config),
-                               .pin = config->n_thread == 0,
+                               .pin = config->own.n_thread == 0,
                                .local = {0, 1},
                                .trace_path = config->trace_path};
     if (engine->cluster) {
@@ -354,7 +332,7 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
     if (config->on_plan) config->on_plan(config->plan_context, &plan);
     struct binding *const binding = binding_begin(part.local); /* of the threads that now start */
     status = model_part_load(&engine->part, &part, &engine->sizes, err);
-    engine->keeps_profile = status == LM_OK && !config->profile;
+    engine->keeps_profile = status == LM_OK && !config->own.profile;
     if (status == LM_OK) status = create_runner(engine, config, err);
     binding_end(binding);
     if (status == LM_OK) status = create_scheduler(engine, config->checkpoint_every, err);

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "launch/cluster.h"
+#include "launch/rank_settings.h"
 #include "proto/base/error.h"
 #include "proto/model/sampling.h"
 #include "worker/edges.h"
@@ -37,30 +38,18 @@ enum {
 
 struct engine_config {
     struct cluster_config cluster;
+    struct rank_settings own;      /* of this rank, and of the others but for what options say */
     const struct options *options; /* what ranks but 0 have differently; NULL: nothing */
     const char *model_path;
-    uint32_t n_ctx;           /* 0: what fits, at most the trained context */
-    uint32_t n_slot;          /* sequences held at once; 0: 1 */
-    const char *kv_type;      /* "f16" */
-    uint32_t n_thread;        /* 0: physical cores */
-    const char *kernels;      /* "auto" */
-    uint32_t prefill_chunk;   /* tokens; 0: auto */
-    uint64_t ram_bytes;       /* budget; 0: what is free */
-    bool reference;           /* weights decoded to F32, activations not quantized */
-    const char *trace_path;   /* routing trace, or NULL */
-    const char *expert_slots; /* "N", "P%" or "min" experts kept in memory; NULL: by the budget */
-    const char *policy;       /* of the expert cache; NULL: lfru */
-    const char *prefetch;     /* "on", "off", "auto"; NULL: auto */
-    const char *io;           /* "uring", "pread", "buffered", "auto"; NULL: auto */
-    const char *profile;      /* routing profile, "none", or NULL: the model's own */
-    const char *device;       /* "cpu", "cuda", "cuda:N", "emu"; NULL: CUDA where there is one */
-    int32_t gpu_layers;       /* the last N layers are on the device; -1: as many as fit */
-    const char *devices;      /* of the host, or NULL: all */
-    bool share_gpu;           /* with other ranks of the host */
-    uint64_t vram_bytes;      /* budget of its memory; 0: what is free */
-    uint32_t n_snapshot; /* states kept to go back to where they cannot be cut (recurrent layers,
-                          * windows), so that the next turn of a conversation starts there; costs
-                          * one copy of the state each; 0: none */
+    uint32_t n_ctx;         /* 0: what fits, at most the trained context */
+    uint32_t n_slot;        /* sequences held at once; 0: 1 */
+    const char *kv_type;    /* "f16" */
+    uint32_t prefill_chunk; /* tokens; 0: auto */
+    bool reference;         /* weights decoded to F32, activations not quantized */
+    const char *trace_path; /* routing trace, or NULL */
+    uint32_t n_snapshot;    /* states kept to go back to where they cannot be cut (recurrent layers,
+                             * windows), so that the next turn of a conversation starts there; costs
+                             * one copy of the state each; 0: none */
     /* For a server: what is not given is settled by coordinator/plan/serve_plan.h, n_snapshot too.
      */
     bool serving;

@@ -533,7 +533,7 @@ enum lm_status engine_rows_measure(struct json_object *rows, const struct option
     if (status != LM_OK) return status;
     config.cluster = cluster_config_from_options(options);
     config.model_path = path;
-    inventory_take(&of.machine, path, config.n_thread); /* while nothing else runs */
+    inventory_take(&of.machine, path, config.own.n_thread); /* while nothing else runs */
     const double begin_s = log_now_s();
     status = engine_open(&of.engine, &config, err);
     of.load_s = log_now_s() - begin_s;

@@ -24,8 +24,8 @@ static struct engine *open_engine(const char *model, uint32_t n_slot, uint32_t n
                                          .n_ctx = N_CTX,
                                          .n_slot = n_slot,
                                          .kv_type = "f16",
-                                         .n_thread = 2,
-                                         .kernels = "auto",
+                                         .own.n_thread = 2,
+                                         .own.kernels = "auto",
                                          .prefill_chunk = 64,
                                          .n_snapshot = n_snapshot};
     if (engine_open(&engine, &config, &err) != LM_OK) fail_msg("%s", err.message);

@@ -32,11 +32,11 @@ static struct engine *open_engine(const char *path, const char *expert_slots)
                                          .n_ctx = 256,
                                          .n_slot = N_SLOT,
                                          .kv_type = "f16",
-                                         .n_thread = 2,
-                                         .kernels = "auto",
+                                         .own.n_thread = 2,
+                                         .own.kernels = "auto",
                                          .prefill_chunk = CHUNK,
-                                         .expert_slots = expert_slots,
-                                         .profile = "none",
+                                         .own.expert_slots = expert_slots,
+                                         .own.profile = "none",
                                          .n_snapshot = 2};
     if (engine_open(&engine, &config, &err) != LM_OK) fail_msg("%s", err.message);
     return engine;

@@ -191,13 +191,13 @@ static enum lm_status open_with_profile(struct engine **out, const struct settin
                                          .n_ctx = 64,
                                          .n_slot = 1,
                                          .kv_type = "f16",
-                                         .n_thread = 1,
-                                         .kernels = "auto",
+                                         .own.n_thread = 1,
+                                         .own.kernels = "auto",
                                          .prefill_chunk = 64,
-                                         .expert_slots = setting->slots,
-                                         .prefetch = "on",
-                                         .io = setting->io,
-                                         .profile = profile_path};
+                                         .own.expert_slots = setting->slots,
+                                         .own.prefetch = "on",
+                                         .own.io = setting->io,
+                                         .own.profile = profile_path};
     *out = NULL;
     return engine_open(out, &config, err);
 }
@@ -607,8 +607,8 @@ static int set_up(void **state)
     const struct engine_config config = {.model_path = model,
                                          .n_ctx = 64,
                                          .kv_type = "f16",
-                                         .n_thread = 2,
-                                         .kernels = "auto",
+                                         .own.n_thread = 2,
+                                         .own.kernels = "auto",
                                          .prefill_chunk = 64};
     if (gguf_open(&file, model, &err) != LM_OK ||
         pack_write(file, pack, &pack_config, &err) != LM_OK ||
