@@ -246,7 +246,8 @@ static bool allow_shared(struct cuda_backend *cuda, const void *kernel, size_t n
 void launch_raw(struct cuda_backend *cuda, const void *kernel, dim3 grid, dim3 block,
                 size_t shared_bytes, const void *args, size_t args_bytes)
 {
-    if (!grid.x || !grid.y || !grid.z) return; /* of no rows: no work, and no launch that CUDA has */
+    if (!grid.x || !grid.y || !grid.z)
+        return; /* of no rows: no work, and no launch that CUDA has */
     const size_t offset = round_up(cuda->list.args_bytes, 16);
     if (!reserve(cuda, (void **)&cuda->list.record, &cuda->n_record_max, cuda->list.n_record + 1,
                  sizeof(*cuda->list.record)) ||
@@ -528,7 +529,8 @@ static enum lm_status choose_device(struct cuda_backend *cuda, uint32_t device,
                        properties.name, properties.major, properties.minor);
     if (code == cudaSuccess) code = cudaSetDevice(cuda->device);
     if (code == cudaSuccess) code = cuda_probe_rows();
-    if (code == cudaErrorNoKernelImageForDevice) {
+    /* Which of the two it is depends on the driver. */
+    if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorInvalidDeviceFunction) {
         lm_fail(err, LM_E_UNSUPPORTED,
                 "gpu %u: the plugin holds no code for %s, compute capability %d.%d", device,
                 properties.name, properties.major, properties.minor);

@@ -69,7 +69,7 @@ static struct machine {
     std::map<const unsigned char *, size_t> pinned;
     size_t vram_bytes;
     emu_order order;
-    bool no_driver, old_driver, no_image;
+    bool no_driver, old_driver, no_image, no_function;
     countdown fails[4] = {{"malloc:", 0}, {"host:", 0}, {"launch:", 0}, {"lost:", 0}};
     int n_open; /* depth of open_memory */
 } &machine = *new struct machine();
@@ -105,6 +105,7 @@ static const struct {
      "invalid configuration argument"},
     {cudaErrorInsufficientDriver, "cudaErrorInsufficientDriver",
      "CUDA driver version is insufficient for CUDA runtime version"},
+    {cudaErrorInvalidDeviceFunction, "cudaErrorInvalidDeviceFunction", "invalid device function"},
     {cudaErrorNoDevice, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
     {cudaErrorInvalidDevice, "cudaErrorInvalidDevice", "invalid device ordinal"},
     {cudaErrorNoKernelImageForDevice, "cudaErrorNoKernelImageForDevice",
@@ -159,6 +160,7 @@ static void read_settings(void)
     machine.no_driver = fail && !strcmp(fail, "driver");
     machine.old_driver = fail && !strcmp(fail, "old_driver");
     machine.no_image = fail && !strcmp(fail, "image");
+    machine.no_function = fail && !strcmp(fail, "function");
     for (countdown &c : machine.fails) {
         const size_t n = strlen(c.name);
         c.left = fail && !strncmp(fail, c.name, n) ? strtol(fail + n, nullptr, 10) : 0;
@@ -572,6 +574,7 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *out, const void *kernel)
     guard held(machine.lock);
     *out = {};
     if (machine.no_image) return set_error(cudaErrorNoKernelImageForDevice);
+    if (machine.no_function) return set_error(cudaErrorInvalidDeviceFunction);
     return machine.kernels.count(kernel) ? cudaSuccess : set_error(cudaErrorInvalidValue);
 }
 

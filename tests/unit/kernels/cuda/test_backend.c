@@ -68,6 +68,8 @@ static void test_what_is_missing_is_said(void **state)
          "gpu 1: emulated GPU 1 has compute capability 7.5; 8.0 is the least (Ampere)"},
         {"8.6,10.3", "image", 1, LM_E_UNSUPPORTED,
          "gpu 1: the plugin holds no code for emulated GPU 1, compute capability 10.3"},
+        {"8.6,10.3", "function", 1, LM_E_UNSUPPORTED,
+         "gpu 1: the plugin holds no code for emulated GPU 1, compute capability 10.3"},
         {"8.6,9.0", NULL, 2, LM_E_USAGE, "gpu 2: there are 2, numbered from 0"},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
