@@ -346,6 +346,8 @@ static void op_upload(struct backend *backend, void *to, const void *from_host, 
     use_device(cuda);
     flush(cuda);
     CUDA_CHECK(cuda, cudaMemcpyAsync(to, from_host, n_bytes, cudaMemcpyHostToDevice, cuda->stream));
+    /* of pageable memory CUDA does not promise that it has been read when the call returns */
+    CUDA_CHECK(cuda, cudaStreamSynchronize(cuda->stream));
 }
 
 static void op_download(struct backend *backend, void *to_host, const void *from, size_t n_bytes)

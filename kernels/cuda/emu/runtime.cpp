@@ -370,23 +370,6 @@ cudaError_t cudaHostUnregister(void *memory)
                                                          : set_error(cudaErrorInvalidValue);
 }
 
-static bool is_pinned(const void *memory)
-{
-    auto entry = machine.pinned.upper_bound((const unsigned char *)memory);
-    if (entry == machine.pinned.begin()) return false;
-    --entry;
-    return (const unsigned char *)memory < entry->first + entry->second;
-}
-
-static bool is_device(const void *memory)
-{
-    for (const device &d : machine.devices)
-        if ((const unsigned char *)memory >= d.base &&
-            (const unsigned char *)memory < d.base + DEVICE_SPAN_BYTES)
-            return true;
-    return false;
-}
-
 /* ---- streams and events ---- */
 
 /* Runs a queue up to and with its at-th piece. */
@@ -524,15 +507,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n_bytes, cudaMemc
     if (machine.devices[stream->device].lost)
         return set_error(machine.devices[stream->device].lost);
     if (!n_bytes) return cudaSuccess;
-    if (!is_pinned(from) && !is_device(from)) { /* pageable: what is there now */
-        const auto data = std::make_shared<std::vector<unsigned char>>(
-            (const unsigned char *)from, (const unsigned char *)from + n_bytes);
-        put(stream, [to, data] {
-            memcpy(to, data->data(), data->size());
-            return cudaSuccess;
-        });
-        return cudaSuccess;
-    }
+    /* whatever the host's memory is: of pageable memory, too, CUDA promises no more */
     put(stream, [to, from, n_bytes] {
         memmove(to, from, n_bytes);
         return cudaSuccess;
