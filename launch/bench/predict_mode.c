@@ -113,9 +113,8 @@ static void print_text(const char *name, const char *quant, const struct model_b
     for (size_t i = 0; i < n; i++)
         print_prediction(&list[i]);
     puts("\nFrom reading one after the other to a disk that works all the time beside the "
-         "arithmetic,\nwhich takes no time here. Hits are those of published models with warm "
-         "caches. "
-         "Good to about a quarter.");
+         "arithmetic,\nwhich takes no time here: an upper bound. Hits are those of published "
+         "models with warm caches.");
 }
 
 static void print_json(const char *name, const char *quant, const struct model_bytes *bytes,
