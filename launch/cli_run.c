@@ -309,8 +309,7 @@ static enum lm_status open_engine(struct run *run, struct lm_error *err)
     if (status == LM_OK) {
         if (is_demo)
             log_info("using the demonstration model %s, which is small and knows little; for a "
-                     "real one download a GGUF file, as huggingface.co has them, and: "
-                     "lean run /path/to/model.gguf",
+                     "real one: lean run MODEL.gguf, or lean pull (lean list --available)",
                      path);
         config.cluster = cluster_config_from_options(run->options);
         config.model_path = path;
