@@ -40,7 +40,7 @@ class Demo(unittest.TestCase):
         self.assertRegex(result.stdout, r"[A-Za-z]{2,} [A-Za-z]{2,}")
         self.assertIn("demonstration model", result.stderr)
         self.assertIn(os.path.basename(MODEL), result.stderr)
-        self.assertIn("for a real one ", result.stderr)
+        self.assertRegex(result.stderr, "for a real one: lean run .*lean pull")
         self.assertIn("lean run /path/to/model.gguf", result.stderr)
 
     def test_text_becomes_the_ids_it_was_trained_with(self):
