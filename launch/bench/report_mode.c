@@ -181,16 +181,16 @@ static void end_table(struct report *report)
     fputs("\n", report->md);
 }
 
-/* A picture in the page, and beside the Markdown. Nothing if there is too little to show. */
-static enum lm_status put_figure(struct report *report, struct plot *plot, size_t n_point_min,
-                                 const char *caption, struct lm_error *err)
+/* A picture in the page, and beside the Markdown; nothing if there is too little to show, or if
+ * status, of what filled the plot, is an error, which is then returned. The plot is done with. */
+static enum lm_status put_figure(struct report *report, struct plot *plot, enum lm_status status,
+                                 size_t n_point_min, const char *caption, struct lm_error *err)
 {
     char id[24], path[4096], *svg;
     size_t n_point = 0;
-    enum lm_status status = LM_OK;
     for (size_t i = 0; i < plot->n_series; i++)
         n_point += plot->series[i].n;
-    if (report->draws && (plot->heat || n_point >= n_point_min)) {
+    if (status == LM_OK && report->draws && (plot->heat || n_point >= n_point_min)) {
         snprintf(id, sizeof(id), "figure%u", ++report->n_figure);
         snprintf(path, sizeof(path), "%.4000s/%s.svg", report->folder, id);
         status = plot_draw(plot, id, &svg, err);
@@ -345,13 +345,10 @@ static enum lm_status put_speed_by_residency(struct report *report, struct lm_er
                           err);
     }
     sort_points(&plot);
-    if (status == LM_OK)
-        return put_figure(report, &plot, 2,
-                          "Bars are one standard deviation. What is mapped whole, with all experts "
-                          "in the page cache, is not shown.",
-                          err);
-    plot_fini(&plot);
-    return status;
+    return put_figure(report, &plot, status, 2,
+                      "Bars are one standard deviation. What is mapped whole, with all experts "
+                      "in the page cache, is not shown.",
+                      err);
 }
 
 /* Curves of a routing trace over shares of the experts: what a policy has, and what the best choice
@@ -426,15 +423,12 @@ static enum lm_status put_hits(struct report *report, const char *trace, struct 
     if (status == LM_OK && trace) status = route_log_read(&log, trace, err);
     if (status == LM_OK && log) status = add_replay(&plot, log, err);
     route_log_destroy(log);
-    if (status == LM_OK)
-        return put_figure(report, &plot, 2,
-                          trace ? "Dashed: a routing trace replayed, and the bound that no policy "
-                                  "can pass (Belady). Slots are shared by all layers."
-                                : "With --trace FILE, a routing trace, also the bound that no "
-                                  "policy can pass (Belady).",
-                          err);
-    plot_fini(&plot);
-    return status;
+    return put_figure(report, &plot, status, 2,
+                      trace ? "Dashed: a routing trace replayed, and the bound that no policy "
+                              "can pass (Belady). Slots are shared by all layers."
+                            : "With --trace FILE, a routing trace, also the bound that no "
+                              "policy can pass (Belady).",
+                      err);
 }
 
 static enum lm_status put_scaling(struct report *report, struct lm_error *err)
@@ -458,13 +452,10 @@ static enum lm_status put_scaling(struct report *report, struct lm_error *err)
                           err);
     }
     sort_points(&plot);
-    if (status == LM_OK)
-        return put_figure(report, &plot, 2,
-                          "A pipeline over layers: one sequence gains nothing by more ranks of one "
-                          "machine, several keep its stages busy.",
-                          err);
-    plot_fini(&plot);
-    return status;
+    return put_figure(report, &plot, status, 2,
+                      "A pipeline over layers: one sequence gains nothing by more ranks of one "
+                      "machine, several keep its stages busy.",
+                      err);
 }
 
 /* Decoding under the roof that memory's rate sets. */
@@ -504,13 +495,10 @@ static enum lm_status put_roofline(struct report *report, struct lm_error *err)
     }
     for (size_t i = n_measured; i < plot.n_series; i++)
         plot.series[i].curve = true;
-    if (status == LM_OK)
-        return put_figure(report, &plot, 5,
-                          "Each token reads the weights that it uses once. What is in the "
-                          "processor's cache can pass the roof.",
-                          err);
-    plot_fini(&plot);
-    return status;
+    return put_figure(report, &plot, status, 5,
+                      "Each token reads the weights that it uses once. What is in the "
+                      "processor's cache can pass the roof.",
+                      err);
 }
 
 static enum lm_status put_prediction(struct report *report, struct lm_error *err)
@@ -544,13 +532,10 @@ static enum lm_status put_prediction(struct report *report, struct lm_error *err
         status = plot_add(&plot, "as predicted", (struct plot_point){at, at, 0}, err);
     }
     if (any && status == LM_OK) plot.series[plot.n_series - 1].curve = true;
-    if (status == LM_OK)
-        return put_figure(report, &plot, 4,
-                          "From the machine's rates, the model's bytes and a fit of published hit "
-                          "rates alone; arithmetic takes no time in it.",
-                          err);
-    plot_fini(&plot);
-    return status;
+    return put_figure(report, &plot, status, 4,
+                      "From the machine's rates, the model's bytes and a fit of published hit "
+                      "rates alone; arithmetic takes no time in it.",
+                      err);
 }
 
 static enum lm_status put_heat(struct report *report, const char *path, struct lm_error *err)
@@ -573,7 +558,8 @@ static enum lm_status put_heat(struct report *report, const char *path, struct l
                         .heat = rate,
                         .n_row = profile->n_layer,
                         .n_column = profile->n_expert};
-    status = put_figure(report, &plot, 0, "Uses per row of a layer, from a routing profile.", err);
+    status = put_figure(report, &plot, status, 0,
+                        "Uses per row of a layer, from a routing profile.", err);
     free(rate);
     heat_profile_destroy(profile);
     return status;
@@ -602,12 +588,8 @@ static enum lm_status put_loads(struct report *report, struct lm_error *err)
             }
         json_object_put(load);
     }
-    if (status == LM_OK)
-        return put_figure(report, &plot, 2,
-                          "From load.json, load1.json, ...: what lean bench serve --save wrote.",
-                          err);
-    plot_fini(&plot);
-    return status;
+    return put_figure(report, &plot, status, 2,
+                      "From load.json, load1.json, ...: what lean bench serve --save wrote.", err);
 }
 
 /* ---- the whole ---------------------------------------------------------------------------- */
