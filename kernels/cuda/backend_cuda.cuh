@@ -70,8 +70,8 @@ static inline void launch(struct cuda_backend *cuda, void (*kernel)(Args), dim3 
                sizeof(args));
 }
 
-/* Whether the device can run what this plugin holds: cudaErrorNoKernelImageForDevice if it was
- * compiled for others only. rows.cu */
+/* Whether the device can run what this plugin holds: cudaErrorNoKernelImageForDevice or
+ * cudaErrorInvalidDeviceFunction if it was compiled for others only. rows.cu */
 cudaError_t cuda_probe_rows(void);
 
 /* ---- the operations; contracts in kernels/backend.h ---- */

@@ -39,8 +39,10 @@ static bool find_file(const char *file, char path[PATH_MAX], struct lm_error *er
             !access(path, R_OK))
             return true;
     lm_fail(err, LM_E_UNSUPPORTED, "%s: not in %s nor in %s/../lib/lean", file, origin, origin);
-    lm_hint(err,
-            "the program was built without it: launch/setup.sh installs what it needs and builds");
+    lm_hint(
+        err,
+        "the program was built without it: launch/setup.sh builds it where what it needs is, that "
+        "of CUDA with nvcc for the GPUs that are here or LEAN_CUDA_ARCHITECTURES names");
     return false;
 }
 

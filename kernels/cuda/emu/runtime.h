@@ -6,11 +6,15 @@
  * does.
  *
  * Settings for tests, read when devices are counted (cudaGetDeviceCount), which also brings lost
- * ones back: LEAN_EMU_ORDER      forward, reverse or random: which fiber runs first LEAN_EMU_VRAM
- * bytes of a device (default 1 GiB) LEAN_EMU_DEVICES    "8.6,9.0": how many there are, and their
- * compute capabilities (default 8.6) LEAN_EMU_FAIL       "driver" (none), "old_driver" (too old),
- * or "malloc:N", "host:N", "launch:N", "lost:N": the N-th allocation of device or host memory
- * fails, the N-th kernel that runs fails, or the device is gone from the N-th on
+ * ones back:
+ *
+ *   LEAN_EMU_ORDER     forward, reverse or random: which fiber runs first
+ *   LEAN_EMU_VRAM      bytes of a device (default 1 GiB)
+ *   LEAN_EMU_DEVICES   "8.6,9.0": how many there are, and their compute capabilities (default 8.6)
+ *   LEAN_EMU_FAIL      "driver" (none), "old_driver" (too old), "function" (no kernel can run), or
+ *                      "malloc:N", "host:N", "launch:N", "lost:N": the N-th allocation of device or
+ *                      host memory fails, the N-th kernel that runs fails, or the device is gone
+ *                      from the N-th on
  *
  * Threads: calls from any thread; one lock.
  *
