@@ -165,6 +165,23 @@ struct ffn_args {
     struct epilogue epilogue;
 };
 
+/* Brings experts that are in pinned host memory alone into the device's before ffn, in work for the
+ * device that never asks the host. Experts beyond the room are left where they are, and read there
+ * by ffn. */
+struct expert_gather_args {
+    const int32_t *ids; /* [n_pair] in backend memory, as route left them; n_pair: rows * top-k */
+    uint32_t n_pair, n_expert;
+    const struct expert_view *table; /* [n_expert] in backend memory: where each expert is */
+    const uint8_t *remote;           /* [n_expert] in backend memory: not 0: in host memory */
+    size_t gate_bytes, up_bytes, down_bytes; /* of one expert; up_bytes 0: fused with gate */
+    void *room;                              /* [n_room] experts, expert_room_bytes each */
+    uint32_t n_room;
+    struct expert_view *view; /* out, [n_expert] for the ids that occur: for ffn_args.table */
+};
+
+/* Engines that copy beside the operations; what is wanted now does not wait for what may be. */
+enum copy_lane { COPY_DEMAND, COPY_AHEAD };
+
 struct backend {
     const struct backend_ops *ops;
 };
@@ -203,7 +220,33 @@ struct backend_ops {
      * selected: [n_expert]. */
     void (*ffn_experts)(struct backend *backend, const struct ffn_args *args, const bool *selected);
     void (*ffn_finish)(struct backend *backend, const struct ffn_args *args);
+    void (*gather_experts)(struct backend *backend, const struct expert_gather_args *args);
+
+    /* ---- copies beside the operations; on the CPU, where all is one, they are done at once ----
+     * Page-locks host memory, which fetch then reads at the link's speed and operations may read,
+     * too, by the same address. LM_E_NO_MEM: the system refuses; fetch can read it all the same. */
+    enum lm_status (*pin)(struct backend *backend, void *memory, size_t n_bytes,
+                          struct lm_error *err);
+    void (*unpin)(struct backend *backend, void *memory);
+    /* Begins all operations called so far, without waiting for them. */
+    void (*start)(struct backend *backend);
+    /* A point behind the operations called so far. */
+    uint64_t (*mark)(struct backend *backend);
+    /* Copies when the operations before a mark are done (0: at once), behind earlier copies of the
+     * lane. from_host is left alone until fetched says so. Returns the copy's ticket, never 0. */
+    uint64_t (*fetch)(struct backend *backend, void *to, const void *from_host, size_t n_bytes,
+                      uint64_t after, enum copy_lane lane);
+    bool (*fetched)(struct backend *backend, uint64_t ticket);
+    /* Operations called from here on run when the copy is done. */
+    void (*await)(struct backend *backend, uint64_t ticket);
 };
+
+/* Bytes that an expert takes in the room of gather_experts. */
+static inline size_t expert_room_bytes(size_t gate_bytes, size_t up_bytes, size_t down_bytes)
+{
+    return (gate_bytes + 255) / 256 * 256 + (up_bytes + 255) / 256 * 256 +
+           (down_bytes + 255) / 256 * 256;
+}
 
 struct backend_cpu_config {
     uint32_t n_thread;   /* 0: as many as pool_create finds useful */

@@ -32,6 +32,19 @@ struct pager_options {
     uint32_t depth;
 };
 
+/* What becomes of a chosen expert that is not in the device's memory. None changes a bit. */
+enum miss_mode {
+    MISS_AUTO,  /* what is measured to be faster */
+    MISS_GPU,   /* it is copied there, and computed there */
+    MISS_CPU,   /* it is computed on the CPU, beside the others on the device */
+    MISS_HYBRID /* some are copied, some computed on the CPU, so that both end together */
+};
+
+struct device_options {
+    uint32_t n_slot; /* experts of the device's layers kept in its memory; 0: all */
+    enum miss_mode miss;
+};
+
 struct worker_config {
     const struct gguf_file *file;
     const struct hparams *hp;
@@ -50,6 +63,7 @@ struct worker_config {
     const char *trace_path; /* routing trace, or NULL */
     bool trace_kept;        /* instead: its records are taken by worker_take_trace */
     struct pager_options pager;
+    struct device_options device_experts;
     struct progress *progress; /* told of what the steps do; NULL: nobody watches */
     const char *name; /* "rank 1 (HOST)", with which errors of its steps begin; NULL: one rank */
     /* Called while a device gets its experts; NULL: nobody. */

@@ -233,6 +233,64 @@ static void cpu_gather(struct backend *backend, const float *x, const uint32_t *
         memcpy(y + (size_t)i * n, x + (size_t)rows[i] * n, n * sizeof(float));
 }
 
+/* Where an expert is, it can be read. */
+static void cpu_gather_experts(struct backend *backend, const struct expert_gather_args *args)
+{
+    (void)backend;
+    for (uint32_t i = 0; i < args->n_pair; i++)
+        args->view[args->ids[i]] = args->table[args->ids[i]];
+}
+
+/* ---- copies beside the operations: nothing is beside anything here ---- */
+
+static enum lm_status cpu_pin(struct backend *backend, void *memory, size_t n_bytes,
+                              struct lm_error *err)
+{
+    (void)backend;
+    (void)memory;
+    (void)n_bytes;
+    (void)err;
+    return LM_OK;
+}
+
+static void cpu_unpin(struct backend *backend, void *memory)
+{
+    (void)backend;
+    (void)memory;
+}
+
+static void cpu_start(struct backend *backend)
+{
+    (void)backend;
+}
+
+static uint64_t cpu_mark(struct backend *backend)
+{
+    (void)backend;
+    return 1;
+}
+
+static uint64_t cpu_fetch(struct backend *backend, void *to, const void *from_host, size_t n_bytes,
+                          uint64_t after, enum copy_lane lane)
+{
+    (void)after;
+    (void)lane;
+    cpu_copy(backend, to, from_host, n_bytes);
+    return 1;
+}
+
+static bool cpu_fetched(struct backend *backend, uint64_t ticket)
+{
+    (void)backend;
+    return ticket != 0;
+}
+
+static void cpu_await(struct backend *backend, uint64_t ticket)
+{
+    (void)backend;
+    (void)ticket;
+}
+
 static void cpu_destroy(struct backend *backend)
 {
     struct cpu_backend *cpu = (struct cpu_backend *)backend;
@@ -271,6 +329,14 @@ static const struct backend_ops cpu_ops = {
     .ffn = cpu_ffn,
     .ffn_experts = cpu_ffn_experts,
     .ffn_finish = cpu_ffn_finish,
+    .gather_experts = cpu_gather_experts,
+    .pin = cpu_pin,
+    .unpin = cpu_unpin,
+    .start = cpu_start,
+    .mark = cpu_mark,
+    .fetch = cpu_fetch,
+    .fetched = cpu_fetched,
+    .await = cpu_await,
 };
 
 /* "ref, avx2, avx512" for the error message. */
