@@ -442,6 +442,11 @@ static void op_ffn_finish(struct backend *backend, const struct ffn_args *args)
     if (begin(self(backend))) cuda_ffn_finish(backend, args);
 }
 
+static void op_gather_experts(struct backend *backend, const struct expert_gather_args *args)
+{
+    if (begin(self(backend))) cuda_gather_experts(backend, args);
+}
+
 static void op_read(struct backend *backend, const void *memory, size_t n_bytes, void *sink)
 {
     if (begin(self(backend))) cuda_read(backend, memory, n_bytes, sink);
@@ -450,6 +455,65 @@ static void op_read(struct backend *backend, const void *memory, size_t n_bytes,
 static uint64_t op_multiply(struct backend *backend, uint32_t n_round, void *sink)
 {
     return begin(self(backend)) ? cuda_multiply(backend, n_round, sink) : 0;
+}
+
+/* ---- copies beside the operations ---- */
+
+static enum lm_status op_pin(struct backend *backend, void *memory, size_t n_bytes,
+                             struct lm_error *err)
+{
+    struct cuda_backend *cuda = self(backend);
+    use_device(cuda);
+    const cudaError_t code =
+        cudaHostRegister(memory, n_bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
+    if (code == cudaSuccess) return LM_OK;
+    cudaGetLastError();
+    return lm_fail(err, LM_E_NO_MEM, "gpu %d: %zu bytes of host memory cannot be page-locked: %s",
+                   cuda->device, n_bytes, cudaGetErrorString(code));
+}
+
+static void op_unpin(struct backend *backend, void *memory)
+{
+    struct cuda_backend *cuda = self(backend);
+    use_device(cuda);
+    flush(cuda); /* nothing that is still to run reads it */
+    CUDA_CHECK(cuda, cudaStreamSynchronize(cuda->stream));
+    CUDA_CHECK(cuda, cudaHostUnregister(memory));
+}
+
+static void op_start(struct backend *backend)
+{
+    struct cuda_backend *cuda = self(backend);
+    if (cuda->head.counters.lost) return;
+    use_device(cuda);
+    flush(cuda);
+}
+
+static uint64_t op_mark(struct backend *backend)
+{
+    (void)backend;
+    return 1;
+}
+
+static uint64_t op_fetch(struct backend *backend, void *to, const void *from_host, size_t n_bytes,
+                         uint64_t after, enum copy_lane lane)
+{
+    (void)after;
+    (void)lane;
+    op_upload(backend, to, from_host, n_bytes);
+    return 1;
+}
+
+static bool op_fetched(struct backend *backend, uint64_t ticket)
+{
+    (void)backend;
+    return ticket != 0;
+}
+
+static void op_await(struct backend *backend, uint64_t ticket)
+{
+    (void)backend;
+    (void)ticket;
 }
 
 /* ---- creation ---- */
@@ -492,6 +556,14 @@ static const struct backend_ops cuda_ops = {
     .ffn = op_ffn,
     .ffn_experts = op_ffn_experts,
     .ffn_finish = op_ffn_finish,
+    .gather_experts = op_gather_experts,
+    .pin = op_pin,
+    .unpin = op_unpin,
+    .start = op_start,
+    .mark = op_mark,
+    .fetch = op_fetch,
+    .fetched = op_fetched,
+    .await = op_await,
 };
 
 static enum lm_status count_devices(int *n_device, struct lm_error *err)

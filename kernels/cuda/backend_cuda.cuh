@@ -90,5 +90,7 @@ void cuda_route(struct backend *backend, const struct route_args *args);        
 void cuda_ffn(struct backend *backend, const struct ffn_args *args);             /* ffn.cu */
 void cuda_ffn_experts(struct backend *backend, const struct ffn_args *args, const bool *selected);
 void cuda_ffn_finish(struct backend *backend, const struct ffn_args *args);
+void cuda_gather_experts(struct backend *backend,
+                         const struct expert_gather_args *args); /* gather_experts.cu */
 
 #endif

@@ -640,6 +640,92 @@ static void check_rows(const struct subject *s)
     compare(s, "copy", y, normed, n_bytes);
 }
 
+/* Bytes of an expert as they are read at a view, from backend or pinned memory. */
+static void compare_expert(const struct subject *s, const struct expert_view *view,
+                           const uint8_t *expected, const size_t n_bytes[3])
+{
+    static const char *const names[] = {"gate", "up", "down"};
+    const void *const from[] = {view->gate, view->up, view->down};
+    for (int i = 0; i < 3; expected += n_bytes[i++]) {
+        if (!n_bytes[i]) continue;
+        uint8_t *const copy = give_zeros(s, n_bytes[i]);
+        s->backend->ops->copy(s->backend, copy, from[i], n_bytes[i]);
+        compare(s, names[i], copy, expected, n_bytes[i]);
+    }
+}
+
+/* Experts in pinned memory, at any alignment, and in backend memory, are readable where the views
+ * say; those that a device lacks are in its room, in the order in which rows chose them. */
+static void check_gather_experts(const struct subject *s)
+{
+    const struct backend_ops *const ops = s->backend->ops;
+    const bool is_device = strcmp(ops->name, "cpu") != 0, fused = random_below(2);
+    const uint32_t n_expert = 1 + random_below(random_below(4) ? 40 : 512);
+    const uint32_t n_pair = 1 + random_below(random_below(4) ? 32 : 700);
+    const uint32_t n_room = random_below(12), unit = random_below(2) ? 16 : 1 + random_below(4);
+    const size_t n_bytes[3] = {unit * (1 + random_below(500)),
+                               fused ? 0 : unit * (1 + random_below(500)),
+                               unit * (1 + random_below(500))};
+    const size_t expert_bytes = n_bytes[0] + n_bytes[1] + n_bytes[2];
+    const size_t room_bytes = expert_room_bytes(n_bytes[0], n_bytes[1], n_bytes[2]);
+    uint8_t *const host = take(n_expert * expert_bytes + 64);
+    uint8_t *const remote = take(n_expert), *const seen = take(n_expert);
+    int32_t *const ids = take(n_pair * sizeof(*ids));
+    struct expert_view *const table = take(n_expert * sizeof(*table));
+    struct expert_view *const view = take(n_expert * sizeof(*view));
+    const size_t begin = random_below(2) ? 0 : random_below(64);
+    struct lm_error err;
+    for (size_t i = 0; i < n_expert * expert_bytes + 64; i++)
+        host[i] = (uint8_t)random_u64();
+    if (ops->pin(s->backend, host, n_expert * expert_bytes + 64, &err) != LM_OK) {
+        printf("%s: %s\n", s->name, err.message);
+        exit(1);
+    }
+    const uint8_t *const local = give(s, host + begin, n_expert * expert_bytes);
+    for (uint32_t ie = 0; ie < n_expert; ie++) {
+        remote[ie] = random_below(3) ? (uint8_t)(1 + random_below(255)) : 0;
+        const uint8_t *const at = (remote[ie] ? host + begin : local) + ie * expert_bytes;
+        table[ie] =
+            (struct expert_view){at, fused ? NULL : at + n_bytes[0], at + n_bytes[0] + n_bytes[1]};
+    }
+    for (uint32_t p = 0; p < n_pair; p++)
+        ids[p] = (int32_t)random_below(n_expert);
+    uint8_t *const room = give_zeros(s, n_room * room_bytes);
+    const struct expert_gather_args args = {
+        .ids = give(s, ids, n_pair * sizeof(*ids)),
+        .n_pair = n_pair,
+        .n_expert = n_expert,
+        .table = give(s, table, n_expert * sizeof(*table)),
+        .remote = give(s, remote, n_expert),
+        .gate_bytes = n_bytes[0],
+        .up_bytes = n_bytes[1],
+        .down_bytes = n_bytes[2],
+        .room = room,
+        .n_room = n_room,
+        .view = give_zeros(s, n_expert * sizeof(*view)),
+    };
+    for (int round = 0; round < 3; round++) { /* by launches, and as a graph */
+        ops->gather_experts(s->backend, &args);
+        expect_sync(s);
+    }
+    ops->download(s->backend, view, args.view, n_expert * sizeof(*view));
+    expect_sync(s);
+    uint32_t n_placed = 0, n_compared = 0;
+    for (uint32_t p = 0; p < n_pair; p++) {
+        const uint32_t ie = (uint32_t)ids[p];
+        if (seen[ie]++) continue;
+        const bool placed = is_device && remote[ie] && n_placed < n_room;
+        const void *const expected = placed ? room + n_placed++ * room_bytes : table[ie].gate;
+        if (view[ie].gate != expected || !view[ie].up != fused) {
+            printf("%s: expert %u of %u is not where it should be\n", s->name, ie, n_expert);
+            n_failed++;
+        }
+        if (placed || n_compared++ < 8)
+            compare_expert(s, &view[ie], host + begin + ie * expert_bytes, n_bytes);
+    }
+    ops->unpin(s->backend, host);
+}
+
 /* A NaN is kept, reported once by sync with the operation's name, and then forgotten. */
 static void check_nan_is_reported(const struct subject *s)
 {
@@ -776,6 +862,7 @@ static const struct {
     {"ffn", check_ffn},
     {"attention", check_attention},
     {"delta_net", check_delta_net},
+    {"gather_experts", check_gather_experts},
     {"linear", check_nan_is_reported},
     {"route", check_router_nan_is_reported},
     {"ffn", check_hidden_nan_is_reported},

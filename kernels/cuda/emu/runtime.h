@@ -71,7 +71,7 @@ cudaError_t cudaFree(void *memory);
 enum { cudaHostAllocDefault = 0, cudaHostAllocPortable = 1, cudaHostAllocMapped = 2 };
 cudaError_t cudaHostAlloc(void **out, size_t n_bytes, unsigned flags);
 cudaError_t cudaFreeHost(void *memory);
-enum { cudaHostRegisterDefault = 0 };
+enum { cudaHostRegisterDefault = 0, cudaHostRegisterPortable = 1, cudaHostRegisterMapped = 2 };
 cudaError_t cudaHostRegister(void *memory, size_t n_bytes, unsigned flags);
 cudaError_t cudaHostUnregister(void *memory);
 template <class T> static inline cudaError_t cudaMalloc(T **out, size_t n_bytes)
