@@ -10,8 +10,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "coordinator/plan/cost_model.h"
 #include "coordinator/plan/weight_census.h"
-#include "launch/bench/cost_model.h"
 #include "launch/bench/machine.h"
 #include "launch/bench/statistics.h"
 #include "launch/bench/token_source.h"
@@ -258,6 +258,7 @@ static struct cost_weights cost_weights(const struct measurement *of,
         .dense_bytes = (double)census->n_bytes - bank - embedding,
         .bank_bytes = bank,
         .used_share = hp->n_expert ? (double)hp->n_expert_used / hp->n_expert : 0,
+        .n_layer = hp->n_layer,
         .resident_share = experts->n_slot ? (double)experts->n_slot / experts->n_expert : 1};
 }
 
@@ -266,11 +267,14 @@ static struct cost_weights cost_weights(const struct measurement *of,
 static struct json_object *prediction_json(const struct measurement *of,
                                            const struct expert_pager_stats *experts)
 {
-    const struct cost_machine machine = {of->machine.memory_bytes_s, of->machine.disk_bytes_s};
+    const struct cost_machine machine = {.dense_bytes_s = of->machine.memory_bytes_s,
+                                         .expert_bytes_s = of->machine.memory_bytes_s,
+                                         .disk_bytes_s = of->machine.disk_bytes_s};
     const struct cost_weights weights = cost_weights(of, experts);
-    const struct cost_estimate estimate = cost_model_estimate(&machine, &weights);
+    const struct cost_hits hits = cost_model_hits(&weights);
+    const struct cost_estimate estimate = cost_model_estimate(&machine, &weights, &hits);
     struct json_object *json = json_object_new_object();
-    add(json, "hit_rate", number(estimate.hit_rate));
+    add(json, "hit_rate", number(hits.resident));
     add(json, "serial_tok_s", number(estimate.serial_tok_s));
     add(json, "ideal_tok_s", number(estimate.ideal_tok_s));
     return json;

@@ -6,8 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "coordinator/plan/cost_model.h"
 #include "coordinator/plan/memory_plan.h"
-#include "launch/bench/cost_model.h"
 #include "launch/bench/modes.h"
 #include "launch/inventory.h"
 #include "launch/value_list.h"
@@ -52,6 +52,7 @@ static enum lm_status count_bytes(const struct synth_shape *shape, const struct 
 struct prediction {
     uint64_t ram_bytes;
     double resident_share;
+    struct cost_hits hits;
     struct cost_estimate estimate;
     bool fits; /* the weights that every token reads */
 };
@@ -61,16 +62,21 @@ static struct prediction predict(const struct synth_shape *shape, const struct m
 {
     const uint64_t fixed = bytes->dense + reserve_bytes;
     const double left = ram_bytes > fixed ? (double)(ram_bytes - fixed) : 0;
-    const struct cost_machine rates = {machine->memory_bytes_s, machine->disk_bytes_s};
+    const struct cost_machine rates = {.dense_bytes_s = machine->memory_bytes_s,
+                                       .expert_bytes_s = machine->memory_bytes_s,
+                                       .disk_bytes_s = machine->disk_bytes_s};
     struct cost_weights weights = {.dense_bytes = (double)bytes->dense,
                                    .bank_bytes = (double)bytes->bank,
-                                   .resident_share = 1};
+                                   .resident_share = 1,
+                                   .n_layer = shape->n_layer};
     if (shape->n_expert) weights.used_share = (double)shape->n_expert_used / shape->n_expert;
     if (bytes->bank && left < (double)bytes->bank)
         weights.resident_share = left / (double)bytes->bank;
+    const struct cost_hits hits = cost_model_hits(&weights);
     return (struct prediction){.ram_bytes = ram_bytes,
                                .resident_share = weights.resident_share,
-                               .estimate = cost_model_estimate(&rates, &weights),
+                               .hits = hits,
+                               .estimate = cost_model_estimate(&rates, &weights, &hits),
                                .fits = ram_bytes >= fixed};
 }
 
@@ -83,7 +89,7 @@ static void print_prediction(const struct prediction *of)
         return;
     }
     printf("| %9s | %12.1f%% | %5.1f%% | %7.3g to %-7.3g |\n", log_format_bytes(of->ram_bytes, ram),
-           100 * of->resident_share, 100 * of->estimate.hit_rate, of->estimate.serial_tok_s,
+           100 * of->resident_share, 100 * of->hits.resident, of->estimate.serial_tok_s,
            of->estimate.ideal_tok_s);
 }
 
@@ -93,7 +99,7 @@ static struct json_object *prediction_json(const struct prediction *of)
     json_object_object_add(json, "ram_bytes", json_object_new_uint64(of->ram_bytes));
     json_object_object_add(json, "fits", json_object_new_boolean(of->fits));
     json_object_object_add(json, "resident_share", json_object_new_double(of->resident_share));
-    json_object_object_add(json, "hit_rate", json_object_new_double(of->estimate.hit_rate));
+    json_object_object_add(json, "hit_rate", json_object_new_double(of->hits.resident));
     json_object_object_add(json, "serial_tok_s", json_object_new_double(of->estimate.serial_tok_s));
     json_object_object_add(json, "ideal_tok_s", json_object_new_double(of->estimate.ideal_tok_s));
     return json;
