@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <initializer_list>
 
 extern "C" {
@@ -333,6 +334,54 @@ static void test_work_is_put_off(void **state)
     close_device();
 }
 
+struct visit {
+    std::atomic<bool> begun, may_end;
+    uint32_t seen;
+};
+
+static void visit_device(void *data)
+{
+    struct visit *const visit = (struct visit *)data;
+    visit->begun = true;
+    while (!visit->may_end)
+        usleep(100);
+    emu_copy(&visit->seen, memory, sizeof(visit->seen));
+}
+
+/* It begins unasked, blocks its stream and those that wait for it, and nothing else. */
+static void test_a_function_of_the_host_has_its_place_in_a_stream(void **state)
+{
+    (void)state;
+    cudaStream_t second;
+    cudaEvent_t event;
+    struct visit visit = {};
+    uint32_t got = 0;
+    open_device("forward");
+    assert_int_equal(cudaStreamCreateWithFlags(&second, cudaStreamNonBlocking), cudaSuccess);
+    assert_int_equal(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), cudaSuccess);
+    cudaMemsetAsync(memory, 3, 4, second);
+    cudaLaunchHostFunc(second, visit_device, &visit);
+    cudaMemsetAsync(memory, 5, 4, second);
+    cudaEventRecord(event, second);
+    while (!visit.begun)
+        usleep(100);
+    cudaMemsetAsync(memory + 4, 4, 4, stream);
+    cudaMemcpyAsync(&got, memory + 4, 4, cudaMemcpyDeviceToHost, stream);
+    assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
+    assert_int_equal(got, 0x04040404);
+    assert_int_equal(cudaEventQuery(event), cudaErrorNotReady);
+    assert_int_equal(cudaStreamQuery(second), cudaErrorNotReady);
+    cudaStreamWaitEvent(stream, event, 0);
+    cudaMemcpyAsync(&got, memory, 4, cudaMemcpyDeviceToHost, stream);
+    visit.may_end = true;
+    assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
+    assert_int_equal(visit.seen, 0x03030303);
+    assert_int_equal(got, 0x05050505);
+    cudaStreamDestroy(second);
+    cudaEventDestroy(event);
+    close_device();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -342,6 +391,7 @@ int main(void)
         cmocka_unit_test(test_a_wait_that_cannot_end_is_reported),
         cmocka_unit_test(test_memory_out_of_reach_ends_the_process),
         cmocka_unit_test(test_work_is_put_off),
+        cmocka_unit_test(test_a_function_of_the_host_has_its_place_in_a_stream),
     };
     return cmocka_run_group_tests(tests, nullptr, nullptr);
 }

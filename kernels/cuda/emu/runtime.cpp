@@ -4,11 +4,13 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include <condition_variable>
 #include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 #include "kernels/cuda/emu/cuemu.h" /* and runtime.h */
@@ -24,6 +26,9 @@ typedef std::function<cudaError_t()> work;
 struct work_queue {
     std::deque<work> waiting;
     uint64_t n_queued, n_run;
+    bool running; /* a piece, by a thread that may have given up the lock for it */
+    bool driven;  /* by a thread of its own, until ended */
+    bool ended;
 };
 struct emu_stream {
     int device;
@@ -63,7 +68,8 @@ struct countdown {
 
 /* A leaked singleton: a library is not unloaded, and no order of destructors bothers it. */
 static struct machine {
-    std::recursive_mutex lock;
+    std::recursive_mutex lock;           /* taken once at most while work runs */
+    std::condition_variable_any changed; /* a queue */
     std::vector<device> devices;
     std::map<const void *, kernel_entry> kernels;
     std::map<const unsigned char *, size_t> pinned;
@@ -376,11 +382,18 @@ cudaError_t cudaHostUnregister(void *memory)
 static cudaError_t run_until(work_queue *queue, uint64_t at)
 {
     cudaError_t first = cudaSuccess;
-    while (queue->n_run < at && !queue->waiting.empty()) {
+    while (queue->n_run < at && (queue->running || !queue->waiting.empty())) {
+        if (queue->running) {
+            machine.changed.wait(machine.lock);
+            continue;
+        }
         const work next = std::move(queue->waiting.front());
         queue->waiting.pop_front();
-        queue->n_run++;
+        queue->running = true;
         const cudaError_t error = next();
+        queue->running = false;
+        queue->n_run++;
+        machine.changed.notify_all();
         if (first == cudaSuccess) first = error;
     }
     return first;
@@ -403,6 +416,45 @@ static void put(cudaStream_t stream, work piece)
         return error;
     });
     stream->queue->n_queued++;
+    if (stream->queue->driven) machine.changed.notify_all();
+}
+
+/* The thread of a queue that is driven. */
+static void drive(std::shared_ptr<work_queue> queue)
+{
+    guard held(machine.lock);
+    while (!queue->ended) {
+        if (queue->running || queue->waiting.empty())
+            machine.changed.wait(machine.lock);
+        else
+            run_all(queue.get());
+    }
+}
+
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data)
+{
+    guard held(machine.lock);
+    work_queue *const queue = stream->queue.get();
+    queue->waiting.push_back([function, data]() -> cudaError_t {
+        machine.lock.unlock();
+        function(data);
+        machine.lock.lock();
+        return cudaSuccess;
+    });
+    queue->n_queued++;
+    if (!queue->driven) std::thread(drive, stream->queue).detach();
+    queue->driven = true;
+    machine.changed.notify_all();
+    return cudaSuccess;
+}
+
+cudaError_t emu_copy(void *to, const void *from, size_t n_bytes)
+{
+    guard held(machine.lock);
+    open_memory();
+    memmove(to, from, n_bytes);
+    close_memory();
+    return cudaSuccess;
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
@@ -418,6 +470,8 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
     guard held(machine.lock);
     run_all(stream->queue.get());
+    stream->queue->ended = true;
+    if (stream->queue->driven) machine.changed.notify_all();
     delete stream;
     return cudaSuccess;
 }
@@ -437,7 +491,8 @@ cudaError_t cudaStreamQuery(cudaStream_t stream)
 {
     guard held(machine.lock);
     if (machine.devices[stream->device].lost) return machine.devices[stream->device].lost;
-    return stream->queue->waiting.empty() ? cudaSuccess : cudaErrorNotReady;
+    const work_queue &queue = *stream->queue;
+    return queue.n_run == queue.n_queued ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)

@@ -3,7 +3,8 @@
  * Work on a stream is put off for as long as CUDA allows: until somebody waits for the stream or
  * for an event behind it. So host code that reads too early, or overwrites what a copy has yet to
  * read, gets it wrong here every time. Copies from pageable memory take the data at once, as CUDA
- * does.
+ * does. Only a stream that calls functions of the host has a thread of its own, and begins at once:
+ * they wait for somebody else, who may wait for this device.
  *
  * Settings for tests, read when devices are counted (cudaGetDeviceCount), which also brings lost
  * ones back:
@@ -109,6 +110,9 @@ enum cudaMemcpyKind {
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n_bytes, cudaMemcpyKind kind,
                             cudaStream_t stream);
 cudaError_t cudaMemsetAsync(void *to, int value, size_t n_bytes, cudaStream_t stream);
+typedef void (*cudaHostFn_t)(void *data);
+/* It may block, and runs while other streams go on. Even of a lost device it is called. */
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data);
 
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 cudaError_t cudaFuncSetAttribute(const void *kernel, cudaFuncAttribute attribute, int value);
@@ -143,6 +147,9 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 
 /* ---- not of CUDA ---- */
+
+/* Reads or writes device memory at once, in a function that a stream calls. */
+cudaError_t emu_copy(void *to, const void *from, size_t n_bytes);
 
 typedef void emu_call_fn(const void *kernel, const void *args);
 /* Says how a kernel is called, and with how many bytes of arguments. text: names it. */
