@@ -245,6 +245,14 @@ enum lm_status cluster_open(struct cluster **out, const struct cluster_config *c
 
 /* ---- what they have, and get -------------------------------------------------------------- */
 
+static void note_device(struct cluster_rank *rank, const char *name, const char *uuid,
+                        uint64_t vram_bytes)
+{
+    snprintf(rank->device_name, sizeof(rank->device_name), "%s", name);
+    snprintf(rank->device_uuid, sizeof(rank->device_uuid), "%s", uuid);
+    rank->vram_bytes = vram_bytes;
+}
+
 static enum lm_status take_inventory(struct cluster *cluster, const struct frame *frame,
                                      struct lm_error *err)
 {
@@ -255,6 +263,9 @@ static enum lm_status take_inventory(struct cluster *cluster, const struct frame
     inventory->ram_bytes = message->ram_bytes;
     inventory->memory_bytes_s = message->memory_bytes_s;
     inventory->disk_bytes_s = message->disk_bytes_s;
+    if (message->device)
+        note_device(&cluster->rank[frame->from], message->device->name, message->device->uuid,
+                    message->device->vram_bytes);
     lean__inventory__free_unpacked(message, NULL);
     return LM_OK;
 }
@@ -319,31 +330,82 @@ static enum lm_status share_hosts(struct cluster *cluster, struct lm_error *err)
     return LM_OK;
 }
 
+/* Ranks that have one device in common. */
+static enum lm_status share_devices(struct cluster *cluster, struct lm_error *err)
+{
+    const uint32_t n = cluster->world->n_rank;
+    struct device_claim *const claims = calloc(n, sizeof(*claims));
+    if (!claims) return lm_fail(err, LM_E_NO_MEM, "no memory for %u ranks", n);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct cluster_rank *rank = &cluster->rank[i];
+        claims[i] = (struct device_claim){.host = rank->inventory.host,
+                                          .uuid = rank->device_uuid,
+                                          .rank = rank->name,
+                                          .name = rank->device_name,
+                                          .share = rank->settings.share_gpu,
+                                          .asked_bytes = rank->settings.vram_bytes,
+                                          .budget_bytes = rank->vram_bytes};
+    }
+    const enum lm_status status = device_share(claims, n, err);
+    for (uint32_t i = 0; i < n && status == LM_OK; i++)
+        cluster->rank[i].vram_bytes = claims[i].budget_bytes;
+    free(claims);
+    return status;
+}
+
 static enum lm_status ask_inventory(struct cluster *cluster, Lean__ModelFile *model,
                                     struct lm_error *err)
 {
     enum lm_status status = LM_OK;
     for (uint32_t i = 1; i < cluster->world->n_rank && status == LM_OK; i++) {
-        model->n_thread = cluster->rank[i].settings.n_thread;
+        const struct cluster_rank *rank = &cluster->rank[i];
+        const struct rank_settings *settings = &rank->settings;
+        Lean__DeviceChoice choice = LEAN__DEVICE_CHOICE__INIT;
+        choice.kernels = (char *)settings->kernels;
+        choice.device = (char *)settings->device;
+        choice.gpu_layers = settings->gpu_layers;
+        choice.vram_bytes = settings->vram_bytes;
+        choice.devices = (char *)settings->devices;
+        choice.share_gpu = settings->share_gpu;
+        choice.local_rank = rank->local_rank;
+        choice.n_local = rank->n_local;
+        model->n_thread = settings->n_thread;
         model->has_n_thread = model->n_thread > 0;
+        model->choice = &choice;
         status = cluster_send(cluster->world, i, LEAN__FRAME_TYPE__MODEL, &model->base, err);
     }
-    if (status != LM_OK) return status;
-    struct cluster_rank *const own = &cluster->rank[0];
-    inventory_take(&own->inventory, model->path, own->settings.n_thread);
-    return gather(cluster, LEAN__FRAME_TYPE__INVENTORY, take_inventory, err);
+    return status;
 }
 
-enum lm_status cluster_share_model(struct cluster *cluster, const struct gguf_file *file,
+/* While the others take theirs. */
+static enum lm_status take_own_inventory(struct cluster *cluster, struct model_part *part,
+                                         const char *path, struct lm_error *err)
+{
+    struct cluster_rank *const own = &cluster->rank[0];
+    const struct part_config config = {.settings = own->settings,
+                                       .local = {own->local_rank, own->n_local}};
+    inventory_take(&own->inventory, path, own->settings.n_thread);
+    const enum lm_status status = model_part_open_device(part, &config, err);
+    const struct device *const device = &part->device;
+    if (status == LM_OK && device->backend)
+        note_device(own, device->name, device->uuid, device->budget_bytes);
+    return status;
+}
+
+enum lm_status cluster_share_model(struct cluster *cluster, struct model_part *own,
                                    const char *path, struct lm_error *err)
 {
+    const struct gguf_file *const file = own->file;
     Lean__ModelFile model = LEAN__MODEL_FILE__INIT;
     char *const absolute = realpath(path, NULL);
     model.path = absolute ? absolute : (char *)path;
     enum lm_status status = gguf_fingerprint(file, &model.fingerprint, err);
     if (status == LM_OK) status = weights_sample(file, &model.weights, err);
     if (status == LM_OK) status = ask_inventory(cluster, &model, err);
+    if (status == LM_OK) status = take_own_inventory(cluster, own, model.path, err);
+    if (status == LM_OK) status = gather(cluster, LEAN__FRAME_TYPE__INVENTORY, take_inventory, err);
     if (status == LM_OK) status = share_hosts(cluster, err);
+    if (status == LM_OK) status = share_devices(cluster, err);
     free(absolute);
     return status;
 }
@@ -424,11 +486,8 @@ static void put_settings(Lean__Setup *setup, const struct rank_settings *setting
     setup->prefetch = (char *)settings->prefetch;
     setup->io = (char *)settings->io;
     setup->profile = (char *)settings->profile;
-    setup->device = (char *)settings->device;
     setup->gpu_layers = settings->gpu_layers;
-    setup->vram_bytes = settings->vram_bytes;
-    setup->devices = (char *)settings->devices;
-    setup->share_gpu = settings->share_gpu;
+    setup->miss = (char *)settings->miss;
 }
 
 enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_sizes *sizes,
@@ -452,6 +511,7 @@ enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_size
         setup.local_rank = rank->local_rank;
         setup.n_local = rank->n_local;
         put_settings(&setup, &rank->settings);
+        setup.vram_bytes = rank->vram_bytes;
         status = cluster_send(cluster->world, i, LEAN__FRAME_TYPE__SETUP, &setup.base, err);
     }
     return status;

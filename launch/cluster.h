@@ -43,6 +43,8 @@ struct cluster_rank {
     struct rank_settings settings; /* its own; once the model is shared with budget and threads */
     struct options *kept;          /* texts of settings, or NULL */
     bool pin;                      /* it has its host for itself */
+    char device_name[96], device_uuid[40]; /* "" if it has no device open */
+    uint64_t vram_bytes;                   /* of it that the rank may use */
     uint32_t layer_begin, layer_end;
     /* of a rank but 0 that is ready */
     uint32_t n_expert_slot; /* experts in memory; 0: all */
@@ -70,8 +72,9 @@ struct transport_edge *cluster_edge(const struct cluster *cluster); /* to rank 1
  * a budget or a number of threads share what the others on their host leave, once it is known. */
 enum lm_status cluster_settle(struct cluster *cluster, const struct rank_settings *own,
                               const struct options *options, struct lm_error *err);
-/* path: of the model, as this rank opened it. LM_E_FORMAT: a rank has another file there. */
-enum lm_status cluster_share_model(struct cluster *cluster, const struct gguf_file *file,
+/* Every rank, this one too, opens its device. own: this rank's, its model open; path: of it.
+ * LM_E_FORMAT: a rank has another file there. Errors of device_open, device_share. */
+enum lm_status cluster_share_model(struct cluster *cluster, struct model_part *own,
                                    const char *path, struct lm_error *err);
 /* Which layers each rank gets. request: of the whole, its sizes settled. */
 enum lm_status cluster_cut(struct cluster *cluster, const struct gguf_file *file,

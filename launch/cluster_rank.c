@@ -72,22 +72,49 @@ static enum lm_status open_model(struct member *member, const Lean__ModelFile *m
                    (unsigned long long)message->fingerprint, (unsigned long long)message->weights);
 }
 
-static enum lm_status answer_model(struct member *member, struct lm_error *err)
+static enum lm_status open_device(struct member *member, const Lean__DeviceChoice *choice,
+                                  struct lm_error *err)
+{
+    const struct part_config config = {.settings = {.kernels = choice->kernels,
+                                                    .device = choice->device,
+                                                    .gpu_layers = choice->gpu_layers,
+                                                    .vram_bytes = choice->vram_bytes,
+                                                    .devices = choice->devices,
+                                                    .share_gpu = choice->share_gpu},
+                                       .local = {choice->local_rank, choice->n_local}};
+    if (choice->local_rank >= choice->n_local)
+        return lm_fail(err, LM_E_FORMAT, "rank 0 says that this is rank %u of %u on its host",
+                       choice->local_rank, choice->n_local);
+    return model_part_open_device(&member->part, &config, err);
+}
+
+static enum lm_status send_inventory(const struct member *member, const Lean__ModelFile *message,
+                                     struct lm_error *err)
 {
     struct inventory inventory;
+    const struct device *const own = &member->part.device;
     Lean__Inventory answer = LEAN__INVENTORY__INIT;
+    Lean__Device device = LEAN__DEVICE__INIT;
+    inventory_take(&inventory, message->path, message->n_thread);
+    answer.n_thread = inventory.n_thread;
+    answer.ram_bytes = inventory.ram_bytes;
+    answer.memory_bytes_s = inventory.memory_bytes_s;
+    answer.disk_bytes_s = inventory.disk_bytes_s;
+    device.name = (char *)own->name;
+    device.uuid = (char *)own->uuid;
+    device.vram_bytes = own->budget_bytes;
+    if (own->backend) answer.device = &device;
+    return cluster_send(member->world, 0, LEAN__FRAME_TYPE__INVENTORY, &answer.base, err);
+}
+
+static enum lm_status answer_model(struct member *member, struct lm_error *err)
+{
     Lean__ModelFile *message =
         wait_for(member, LEAN__FRAME_TYPE__MODEL, &lean__model_file__descriptor, err);
     if (!message) return err->status;
     enum lm_status status = open_model(member, message, err);
-    if (status == LM_OK) {
-        inventory_take(&inventory, message->path, message->n_thread);
-        answer.n_thread = inventory.n_thread;
-        answer.ram_bytes = inventory.ram_bytes;
-        answer.memory_bytes_s = inventory.memory_bytes_s;
-        answer.disk_bytes_s = inventory.disk_bytes_s;
-        status = cluster_send(member->world, 0, LEAN__FRAME_TYPE__INVENTORY, &answer.base, err);
-    }
+    if (status == LM_OK) status = open_device(member, message->choice, err);
+    if (status == LM_OK) status = send_inventory(member, message, err);
     lean__model_file__free_unpacked(message, NULL);
     return status;
 }
@@ -136,11 +163,9 @@ static enum lm_status load(struct member *member, const Lean__Setup *setup, stru
                                                     .prefetch = setup->prefetch,
                                                     .io = setup->io,
                                                     .profile = setup->profile,
-                                                    .device = setup->device,
                                                     .gpu_layers = setup->gpu_layers,
                                                     .vram_bytes = setup->vram_bytes,
-                                                    .devices = setup->devices,
-                                                    .share_gpu = setup->share_gpu},
+                                                    .miss = setup->miss},
                                        .local = {setup->local_rank, setup->n_local},
                                        .pin = setup->pin,
                                        .trace_kept = setup->trace,
@@ -152,7 +177,6 @@ static enum lm_status load(struct member *member, const Lean__Setup *setup, stru
     if (status == LM_OK) member->binding = binding_begin(config.local); /* for good */
     if (status == LM_OK)
         status = model_part_find_experts(&member->part, config.layer_begin, config.layer_end, err);
-    if (status == LM_OK) status = model_part_open_device(&member->part, &config, err);
     return status == LM_OK ? model_part_load(&member->part, &config, &sizes, err) : status;
 }
 

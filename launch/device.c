@@ -89,6 +89,7 @@ static enum lm_status open_choice(struct device *out, const struct choice *choic
     if (status != LM_OK) return status;
     snprintf(out->kind, sizeof(out->kind), "%s:%u", choice->kind, config.device);
     snprintf(out->name, sizeof(out->name), "%s (%s)", out->kind, info[config.device].name);
+    if (!choice->plugin) snprintf(out->uuid, sizeof(out->uuid), "%s", info[config.device].uuid);
     out->budget_bytes = budget(info[config.device].free_bytes, settings->vram_bytes, out->name);
     return LM_OK;
 }
@@ -125,4 +126,53 @@ void device_close(struct device *device)
 {
     if (device->backend) device->backend->ops->destroy(device->backend);
     *device = (struct device){.backend = NULL};
+}
+
+/* ---- one for several -------------------------------------------------------------------- */
+
+static bool is_common(const struct device_claim *a, const struct device_claim *b)
+{
+    return *a->uuid && !strcmp(a->uuid, b->uuid) && !strcmp(a->host, b->host);
+}
+
+/* Of one that did not ask for a size, by the least that any of these found; a byte if nothing is
+ * left. */
+static uint64_t part_of(const struct device_claim *claims, uint32_t n,
+                        const struct device_claim *own)
+{
+    uint64_t least = own->budget_bytes, given = 0;
+    uint32_t n_open = 0;
+    if (!*own->uuid) return least;
+    for (uint32_t i = 0; i < n; i++) {
+        const struct device_claim *const claim = &claims[i];
+        if (!is_common(claim, own)) continue;
+        n_open += !claim->asked_bytes;
+        if (claim->asked_bytes)
+            given += claim->budget_bytes;
+        else if (claim->budget_bytes < least)
+            least = claim->budget_bytes;
+    }
+    return given + n_open < least ? (least - given) / n_open : 1;
+}
+
+enum lm_status device_share(struct device_claim *claims, uint32_t n, struct lm_error *err)
+{
+    uint64_t *const part = calloc(n, sizeof(*part));
+    if (!part) return lm_fail(err, LM_E_NO_MEM, "no memory for %u ranks", n);
+    enum lm_status status = LM_OK;
+    for (uint32_t i = 0; i < n && status == LM_OK; i++) {
+        for (uint32_t j = 0; j < i && status == LM_OK; j++) {
+            if (!is_common(&claims[i], &claims[j]) || (claims[i].share && claims[j].share))
+                continue;
+            status = lm_fail(err, LM_E_USAGE, "%s and %s have the same device, %s", claims[j].rank,
+                             claims[i].rank, claims[i].name);
+            lm_hint(err, "--share-gpu lets ranks share a device; a device of its own each without "
+                         "a number in --device");
+        }
+        part[i] = claims[i].asked_bytes ? claims[i].budget_bytes : part_of(claims, n, &claims[i]);
+    }
+    for (uint32_t i = 0; i < n && status == LM_OK; i++)
+        claims[i].budget_bytes = part[i];
+    free(part);
+    return status;
 }

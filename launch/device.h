@@ -8,6 +8,7 @@
 #ifndef LEAN_LAUNCH_DEVICE_H
 #define LEAN_LAUNCH_DEVICE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "launch/binding.h"
@@ -20,6 +21,7 @@ struct device {
     struct backend *backend; /* NULL: none, all layers are computed on the CPU */
     char name[96];           /* "cuda:0 (NVIDIA H100 80GB HBM3)" */
     char kind[24];           /* "cuda:0" */
+    char uuid[40];           /* "": it is emulated, and every process has its own */
     uint64_t budget_bytes;   /* of its memory */
 };
 
@@ -28,5 +30,17 @@ struct device {
 enum lm_status device_open(struct device *out, const struct rank_settings *settings,
                            struct local_rank local, struct lm_error *err);
 void device_close(struct device *device); /* legal of none */
+
+/* What one rank of a job wants of its device. */
+struct device_claim {
+    const char *host, *uuid; /* uuid: "": it has none that others could have, too */
+    const char *rank, *name; /* for messages: whose, of which device */
+    bool share;              /* it may be another rank's, too */
+    uint64_t asked_bytes;    /* 0: what is free */
+    uint64_t budget_bytes;   /* that it found; out: its part */
+};
+/* Ranks that have one device in common divide what it has: who asked for a size gets it. claims:
+ * [n]. LM_E_USAGE: they have one in common, and not all of them may share it. */
+enum lm_status device_share(struct device_claim *claims, uint32_t n, struct lm_error *err);
 
 #endif

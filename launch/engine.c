@@ -191,6 +191,7 @@ static struct part_config part_config(const struct engine *engine,
         part.layer_end = rank->layer_end;
         part.settings = rank->settings;
         part.pin = rank->pin;
+        part.settings.vram_bytes = rank->vram_bytes;
         part.local = (struct local_rank){rank->local_rank, rank->n_local};
         part.name = rank->name;
         part.trace_kept = config->trace_path;
@@ -208,7 +209,7 @@ static enum lm_status share_model(struct engine *engine, const struct engine_con
     const struct rank_settings own = own_settings(config);
     const enum lm_status status = cluster_settle(engine->cluster, &own, config->options, err);
     if (status != LM_OK) return status;
-    return cluster_share_model(engine->cluster, engine->part.file, config->model_path, err);
+    return cluster_share_model(engine->cluster, &engine->part, config->model_path, err);
 }
 
 static enum lm_status plan_rank(const struct engine *engine, const struct engine_config *config,
@@ -314,8 +315,9 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
     engine->experts_context = config->experts_context;
     enum lm_status status = cluster_open(&engine->cluster, &config->cluster, err);
     if (status == LM_OK) status = open_model(engine, config->model_path, err);
-    if (status == LM_OK && engine->cluster) status = share_model(engine, config, err);
-    if (status == LM_OK) {
+    if (status == LM_OK && engine->cluster) {
+        status = share_model(engine, config, err);
+    } else if (status == LM_OK) {
         const struct part_config own = part_config(engine, config, 0);
         status = model_part_open_device(&engine->part, &own, err);
     }

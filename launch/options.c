@@ -69,6 +69,9 @@ const struct option_spec options_engine[] = {
      .help = "more ranks on a host than it has devices may share them"},
     {"vram", 0, OPTION_SIZE, "SIZE", .key = "tiers.vram.size",
      .help = "budget of each device's memory; default: what is free but a reserve"},
+    {"miss", 0, OPTION_ENUM, "auto|gpu|cpu|hybrid", .def = "auto", .key = "tiers.vram.miss",
+     .help = "experts that are not in the device's memory are copied there (gpu), computed on the "
+             "CPU (cpu), or some of each (hybrid); auto: what is faster"},
     {"trace", 0, OPTION_PATH, "FILE", .help = "record the routing of every token and layer"},
     {0},
 };

@@ -9,8 +9,8 @@
 #include "proto/base/log.h"
 
 static const char *const of_a_rank[] = {
-    "ram",     "threads", "kernels",    "expert-slots", "policy",  "prefetch", "io",
-    "profile", "device",  "gpu-layers", "vram",         "devices", "share-gpu"};
+    "ram",     "threads", "kernels",    "expert-slots", "policy",  "prefetch",  "io",
+    "profile", "device",  "gpu-layers", "vram",         "devices", "share-gpu", "miss"};
 
 static bool is_of_a_rank(const char *name)
 {
@@ -41,6 +41,7 @@ struct rank_settings rank_settings_from_options(const struct options *options)
         .vram_bytes = options_size(options, "vram"),
         .devices = options_string(options, "devices"),
         .share_gpu = options_flag(options, "share-gpu"),
+        .miss = options_string(options, "miss"),
     };
 }
 
@@ -71,6 +72,7 @@ static struct rank_settings merge(const struct rank_settings *own, const struct 
         .gpu_layers = here->gpu_layers == there->gpu_layers ? own->gpu_layers : there->gpu_layers,
         .devices = pick(own->devices, here->devices, there->devices),
         .share_gpu = here->share_gpu == there->share_gpu ? own->share_gpu : there->share_gpu,
+        .miss = pick(own->miss, here->miss, there->miss),
         .vram_bytes = here->vram_bytes == there->vram_bytes ? own->vram_bytes : there->vram_bytes,
     };
 }

@@ -21,6 +21,7 @@ struct rank_settings {
     const char *devices; /* of the host, in the order of its ranks; NULL: all */
     bool share_gpu;
     uint64_t vram_bytes; /* budget of its memory; 0: what is free */
+    const char *miss;    /* what becomes of experts that it lacks; NULL: auto */
 };
 
 /* -1: not given. */
