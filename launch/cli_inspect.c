@@ -76,10 +76,11 @@ static enum lm_status make_plan(struct inspection *in, struct memory_request *re
     const uint32_t end = in->device_begin;
     if (store && end > 0)
         request->slot_bytes_min = expert_pager_slot_bytes(store, 0, end, hp->n_expert, 1);
-    const struct device_limits fit = {DEVICE_LAYERS_AUTO, in->device.budget_bytes};
+    struct device_limits fit = limits;
+    fit.n_layer = DEVICE_LAYERS_AUTO;
     if (end < hp->n_layer)
         in->n_device_fit = hp->n_layer - device_plan_split(in->file, hp, request, &fit);
-    device_plan_make(&both, in->file, hp, request, end, in->device.budget_bytes);
+    device_plan_make(&both, in->file, hp, request, end, &limits);
     in->plan = both.host;
     in->device_plan = both.device;
     if (in->plan.paged)

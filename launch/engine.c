@@ -117,11 +117,11 @@ static uint64_t total_ram_bytes(const struct cluster *cluster)
 
 /* What decides about sizes of a server: the device if there are layers on it, else the host. */
 static void settle_server(struct engine *engine, const struct engine_config *config,
-                          struct memory_request *request, uint32_t split)
+                          struct memory_request *request, uint32_t split,
+                          const struct device_limits *limits)
 {
     struct memory_request deciding = *request;
-    if (split < request->layer_end)
-        deciding = device_plan_request(request, split, engine->part.device.budget_bytes);
+    if (split < request->layer_end) deciding = device_plan_request(request, split, limits);
     settle_serving(&deciding, engine, config);
     request->n_ctx = deciding.n_ctx;
     request->n_slot = deciding.n_slot;
@@ -137,8 +137,7 @@ static enum lm_status settle_sizes(struct engine *engine, const struct engine_co
                                    struct lm_error *err)
 {
     const struct model_part *part = &engine->part;
-    const struct device_limits limits = {.n_layer = config->own.gpu_layers,
-                                         .budget_bytes = part->device.budget_bytes};
+    const struct device_limits limits = model_part_device_limits(part, &config->own);
     struct run_sizes *sizes = &engine->sizes;
     struct device_plan both;
     uint32_t n_expert_slot, split = part->hp.n_layer;
@@ -150,8 +149,8 @@ static enum lm_status settle_sizes(struct engine *engine, const struct engine_co
     request->layer_end = part->hp.n_layer;
     if (!engine->cluster && part->device.backend)
         split = device_plan_split(part->file, &part->hp, request, &limits);
-    if (config->serving) settle_server(engine, config, request, split);
-    device_plan_make(&both, part->file, &part->hp, request, split, limits.budget_bytes);
+    if (config->serving) settle_server(engine, config, request, split, &limits);
+    device_plan_make(&both, part->file, &part->hp, request, split, &limits);
     *plan = both.host;
     if (split == part->hp.n_layer) status = memory_plan_check(plan, err);
     engine->state_bytes = memory_plan_state_bytes(request, &part->hp);

@@ -64,6 +64,13 @@ enum lm_status model_part_request_slots(const struct model_part *part,
     return status;
 }
 
+struct device_limits model_part_device_limits(const struct model_part *part,
+                                              const struct rank_settings *settings)
+{
+    return (struct device_limits){.n_layer = settings->gpu_layers,
+                                  .budget_bytes = part->device.budget_bytes};
+}
+
 enum lm_status model_part_request(const struct model_part *part, const struct part_config *config,
                                   const struct run_sizes *sizes, struct memory_request *request,
                                   uint32_t *n_slot, struct lm_error *err)
@@ -106,8 +113,7 @@ static void report_device(const struct model_part *part, const struct memory_pla
 static void place_layers(struct model_part *part, const struct part_config *config,
                          const struct memory_request *request)
 {
-    const struct device_limits limits = {.n_layer = config->settings.gpu_layers,
-                                         .budget_bytes = part->device.budget_bytes};
+    const struct device_limits limits = model_part_device_limits(part, &config->settings);
     part->device_begin = config->layer_end;
     if (!part->device.backend) return;
     part->device_begin = device_plan_split(part->file, &part->hp, request, &limits);
@@ -122,8 +128,8 @@ static enum lm_status check_device(const struct model_part *part, const struct p
                                    const struct memory_plan *plan, struct lm_error *err)
 {
     const uint32_t begin = config->layer_begin, end = config->layer_end;
-    const struct device_limits fit = {.n_layer = DEVICE_LAYERS_AUTO,
-                                      .budget_bytes = part->device.budget_bytes};
+    struct device_limits fit = model_part_device_limits(part, &config->settings);
+    fit.n_layer = DEVICE_LAYERS_AUTO;
     if (!part->device.backend) return LM_OK;
     const uint32_t n_fit = end - device_plan_split(part->file, &part->hp, request, &fit);
     const enum lm_status status =
@@ -149,6 +155,7 @@ static enum lm_status plan(struct model_part *part, const struct part_config *co
 {
     struct memory_request request;
     struct device_plan both;
+    const struct device_limits limits = model_part_device_limits(part, &config->settings);
     const struct hparams *hp = &part->hp;
     const uint32_t begin = config->layer_begin;
     enum lm_status status =
@@ -164,7 +171,7 @@ static enum lm_status plan(struct model_part *part, const struct part_config *co
         request.layer_end = config->layer_end;
     }
     if (status != LM_OK) return status;
-    device_plan_make(&both, part->file, hp, &request, end, part->device.budget_bytes);
+    device_plan_make(&both, part->file, hp, &request, end, &limits);
     *out = both.host;
     status = check_device(part, config, &request, &both.device, err);
     if (status == LM_OK) status = memory_plan_check(out, err);
@@ -248,6 +255,9 @@ enum lm_status model_part_load(struct model_part *part, const struct part_config
                                            .kernels = config->settings.kernels,
                                            .pin = config->pin};
     struct memory_plan made;
+    const uint64_t vram_bytes = config->settings.vram_bytes;
+    if (vram_bytes && vram_bytes < part->device.budget_bytes)
+        part->device.budget_bytes = vram_bytes; /* others have it, too */
     enum lm_status status = plan(part, config, sizes, &made, err);
     if (status == LM_OK) status = backend_cpu_create(&part->backend, &cpu, err);
     if (status == LM_OK) status = create_worker(part, config, sizes, err);

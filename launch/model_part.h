@@ -7,7 +7,7 @@
 #ifndef LEAN_LAUNCH_MODEL_PART_H
 #define LEAN_LAUNCH_MODEL_PART_H
 
-#include "coordinator/plan/memory_plan.h"
+#include "coordinator/plan/device_plan.h"
 #include "launch/device.h"
 #include "launch/rank_settings.h"
 #include "proto/model/hparams.h"
@@ -58,6 +58,9 @@ enum lm_status model_part_find_experts(struct model_part *part, uint32_t layer_b
 enum lm_status model_part_request_slots(const struct model_part *part,
                                         struct memory_request *request, const char *expert_slots,
                                         uint32_t *n_slot, struct lm_error *err);
+/* What decides about the rank's device, which is open. Borrows part. */
+struct device_limits model_part_device_limits(const struct model_part *part,
+                                              const struct rank_settings *settings);
 /* The request of a rank whose sizes are settled. */
 enum lm_status model_part_request(const struct model_part *part, const struct part_config *config,
                                   const struct run_sizes *sizes, struct memory_request *request,

@@ -14,6 +14,8 @@ enum {
     CHUNK_STEP = 64, /* and the least */
     PAGED_CHUNK_MAX = 4096,
     PAGED_SCRATCH_SHARE = 16, /* of the slots goes to the scratch of a longer chunk */
+    DEVICE_CHUNK_MAX = 16384, /* the same where they are a device's */
+    DEVICE_SCRATCH_SHARE = 8,
     PROGRAM_BYTES = 96 << 20,
     DEVICE_PROGRAM_BYTES = 32 << 20, /* recorded graphs, staged pieces */
 };
@@ -257,14 +259,15 @@ static void lengthen_chunk(struct memory_plan *plan, const struct memory_plan *s
                            const struct hparams *hp, struct memory_request *request,
                            const struct weight_census *census)
 {
-    for (uint32_t chunk = PAGED_CHUNK_MAX; chunk > shorter->prefill_chunk; chunk /= 2) {
+    const uint32_t max = request->on_device ? DEVICE_CHUNK_MAX : PAGED_CHUNK_MAX;
+    const uint32_t share = request->on_device ? DEVICE_SCRATCH_SHARE : PAGED_SCRATCH_SHARE;
+    for (uint32_t chunk = max; chunk > shorter->prefill_chunk; chunk /= 2) {
         if (chunk / 2 >= shorter->n_ctx) continue;
         request->prefill_chunk = chunk;
         plan_request(plan, hp, request, census);
         if (plan->paged && plan->n_ctx >= shorter->n_ctx &&
             plan->total_bytes <= plan->budget_bytes &&
-            plan->scratch_bytes - shorter->scratch_bytes <=
-                shorter->slot_bytes / PAGED_SCRATCH_SHARE)
+            plan->scratch_bytes - shorter->scratch_bytes <= shorter->slot_bytes / share)
             return;
     }
     *plan = *shorter;
@@ -284,6 +287,8 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
     struct weight_census census;
     struct memory_request with_chunk = *request;
     weight_census_take_layers(&census, file, hp, request->layer_begin, layer_end(request, hp));
+    census.group[WEIGHTS_EXPERTS].n_bytes += request->lacking_bytes;
+    census.n_bytes += request->lacking_bytes;
     *plan = (struct memory_plan){
         .n_slot = request->n_slot,
         .budget_bytes = request->budget_bytes ? request->budget_bytes : spare_memory(),
@@ -314,15 +319,27 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
 void memory_plan_make_empty(struct memory_plan *plan, const struct hparams *hp,
                             const struct memory_request *request)
 {
+    const uint64_t fixed = PROGRAM_BYTES + request->logprob_bytes, bank = request->lacking_bytes;
+    const uint64_t budget = request->budget_bytes ? request->budget_bytes : spare_memory();
+    const uint64_t left = budget > fixed ? budget - fixed : 0;
+    const bool paged = bank && (request->slot_bytes || (request->slot_bytes_min && bank > left));
+    uint64_t slot_bytes = bank;
+    if (paged)
+        slot_bytes =
+            request->slot_bytes ? request->slot_bytes : most(left, request->slot_bytes_min);
     *plan = (struct memory_plan){
         .n_ctx = request->n_ctx,
         .n_slot = request->n_slot,
         .prefill_chunk = request->prefill_chunk,
         .n_ctx_fit = hp->n_ctx_train,
-        .budget_bytes = request->budget_bytes ? request->budget_bytes : spare_memory(),
+        .budget_bytes = budget,
+        .paged = paged,
+        .expert_bytes = bank,
+        .slot_bytes = slot_bytes,
+        .weight_bytes = slot_bytes,
         .program_bytes = PROGRAM_BYTES,
         .logprob_bytes = request->logprob_bytes,
-        .total_bytes = PROGRAM_BYTES + request->logprob_bytes,
+        .total_bytes = fixed + slot_bytes,
     };
 }
 

@@ -12,7 +12,8 @@
  *
  * Scratch and program together are the overhead, which MEMORY_PLAN_OVERHEAD_MAX bounds: where a
  * model is so wide that it would be more, prompts are read in shorter chunks. Where experts are
- * paged chunks are longer again, as far as a sixteenth of the slots' memory holds their scratch.
+ * paged chunks are longer again, as far as a sixteenth of the slots' memory holds their scratch; on
+ * a device, to which each chunk brings all experts that it lacks, as far as an eighth does.
  *
  * Threads: pure functions but for host_memory_*, which read /proc and cgroup files. */
 #ifndef LEAN_COORDINATOR_PLAN_MEMORY_PLAN_H
@@ -48,12 +49,15 @@ struct memory_request {
     /* What experts take when they are paged: the least, 0: they cannot be; and what it shall be,
      * 0: what the rest leaves of the budget. */
     uint64_t slot_bytes_min, slot_bytes;
+    /* Routed experts of layers that a device computes and cannot hold: kept with these layers'. */
+    uint64_t lacking_bytes;
     bool on_device; /* a plan of a device's memory, which holds no program but what runs there */
 };
 
 struct memory_plan {
     uint32_t n_ctx, n_slot;
-    uint32_t prefill_chunk; /* as asked, or 512, less where the overhead demands it, at least 64 */
+    /* As asked, or 512, less where the overhead demands it, at least 64; more if paged. */
+    uint32_t prefill_chunk;
     uint32_t n_ctx_fit; /* the longest context that fits, at most the trained one; 0: none does */
     uint64_t budget_bytes;
 
@@ -73,7 +77,8 @@ enum { MEMORY_PLAN_CTX = 8192 };
 void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
                       const struct hparams *hp, const struct memory_request *request);
 
-/* Of a host all of whose layers are on a device: the request's sizes and the program. */
+/* Of a host all of whose layers are on a device: the request's sizes, the program, and the experts
+ * that the device lacks. */
 void memory_plan_make_empty(struct memory_plan *plan, const struct hparams *hp,
                             const struct memory_request *request);
 
