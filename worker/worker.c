@@ -22,6 +22,7 @@ enum { LOGIT_ROWS = 32 };
 struct worker {
     struct worker_config config;
     struct expert_pager *pager; /* of the CPU's layers if it has slots, else of all */
+    struct device_tier *tier;   /* NULL: the device has all experts of its layers */
     struct route_trace *trace;
     struct span span[2]; /* [n_span] in the order of their layers */
     uint32_t n_span;
@@ -599,4 +600,9 @@ struct edges_stats worker_edges(const struct worker *worker)
 struct expert_pager *worker_pager(const struct worker *worker)
 {
     return worker->pager;
+}
+
+struct device_tier *worker_tier(const struct worker *worker)
+{
+    return worker->tier;
 }

@@ -14,6 +14,7 @@
 #include "kernels/backend.h"
 #include "proto/step.h"
 #include "worker/edges.h"
+#include "worker/pager/device_tier.h"
 #include "worker/pager/expert_pager.h"
 
 struct cache_policy;
@@ -30,14 +31,6 @@ struct pager_options {
     enum disk_engine engine;
     enum disk_access access;
     uint32_t depth;
-};
-
-/* What becomes of a chosen expert that is not in the device's memory. None changes a bit. */
-enum miss_mode {
-    MISS_AUTO,  /* what is measured to be faster */
-    MISS_GPU,   /* it is copied there, and computed there */
-    MISS_CPU,   /* it is computed on the CPU, beside the others on the device */
-    MISS_HYBRID /* some are copied, some computed on the CPU, so that both end together */
 };
 
 struct device_options {
@@ -105,5 +98,7 @@ bool worker_take_trace(struct worker *worker, const uint8_t **records, size_t *n
 struct edges_stats worker_edges(const struct worker *worker);
 /* Belongs to the worker; between steps only. */
 struct expert_pager *worker_pager(const struct worker *worker);
+/* Likewise, and NULL where no device has slots. */
+struct device_tier *worker_tier(const struct worker *worker);
 
 #endif

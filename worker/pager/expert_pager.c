@@ -9,19 +9,8 @@
 #include "proto/base/log.h"
 #include "worker/pager/expert_cache.h"
 #include "worker/pager/policy.h"
+#include "worker/pager/slot_class.h"
 #include "worker/pager/toucher.h"
-
-enum {
-    CLASS_MAX = 16,      /* sizes of experts in one model */
-    CLASS_SLOTS_MIN = 2, /* one to compute with, one to read into */
-    NO_CLASS = -1
-};
-
-/* Layers whose experts take the same memory share slots. */
-struct slot_class {
-    uint64_t slot_bytes;
-    uint32_t n_expert, n_slot;
-};
 
 struct slot {
     struct disk_read read;
@@ -62,8 +51,7 @@ struct visit {
 
 struct expert_pager {
     struct expert_pager_config config;
-    struct slot_class class[CLASS_MAX];
-    uint32_t n_class;
+    struct slot_classes classes;
     uint32_t *class_of; /* [layer_end] */
     uint8_t *arena;
     uint64_t arena_bytes;
@@ -97,7 +85,7 @@ struct expert_pager {
     /* the profile's experts, hottest first */
     struct preload *preload;
     size_t n_preload, next_preload;
-    size_t give_way[CLASS_MAX]; /* preloads from here on have no read to take back */
+    size_t give_way[SLOT_CLASS_MAX]; /* preloads from here on have no read to take back */
 
     uint64_t n_token; /* so far */
     bool prefill;
@@ -132,96 +120,28 @@ static uint64_t slot_bytes_of(const struct expert_layer *layer)
 
 /* ---- classes ------------------------------------------------------------------------------ */
 
-/* Returns the class of a layer, which is made if there is none; NO_CLASS: no experts. With more
- * sizes than classes the last one takes them, in slots of the largest. */
-static int find_class(struct slot_class *class, uint32_t *n_class, const struct expert_layer *layer)
-{
-    if (!layer->n_part) return NO_CLASS;
-    const uint64_t n_bytes = slot_bytes_of(layer);
-    for (uint32_t i = 0; i < *n_class; i++)
-        if (class[i].slot_bytes == n_bytes) return (int)i;
-    if (*n_class < CLASS_MAX) {
-        class[*n_class] = (struct slot_class){.slot_bytes = n_bytes};
-        return (int)(*n_class)++;
-    }
-    if (class[CLASS_MAX - 1].slot_bytes < n_bytes) class[CLASS_MAX - 1].slot_bytes = n_bytes;
-    return CLASS_MAX - 1;
-}
-
-/* class_of: [layer_end] or NULL. Returns the number of experts in all classes. */
-static uint32_t make_classes(struct slot_class class[CLASS_MAX], uint32_t *n_class,
-                             uint32_t *class_of, const struct expert_store *store,
-                             uint32_t layer_begin, uint32_t layer_end, uint32_t n_expert)
-{
-    uint32_t n_all = 0;
-    *n_class = 0;
-    for (uint32_t il = 0; class_of && il < layer_begin; il++)
-        class_of[il] = UINT32_MAX;
-    for (uint32_t il = layer_begin; il < layer_end; il++) {
-        const int found = find_class(class, n_class, expert_store_layer(store, il));
-        if (class_of) class_of[il] = found == NO_CLASS ? UINT32_MAX : (uint32_t)found;
-        if (found == NO_CLASS) continue;
-        class[found].n_expert += n_expert;
-        n_all += n_expert;
-    }
-    return n_all;
-}
-
-/* Shares n_slot out by experts. Every class gets at least what works, none more than it has
- * experts. */
-static void share_slots(struct slot_class *class, uint32_t n_class, uint32_t n_all, uint32_t n_slot)
-{
-    for (uint32_t i = 0; i < n_class; i++) {
-        const uint64_t share = (uint64_t)n_slot * class[i].n_expert / (n_all ? n_all : 1);
-        class[i].n_slot = share < CLASS_SLOTS_MIN ? CLASS_SLOTS_MIN : (uint32_t)share;
-        if (class[i].n_slot > class[i].n_expert) class[i].n_slot = class[i].n_expert;
-    }
-}
-
-static uint64_t bytes_of_classes(const struct slot_class *class, uint32_t n_class)
-{
-    uint64_t n_bytes = 0;
-    for (uint32_t i = 0; i < n_class; i++)
-        n_bytes += class[i].n_slot * class[i].slot_bytes;
-    return n_bytes;
-}
-
 uint32_t expert_pager_slot_count(const struct expert_store *store, uint32_t layer_begin,
                                  uint32_t layer_end, uint32_t n_expert, uint32_t n_slot)
 {
-    struct slot_class class[CLASS_MAX];
-    uint32_t n_class, n = 0;
-    const uint32_t n_all =
-        make_classes(class, &n_class, NULL, store, layer_begin, layer_end, n_expert);
-    share_slots(class, n_class, n_all, n_slot);
-    for (uint32_t i = 0; i < n_class; i++)
-        n += class[i].n_slot;
-    return n;
+    struct slot_classes classes;
+    slot_classes_make(&classes, store, layer_begin, layer_end, n_expert, n_slot, slot_bytes_of,
+                      NULL);
+    return slot_classes_n_slot(&classes);
 }
 
 uint64_t expert_pager_slot_bytes(const struct expert_store *store, uint32_t layer_begin,
                                  uint32_t layer_end, uint32_t n_expert, uint32_t n_slot)
 {
-    struct slot_class class[CLASS_MAX];
-    uint32_t n_class;
-    const uint32_t n_all =
-        make_classes(class, &n_class, NULL, store, layer_begin, layer_end, n_expert);
-    share_slots(class, n_class, n_all, n_slot);
-    return bytes_of_classes(class, n_class);
+    struct slot_classes classes;
+    slot_classes_make(&classes, store, layer_begin, layer_end, n_expert, n_slot, slot_bytes_of,
+                      NULL);
+    return slot_classes_bytes(&classes);
 }
 
 uint32_t expert_pager_slots_for(const struct expert_store *store, uint32_t layer_begin,
                                 uint32_t layer_end, uint32_t n_expert, uint64_t n_bytes)
 {
-    uint32_t fits = 0, end = (layer_end - layer_begin) * n_expert + 1;
-    while (end - fits > 1) {
-        const uint32_t middle = fits + (end - fits) / 2;
-        if (expert_pager_slot_bytes(store, layer_begin, layer_end, n_expert, middle) <= n_bytes)
-            fits = middle;
-        else
-            end = middle;
-    }
-    return fits;
+    return slot_classes_fit(store, layer_begin, layer_end, n_expert, n_bytes, slot_bytes_of);
 }
 
 /* ---- reads -------------------------------------------------------------------------------- */
@@ -466,7 +386,7 @@ static bool read_ahead(struct expert_pager *pager, uint32_t expert, enum place_k
 
 static uint32_t n_class_slot(const struct expert_pager *pager, uint32_t il)
 {
-    return pager->class[pager->class_of[il]].n_slot;
+    return pager->classes.class[pager->class_of[il]].n_slot;
 }
 
 /* A step of many tokens will need nearly all experts of every layer. */
@@ -603,7 +523,7 @@ void expert_pager_preload(struct expert_pager *pager)
 {
     if (!pager->cache) return;
     qsort(pager->preload, pager->n_preload, sizeof(*pager->preload), hotter_first);
-    for (uint32_t i = 0; i < pager->n_class; i++)
+    for (uint32_t i = 0; i < pager->classes.n; i++)
         pager->give_way[i] = pager->n_preload;
     go_on_preloading(pager);
 }
@@ -870,7 +790,7 @@ struct expert_pager_layer_stats expert_pager_layer_stats(const struct expert_pag
     if (!pager->cache) return stats;
     stats.n_resident = expert_cache_n_resident(pager->cache, layer);
     stats.slot_class = pager->class_of[layer];
-    stats.n_class_slot = pager->class[stats.slot_class].n_slot;
+    stats.n_class_slot = pager->classes.class[stats.slot_class].n_slot;
     return stats;
 }
 
@@ -902,7 +822,7 @@ struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager)
         return stats;
     }
     /* A slot is free, being read into, or readable. */
-    for (uint32_t i = 0; i < pager->n_class; i++)
+    for (uint32_t i = 0; i < pager->classes.n; i++)
         stats.n_free += expert_cache_n_free(pager->cache, i);
     stats.n_reading = pager->n_read;
     stats.n_resident = stats.n_slot - stats.n_free - stats.n_reading;
@@ -968,16 +888,17 @@ static enum lm_status create_tables(struct expert_pager *pager, struct lm_error 
 static void touch_arena(struct expert_pager *pager)
 {
     enum { TOUCH_BYTES = 8 << 20 };
-    uint64_t begin[CLASS_MAX + 1] = {0}, done[CLASS_MAX] = {0};
+    uint64_t begin[SLOT_CLASS_MAX + 1] = {0}, done[SLOT_CLASS_MAX] = {0};
     size_t n = 0;
-    for (uint32_t i = 0; i < pager->n_class; i++)
-        begin[i + 1] = begin[i] + pager->class[i].n_slot * pager->class[i].slot_bytes;
+    for (uint32_t i = 0; i < pager->classes.n; i++)
+        begin[i + 1] =
+            begin[i] + pager->classes.class[i].n_slot * pager->classes.class[i].slot_bytes;
     struct touch_range *range =
-        calloc(pager->arena_bytes / TOUCH_BYTES + pager->n_class, sizeof(*range));
+        calloc(pager->arena_bytes / TOUCH_BYTES + pager->classes.n, sizeof(*range));
     for (uint64_t at = 0; range && at < pager->arena_bytes; at += range[n++].n_bytes) {
         uint32_t next = 0;
         double least = 2;
-        for (uint32_t i = 0; i < pager->n_class; i++) {
+        for (uint32_t i = 0; i < pager->classes.n; i++) {
             const double share = (double)done[i] / (double)(begin[i + 1] - begin[i]);
             if (share >= least) continue;
             least = share;
@@ -995,11 +916,9 @@ static void touch_arena(struct expert_pager *pager)
 /* Slots are mapped once and for all: no page is ever given back or faulted in again. */
 static enum lm_status create_slots(struct expert_pager *pager, struct lm_error *err)
 {
-    uint32_t n_slot = 0;
-    for (uint32_t i = 0; i < pager->n_class; i++)
-        n_slot += pager->class[i].n_slot;
+    const uint32_t n_slot = slot_classes_n_slot(&pager->classes);
     pager->slot = calloc(n_slot, sizeof(*pager->slot));
-    pager->arena_bytes = bytes_of_classes(pager->class, pager->n_class);
+    pager->arena_bytes = slot_classes_bytes(&pager->classes);
     void *arena =
         mmap(NULL, pager->arena_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (arena != MAP_FAILED) pager->arena = arena;
@@ -1009,8 +928,9 @@ static enum lm_status create_slots(struct expert_pager *pager, struct lm_error *
     madvise(arena, pager->arena_bytes, MADV_HUGEPAGE);
     uint8_t *at = arena;
     struct slot *slot = pager->slot;
-    for (uint32_t i = 0; i < pager->n_class; i++)
-        for (uint32_t k = 0; k < pager->class[i].n_slot; k++, at += pager->class[i].slot_bytes)
+    for (uint32_t i = 0; i < pager->classes.n; i++)
+        for (uint32_t k = 0; k < pager->classes.class[i].n_slot;
+             k++, at += pager->classes.class[i].slot_bytes)
             (slot++)->memory = at;
     touch_arena(pager);
     pager->stats.n_slot = n_slot;
@@ -1020,14 +940,14 @@ static enum lm_status create_slots(struct expert_pager *pager, struct lm_error *
 
 static enum lm_status create_cache(struct expert_pager *pager, struct lm_error *err)
 {
-    uint32_t slot_of_class[CLASS_MAX];
-    for (uint32_t i = 0; i < pager->n_class; i++)
-        slot_of_class[i] = pager->class[i].n_slot;
+    uint32_t slot_of_class[SLOT_CLASS_MAX];
+    for (uint32_t i = 0; i < pager->classes.n; i++)
+        slot_of_class[i] = pager->classes.class[i].n_slot;
     const struct expert_cache_config config = {.n_layer = pager->config.layer_end,
                                                .n_expert = pager->config.n_expert,
                                                .class_of = pager->class_of,
                                                .slot_of_class = slot_of_class,
-                                               .n_class = pager->n_class,
+                                               .n_class = pager->classes.n,
                                                .floor = pager->config.n_expert_used,
                                                .policy = pager->config.policy};
     return expert_cache_create(&pager->cache, &config, err);
@@ -1076,10 +996,8 @@ enum lm_status expert_pager_create(struct expert_pager **out,
     enum lm_status status = create_tables(pager, err);
     if (status == LM_OK) count_bank(pager);
     if (status == LM_OK && config->n_slot && pager->stats.n_expert) {
-        const uint32_t n_all =
-            make_classes(pager->class, &pager->n_class, pager->class_of, config->store,
-                         config->layer_begin, config->layer_end, config->n_expert);
-        share_slots(pager->class, pager->n_class, n_all, config->n_slot);
+        slot_classes_make(&pager->classes, config->store, config->layer_begin, config->layer_end,
+                          config->n_expert, config->n_slot, slot_bytes_of, pager->class_of);
         status = create_slots(pager, err);
         if (status == LM_OK) status = create_cache(pager, err);
         if (status == LM_OK) status = create_reader(pager, err);
