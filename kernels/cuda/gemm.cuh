@@ -9,6 +9,11 @@
  * bytes each). At the end of a superblock or block the sum enters its canonical accumulator by one
  * fmaf. K is not split. The next step's weights are on their way into registers meanwhile.
  *
+ * Superblocks are taken in the order of their accumulators, 0, 4, 8, ..., then 1, 5, 9, ...: of the
+ * four sums of a result only one grows at a time, and registers hold three at most. A row's bytes
+ * are still read once from memory: what a sector holds of the next superblock is in the cache when
+ * its turn comes, n_col / 1024 steps later.
+ *
  *     a staged row, 320 bytes: part t (0-3) has word t of the groups of 16 columns, 0-15, then 16
  *     bytes beside (the scales); so what lane 4g+t needs of row g is 16 words in a row, and reads
  *     of 16 bytes by 8 lanes fall on different banks
@@ -92,16 +97,13 @@ template <int TYPE> DEVICE void stage_slice(const slice<TYPE> &w, int s, struct 
     }
 }
 
-/* The bytes of sums of 16: n = high * 128 + low, 0 <= low < 128. */
-DEVICE uint32_t pack_sums(const int16_t *sums, bool high)
+/* Four sums of 16, two in each word, to bytes: n = high * 128 + low, 0 <= low < 128. A sum is at
+ * most 16 * 127 in magnitude, so bits 7 to 14 are high with its sign. */
+DEVICE uint32_t pack_sums(uint32_t first, uint32_t second, bool high)
 {
-    uint32_t word = 0;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int byte = high ? sums[i] >> 7 : sums[i] & 127;
-        word |= ((uint32_t)byte & 255u) << 8 * i;
-    }
-    return word;
+    const int shift = high ? 7 : 0;
+    const uint32_t mask = high ? 0x00ff00ffu : 0x007f007fu;
+    return __byte_perm(first >> shift & mask, second >> shift & mask, 0x6420);
 }
 
 /* Quarter q of an activation block: 64 columns, and part q of what is beside. */
@@ -123,16 +125,25 @@ template <int TYPE> DEVICE void stage_act(const uint8_t *act, uint32_t b, int q,
     *to[2] = make_uint4(group[0].z, group[1].z, group[2].z, group[3].z);
     *to[3] = make_uint4(group[0].w, group[1].w, group[2].w, group[3].w);
     if constexpr (act_of(TYPE) == ACT_Q8_K) {
-        if (slice<TYPE>::HAS_MIN && q < 2)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                row->part[q].beside[i] = pack_sums(x->bsums + 4 * i, q == 1);
+        if (slice<TYPE>::HAS_MIN && q < 2) {
+            const uint4 *const sums = reinterpret_cast<const uint4 *>(x->bsums);
+            const uint4 first = sums[0], second = sums[1];
+            const bool high = q == 1;
+            *reinterpret_cast<uint4 *>(row->part[q].beside) = make_uint4(
+                pack_sums(first.x, first.y, high), pack_sums(first.z, first.w, high),
+                pack_sums(second.x, second.y, high), pack_sums(second.z, second.w, high));
+        }
         if (q == 2) row->part[2].floats[0] = x->d;
     } else {
         const struct act_q8_0 *x32 = reinterpret_cast<const struct act_q8_0 *>(x);
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            row->part[q].floats[i] = q < 2 ? x32->d[4 * q + i] : (float)x32->sums[4 * q - 8 + i];
+        float4 beside;
+        if (q < 2) {
+            beside = reinterpret_cast<const float4 *>(x32->d)[q];
+        } else {
+            const int4 sums = reinterpret_cast<const int4 *>(x32->sums)[q - 2];
+            beside = make_float4((float)sums.x, (float)sums.y, (float)sums.z, (float)sums.w);
+        }
+        *reinterpret_cast<float4 *>(row->part[q].floats) = beside;
     }
 }
 
@@ -148,10 +159,6 @@ struct gemm_view {
 DEVICE uint4 four_words(const struct staged_part &part, int q)
 {
     return reinterpret_cast<const uint4 *>(part.word)[q];
-}
-DEVICE uint4 words_beside(const struct staged_part &part)
-{
-    return *reinterpret_cast<const uint4 *>(part.beside);
 }
 DEVICE float4 floats_beside(const struct staged_part &part)
 {
@@ -189,31 +196,25 @@ DEVICE void mma_group(const uint4 &a0, const uint4 &a1, const uint4 &x, uint32_t
 }
 
 template <int TYPE, int NT> struct gemm_superblocks {
-    enum { N_ACC = 4 };
-
-    /* acc[n][i]: the accumulators of this superblock's residue. */
+    /* One superblock into its accumulator acc[n][i]. */
     static MEMBER void step(const gemm_view &v, float (&acc)[NT][4])
     {
         typedef slice<TYPE> weights;
         enum { WIDTH = weights::SCALE_COLUMNS };
         int32_t isum[NT][4] = {};
-        const uint4 scales0 = words_beside(v.row[0]->part[0]);
-        const uint4 scales1 = words_beside(v.row[1]->part[0]);
-        const uint32_t scale0[4] = {scales0.x, scales0.y, scales0.z, scales0.w};
-        const uint32_t scale1[4] = {scales1.x, scales1.y, scales1.z, scales1.w};
 #pragma unroll
         for (int q = 0; q < 4; q++) {
             const uint4 a0 = four_words(v.row[0]->part[v.t], q);
             const uint4 a1 = four_words(v.row[1]->part[v.t], q);
+            const uint32_t scale0 = v.row[0]->part[0].beside[q],
+                           scale1 = v.row[1]->part[0].beside[q];
 #pragma unroll
             for (int n = 0; n < NT; n++) {
                 const uint4 x = four_words(v.act[8 * n + v.g].part[v.t], q);
-                mma_group<WIDTH, 0>(a0, a1, x, scale0[q], scale1[q], isum[n]);
-                if constexpr (WIDTH == 16)
-                    mma_group<WIDTH, 1>(a0, a1, x, scale0[q], scale1[q], isum[n]);
-                mma_group<WIDTH, 2>(a0, a1, x, scale0[q], scale1[q], isum[n]);
-                if constexpr (WIDTH == 16)
-                    mma_group<WIDTH, 3>(a0, a1, x, scale0[q], scale1[q], isum[n]);
+                mma_group<WIDTH, 0>(a0, a1, x, scale0, scale1, isum[n]);
+                if constexpr (WIDTH == 16) mma_group<WIDTH, 1>(a0, a1, x, scale0, scale1, isum[n]);
+                mma_group<WIDTH, 2>(a0, a1, x, scale0, scale1, isum[n]);
+                if constexpr (WIDTH == 16) mma_group<WIDTH, 3>(a0, a1, x, scale0, scale1, isum[n]);
             }
         }
         const float d[2] = {v.row[0]->part[2].floats[0], v.row[1]->part[2].floats[0]};
@@ -238,11 +239,6 @@ template <int TYPE, int NT> struct gemm_superblocks {
                                      acc[n][i]);
             }
         }
-    }
-
-    static MEMBER float sum(const float (&acc)[N_ACC][NT][4], int n, int i)
-    {
-        return (acc[0][n][i] + acc[1][n][i]) + (acc[2][n][i] + acc[3][n][i]);
     }
 };
 
@@ -354,12 +350,53 @@ template <int TYPE, int NT, class Columns> struct gemm_quantized {
                             &shared->act[i / 4]);
     }
 
+    /* One step: the weights of b, which are in raw, and the activations go to shared memory, and
+     * those of `next` come into raw, if it is a step. The caller multiplies. */
+    static MEMBER void turn(const gemm_weight &w, uint32_t first_row, uint32_t b, uint32_t next,
+                            uint32_t n_column, const Columns &columns, weights (&raw)[SLICES],
+                            gemm_shared<NT> *shared)
+    {
+        __syncthreads(); /* the last step has been read */
+        stage(raw, b, n_column, columns, shared);
+        __syncthreads();
+        if (next < n_step(w)) load(w, first_row, next, raw);
+    }
+
+    static MEMBER uint32_t n_step(const gemm_weight &w)
+    {
+        return (w.n_col + QK - 1) / QK;
+    }
+
+    static MEMBER void superblocks(const gemm_weight &w, uint32_t first_row, uint32_t n_column,
+                                   const Columns &columns, const gemm_view &view,
+                                   weights (&raw)[SLICES], gemm_shared<NT> *shared,
+                                   float (&sum)[NT][4])
+    {
+        float even[NT][4] = {}; /* the accumulator before an odd one */
+#pragma unroll 1
+        for (uint32_t j = 0; j < 4; j++) {
+            float acc[NT][4] = {};
+#pragma unroll 1
+            for (uint32_t b = j; b < n_step(w); b += 4) {
+                const uint32_t after = b + 4 < n_step(w) ? b + 4 : j < 3 ? j + 1 : n_step(w);
+                turn(w, first_row, b, after, n_column, columns, raw, shared);
+                gemm_superblocks<TYPE, NT>::step(view, acc);
+            }
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const float pair = even[n][i] + acc[n][i];
+                    if (j == 1) sum[n][i] = pair;
+                    if (j == 3) sum[n][i] += pair;
+                    even[n][i] = acc[n][i];
+                }
+        }
+    }
+
     static MEMBER void run(const gemm_weight &w, uint32_t first_row, uint32_t n_column,
                            const Columns &columns, gemm_shared<NT> *shared)
     {
-        typedef gemm_superblocks<TYPE, NT> superblocks;
-        typedef gemm_blocks<TYPE, NT> blocks;
-        enum { N_ACC = K_QUANT ? (int)superblocks::N_ACC : (int)blocks::N_ACC };
         const uint32_t warp = threadIdx.x / WARP, lane = (uint32_t)lane_of();
         const uint32_t row = warp % GEMM_ROW_WARPS * 16 + lane / 4;
         const uint32_t column = warp / GEMM_ROW_WARPS * 8 * NT;
@@ -367,24 +404,23 @@ template <int TYPE, int NT, class Columns> struct gemm_quantized {
                                 &shared->act[column],
                                 (int)(lane / 4),
                                 (int)(lane % 4)};
-        const uint32_t n_step = (w.n_col + QK - 1) / QK;
-        float acc[N_ACC][NT][4] = {};
+        float sum[NT][4] = {};
         weights raw[SLICES];
         load(w, first_row, 0, raw);
-        for (uint32_t first = 0; first < n_step; first += K_QUANT ? 4 : 1) {
-#pragma unroll
-            for (int j = 0; j < (K_QUANT ? 4 : 1); j++) {
-                const uint32_t b = first + j;
-                if (b >= n_step) continue;
-                __syncthreads(); /* the last step has been read */
-                stage(raw, b, n_column, columns, shared);
-                __syncthreads();
-                if (b + 1 < n_step) load(w, first_row, b + 1, raw);
-                if constexpr (K_QUANT)
-                    superblocks::step(view, acc[j]);
-                else
-                    blocks::step(view, min(w.n_col / QK32 - 8 * b, 8u), acc);
+        if constexpr (K_QUANT) {
+            superblocks(w, first_row, n_column, columns, view, raw, shared, sum);
+        } else {
+            typedef gemm_blocks<TYPE, NT> blocks;
+            float acc[blocks::N_ACC][NT][4] = {};
+            for (uint32_t b = 0; b < n_step(w); b++) {
+                turn(w, first_row, b, b + 1, n_column, columns, raw, shared);
+                blocks::step(view, min(w.n_col / QK32 - 8 * b, 8u), acc);
             }
+#pragma unroll
+            for (int n = 0; n < NT; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    sum[n][i] = blocks::sum(acc, n, i);
         }
         __syncthreads(); /* the caller may use shared again */
 #pragma unroll
@@ -393,12 +429,7 @@ template <int TYPE, int NT, class Columns> struct gemm_quantized {
             for (int i = 0; i < 4; i++) {
                 const uint32_t c = column + 8 * n + 2 * (lane % 4) + i % 2;
                 const uint32_t r = first_row + row + 8 * (i / 2);
-                float value;
-                if constexpr (K_QUANT)
-                    value = superblocks::sum(acc, n, i);
-                else
-                    value = blocks::sum(acc, n, i);
-                if (c < n_column && r < w.n_row) columns.store(c, r, value);
+                if (c < n_column && r < w.n_row) columns.store(c, r, sum[n][i]);
             }
     }
 };
@@ -410,11 +441,12 @@ template <int TYPE, int NT, class Columns> struct gemm_floats {
                               uint32_t n_column, const Columns &columns)
     {
         const uint32_t lane = (uint32_t)lane_of();
-        const uint8_t *row[EDGE];
+        const uint8_t *const first = w.data + first_row * w.row_bytes;
+        uint32_t row[EDGE]; /* bytes behind the first */
         const float *x[EDGE];
 #pragma unroll
         for (int i = 0; i < EDGE; i++) {
-            row[i] = w.data + min(first_row + i, w.n_row - 1) * w.row_bytes;
+            row[i] = (min(first_row + i, w.n_row - 1) - first_row) * (uint32_t)w.row_bytes;
             x[i] =
                 reinterpret_cast<const float *>(columns.act(min(first_column + i, n_column - 1)));
         }
@@ -426,7 +458,7 @@ template <int TYPE, int NT, class Columns> struct gemm_floats {
                 of_x[c] = x[c][k];
 #pragma unroll
             for (int r = 0; r < EDGE; r++) {
-                const float of_w = float_weight<TYPE>::at(row[r], k);
+                const float of_w = float_weight<TYPE>::at(first + row[r], k);
 #pragma unroll
                 for (int c = 0; c < EDGE; c++)
                     acc[r][c] = fmaf(of_w, of_x[c], acc[r][c]);
