@@ -31,32 +31,32 @@ DEVICE struct tile_product product_of(const struct part &part, const struct expe
             part.h};
 }
 
-/* The columns of a tile, for gemm_tile; row and pair are in shared memory. */
+/* The columns of a tile from `first` on, for gemm_tile; what it points to is in shared memory, so
+ * that the multiplying loop keeps none of it in registers. */
 struct pair_columns {
-    const uint8_t *x;
-    size_t x_bytes;
+    const struct tile_product *product;
     const uint32_t *row, *pair; /* of x, of out */
-    float *out;                 /* [n_pair][n_row] */
-    uint32_t n_row;
+    uint32_t first;
     bool swiglu;
 
     MEMBER const uint8_t *act(uint32_t column) const
     {
-        return x + row[column] * x_bytes;
+        return product->x + row[first + column] * product->x_bytes;
     }
     MEMBER void store(uint32_t column, uint32_t r, float value) const
     {
-        float *const to = out + (size_t)pair[column] * n_row + r;
+        float *const to = product->out + (size_t)pair[first + column] * product->w.n_row + r;
         *to = swiglu ? exact_silu(*to) * value : value;
     }
 };
 
 /* GEMM_ROWS rows of a tile, as many pairs at a time as the type has room for. Gate and up go one
  * after the other through h, where each thread finds its own values again. */
-template <int TYPE, int NT> KERNEL(GEMM_THREADS) rows_gemm_kernel(const struct rows_args a)
+template <int TYPE, int NT> KERNEL(GEMM_THREADS, 2) rows_gemm_kernel(const struct rows_args a)
 {
     __shared__ __align__(16) struct gemm_shared<NT> shared;
     __shared__ uint32_t rows[TILE_WIDE], pairs[TILE_WIDE];
+    __shared__ struct tile_product product;
     const bool first = blockIdx.x < a.n_tile_first, down = a.rows == ROWS_DOWN;
     const struct part &part = first ? a.part[0] : a.part[1];
     const uint32_t n_row = down ? part.n_embd : part.n_ff, first_row = blockIdx.y * GEMM_ROWS;
@@ -68,15 +68,15 @@ template <int TYPE, int NT> KERNEL(GEMM_THREADS) rows_gemm_kernel(const struct r
         pairs[threadIdx.x] = pair;
         rows[threadIdx.x] = down ? pair : pair / part.n_used;
     }
-    __syncthreads();
-    const struct expert_view view = part.table ? part.table[tile.expert] : part.view;
     for (uint32_t i = 0; i < (a.rows == ROWS_GATE_UP ? 2u : 1u); i++) {
         const bool up = a.rows == ROWS_UP || i == 1;
-        const struct tile_product p = product_of(part, view, down, up);
+        __syncthreads(); /* nobody needs the product before */
+        if (threadIdx.x == 0)
+            product = product_of(part, part.table ? part.table[tile.expert] : part.view, down, up);
+        __syncthreads();
         for (uint32_t c = 0; c < tile.n; c += gemm_columns(NT)) {
-            const struct pair_columns columns = {p.x,   p.x_bytes, rows + c, pairs + c,
-                                                 p.out, n_row,     up};
-            gemm_tile<TYPE, NT>(p.w, first_row, min(tile.n - c, gemm_columns(NT)), columns,
+            const struct pair_columns columns = {&product, rows, pairs, c, up};
+            gemm_tile<TYPE, NT>(product.w, first_row, min(tile.n - c, gemm_columns(NT)), columns,
                                 &shared);
         }
     }
