@@ -15,7 +15,7 @@ static const struct mode modes[] = {
     {"serve", 1, (const struct option_spec *const[]){options_bench_load, NULL}, bench_load},
     {"sweep", 2, (const struct option_spec *const[]){NULL}, bench_sweep},
     {"report", 3, (const struct option_spec *const[]){NULL}, bench_report},
-    {"predict", 3, (const struct option_spec *const[]){NULL}, bench_predict},
+    {"predict", 3, (const struct option_spec *const[]){options_bench_predict, NULL}, bench_predict},
     {NULL, 1, (const struct option_spec *const[]){options_bench, options_bench_tests, NULL},
      bench_engine},
 };
@@ -52,8 +52,8 @@ static bool takes(const struct mode *mode, const struct option_spec *table,
 static enum lm_status check_options(const struct mode *mode, const struct options *options,
                                     struct lm_error *err)
 {
-    static const struct option_spec *const tables[] = {options_bench, options_bench_tests,
-                                                       options_bench_load, NULL};
+    static const struct option_spec *const tables[] = {
+        options_bench, options_bench_tests, options_bench_load, options_bench_predict, NULL};
     for (size_t t = 0; tables[t]; t++)
         for (const struct option_spec *spec = tables[t]; spec->name; spec++)
             if (options_given(options, spec->name) && !takes(mode, tables[t], spec))
@@ -75,7 +75,7 @@ static enum lm_status run_bench(struct options *options, struct lm_error *err)
 
 const struct command command_bench = {
     .name = "bench",
-    .usage = "[MODEL] | serve | sweep FILE | report DIR | predict MODEL QUANT",
+    .usage = "[MODEL] | serve | sweep FILE | report DIR | predict MODEL [QUANT]",
     .n_arg_min = 0,
     .n_arg_max = 3,
     .words = "serve|sweep|report|predict",
@@ -93,15 +93,18 @@ const struct command command_bench = {
         "                   DIR/load.json. With --compare OLD: what DIR differs in, exit code 10 "
         "if\n"
         "                   it is slower for certain and by more than --threshold percent\n"
-        "  predict MODEL QUANT  how fast a model would decode on this machine, without having it,\n"
-        "                   in budgets of --ram; models and quants as in lean synth\n\n"
+        "  predict MODEL [QUANT]  how fast a model would decode on this machine, without having\n"
+        "                   it, in budgets of --ram and, with a device, --vram; MODEL is a name "
+        "of\n"
+        "                   the registry, its end (122b), or as in lean synth\n\n"
         "Tests of a model and engine options take lists and ranges: 1,2,4 or 8-32+8 or 8G-64G*2;\n"
         "every combination is measured, on the same tokens. Timed are steps of the model; neither\n"
         "sampling nor tokenization. Rates are means with the standard deviation of the sample.\n"
         "What could be measured is printed also when something else failed.\n\n"
         "Of a server: ttft is the time until the first text, itl each gap between texts, tpot\n"
         "(end - first) / (tokens - 1), e2el the time to the end, all at this end of the wire.",
-    .options = (const struct option_spec *const[]){options_bench, options_bench_load, options_lists,
+    .options = (const struct option_spec *const[]){options_bench, options_bench_load,
+                                                   options_bench_predict, options_lists,
                                                    options_bench_tests, options_engine,
                                                    options_cluster, NULL},
     .reads_config = true,

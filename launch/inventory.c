@@ -30,7 +30,7 @@ enum { KEPT_S = 7 * 24 * 3600, LOCK_S = 5 };
 
 /* ---- memory ------------------------------------------------------------------------------- */
 
-enum { PIECE_BYTES = 4 << 20, N_PIECE = 64 }; /* together more than any cache */
+enum { PIECE_BYTES = 4 << 20, N_PIECE_MIN = 64 };
 
 struct memory_probe {
     uint64_t *memory;
@@ -55,19 +55,30 @@ static void read_piece(void *context, uint32_t task, uint32_t worker)
     atomic_fetch_add_explicit(&probe->sum, sum, memory_order_relaxed);
 }
 
+/* Twice the last cache, which may be one of many guests', unless memory is short. */
+static uint32_t choose_n_piece(void)
+{
+    const long cache_bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    const uint64_t most = host_memory_available() / 4 / PIECE_BYTES;
+    uint64_t n = cache_bytes > 0 ? 2 * (uint64_t)cache_bytes / PIECE_BYTES : 0;
+    if (n > most) n = most;
+    return n < N_PIECE_MIN ? N_PIECE_MIN : (uint32_t)n;
+}
+
 /* Bytes/s; 0: no memory. */
 static double measure_memory(struct pool *pool)
 {
     struct memory_probe probe = {.sum = 0};
-    const size_t n_bytes = (size_t)N_PIECE * PIECE_BYTES;
+    const uint32_t n_piece = choose_n_piece();
+    const size_t n_bytes = (size_t)n_piece * PIECE_BYTES;
     probe.memory = mmap(NULL, n_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (probe.memory == MAP_FAILED) return 0;
     madvise(probe.memory, n_bytes, MADV_HUGEPAGE);
-    pool_run(pool, touch_piece, &probe, N_PIECE);
+    pool_run(pool, touch_piece, &probe, n_piece);
     const double begin_s = log_now_s();
     double seconds, n_read = 0;
     do {
-        pool_run(pool, read_piece, &probe, N_PIECE);
+        pool_run(pool, read_piece, &probe, n_piece);
         n_read += (double)n_bytes;
         seconds = log_now_s() - begin_s;
     } while (seconds < PROBE_S);

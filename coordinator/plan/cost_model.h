@@ -36,6 +36,8 @@ struct cost_machine {
 #define COST_VRAM_SHARE 0.8
 #define COST_DEVICE_LAYER_S 10e-6
 #define COST_DEVICE_TOKEN_S 0.3e-3
+/* Of processors: operations of a layer, each of which takes what its threads need to meet. */
+#define COST_OPS_PER_LAYER 8
 
 struct cost_weights {
     double dense_bytes;    /* that every token reads */

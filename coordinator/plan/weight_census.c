@@ -75,6 +75,7 @@ static void count(struct weight_census *out, enum weight_group group, enum tenso
     of_group->n_param += n_param;
     of_group->n_bytes += n_bytes;
     of_group->n_of_type[type]++;
+    of_group->bytes_of_type[type] += n_bytes;
     if (group == WEIGHTS_MTP || group == WEIGHTS_OTHER) return;
     out->n_param += n_param;
     out->n_bytes += n_bytes;

@@ -31,6 +31,7 @@ struct weight_count {
     size_t n_tensor;
     uint64_t n_param, n_bytes;
     size_t n_of_type[TENSOR_TYPE_COUNT]; /* tensors */
+    uint64_t bytes_of_type[TENSOR_TYPE_COUNT];
 };
 
 struct weight_census {

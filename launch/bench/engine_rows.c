@@ -12,6 +12,7 @@
 
 #include "coordinator/plan/cost_model.h"
 #include "coordinator/plan/weight_census.h"
+#include "launch/bench/kernel_probe.h"
 #include "launch/bench/machine.h"
 #include "launch/bench/statistics.h"
 #include "launch/bench/token_source.h"
@@ -40,6 +41,7 @@ struct measurement {
     double load_s;
     double preload_bytes_s; /* 0: nothing was preloaded */
     struct inventory machine;
+    struct cost_machine rates;
     uint64_t n_run; /* so far */
     struct log_bar bar;
 };
@@ -247,45 +249,107 @@ static struct json_object *experts_json(const struct measurement *of,
     return json;
 }
 
+/* Bytes of the weights that every token reads, by type. */
+static void count_dense(const struct measurement *of, uint64_t bytes[TENSOR_TYPE_COUNT])
+{
+    const bool tied = engine_hparams(of->engine)->tied;
+    memset(bytes, 0, TENSOR_TYPE_COUNT * sizeof(*bytes));
+    for (int group = 0; group < WEIGHT_GROUP_COUNT; group++) {
+        if (group == WEIGHTS_EXPERTS || group == WEIGHTS_MTP || group == WEIGHTS_OTHER) continue;
+        if (group == WEIGHTS_EMBEDDING && !tied) continue; /* a row of it */
+        for (int type = 0; type < TENSOR_TYPE_COUNT; type++)
+            bytes[type] += of->census.group[group].bytes_of_type[type];
+    }
+}
+
+static double sum_bytes(const uint64_t bytes[TENSOR_TYPE_COUNT])
+{
+    double sum = 0;
+    for (int type = 0; type < TENSOR_TYPE_COUNT; type++)
+        sum += (double)bytes[type];
+    return sum;
+}
+
 static struct cost_weights cost_weights(const struct measurement *of,
                                         const struct expert_pager_stats *experts)
 {
-    const struct weight_census *census = &of->census;
+    uint64_t dense[TENSOR_TYPE_COUNT];
     const struct hparams *hp = engine_hparams(of->engine);
-    const double bank = (double)census->group[WEIGHTS_EXPERTS].n_bytes;
-    const double embedding = hp->tied ? 0 : (double)census->group[WEIGHTS_EMBEDDING].n_bytes;
+    count_dense(of, dense);
     return (struct cost_weights){
-        .dense_bytes = (double)census->n_bytes - bank - embedding,
-        .bank_bytes = bank,
+        .dense_bytes = sum_bytes(dense),
+        .bank_bytes = (double)of->census.group[WEIGHTS_EXPERTS].n_bytes,
         .used_share = hp->n_expert ? (double)hp->n_expert_used / hp->n_expert : 0,
         .n_layer = hp->n_layer,
         .resident_share = experts->n_slot ? (double)experts->n_slot / experts->n_expert : 1};
 }
 
-/* What decoding one sequence should give; of ranks each has a share of the bytes, one after the
- * other. */
-static struct json_object *prediction_json(const struct measurement *of,
-                                           const struct expert_pager_stats *experts)
+static double rate_of(const struct kernel_rates *rates, const uint64_t bytes[TENSOR_TYPE_COUNT])
 {
-    const struct cost_machine machine = {.dense_bytes_s = of->machine.memory_bytes_s,
-                                         .expert_bytes_s = of->machine.memory_bytes_s,
-                                         .disk_bytes_s = of->machine.disk_bytes_s};
-    const struct cost_weights weights = cost_weights(of, experts);
-    const struct cost_hits hits = cost_model_hits(&weights);
-    const struct cost_estimate estimate = cost_model_estimate(&machine, &weights, &hits);
-    struct json_object *json = json_object_new_object();
-    add(json, "hit_rate", number(hits.resident));
+    const double n = sum_bytes(bytes);
+    return n > 0 ? n / kernel_rates_seconds(rates, bytes) : 0;
+}
+
+/* Rates of the kernels that this run has. */
+static enum lm_status probe_kernels(struct measurement *of, struct lm_error *err)
+{
+    const struct engine_stats stats = engine_stats(of->engine);
+    const uint64_t *experts = of->census.group[WEIGHTS_EXPERTS].bytes_of_type;
+    uint64_t dense[TENSOR_TYPE_COUNT], all[TENSOR_TYPE_COUNT];
+    struct kernel_rates rates;
+    count_dense(of, dense);
+    for (int type = 0; type < TENSOR_TYPE_COUNT; type++)
+        all[type] = dense[type] + experts[type];
+    const struct kernel_probe_config config = {
+        .n_thread = stats.n_thread, .kernels = stats.kernels, .bytes = all};
+    const enum lm_status status = kernel_probe_run(&rates, &config, err);
+    if (status != LM_OK) return status;
+    of->rates = (struct cost_machine){.dense_bytes_s = rate_of(&rates, dense),
+                                      .expert_bytes_s = rate_of(&rates, experts),
+                                      .disk_bytes_s = of->machine.disk_bytes_s,
+                                      .layer_s = COST_OPS_PER_LAYER * rates.op_s};
+    return LM_OK;
+}
+
+static void add_estimate(struct json_object *json, const struct measurement *of,
+                         const struct cost_weights *weights, const struct cost_hits *hits)
+{
+    const struct cost_estimate estimate = cost_model_estimate(&of->rates, weights, hits);
+    add(json, "hit_rate", number(hits->resident));
     add(json, "serial_tok_s", number(estimate.serial_tok_s));
     add(json, "ideal_tok_s", number(estimate.ideal_tok_s));
+}
+
+/* What decoding one sequence should give; of ranks each has a share of the bytes, one after the
+ * other. With the hits that are expected, and with as many bytes from the disk as were read. */
+static struct json_object *prediction_json(const struct measurement *of,
+                                           const struct expert_sums *sums, double n_token)
+{
+    const struct cost_weights weights = cost_weights(of, &sums->last);
+    const struct cost_hits expected = cost_model_hits(&weights);
+    struct json_object *json = json_object_new_object(), *known = NULL;
+    add_estimate(json, of, &weights, &expected);
+    if (sums->last.n_slot) {
+        const double chosen_bytes = weights.used_share * weights.bank_bytes * n_token;
+        const struct cost_hits counted = {.resident = 1 - (double)sums->read_bytes / chosen_bytes};
+        known = json_object_new_object();
+        add_estimate(known, of, &weights, &counted);
+    }
+    add(json, "with_counted_reads", known);
     return json;
 }
 
-static struct json_object *machine_json(const struct inventory *machine)
+static struct json_object *machine_json(const struct measurement *of)
 {
+    const struct inventory *machine = &of->machine;
     struct json_object *json = json_object_new_object();
     add(json, "threads", json_object_new_int64(machine->n_thread));
     add(json, "memory_bytes_s", number(machine->memory_bytes_s));
     add(json, "disk_bytes_s", number(machine->disk_bytes_s));
+    add(json, "dense_bytes_s",
+        of->rates.dense_bytes_s > 0 ? number(of->rates.dense_bytes_s) : NULL);
+    add(json, "expert_bytes_s",
+        of->rates.expert_bytes_s > 0 ? number(of->rates.expert_bytes_s) : NULL);
     return json;
 }
 
@@ -364,11 +428,12 @@ static struct json_object *make_row(const struct measurement *of, const struct o
     add(row, "weights_bytes_s",
         is_decode ? number(active_bytes(of) * test->n_gen * plan->n_repeat / elapsed_s) : NULL);
     add(row, "experts", experts_json(of, sums, elapsed_s));
-    add(row, "predicted", is_decode ? prediction_json(of, &sums->last) : NULL);
+    add(row, "predicted",
+        is_decode ? prediction_json(of, sums, (double)test->n_gen * plan->n_repeat) : NULL);
     add(row, "energy_j", energy_j < 0 ? NULL : number(energy_j / plan->n_repeat));
     add(row, "build", machine_build());
     add(row, "host", machine_host());
-    add(row, "machine", machine_json(&of->machine));
+    add(row, "machine", machine_json(of));
     add(row, "time", machine_time());
     return row;
 }
@@ -493,6 +558,7 @@ static enum lm_status measure_all(struct measurement *of, const struct options *
                                                 plan->prompts, plan->seed, err);
     if (status == LM_OK) status = note_preload(of, err);
     weight_census_take(&of->census, engine_file(of->engine), engine_hparams(of->engine));
+    if (status == LM_OK) status = probe_kernels(of, err);
     log_bar_begin(&of->bar, "measuring", "runs", plan->n_test * (plan->n_repeat + plan->n_warmup));
     for (size_t i = 0; i < plan->n_test && status == LM_OK; i++)
         status = measure_test(of, options, &plan->test[i], rows, err);

@@ -11,6 +11,8 @@ extern const struct option_spec options_bench_tests[]; /* n-prompt, n-gen, ...: 
 
 extern const struct option_spec options_bench_load[]; /* url, request-rate, ... */
 
+extern const struct option_spec options_bench_predict[]; /* rates that are not measured */
+
 /* A server: lean bench serve. LM_E_FAIL: a request failed; LM_E_MISMATCH: worse than what it was
  * compared with. */
 enum lm_status bench_load(struct options *options, struct lm_error *err);
