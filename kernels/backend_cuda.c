@@ -18,7 +18,7 @@ enum lm_status backend_cuda_create(struct backend **out, const struct backend_cu
 {
     const struct cuda_plugin *plugin;
     const enum lm_status status = open_plugin(&plugin, config->plugin, err);
-    return status == LM_OK ? plugin->create(out, config->device, err) : status;
+    return status == LM_OK ? plugin->create(out, config, err) : status;
 }
 
 enum lm_status backend_cuda_devices(const char *file, struct cuda_device_info *out, uint32_t n_max,

@@ -17,10 +17,14 @@
 struct backend_cuda_config {
     const char *plugin;
     uint32_t device; /* index among the visible ones */
+    /* The FAST mode of kernels/NUMERICS.md: many rows at once by cuBLAS, which is opened now, and
+     * by tensor cores in floating point. */
+    bool fast;
 };
 
-/* LM_E_UNSUPPORTED: no plugin, no driver or one too old, no device, or one before compute
- * capability 8.0. LM_E_USAGE: there is no such device. LM_E_NO_MEM, LM_E_FAIL: the device refused.
+/* LM_E_UNSUPPORTED: no plugin, no driver or one too old, no device, one before compute capability
+ * 8.0, or fast and no cuBLAS. LM_E_USAGE: there is no such device. LM_E_NO_MEM, LM_E_FAIL: the
+ * device refused.
  */
 enum lm_status backend_cuda_create(struct backend **out, const struct backend_cuda_config *config,
                                    struct lm_error *err);
@@ -46,6 +50,7 @@ struct backend_cuda_counters {
     uint64_t n_replay;    /* run by a graph as it was */
     uint64_t n_alloc;     /* allocations of device and pinned memory */
     uint64_t inner_bytes; /* device memory for scratch and staging */
+    uint64_t n_product;   /* matrix products by cuBLAS: 0 unless fast */
     bool lost;            /* the device is gone: every sync fails from here on */
 };
 const struct backend_cuda_counters *backend_cuda_counters(const struct backend *backend);

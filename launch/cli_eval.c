@@ -338,6 +338,7 @@ static struct json_object *device_json(const struct backend_cuda_counters *devic
     add(json, "captures", json_object_new_uint64(device->n_capture));
     add(json, "replays", json_object_new_uint64(device->n_replay));
     add(json, "allocations", json_object_new_uint64(device->n_alloc));
+    add(json, "cublas_products", json_object_new_uint64(device->n_product));
     return json;
 }
 
@@ -350,6 +351,7 @@ static struct json_object *ranks_json(const struct engine *engine)
         add(json, "pid", json_object_new_int64(rank.pid));
         add(json, "layers", range_json(rank.layer_begin, rank.layer_end));
         add(json, "device", json_object_new_string(rank.device));
+        add(json, "numerics", json_object_new_string(rank.numerics));
         if (rank.device_begin < rank.layer_end)
             add(json, "device_layers", range_json(rank.device_begin, rank.layer_end));
         add(json, "threads", json_object_new_int((int)rank.n_thread));

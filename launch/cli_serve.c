@@ -92,10 +92,11 @@ static enum lm_status make_fingerprint(const struct serve *serve, char *out, siz
     if (status != LM_OK) return status;
     char text[512];
     const int n = snprintf(
-        text, sizeof(text), "%016llx %016llx %s %g %g %d %g %g %g %g %g %d %g %g %d %d",
+        text, sizeof(text), "%016llx %016llx %s%s %g %g %d %g %g %g %g %g %d %g %g %d %d",
         (unsigned long long)model, (unsigned long long)weights, options_string(options, "kv-type"),
-        (double)sampling->temperature, (double)sampling->top_p, sampling->top_k,
-        (double)sampling->min_p, (double)sampling->typical_p, (double)sampling->presence_penalty,
+        engine_is_fast(serve->engine) ? " fast" : "", (double)sampling->temperature,
+        (double)sampling->top_p, sampling->top_k, (double)sampling->min_p,
+        (double)sampling->typical_p, (double)sampling->presence_penalty,
         (double)sampling->frequency_penalty, (double)sampling->repeat_penalty,
         sampling->repeat_last_n, (double)sampling->dry_multiplier, (double)sampling->dry_base,
         sampling->dry_allowed_length, sampling->dry_penalty_last_n);

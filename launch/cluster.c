@@ -367,6 +367,7 @@ static enum lm_status ask_inventory(struct cluster *cluster, Lean__ModelFile *mo
         choice.vram_bytes = settings->vram_bytes;
         choice.devices = (char *)settings->devices;
         choice.share_gpu = settings->share_gpu;
+        choice.numerics = (char *)settings->numerics;
         choice.local_rank = rank->local_rank;
         choice.n_local = rank->n_local;
         model->n_thread = settings->n_thread;
@@ -531,6 +532,7 @@ static enum lm_status take_ready(struct cluster *cluster, const struct frame *fr
     snprintf(rank->kernels, sizeof(rank->kernels), "%s", ready->kernels);
     snprintf(rank->device, sizeof(rank->device), "%s", ready->device);
     rank->device_begin = ready->device_begin;
+    rank->fast = rank_settings_fast(&rank->settings) && strcmp(rank->device, "cpu") != 0;
     lean__ready__free_unpacked(ready, NULL);
     return LM_OK;
 }

@@ -53,6 +53,7 @@ struct cluster_rank {
     char kernels[16];
     char device[24]; /* "cpu" if none */
     uint32_t device_begin;
+    bool fast; /* its device's numerics */
 };
 
 struct cluster;

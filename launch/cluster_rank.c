@@ -80,7 +80,8 @@ static enum lm_status open_device(struct member *member, const Lean__DeviceChoic
                                                     .gpu_layers = choice->gpu_layers,
                                                     .vram_bytes = choice->vram_bytes,
                                                     .devices = choice->devices,
-                                                    .share_gpu = choice->share_gpu},
+                                                    .share_gpu = choice->share_gpu,
+                                                    .numerics = choice->numerics},
                                        .local = {choice->local_rank, choice->n_local}};
     if (choice->local_rank >= choice->n_local)
         return lm_fail(err, LM_E_FORMAT, "rank 0 says that this is rank %u of %u on its host",

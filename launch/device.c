@@ -79,7 +79,8 @@ static enum lm_status open_choice(struct device *out, const struct choice *choic
     uint32_t n;
     enum lm_status status = backend_cuda_devices(choice->plugin, info, DEVICE_MAX, &n, err);
     if (status != LM_OK) return status;
-    struct backend_cuda_config config = {.plugin = choice->plugin, .device = choice->index};
+    struct backend_cuda_config config = {
+        .plugin = choice->plugin, .device = choice->index, .fast = rank_settings_fast(settings)};
     if (!choice->has_index && n)
         status = map_device(info, n, choice, settings, local, &config.device, err);
     if (status != LM_OK) return status;
@@ -91,6 +92,7 @@ static enum lm_status open_choice(struct device *out, const struct choice *choic
     snprintf(out->name, sizeof(out->name), "%s (%s)", out->kind, info[config.device].name);
     if (!choice->plugin) snprintf(out->uuid, sizeof(out->uuid), "%s", info[config.device].uuid);
     out->budget_bytes = budget(info[config.device].free_bytes, settings->vram_bytes, out->name);
+    out->fast = config.fast;
     return LM_OK;
 }
 

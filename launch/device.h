@@ -23,6 +23,7 @@ struct device {
     char kind[24];           /* "cuda:0" */
     char uuid[40];           /* "": it is emulated, and every process has its own */
     uint64_t budget_bytes;   /* of its memory */
+    bool fast;               /* its numerics are */
 };
 
 /* LM_E_USAGE: --device is no device, or there is no such one. LM_E_UNSUPPORTED: what was asked for

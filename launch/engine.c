@@ -435,6 +435,14 @@ uint32_t engine_n_rank(const struct engine *engine)
     return engine->cluster ? cluster_n_rank(engine->cluster) : 1;
 }
 
+bool engine_is_fast(const struct engine *engine)
+{
+    bool fast = false;
+    for (uint32_t i = 0; i < engine_n_rank(engine); i++)
+        fast |= !strcmp(engine_rank(engine, i).numerics, "fast");
+    return fast;
+}
+
 struct engine_rank engine_rank(const struct engine *engine, uint32_t rank)
 {
     struct engine_rank own = {.pid = getpid(),
@@ -447,6 +455,7 @@ struct engine_rank engine_rank(const struct engine *engine, uint32_t rank)
                               .n_expert_slot = engine->part.n_expert_slot,
                               .kernels = backend_cpu_kernels(engine->part.backend),
                               .device = model_part_device(&engine->part),
+                              .numerics = engine->part.device.fast ? "fast" : "exact",
                               .device_begin = engine->part.device_begin};
     if (!engine->cluster) return own;
     const struct cluster_rank *of = cluster_rank(engine->cluster, rank);
@@ -465,6 +474,7 @@ struct engine_rank engine_rank(const struct engine *engine, uint32_t rank)
                                 .n_expert_slot = of->n_expert_slot,
                                 .kernels = of->kernels,
                                 .device = of->device,
+                                .numerics = of->fast ? "fast" : "exact",
                                 .device_begin = of->device_begin};
 }
 

@@ -142,9 +142,12 @@ struct engine_rank {
     uint32_t n_thread, n_expert_slot;               /* n_expert_slot: in memory; 0: all */
     const char *kernels;
     const char *device;    /* "cuda:0", or "cpu" */
+    const char *numerics;  /* "exact" or "fast"; on the CPU always "exact" */
     uint32_t device_begin; /* the layers from there on are on it; layer_end: none */
 };
 uint32_t engine_n_rank(const struct engine *engine);
+/* Whether any rank's device computes with fast numerics. */
+bool engine_is_fast(const struct engine *engine);
 struct engine_rank engine_rank(const struct engine *engine, uint32_t rank);
 
 struct engine_stats {

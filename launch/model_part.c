@@ -103,10 +103,14 @@ static void report_device(const struct model_part *part, const struct memory_pla
                           uint32_t begin, uint32_t end)
 {
     char total[24], budget[24];
-    log_info("layers %u to %u on %s: %s of %s%s", part->device_begin, end - 1, part->device.name,
+    log_info("layers %u to %u on %s: %s of %s%s%s", part->device_begin, end - 1, part->device.name,
              log_format_bytes(plan->total_bytes, total),
              log_format_bytes(plan->budget_bytes, budget),
-             part->device_begin > begin ? ", the others on the CPU" : "");
+             part->device_begin > begin ? ", the others on the CPU" : "",
+             part->device.fast ? "; numerics fast" : "");
+    if (part->device.fast)
+        log_warning("numerics fast: the output depends on how prompts are cut into steps, and on "
+                    "what runs beside them");
 }
 
 /* Which layers go onto the device. Without any it is not needed. request: of the rank. */
@@ -162,6 +166,8 @@ static enum lm_status plan(struct model_part *part, const struct part_config *co
         model_part_request(part, config, sizes, &request, &part->n_expert_slot, err);
     if (status != LM_OK) return status;
     place_layers(part, config, &request);
+    if (rank_settings_fast(&config->settings) && !part->device.backend)
+        log_info("numerics fast: there is no other way on the CPU than the exact one");
     const uint32_t end = part->device_begin;
     if (end == begin) part->n_expert_slot = 0; /* whatever was asked for, no layer needs it */
     if (begin < end && end < config->layer_end) {

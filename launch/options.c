@@ -63,6 +63,9 @@ const struct option_spec options_engine[] = {
              "CUDA kernels compiled for the host"},
     {"gpu-layers", 0, OPTION_INT, "N", .key = "compute.gpu_layers", .min = 0, .max = 65536,
      .help = "the last N layers on the device, the others on the CPU; default: as many as fit"},
+    {"numerics", 0, OPTION_ENUM, "exact|fast", .def = "exact", .key = "compute.numerics",
+     .help = "fast: prompts by cuBLAS and floating-point tensor cores where layers are on a GPU; "
+             "the output then depends on how they are cut into steps"},
     {"devices", 0, OPTION_STRING, "LIST", .key = "cluster.devices",
      .help = "which devices of a host its ranks take, by number or UUID, as 0,1,2; default: all"},
     {"share-gpu", 0, OPTION_FLAG, .key = "cluster.share_gpu",

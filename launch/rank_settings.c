@@ -8,9 +8,10 @@
 #include "launch/options.h"
 #include "proto/base/log.h"
 
-static const char *const of_a_rank[] = {
-    "ram",     "threads", "kernels",    "expert-slots", "policy",  "prefetch",  "io",
-    "profile", "device",  "gpu-layers", "vram",         "devices", "share-gpu", "miss"};
+static const char *const of_a_rank[] = {"ram",       "threads",    "kernels", "expert-slots",
+                                        "policy",    "prefetch",   "io",      "profile",
+                                        "device",    "gpu-layers", "vram",    "devices",
+                                        "share-gpu", "miss",       "numerics"};
 
 static bool is_of_a_rank(const char *name)
 {
@@ -18,6 +19,11 @@ static bool is_of_a_rank(const char *name)
     for (size_t i = 0; i < sizeof(of_a_rank) / sizeof(of_a_rank[0]); i++)
         found |= !strcmp(of_a_rank[i], name);
     return found;
+}
+
+bool rank_settings_fast(const struct rank_settings *settings)
+{
+    return settings->numerics && !strcmp(settings->numerics, "fast");
 }
 
 int32_t rank_settings_gpu_layers(const struct options *options)
@@ -42,6 +48,7 @@ struct rank_settings rank_settings_from_options(const struct options *options)
         .devices = options_string(options, "devices"),
         .share_gpu = options_flag(options, "share-gpu"),
         .miss = options_string(options, "miss"),
+        .numerics = options_string(options, "numerics"),
     };
 }
 
@@ -74,6 +81,7 @@ static struct rank_settings merge(const struct rank_settings *own, const struct 
         .share_gpu = here->share_gpu == there->share_gpu ? own->share_gpu : there->share_gpu,
         .miss = pick(own->miss, here->miss, there->miss),
         .vram_bytes = here->vram_bytes == there->vram_bytes ? own->vram_bytes : there->vram_bytes,
+        .numerics = pick(own->numerics, here->numerics, there->numerics),
     };
 }
 

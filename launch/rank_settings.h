@@ -20,10 +20,12 @@ struct rank_settings {
     int32_t gpu_layers;  /* the model's last N are on the device; -1: as many as fit */
     const char *devices; /* of the host, in the order of its ranks; NULL: all */
     bool share_gpu;
-    uint64_t vram_bytes; /* budget of its memory; 0: what is free */
-    const char *miss;    /* what becomes of experts that it lacks; NULL: auto */
+    uint64_t vram_bytes;  /* budget of its memory; 0: what is free */
+    const char *miss;     /* what becomes of experts that it lacks; NULL: auto */
+    const char *numerics; /* of the device: "fast", else exact; or NULL */
 };
 
+bool rank_settings_fast(const struct rank_settings *settings);
 /* -1: not given. */
 int32_t rank_settings_gpu_layers(const struct options *options);
 /* Those of options_engine that are the rank's. Strings are borrowed. */

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include "kernels/cuda/backend_cuda.cuh"
+#include "kernels/cuda/cublas.cuh"
 #include "kernels/cuda/graph_cache.cuh"
 #include "kernels/cuda/loads.cuh"
 
@@ -44,6 +45,7 @@ struct cuda_backend {
     struct launch_list list;
     size_t n_record_max, args_bytes_max; /* that list has room for */
     struct graph_cache *graphs;
+    struct cublas *cublas;        /* NULL: EXACT */
     const void *large_kernel[64]; /* those allowed more than SHARED_BYTES_PLAIN */
     size_t large_bytes[64];
     uint32_t n_large;
@@ -243,23 +245,43 @@ static bool allow_shared(struct cuda_backend *cuda, const void *kernel, size_t n
     return true;
 }
 
+/* The record's arguments are copied. */
+static bool append(struct cuda_backend *cuda, struct launch_record record, const void *args)
+{
+    record.args_offset = round_up(cuda->list.args_bytes, 16);
+    const size_t end = record.args_offset + record.args_bytes;
+    if (!reserve(cuda, (void **)&cuda->list.record, &cuda->n_record_max, cuda->list.n_record + 1,
+                 sizeof(*cuda->list.record)) ||
+        !reserve(cuda, (void **)&cuda->list.args, &cuda->args_bytes_max, end, 1))
+        return false;
+    memset(cuda->list.args + cuda->list.args_bytes, 0, record.args_offset - cuda->list.args_bytes);
+    memcpy(cuda->list.args + record.args_offset, args, record.args_bytes);
+    cuda->list.args_bytes = end;
+    cuda->list.record[cuda->list.n_record++] = record;
+    return true;
+}
+
 void launch_raw(struct cuda_backend *cuda, const void *kernel, dim3 grid, dim3 block,
                 size_t shared_bytes, const void *args, size_t args_bytes)
 {
     if (!grid.x || !grid.y || !grid.z)
         return; /* of no rows: no work, and no launch that CUDA has */
-    const size_t offset = round_up(cuda->list.args_bytes, 16);
-    if (!reserve(cuda, (void **)&cuda->list.record, &cuda->n_record_max, cuda->list.n_record + 1,
-                 sizeof(*cuda->list.record)) ||
-        !reserve(cuda, (void **)&cuda->list.args, &cuda->args_bytes_max, offset + args_bytes, 1) ||
-        !allow_shared(cuda, kernel, shared_bytes))
-        return;
-    memset(cuda->list.args + cuda->list.args_bytes, 0, offset - cuda->list.args_bytes);
-    memcpy(cuda->list.args + offset, args, args_bytes);
-    cuda->list.args_bytes = offset + args_bytes;
-    cuda->list.record[cuda->list.n_record++] =
-        launch_record{kernel, grid, block, shared_bytes, offset, args_bytes};
-    cuda->head.counters.n_launch++;
+    if (allow_shared(cuda, kernel, shared_bytes) &&
+        append(cuda, launch_record{kernel, NULL, grid, block, shared_bytes, 0, args_bytes}, args))
+        cuda->head.counters.n_launch++;
+}
+
+void call_later(struct cuda_backend *cuda, library_call *call, const void *args, size_t args_bytes)
+{
+    const dim3 none;
+    if (!append(cuda, launch_record{NULL, call, none, none, 0, 0, args_bytes}, args)) return;
+    cuda->list.has_call = true;
+    cuda->head.counters.n_product++;
+}
+
+struct cublas *cublas_of(const struct cuda_backend *cuda)
+{
+    return cuda->cublas;
 }
 
 static void copy_staged(struct cuda_backend *cuda)
@@ -287,6 +309,7 @@ static void flush(struct cuda_backend *cuda)
     if (!cuda->head.counters.lost)
         check(cuda, graph_cache_run(cuda->graphs, &cuda->list, cuda->stream, &use), "launch");
     cuda->list.n_record = cuda->list.args_bytes = 0;
+    cuda->list.has_call = false;
     cuda->head.counters.n_flush++;
     cuda->head.counters.n_capture += use == GRAPH_CAPTURED;
     cuda->head.counters.n_update += use == GRAPH_UPDATED;
@@ -525,6 +548,7 @@ static void op_destroy(struct backend *backend)
     use_device(cuda);
     if (cuda->stream) cudaStreamSynchronize(cuda->stream);
     graph_cache_destroy(cuda->graphs);
+    cublas_close(cuda->cublas);
     free_chunks(&cuda->scratch);
     free_chunks(&cuda->stage);
     cudaFreeHost(cuda->not_finite);
@@ -620,13 +644,14 @@ static enum lm_status choose_device(struct cuda_backend *cuda, uint32_t device,
 
 extern const struct cuda_plugin cuda_plugin_table;
 
-static enum lm_status create(struct backend **out, uint32_t device, struct lm_error *err)
+static enum lm_status create(struct backend **out, const struct backend_cuda_config *config,
+                             struct lm_error *err)
 {
     struct cuda_backend *cuda = (struct cuda_backend *)calloc(1, sizeof(*cuda));
     if (!cuda) return lm_fail(err, LM_E_NO_MEM, "no memory for %zu bytes", sizeof(*cuda));
     cuda->head.base.ops = &cuda_ops;
     cuda->head.plugin = &cuda_plugin_table;
-    const enum lm_status status = choose_device(cuda, device, err);
+    const enum lm_status status = choose_device(cuda, config->device, err);
     if (status != LM_OK) {
         free(cuda);
         return status;
@@ -637,6 +662,8 @@ static enum lm_status create(struct backend **out, uint32_t device, struct lm_er
         CUDA_CHECK(cuda, cudaEventCreateWithFlags(&cuda->staged[0], cudaEventDisableTiming)) &&
         CUDA_CHECK(cuda, cudaEventCreateWithFlags(&cuda->staged[1], cudaEventDisableTiming)) &&
         CUDA_CHECK(cuda, cudaHostAlloc(&cuda->not_finite, sizeof(int32_t), cudaHostAllocMapped));
+    if (config->fast && cuda->kept.status == LM_OK)
+        cublas_open(&cuda->cublas, cuda->stream, &cuda->kept);
     if (cuda->kept.status != LM_OK) {
         const struct lm_error kept = cuda->kept;
         if (err) *err = kept;

@@ -70,6 +70,14 @@ static inline void launch(struct cuda_backend *cuda, void (*kernel)(Args), dim3 
                sizeof(args));
 }
 
+/* Appends a call of a library, which puts its work onto the stream when its turn comes. Lists with
+ * such calls are not made graphs: those of prompts, long enough to hide what a launch takes. */
+void call_later(struct cuda_backend *cuda, cudaError_t (*call)(cudaStream_t, const void *args),
+                const void *args, size_t args_bytes);
+
+/* Of the FAST mode (fast_linear.cuh); NULL: EXACT. */
+struct cublas *cublas_of(const struct cuda_backend *cuda);
+
 /* Whether the device can run what this plugin holds: cudaErrorNoKernelImageForDevice or
  * cudaErrorInvalidDeviceFunction if it was compiled for others only. rows.cu */
 cudaError_t cuda_probe_rows(void);

@@ -7,7 +7,8 @@
 
 struct cuda_plugin {
     struct plugin_head head;
-    enum lm_status (*create)(struct backend **out, uint32_t device, struct lm_error *err);
+    enum lm_status (*create)(struct backend **out, const struct backend_cuda_config *config,
+                             struct lm_error *err);
     enum lm_status (*devices)(struct cuda_device_info *out, uint32_t n_max, uint32_t *n,
                               struct lm_error *err);
     void (*read)(struct backend *backend, const void *memory, size_t n_bytes, void *sink);

@@ -112,7 +112,9 @@ static cudaError_t launch_each(const struct launch_list *list, cudaStream_t stre
     for (size_t i = 0; i < list->n_record && error == cudaSuccess; i++) {
         const struct launch_record *r = &list->record[i];
         void *args[] = {list->args + r->args_offset};
-        error = cudaLaunchKernel(r->kernel, r->grid, r->block, args, r->shared_bytes, stream);
+        error = r->call
+                    ? r->call(stream, args[0])
+                    : cudaLaunchKernel(r->kernel, r->grid, r->block, args, r->shared_bytes, stream);
     }
     return error;
 }
@@ -213,7 +215,7 @@ cudaError_t graph_cache_run(struct graph_cache *cache, const struct launch_list 
                             cudaStream_t stream, enum graph_use *use)
 {
     *use = GRAPH_NONE;
-    if (list->n_record < LAUNCHES_MIN) return launch_each(list, stream);
+    if (list->n_record < LAUNCHES_MIN || list->has_call) return launch_each(list, stream);
     const uint64_t hash = hash_list(list);
     struct graph *g = find_same(cache, hash, list);
     if (g) {

@@ -13,9 +13,13 @@
 
 #include "kernels/cuda/device.cuh"
 
+/* Puts a library's work onto the stream. args: as they were when it was appended. */
+typedef cudaError_t library_call(cudaStream_t stream, const void *args);
+
 /* args_offset: into the list's bytes of arguments. */
 struct launch_record {
-    const void *kernel;
+    const void *kernel; /* or NULL, and */
+    library_call *call;
     dim3 grid, block;
     size_t shared_bytes, args_offset, args_bytes;
 };
@@ -25,6 +29,7 @@ struct launch_list {
     size_t n_record;
     uint8_t *args;
     size_t args_bytes;
+    bool has_call; /* it runs one by one: what a call launches is not known here */
 };
 
 enum graph_use {

@@ -6,9 +6,11 @@
  * another to end. A single row of activations is normed and quantized by every block for itself: a
  * launch of its own would take longer. Several are prepared once (quantize.cu) and copied.
  *
- * Else tiles (gemm.cu), a grid for each matrix. */
+ * Else tiles (gemm.cu), a grid for each matrix; in the FAST mode, where rows are many,
+ * fast_linear.cu. */
 #include "kernels/cuda/linear.cuh"
 
+#include "kernels/cuda/fast_linear.cuh"
 #include "kernels/cuda/quantize.cuh"
 
 static const uint32_t GEMV_WARPS = 8, GEMV_TOKENS_MAX = 8;
@@ -185,16 +187,34 @@ static void launch_gemv(struct cuda_backend *cuda, const struct linear_args *lin
 }
 
 static void launch_gemms(struct cuda_backend *cuda, const struct linear_args *linear, float *y,
-                         size_t y_stride, float *residual, unsigned types)
+                         size_t y_stride, float *residual)
 {
     struct act_rows act;
-    if (!prepare_activations(cuda, NOT_FINITE_LINEAR, linear->x, linear->n_token, linear->n_col,
-                             linear->norm, linear->eps, types, &act))
+    struct fast_rows fast;
+    unsigned types = 0;
+    bool any_fast = false;
+    for (uint32_t i = 0; i < linear->n_out; i++) {
+        const enum tensor_type type = linear->out[i].w->type;
+        if (fast_takes(cuda, type, linear->n_token))
+            any_fast = true;
+        else
+            types |= 1u << act_of(type);
+    }
+    if (types && !prepare_activations(cuda, NOT_FINITE_LINEAR, linear->x, linear->n_token,
+                                      linear->n_col, linear->norm, linear->eps, types, &act))
+        return;
+    if (any_fast && !fast_prepare(cuda, NOT_FINITE_LINEAR, linear->x, linear->n_token,
+                                  linear->n_col, linear->norm, linear->eps, &fast))
         return;
     for (uint32_t i = 0; i < linear->n_out; i++) {
         const struct weight *w = linear->out[i].w;
-        launch_gemm(cuda, w, act.row[act_of(w->type)], linear->n_token, linear->out[i].bias,
-                    i ? linear->out[i].y : y, i ? linear->out[i].y_stride : y_stride, residual);
+        float *const to = i ? linear->out[i].y : y;
+        const size_t to_stride = i ? linear->out[i].y_stride : y_stride;
+        if (fast_takes(cuda, w->type, linear->n_token))
+            fast_multiply(cuda, w, &fast, linear->out[i].bias, to, to_stride, residual);
+        else
+            launch_gemm(cuda, w, act.row[act_of(w->type)], linear->n_token, linear->out[i].bias, to,
+                        to_stride, residual);
     }
 }
 
@@ -265,7 +285,7 @@ void cuda_linear(struct backend *backend, const struct linear_args *args)
     if (n_token <= GEMV_TOKENS_MAX && gemv_shared_bytes(args, types) <= GEMV_SHARED_BYTES_MAX)
         launch_gemv(cuda, args, y, y_stride, residual, types);
     else
-        launch_gemms(cuda, args, y, y_stride, residual, types);
+        launch_gemms(cuda, args, y, y_stride, residual);
     if (epilogue->post_norm)
         finish_rows(cuda, epilogue, n_token, args->out[0].w->n_row, y, y_stride);
 }

@@ -166,6 +166,7 @@ static struct json_object *effective_json(const struct measurement *of)
         add(json, "host", rank.host ? json_object_new_string(rank.host) : NULL);
         add_number(json, "layer_begin", rank.layer_begin);
         add_number(json, "layer_end", rank.layer_end);
+        add(json, "numerics", json_object_new_string(rank.numerics));
         json_object_array_add(ranks, json);
     }
     add(effective, "ranks", ranks);

@@ -3,6 +3,7 @@ and what a device without room, without a driver, or lost in the middle comes to
 import json
 import os
 import sys
+import tempfile
 import unittest
 
 import cli
@@ -91,6 +92,67 @@ class SameBits(unittest.TestCase):
         self.assertEqual([(rank["device"], rank["device_layers"])
                           for rank in answer["effective"]["ranks"]],
                          [("emu:0", [2, 3]), ("emu:0", [4, 7])])
+
+
+class Fast(unittest.TestCase):
+    """Numerics fast: not the bits of exact, but as near to the arithmetic without rounded activations
+    (--reference) as exact is. Both stray from it by roundings of about eight bits, which random
+    models amplify alike: so neither's divergence may be much larger than the other's."""
+    N = 70
+
+    def divergence(self, model, *options, fast=True, device="emu"):
+        """(of the logits from the reference's, what was printed)"""
+        result = cli.lean("eval", path(model), "--ids", ",".join(map(str, prompt(self.N))), "--json",
+                          "--compare", self.reference[model], "--device", device,
+                          *(["--numerics", "fast"] if fast else []), *options)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        answer = json.loads(result.stdout)
+        self.stderr = result.stderr
+        return answer["compare"]["kl_divergence"], answer
+
+    @classmethod
+    def setUpClass(cls):
+        cls.reference = {}
+        for model in ("llama-k-q4_k", "qwen3moe-s-q8_0"):
+            cls.reference[model] = os.path.join(tempfile.mkdtemp(), "logits")
+            golden.evaluate(path(model), prompt(cls.N), "--reference", "--device", "cpu", "--logits",
+                            cls.reference[model])
+
+    def test_near_the_reference(self):
+        for model in self.reference:
+            exact, without = self.divergence(model, fast=False)
+            fast, answer = self.divergence(model)
+            self.assertLess(fast, 2 * exact + 0.002, model)
+            self.assertNotEqual(answer["logits_xxh3"], without["logits_xxh3"])
+            self.assertEqual(without["effective"]["device"]["cublas_products"], 0)
+            self.assertGreater(answer["effective"]["device"]["cublas_products"], 0)
+            self.assertEqual(without["effective"]["ranks"][0]["numerics"], "exact")
+            self.assertEqual(answer["effective"]["ranks"][0]["numerics"], "fast")
+            self.assertIn("numerics fast: the output depends on", self.stderr)
+            _, again = self.divergence(model)
+            self.assertEqual(answer["logits_xxh3"], again["logits_xxh3"])
+
+    def test_steps_of_few_rows_are_exact(self):
+        """So is what generates, after a prompt that was."""
+        model = "llama-k-q4_k"
+        _, exact = self.divergence(model, "-n", 4, fast=False)
+        _, fast = self.divergence(model, "-n", 4, "--prefill-chunk", 16)
+        self.assertEqual(bits(fast), bits(exact))
+        self.assertEqual(fast["effective"]["device"]["cublas_products"], 0)
+
+    def test_on_the_cpu_it_is_exact(self):
+        _, exact = self.divergence("llama-k-q4_k", fast=False, device="cpu")
+        _, fast = self.divergence("llama-k-q4_k", device="cpu")
+        self.assertEqual(bits(fast), bits(exact))
+        self.assertEqual(fast["effective"]["ranks"][0]["numerics"], "exact")
+        self.assertIn("numerics fast: there is no other way on the CPU", self.stderr)
+
+    def test_without_cublas(self):
+        result = cli.lean("eval", path("llama-k-q4_k"), "--ids", "1,2", "--device", "emu",
+                          "--numerics", "fast", LEAN_EMU_FAIL="cublas")
+        self.assertEqual(result.returncode, UNSUPPORTED, result.stderr)
+        self.assertIn("numerics fast needs cuBLAS", result.stderr)
+        self.assertIn("hint: install libcublas", result.stderr)
 
 
 class Room(unittest.TestCase):

@@ -680,6 +680,18 @@ cudaError_t cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **a
     return set_error(error);
 }
 
+cudaError_t emu_put(cudaStream_t stream, cudaError_t (*run)(const void *args), const void *args,
+                    size_t args_bytes)
+{
+    guard held(machine.lock);
+    const cudaError_t error = check_launch(stream);
+    if (error) return set_error(error);
+    const unsigned char *const bytes = (const unsigned char *)args;
+    const std::vector<unsigned char> kept(bytes, bytes + args_bytes);
+    put(stream, [run, kept] { return run(kept.data()); });
+    return cudaSuccess;
+}
+
 /* ---- graphs ---- */
 
 struct emu_graph_node {

@@ -12,7 +12,8 @@
  *   LEAN_EMU_ORDER     forward, reverse or random: which fiber runs first
  *   LEAN_EMU_VRAM      bytes of a device (default 1 GiB)
  *   LEAN_EMU_DEVICES   "8.6,9.0": how many there are, and their compute capabilities (default 8.6)
- *   LEAN_EMU_FAIL      "driver" (none), "old_driver" (too old), "function" (no kernel can run), or
+ *   LEAN_EMU_FAIL      "driver" (none), "old_driver" (too old), "function" (no kernel can run),
+ *                      "cublas" (that library is missing), or
  *                      "malloc:N", "host:N", "launch:N", "lost:N": the N-th allocation of device or
  *                      host memory fails, the N-th kernel that runs fails, or the device is gone
  *                      from the N-th on
@@ -155,6 +156,13 @@ typedef void emu_call_fn(const void *kernel, const void *args);
 /* Says how a kernel is called, and with how many bytes of arguments. text: names it. */
 void emu_register_kernel(const void *kernel, emu_call_fn *call, size_t args_bytes,
                          const char *text);
+
+/* A library's work on a stream: run(args), which may touch device memory. args are copied. */
+cudaError_t emu_put(cudaStream_t stream, cudaError_t (*run)(const void *args), const void *args,
+                    size_t args_bytes);
+/* dlopen and dlsym for the libraries that this machine has: cublas.cpp. */
+void *emu_library_open(const char *file);
+void *emu_library_symbol(void *library, const char *name);
 
 /* ---- between runtime.cpp and fibers.cpp ---- */
 

@@ -28,7 +28,7 @@ static void set_machine(const char *devices, const char *vram, const char *fail)
 
 static enum lm_status create(struct backend **out, uint32_t device)
 {
-    const struct backend_cuda_config config = {CUDA_EMU_PLUGIN_FILE, device};
+    const struct backend_cuda_config config = {.plugin = CUDA_EMU_PLUGIN_FILE, .device = device};
     return backend_cuda_create(out, &config, &err);
 }
 
@@ -45,7 +45,7 @@ static struct backend *create_ok(const char *vram, const char *fail)
 static void test_a_plugin_that_is_not_there(void **state)
 {
     (void)state;
-    const struct backend_cuda_config config = {"liblean_none.so", 0};
+    const struct backend_cuda_config config = {.plugin = "liblean_none.so"};
     struct backend *backend;
     assert_int_equal(backend_cuda_create(&backend, &config, &err), LM_E_UNSUPPORTED);
     assert_non_null(strstr(err.message, "liblean_none.so: not in"));
@@ -78,6 +78,23 @@ static void test_what_is_missing_is_said(void **state)
         assert_int_equal(create(&backend, cases[i].device), cases[i].status);
         assert_string_equal(err.message, cases[i].message);
     }
+}
+
+/* Only who asks for it needs cuBLAS. */
+static void test_fast_without_cublas(void **state)
+{
+    (void)state;
+    const struct backend_cuda_config fast = {.plugin = CUDA_EMU_PLUGIN_FILE, .fast = true};
+    struct backend *backend = create_ok(NULL, "cublas");
+    backend->ops->destroy(backend);
+    assert_int_equal(backend_cuda_create(&backend, &fast, &err), LM_E_UNSUPPORTED);
+    assert_non_null(strstr(err.message, "numerics fast needs cuBLAS"));
+    assert_non_null(strstr(err.hint, "libcublas"));
+    set_machine(NULL, "1000000", NULL); /* no room for its workspace */
+    assert_int_equal(backend_cuda_create(&backend, &fast, &err), LM_E_NO_MEM);
+    set_machine(NULL, NULL, NULL);
+    assert_int_equal(backend_cuda_create(&backend, &fast, &err), LM_OK);
+    backend->ops->destroy(backend);
 }
 
 static void test_devices_are_listed(void **state)
@@ -391,6 +408,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_plugin_that_is_not_there),
         cmocka_unit_test(test_what_is_missing_is_said),
+        cmocka_unit_test(test_fast_without_cublas),
         cmocka_unit_test(test_devices_are_listed),
         cmocka_unit_test(test_each_device_has_its_memory),
         cmocka_unit_test(test_out_of_memory_says_how_much),

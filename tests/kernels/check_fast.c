@@ -1,0 +1,328 @@
+/* The FAST mode of the CUDA backend, on its emulator or on a device: how far results may be from
+ * those computed in double, that they are the same from run to run, that few rows keep the bits of
+ * EXACT, and that cuBLAS was called at all.
+ *
+ *   check_fast [--backend cuda-emu|cuda] [--cases N] [SEED]
+ *
+ * A product's bound is of each single result, and rigorous: weights and activations are rounded to
+ * BF16, each by at most 2^-8 of itself, and n products are added in F32 in an unknown order, so
+ *
+ *   |got - sum w x| <= ((1 + 2^-8)^2 - 1 + (n + 4) 2^-23) * sum |w x|
+ *
+ * where 2^-23 leaves room for cuBLAS, whose tensor cores cut off where the CPU rounds. */
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/backend.h"
+#include "kernels/backend_cuda.h"
+#include "kernels/kernels.h"
+#include "tests/kernels/random_case.h"
+
+enum { ROWS_FAST_MIN = 64 }; /* fewer are multiplied as in EXACT */
+
+static struct backend *fast, *exact;
+static const struct kernel_table *ref;
+static int n_failed;
+static void *lent[256];
+static size_t n_lent;
+
+static void check(enum lm_status status, const struct lm_error *err)
+{
+    if (status == LM_OK) return;
+    printf("check_fast: %s\n", err->message);
+    exit(1);
+}
+
+static void sync_device(struct backend *backend)
+{
+    struct lm_error err;
+    check(backend->ops->sync(backend, &err), &err);
+}
+
+/* Memory of the device, which both backends share, until the end of a case. */
+static void *give(const void *host, size_t n_bytes)
+{
+    struct lm_error err;
+    void *memory = fast->ops->alloc(fast, n_bytes, &err);
+    if (!memory) check(err.status, &err);
+    if (host) fast->ops->upload(fast, memory, host, n_bytes);
+    sync_device(fast);
+    return lent[n_lent++] = memory;
+}
+
+static float *give_floats(const float *host, size_t n)
+{
+    return host ? give(host, n * sizeof(float)) : NULL;
+}
+
+static void end_case(void)
+{
+    while (n_lent)
+        fast->ops->free(fast, lent[--n_lent]);
+    put_back_all();
+}
+
+static float *fetch(const void *device, size_t n)
+{
+    float *host = take(n * sizeof(float));
+    fast->ops->download(fast, host, device, n * sizeof(float));
+    sync_device(fast);
+    return host;
+}
+
+static uint64_t n_product(void)
+{
+    return backend_cuda_counters(fast)->n_product;
+}
+
+static void expect(bool holds, const char *what)
+{
+    if (holds) return;
+    printf("%s\n", what);
+    n_failed++;
+}
+
+/* ---- linear ---- */
+
+struct product {
+    struct weight w, device_w;
+    uint32_t n_token, n_col;
+    const float *x, *norm, *bias, *residual, *post_norm;
+    const float *device_x, *device_norm, *device_bias, *device_post_norm;
+    size_t y_stride;
+};
+
+static struct product random_product(enum tensor_type type, uint32_t n_token, uint32_t n_row,
+                                     uint32_t n_col)
+{
+    struct product p = {.w = weight_of_type(type, n_row, n_col, 1),
+                        .n_token = n_token,
+                        .n_col = n_col,
+                        .x = random_floats((size_t)n_token * n_col),
+                        .y_stride = n_row + random_below(5)};
+    if (random_below(2)) p.norm = random_floats(n_col);
+    if (random_below(2)) p.bias = random_floats(n_row);
+    if (random_below(2)) p.residual = random_floats((size_t)n_token * n_row);
+    if (random_below(4) == 0) p.post_norm = random_floats(n_row);
+    p.device_w = p.w;
+    p.device_w.data = give(p.w.data, n_row * p.w.row_bytes);
+    p.device_x = give_floats(p.x, (size_t)n_token * n_col);
+    p.device_norm = give_floats(p.norm, n_col);
+    p.device_bias = give_floats(p.bias, n_row);
+    p.device_post_norm = give_floats(p.post_norm, n_row);
+    return p;
+}
+
+/* [n_token][n_row] */
+static float *run_product(struct backend *backend, const struct product *p)
+{
+    const uint32_t n_row = p->w.n_row;
+    float *residual = give_floats(p->residual, (size_t)p->n_token * n_row);
+    float *y = give(NULL, p->n_token * p->y_stride * sizeof(float));
+    struct linear_args args = {.n_token = p->n_token,
+                               .x = p->device_x,
+                               .n_col = p->n_col,
+                               .norm = p->device_norm,
+                               .eps = 1e-5f,
+                               .n_out = 1,
+                               .epilogue = {p->device_post_norm, 1e-6f, residual}};
+    args.out[0].w = &p->device_w;
+    args.out[0].bias = p->device_bias;
+    args.out[0].y = y;
+    args.out[0].y_stride = p->y_stride;
+    backend->ops->linear(backend, &args);
+    sync_device(backend);
+    const size_t stride = residual ? n_row : p->y_stride;
+    const float *got = fetch(residual ? residual : y, p->n_token * stride);
+    float *rows = take((size_t)p->n_token * n_row * sizeof(float));
+    for (uint32_t it = 0; it < p->n_token; it++)
+        memcpy(rows + (size_t)it * n_row, got + it * stride, n_row * sizeof(float));
+    return rows;
+}
+
+/* A row's results in double, and how far each may be off. */
+static void define_row(const struct product *p, const float *w, uint32_t it, double *y,
+                       double *bound)
+{
+    const uint32_t n_row = p->w.n_row, n_col = p->n_col;
+    const double of_product = (1 + 0x1p-8) * (1 + 0x1p-8) - 1 + (n_col + 4) * 0x1p-23;
+    float *x = take(n_col * sizeof(float));
+    memcpy(x, p->x + (size_t)it * n_col, n_col * sizeof(float));
+    if (p->norm) ref->rms_norm(p->x + (size_t)it * n_col, p->norm, n_col, 1e-5f, x);
+    double squares = 0, error_squares = 0;
+    for (uint32_t r = 0; r < n_row; r++) {
+        double sum = 0, sum_abs = 0;
+        for (uint32_t k = 0; k < n_col; k++) {
+            const double term = (double)w[(size_t)r * n_col + k] * (double)x[k];
+            sum += term;
+            sum_abs += fabs(term);
+        }
+        const double bias = p->bias ? (double)p->bias[r] : 0;
+        y[r] = sum + bias;
+        bound[r] = of_product * sum_abs + 0x1p-22 * (fabs(bias) + fabs(y[r])) + 0x1p-120;
+        squares += y[r] * y[r];
+        error_squares += bound[r] * bound[r];
+    }
+    /* RMSNorm: its scale is off by what the root of the sum of squares is */
+    const double rms = sqrt(squares / n_row + 1e-6), off = sqrt(error_squares / n_row) / rms;
+    if (p->post_norm) expect(off < 0.5, "too few results to bound the error of a norm");
+    for (uint32_t r = 0; r < n_row; r++) {
+        if (p->post_norm) {
+            const double scale = (double)p->post_norm[r] / rms;
+            bound[r] = fabs(scale) * (bound[r] + (fabs(y[r]) + bound[r]) * off / (1 - off)) +
+                       0x1p-18 * fabs(scale * y[r]);
+            y[r] *= scale;
+        }
+        if (p->residual) {
+            const double before = (double)p->residual[(size_t)it * n_row + r];
+            y[r] += before;
+            bound[r] += 0x1p-22 * (fabs(before) + fabs(y[r]));
+        }
+    }
+    put_back(x);
+}
+
+static void compare_product(const struct product *p, const float *got)
+{
+    const uint32_t n_row = p->w.n_row;
+    const size_t row_bytes = p->w.row_bytes;
+    float *w = take((size_t)n_row * p->n_col * sizeof(float));
+    double *y = take(n_row * sizeof(double)), *bound = take(n_row * sizeof(double));
+    for (uint32_t r = 0; r < n_row; r++)
+        ref->dequant_row[p->w.type]((const uint8_t *)p->w.data + r * row_bytes, p->n_col,
+                                    w + (size_t)r * p->n_col);
+    for (uint32_t it = 0; it < p->n_token; it++) {
+        define_row(p, w, it, y, bound);
+        for (uint32_t r = 0; r < n_row; r++) {
+            const double value = (double)got[(size_t)it * n_row + r];
+            if (bound[r] >= 0 && fabs(value - y[r]) <= bound[r]) continue;
+            printf("%s, %u x %u, row %u of %u, result %u: %g, not %g, off by more than %g\n",
+                   tensor_type_info(p->w.type)->name, n_row, p->n_col, it, p->n_token, r, value,
+                   y[r], bound[r]);
+            n_failed++;
+            return;
+        }
+    }
+}
+
+static bool same_rows(const struct product *p, const float *a, const float *b)
+{
+    return !memcmp(a, b, (size_t)p->n_token * p->w.n_row * sizeof(float));
+}
+
+static void check_linear(enum tensor_type type)
+{
+    const uint32_t n_token = ROWS_FAST_MIN + random_below(40), n_row = 24 + random_below(70);
+    const struct product p = random_product(type, n_token, n_row, 256 * (1 + random_below(3)));
+    const uint64_t n_before = n_product();
+    const float *got = run_product(fast, &p);
+    expect(n_product() - n_before == (type != TENSOR_F32), "cuBLAS was not called as it should");
+    if (type == TENSOR_F32)
+        expect(same_rows(&p, got, run_product(exact, &p)), "weights of F32 are not exact");
+    else
+        compare_product(&p, got);
+    expect(same_rows(&p, got, run_product(fast, &p)), "not the same bits again");
+    end_case();
+}
+
+static void check_few_rows_are_exact(void)
+{
+    const struct product p =
+        random_product(TENSOR_Q4_K, 1 + random_below(ROWS_FAST_MIN - 1), 70, 512);
+    const uint64_t n_before = n_product();
+    expect(same_rows(&p, run_product(fast, &p), run_product(exact, &p)), "few rows are not exact");
+    expect(n_product() == n_before, "few rows went to cuBLAS");
+    end_case();
+}
+
+/* Matrices of several types that share their rows, one of them F32: each into its own place. */
+static void check_mixed_types(void)
+{
+    enum { N = 3, N_TOKEN = ROWS_FAST_MIN, N_COL = 256 };
+    static const enum tensor_type types[N] = {TENSOR_Q6_K, TENSOR_F32, TENSOR_BF16};
+    struct linear_args args = {.n_token = N_TOKEN, .n_col = N_COL, .n_out = N};
+    struct product p[N];
+    for (int i = 0; i < N; i++) {
+        p[i] = random_product(types[i], N_TOKEN, 20 + (uint32_t)i, N_COL);
+        p[i].norm = p[i].residual = p[i].post_norm = NULL;
+        p[i].x = p[0].x;
+        args.out[i].w = &p[i].device_w;
+        args.out[i].bias = p[i].device_bias;
+        args.out[i].y_stride = p[i].w.n_row;
+        args.out[i].y = give(NULL, (size_t)N_TOKEN * p[i].w.n_row * sizeof(float));
+    }
+    args.x = p[0].device_x;
+    fast->ops->linear(fast, &args);
+    sync_device(fast);
+    for (int i = 0; i < N; i++)
+        compare_product(&p[i], fetch(args.out[i].y, (size_t)N_TOKEN * p[i].w.n_row));
+    end_case();
+}
+
+static void check_nan_is_reported(void)
+{
+    enum { N_COL = 256 };
+    float *x = random_floats(ROWS_FAST_MIN * N_COL);
+    x[random_below(ROWS_FAST_MIN * N_COL)] = random_below(2) ? NAN : INFINITY;
+    struct product p = random_product(TENSOR_Q8_0, ROWS_FAST_MIN, 32, N_COL);
+    struct linear_args args = {.n_token = ROWS_FAST_MIN,
+                               .x = give_floats(x, ROWS_FAST_MIN * N_COL),
+                               .n_col = N_COL,
+                               .n_out = 1};
+    args.out[0].w = &p.device_w;
+    args.out[0].y = give(NULL, ROWS_FAST_MIN * 32 * sizeof(float));
+    args.out[0].y_stride = 32;
+    struct lm_error err = {0};
+    fast->ops->linear(fast, &args);
+    expect(fast->ops->sync(fast, &err) == LM_E_FAIL && strstr(err.message, "linear"),
+           "an input that is not finite passed");
+    end_case();
+}
+
+/* ---- main ---- */
+
+static struct backend *create(const char *plugin, bool is_fast)
+{
+    const struct backend_cuda_config config = {.plugin = plugin, .fast = is_fast};
+    struct backend *backend;
+    struct lm_error err;
+    check(backend_cuda_create(&backend, &config, &err), &err);
+    return backend;
+}
+
+int main(int argc, char **argv)
+{
+    const char *plugin = CUDA_EMU_PLUGIN_FILE;
+    int n_case = 2;
+    uint64_t seed = 1;
+    for (int i = 1; i < argc; i++) {
+        if (!strcmp(argv[i], "--backend") && i + 1 < argc)
+            plugin = strcmp(argv[++i], "cuda") ? CUDA_EMU_PLUGIN_FILE : NULL;
+        else if (!strcmp(argv[i], "--cases") && i + 1 < argc)
+            n_case = atoi(argv[++i]);
+        else
+            seed = strtoull(argv[i], NULL, 10);
+    }
+    fast = create(plugin, true);
+    exact = create(plugin, false);
+    ref = kernels_select("ref");
+    for (int n = 0; n < n_case; n++) {
+        const int n_failed_before = n_failed;
+        random_state = seed + (uint64_t)n;
+        for (size_t i = 0; i < N_WEIGHT_TYPE; i++)
+            check_linear(weight_types[i]);
+        check_few_rows_are_exact();
+        check_mixed_types();
+        check_nan_is_reported();
+        if (n_failed != n_failed_before)
+            printf("  repeat with: --cases 1 %" PRIu64 "\n", seed + (uint64_t)n);
+    }
+    expect(backend_cuda_counters(exact)->n_product == 0, "EXACT called cuBLAS");
+    fast->ops->destroy(fast);
+    exact->ops->destroy(exact);
+    printf("%s\n", n_failed ? "FAILED" : "within the bounds");
+    return n_failed != 0;
+}
