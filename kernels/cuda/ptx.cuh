@@ -1,6 +1,8 @@
 /* Instructions that CUDA has no words for, each with its host twin of the same bits.
  *
- * All 32 lanes of a warp call mma_*; the others are a thread's own. */
+ * All 32 lanes of a warp call mma_*, none of them ahead of the others (.aligned); the others are a
+ * thread's own. Registers hold what the PTX ISA lays down, section "Matrix Fragments for" each
+ * shape; tests/kernels/check_emulator.cpp holds the host twins to its formulas. */
 #ifndef LEAN_KERNELS_CUDA_PTX_CUH
 #define LEAN_KERNELS_CUDA_PTX_CUH
 
@@ -88,33 +90,6 @@ DEVICE uint32_t load_once_32(const void *from)
     return value;
 #else
     return *(const uint32_t *)from;
-#endif
-}
-
-/* 16 bytes from global to shared memory, both 16-byte aligned, without a register between. What
- * was asked for since the last commit is a group; wait<n> returns when all but the last n groups of
- * this thread have arrived (other threads see them after a barrier). */
-DEVICE void copy_async_16(void *to_shared, const void *from)
-{
-#ifdef __CUDACC__
-    const uint32_t to = (uint32_t)__cvta_generic_to_shared(to_shared);
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-#else
-    memcpy(__builtin_assume_aligned(to_shared, 16), __builtin_assume_aligned(from, 16), 16);
-#endif
-}
-
-DEVICE void copy_async_commit(void)
-{
-#ifdef __CUDACC__
-    asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
-template <int N> DEVICE void copy_async_wait(void)
-{
-#ifdef __CUDACC__
-    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 #endif
 }
 

@@ -101,48 +101,113 @@ static void test_warp_operations(void **state)
     }
 }
 
+/* Where the elements of a warp's registers lie in the matrices, by the formulas of the PTX ISA,
+ * sections "Matrix Fragments for mma.m16n8k16 with integer type" and "... for mma.m16n8k32": with
+ * group = lane / 4 and member = lane % 4, element i of A (4 a register, low bytes first)
+ *   row     group where i % 8 < 4 (of m16n8k32: i = 0-3 and 8-11), else group + 8
+ *   column  4 member + i % 4, and 16 more from i = 8 on
+ * element i of B
+ *   row     4 member + i % 4, and 16 more from i = 4 on
+ *   column  group
+ * element i of C and D (one a register)
+ *   row     group where i < 2, else group + 8
+ *   column  2 member + i % 2
+ * The kernels' comparisons with kernels/ref hold on a GPU as far as the emulator keeps to this. */
+struct place {
+    uint32_t row, column;
+};
+
+DEVICE struct place place_in_a(uint32_t lane, uint32_t i)
+{
+    return {lane / 4 + (i % 8 < 4 ? 0 : 8), lane % 4 * 4 + i % 4 + (i < 8 ? 0 : 16)};
+}
+
+DEVICE struct place place_in_b(uint32_t lane, uint32_t i)
+{
+    return {lane % 4 * 4 + i % 4 + (i < 4 ? 0 : 16), lane / 4};
+}
+
+DEVICE struct place place_in_d(uint32_t lane, uint32_t i)
+{
+    return {lane / 4 + (i < 2 ? 0 : 8), lane % 4 * 2 + i % 2};
+}
+
 struct tile_args {
-    const int8_t *a; /* [16][32] */
-    const int8_t *b; /* [8][32], a column after the other */
-    int32_t *d;      /* [16][8] */
+    const int8_t *a; /* [16][k] */
+    const int8_t *b; /* [k][8] */
+    int32_t *d;      /* [16][8]; what is there is added to */
+    uint32_t k;
 };
 
 KERNEL(32) tile_kernel(const struct tile_args t)
 {
-    const uint32_t row = threadIdx.x / 4, part = threadIdx.x % 4;
-    const uint32_t *a = (const uint32_t *)t.a, *b = (const uint32_t *)t.b;
-    const uint32_t a4[4] = {a[row * 8 + part], a[(row + 8) * 8 + part], a[row * 8 + 4 + part],
-                            a[(row + 8) * 8 + 4 + part]};
-    const uint32_t b2[2] = {b[row * 8 + part], b[row * 8 + 4 + part]};
-    int32_t d[4] = {1, 2, 3, 4};
-    mma_s8_16x8x32(d, a4, b2);
-    for (uint32_t i = 0; i < 4; i++)
-        t.d[(row + i / 2 * 8) * 8 + part * 2 + i % 2] = d[i];
+    const uint32_t lane = threadIdx.x;
+    uint8_t a[16], b[8];
+    uint32_t a_words[4], b_words[2];
+    int32_t d[4];
+    for (uint32_t i = 0; i < t.k / 2; i++) {
+        const struct place at = place_in_a(lane, i);
+        a[i] = (uint8_t)t.a[at.row * t.k + at.column];
+    }
+    for (uint32_t i = 0; i < t.k / 4; i++) {
+        const struct place at = place_in_b(lane, i);
+        b[i] = (uint8_t)t.b[at.row * 8 + at.column];
+    }
+    for (uint32_t i = 0; i < 4; i++) {
+        const struct place at = place_in_d(lane, i);
+        d[i] = t.d[at.row * 8 + at.column];
+    }
+    memcpy(a_words, a, sizeof(a));
+    memcpy(b_words, b, sizeof(b));
+    if (t.k == 32)
+        mma_s8_16x8x32(d, a_words, b_words);
+    else
+        mma_s8_16x8x16(d, a_words, b_words[0]);
+    for (uint32_t i = 0; i < 4; i++) {
+        const struct place at = place_in_d(lane, i);
+        t.d[at.row * 8 + at.column] = d[i];
+    }
 }
 
-static void test_a_product_of_tiles(void **state)
+static void check_tile(uint32_t k, const int8_t *a, const int8_t *b)
 {
-    (void)state;
-    int8_t a[16][32], b[8][32];
-    int32_t got[16][8];
-    for (int i = 0; i < 16 * 32; i++)
-        a[i / 32][i % 32] = (int8_t)(i * 37 + i / 7);
-    for (int i = 0; i < 8 * 32; i++)
-        b[i / 32][i % 32] = (int8_t)(i * 91 - i / 3);
-    open_device("random");
-    cudaMemcpyAsync(memory + 1024, a, sizeof(a), cudaMemcpyHostToDevice, stream);
-    cudaMemcpyAsync(memory + 2048, b, sizeof(b), cudaMemcpyHostToDevice, stream);
+    int32_t before[16][8], got[16][8];
+    for (int i = 0; i < 16 * 8; i++)
+        before[i / 8][i % 8] = i * 1000003;
+    cudaMemcpyAsync(memory, before, sizeof(before), cudaMemcpyHostToDevice, stream);
+    cudaMemcpyAsync(memory + 1024, a, 16 * k, cudaMemcpyHostToDevice, stream);
+    cudaMemcpyAsync(memory + 2048, b, 8 * k, cudaMemcpyHostToDevice, stream);
     put(tile_kernel, dim3(1), dim3(32),
-        tile_args{(int8_t *)memory + 1024, (int8_t *)memory + 2048, (int32_t *)memory});
+        tile_args{(int8_t *)memory + 1024, (int8_t *)memory + 2048, (int32_t *)memory, k});
     get(got, sizeof(got));
-    for (int row = 0; row < 16; row++)
-        for (int column = 0; column < 8; column++) {
-            int32_t sum = 1 + row / 8 * 2 + column % 2; /* what was there before */
-            for (int k = 0; k < 32; k++)
-                sum += a[row][k] * b[column][k];
+    for (uint32_t row = 0; row < 16; row++)
+        for (uint32_t column = 0; column < 8; column++) {
+            int32_t sum = before[row][column];
+            for (uint32_t i = 0; i < k; i++)
+                sum += a[row * k + i] * b[i * 8 + column];
             assert_int_equal(got[row][column], sum);
         }
-    close_device();
+}
+
+/* Full matrices with the extremes of a byte among them, then one element of A at a time. */
+static void test_products_of_tiles_as_the_isa_lays_them_out(void **state)
+{
+    (void)state;
+    for (const uint32_t k : {16u, 32u}) {
+        int8_t a[16 * 32], b[32 * 8];
+        open_device("random");
+        for (uint32_t i = 0; i < 16 * k; i++)
+            a[i] = (int8_t)(i % 11 ? i * 37 + i / 7 : 128);
+        for (uint32_t i = 0; i < 8 * k; i++)
+            b[i] = (int8_t)(i % 13 ? i * 91 - i / 3 : 128);
+        check_tile(k, a, b);
+        for (uint32_t i = 0; i < 16 * k; i += 5) { /* every row and column comes */
+            memset(a, 0, sizeof(a));
+            a[i] = -128;
+            check_tile(k, a, b);
+        }
+        close_device();
+    }
 }
 
 /* ---- blocks ---- */
@@ -386,7 +451,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_warp_operations),
-        cmocka_unit_test(test_a_product_of_tiles),
+        cmocka_unit_test(test_products_of_tiles_as_the_isa_lays_them_out),
         cmocka_unit_test(test_the_order_of_threads_changes_no_bit),
         cmocka_unit_test(test_a_wait_that_cannot_end_is_reported),
         cmocka_unit_test(test_memory_out_of_reach_ends_the_process),

@@ -356,16 +356,14 @@ static inline int __ffs(int32_t value)
 {
     return __builtin_ffs(value);
 }
+/* Bit 3 of a selector's digit is ignored by CUDA's words and repeats a sign in PTX's: not here. */
 static inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector)
 {
     const uint64_t bytes = (uint64_t)y << 32 | x;
     uint32_t result = 0;
-    for (int i = 0; i < 4; i++) {
-        const uint32_t pick = selector >> 4 * i & 15;
-        uint32_t byte = (uint32_t)(bytes >> 8 * (pick & 7) & 255);
-        if (pick & 8) byte = byte & 128 ? 255 : 0;
-        result |= byte << 8 * i;
-    }
+    if (selector & 0x8888u) __builtin_trap();
+    for (int i = 0; i < 4; i++)
+        result |= (uint32_t)(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
     return result;
 }
 static inline uint32_t __funnelshift_l(uint32_t low, uint32_t high, uint32_t shift)
