@@ -24,12 +24,12 @@ enum lm_status span_init(struct span *span, const struct span_config *config, st
                                          begin, end, weights, err);
     if (status == LM_OK)
         status = seq_state_create(&span->state, config->backend, config->hp, &config->state, err);
-    if (status == LM_OK && config->is_device && config->hp->n_expert)
+    if (status == LM_OK && config->is_device && config->hp->n_expert && !config->paged)
         status = expert_bank_create(&span->bank, &bank, err);
     return status;
 }
 
-enum lm_status span_create_graph(struct span *span, struct expert_pager *pager,
+enum lm_status span_create_graph(struct span *span, const struct graph_experts *experts,
                                  struct route_trace *trace, size_t trailer_bytes,
                                  struct lm_error *err)
 {
@@ -38,8 +38,9 @@ enum lm_status span_create_graph(struct span *span, struct expert_pager *pager,
                                         .kv_type = span->config.kv_type,
                                         .trailer_bytes = trailer_bytes,
                                         .paged = span->paged};
-    const struct graph_experts experts = {.bank = span->bank, .pager = pager};
-    return graph_init(&span->graph, &config, span->model, span->state, &experts, trace, err);
+    struct graph_experts all = *experts;
+    all.bank = span->bank;
+    return graph_init(&span->graph, &config, span->model, span->state, &all, trace, err);
 }
 
 void span_fini(struct span *span)

@@ -23,7 +23,7 @@ struct span_config {
     const struct expert_store *store;
     struct backend *backend;
     bool is_device; /* the host cannot read the backend's memory: everything is copied there */
-    bool paged;     /* experts come and go; not on a device */
+    bool paged;     /* experts come and go; on a device: it has slots for some */
     struct seq_state_config state; /* the layers, too */
     /* Called while a device gets its experts; NULL: nobody. */
     void (*on_load)(void *context, uint64_t n_done, uint64_t n_total);
@@ -42,9 +42,9 @@ struct span {
 
 /* Weights and state. span: zero before. */
 enum lm_status span_init(struct span *span, const struct span_config *config, struct lm_error *err);
-/* The graph, with which the span can run. pager: of its experts; on a device that only counts, or
- * NULL. trace: or NULL. trailer_bytes: see graph_config. */
-enum lm_status span_create_graph(struct span *span, struct expert_pager *pager,
+/* The graph, with which the span can run. experts: its bank is the span's. trace: or NULL.
+ * trailer_bytes: see graph_config. */
+enum lm_status span_create_graph(struct span *span, const struct graph_experts *experts,
                                  struct route_trace *trace, size_t trailer_bytes,
                                  struct lm_error *err);
 void span_fini(struct span *span); /* legal after a failed init, and of zeros */

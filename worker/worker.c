@@ -11,6 +11,7 @@
 #include "proto/base/map_guard.h"
 #include "proto/base/progress.h"
 #include "proto/gguf/gguf.h"
+#include "worker/pager/policy.h"
 #include "worker/pager/trace.h"
 #include "worker/sampling/sampler.h"
 #include "worker/span.h"
@@ -111,15 +112,23 @@ static uint32_t host_end(const struct worker_config *config)
     return config->device ? config->device_begin : config->layer_end;
 }
 
+/* Whether the device keeps some of its layers' experts, and the pager lends it the others. */
+static bool has_tier(const struct worker_config *config)
+{
+    return config->device && config->device_experts.n_slot > 0 &&
+           hparams_n_expert_of(config->hp, host_end(config), config->layer_end) > 0;
+}
+
 /* Mapped, it counts what is chosen on a device, too. */
 static enum lm_status create_pager(struct worker *worker, struct lm_error *err)
 {
     const struct worker_config *config = &worker->config;
     const bool paged = config->pager.n_slot > 0;
+    const bool tiered = has_tier(config);
     const struct expert_pager_config pager = {.store = config->store,
                                               .layer_begin = config->layer_begin,
-                                              .layer_end =
-                                                  paged ? host_end(config) : config->layer_end,
+                                              .layer_end = paged && !tiered ? host_end(config)
+                                                                            : config->layer_end,
                                               .n_expert = config->hp->n_expert,
                                               .n_expert_used = config->hp->n_expert_used,
                                               .n_slot = config->pager.n_slot,
@@ -128,8 +137,34 @@ static enum lm_status create_pager(struct worker *worker, struct lm_error *err)
                                               .engine = config->pager.engine,
                                               .access = config->pager.access,
                                               .depth = config->pager.depth,
-                                              .progress = config->progress};
+                                              .progress = config->progress,
+                                              .device = tiered ? config->device : NULL};
     return expert_pager_create(&worker->pager, &pager, err);
+}
+
+static bool is_in_tier(void *context, struct expert_key key)
+{
+    const struct worker *worker = context;
+    return key.layer >= host_end(&worker->config) && device_tier_is_resident(worker->tier, key);
+}
+
+static enum lm_status create_tier(struct worker *worker, struct lm_error *err)
+{
+    const struct worker_config *config = &worker->config;
+    const struct device_tier_config tier = {.backend = config->device,
+                                            .store = config->store,
+                                            .pager = worker->pager,
+                                            .layer_begin = host_end(config),
+                                            .layer_end = config->layer_end,
+                                            .n_expert = config->hp->n_expert,
+                                            .n_expert_used = config->hp->n_expert_used,
+                                            .n_slot = config->device_experts.n_slot,
+                                            .policy = config->pager.policy ? config->pager.policy
+                                                                           : &policy_lfru,
+                                            .miss = config->device_experts.miss};
+    const enum lm_status status = device_tier_create(&worker->tier, &tier, err);
+    if (status == LM_OK) expert_pager_skip(worker->pager, is_in_tier, worker);
+    return status;
 }
 
 static enum lm_status create_span(struct worker *worker, struct backend *backend, uint32_t begin,
@@ -142,7 +177,8 @@ static enum lm_status create_span(struct worker *worker, struct backend *backend
                                      .store = config->store,
                                      .backend = backend,
                                      .is_device = is_device,
-                                     .paged = config->pager.n_slot > 0 && !is_device,
+                                     .paged =
+                                         is_device ? has_tier(config) : config->pager.n_slot > 0,
                                      .state = {.layer_begin = begin,
                                                .layer_end = end,
                                                .n_slot = config->n_slot,
@@ -163,8 +199,12 @@ static enum lm_status create_graphs(struct worker *worker, struct lm_error *err)
     enum lm_status status = LM_OK;
     for (uint32_t i = 0; i < worker->n_span && status == LM_OK; i++) {
         struct span *span = &worker->span[i];
-        struct expert_pager *const pager = paged && span->is_device ? NULL : worker->pager;
-        status = span_create_graph(span, pager, worker->trace, trailer_bytes, err);
+        const bool lent = span->is_device && worker->tier; /* the pager's experts are */
+        const struct graph_experts experts = {
+            .tier = lent ? worker->tier : NULL,
+            .cpu = lent ? worker->config.backend : NULL,
+            .pager = paged && span->is_device && !lent ? NULL : worker->pager};
+        status = span_create_graph(span, &experts, worker->trace, trailer_bytes, err);
         span->graph.progress = worker->config.progress;
     }
     return status;
@@ -178,6 +218,7 @@ static enum lm_status create_parts(struct worker *worker, struct lm_error *err)
     if (status == LM_OK)
         status = create_span(worker, config->device, middle, config->layer_end, err);
     if (status == LM_OK) status = create_pager(worker, err);
+    if (status == LM_OK && has_tier(config)) status = create_tier(worker, err);
     if (status == LM_OK && (config->trace_path || config->trace_kept))
         status = route_trace_create(&worker->trace, config->trace_kept ? NULL : config->trace_path,
                                     config->hp, config->n_batch, err);
@@ -270,6 +311,7 @@ enum lm_status worker_close(struct worker *worker, struct lm_error *err)
     for (uint32_t i = worker->n_span; i-- > 0;)
         span_fini(&worker->span[i]);
     const enum lm_status status = route_trace_close(worker->trace, err);
+    device_tier_destroy(worker->tier);
     expert_pager_destroy(worker->pager);
     map_guard_remove(worker);
     free(worker);
@@ -349,6 +391,7 @@ static void run_layers(struct worker *worker, const struct step_plan *plan, stru
     if (worker->trace && is_first(worker))
         route_trace_step(worker->trace, worker->token, worker->ids, worker->n_token);
     expert_pager_step(worker->pager, worker->n_token, is_prefill(worker));
+    if (worker->tier) device_tier_step(worker->tier, worker->n_token, is_prefill(worker));
     for (uint32_t i = 0; i < worker->n_span && failed->status == LM_OK; i++) {
         struct span *span = &worker->span[i];
         if (i > 0)

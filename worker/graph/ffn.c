@@ -3,6 +3,7 @@
 #include "proto/step.h"
 #include "worker/graph/blocks.h"
 #include "worker/graph/foresight.h"
+#include "worker/pager/device_tier.h"
 #include "worker/pager/expert_bank.h"
 #include "worker/pager/expert_pager.h"
 #include "worker/pager/trace.h"
@@ -229,6 +230,95 @@ void graph_count_choices(struct graph *graph)
     graph->n_row = n_row;
 }
 
+/* The CPU's share of a layer's experts, and the rows that it makes of it on their way to the
+ * device. The rows of the pairs that have these experts are adjacent here and there. */
+static enum lm_status compute_on_cpu(struct graph *graph, const struct ffn_args *device_args,
+                                     const int32_t *chosen, struct lm_error *err)
+{
+    struct backend *backend = graph->backend;
+    const size_t n_embd = graph->hp->n_embd;
+    const size_t n_pair = (size_t)graph->n_row * graph->hp->n_expert_used;
+    struct ffn_args args = *device_args;
+    uint64_t ticket = 0;
+    args.x = graph->host_normed;
+    args.ids = chosen;
+    args.expert_out = graph->host_out;
+    args.gate = args.up = args.down = NULL; /* what stands beside is the device's */
+    args.shared_gate = NULL;
+    args.epilogue = (struct epilogue){.residual = NULL};
+    graph->cpu->ops->ffn_experts(graph->cpu, &args, graph->selected);
+    const enum lm_status status = graph->cpu->ops->sync(graph->cpu, err);
+    for (size_t begin = 0, end; status == LM_OK && begin < n_pair; begin = end + 1) {
+        while (begin < n_pair && !graph->selected[chosen[begin]])
+            begin++;
+        for (end = begin; end < n_pair && graph->selected[chosen[end]];)
+            end++;
+        if (begin < end)
+            ticket = backend->ops->fetch(backend, device_args->expert_out + begin * n_embd,
+                                         graph->host_out + begin * n_embd,
+                                         (end - begin) * n_embd * sizeof(float), 0, COPY_DEMAND);
+    }
+    if (ticket) backend->ops->await(backend, ticket);
+    return status;
+}
+
+/* Computes the routed experts as the tier lends them: on the device, which is kept busy, and on the
+ * CPU. */
+static enum lm_status run_groups(struct graph *graph, const struct ffn_args *args,
+                                 const int32_t *chosen, struct lm_error *err)
+{
+    struct backend *backend = graph->backend;
+    struct device_group group;
+    enum lm_status status;
+    while ((status = device_tier_acquire(graph->tier, &group, err)) == LM_OK && group.n) {
+        for (size_t i = 0; i < group.n; i++) {
+            graph->views[group.expert[i]] = group.view[i];
+            graph->selected[group.expert[i]] = true;
+        }
+        if (group.on_cpu) {
+            status = compute_on_cpu(graph, args, chosen, err);
+        } else {
+            backend->ops->ffn_experts(backend, args, graph->selected);
+            backend->ops->start(backend);
+        }
+        for (size_t i = 0; i < group.n; i++)
+            graph->selected[group.expert[i]] = false;
+        if (status != LM_OK) break;
+        progress_move(graph->progress);
+    }
+    if (status == LM_OK)
+        backend->ops->ffn_finish(backend, args);
+    else
+        backend->ops->sync(backend, NULL); /* an error kept there is not the next step's */
+    return status;
+}
+
+/* Experts on a device that has slots for some: the host learns what was chosen, and looks it up. */
+static enum lm_status run_tier(struct graph *graph, uint32_t il, struct lm_error *err)
+{
+    const struct backend_ops *ops = graph->backend->ops;
+    const size_t n_pair = (size_t)graph->n_row * graph->hp->n_expert_used;
+    route(graph, il, graph->expert_ids, graph->expert_weights);
+    ops->download(graph->backend, graph->chosen_ids, graph->expert_ids, n_pair * sizeof(int32_t));
+    if (graph->trace)
+        ops->download(graph->backend, graph->chosen_weights, graph->expert_weights,
+                      n_pair * sizeof(float));
+    if (device_tier_wants_cpu(graph->tier, graph->n_row))
+        ops->download(graph->backend, graph->host_normed, graph->normed,
+                      (size_t)graph->n_row * graph->hp->n_embd * sizeof(float));
+    const enum lm_status status = ops->sync(graph->backend, err);
+    if (status != LM_OK) return status;
+    if (graph->trace)
+        route_trace_layer(graph->trace, il, graph->chosen_ids, graph->chosen_weights, graph->n_row);
+
+    const size_t n_demand = collect_demand(graph, graph->chosen_ids);
+    device_tier_request(graph->tier, il, graph->demand, n_demand, graph->n_row);
+    struct ffn_args args = moe_args(graph, il, expert_pager_layer(graph->pager, il));
+    args.expert = graph->views;
+    args.expert_out = graph->expert_out;
+    return run_groups(graph, &args, graph->chosen_ids, err);
+}
+
 enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
 {
     const struct layer *w = &graph->model->layer[il];
@@ -240,6 +330,7 @@ enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
         run_bank(graph, il);
         return LM_OK;
     }
+    if (graph->tier) return run_tier(graph, il, err);
 
     route(graph, il, graph->expert_ids, graph->expert_weights);
     enum lm_status status = backend->ops->sync(backend, err); /* the pager reads the choice */

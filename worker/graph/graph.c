@@ -8,6 +8,7 @@
 #include "worker/graph/blocks.h"
 #include "worker/graph/foresight.h"
 #include "worker/graph/rope_table.h"
+#include "worker/pager/device_tier.h"
 #include "worker/pager/expert_pager.h"
 
 static const arch_forward_fn forward_table[ARCH_COUNT] = {
@@ -79,6 +80,27 @@ static void divide_workspace(struct graph *graph, const struct graph_config *con
     graph->mixer = at;
 }
 
+/* What crosses between a device and the CPU where both compute a layer's experts. Not pinned, it is
+ * only slower. */
+static enum lm_status create_host_buffers(struct graph *graph, uint32_t n_batch,
+                                          struct lm_error *err)
+{
+    const struct hparams *hp = graph->hp;
+    const uint32_t n_max = device_tier_cpu_rows(hp->n_expert, hp->n_expert_used);
+    const size_t n_row = n_batch < n_max ? n_batch : n_max;
+    const size_t n_normed = buffer_floats(n_row * hp->n_embd);
+    void *memory;
+    graph->host_bytes = (n_normed + n_row * hp->n_expert_used * hp->n_embd) * sizeof(float);
+    if (posix_memalign(&memory, 4096, graph->host_bytes))
+        return lm_fail(err, LM_E_NO_MEM, "graph: no memory for %zu bytes", graph->host_bytes);
+    graph->host_memory = memory;
+    graph->host_normed = graph->host_memory;
+    graph->host_out = graph->host_memory + n_normed;
+    graph->host_pinned = graph->backend->ops->pin(graph->backend, graph->host_memory,
+                                                  graph->host_bytes, NULL) == LM_OK;
+    return LM_OK;
+}
+
 static enum lm_status create_rope(struct graph *graph, uint32_t n_ctx, struct lm_error *err)
 {
     const struct hparams *hp = graph->hp;
@@ -106,6 +128,8 @@ enum lm_status graph_init(struct graph *graph, const struct graph_config *config
                             .backend = backend,
                             .state = state,
                             .bank = experts->bank,
+                            .tier = experts->tier,
+                            .cpu = experts->cpu,
                             .pager = experts->pager,
                             .trace = trace,
                             .kv_type = config->kv_type};
@@ -123,13 +147,14 @@ enum lm_status graph_init(struct graph *graph, const struct graph_config *config
     graph->sharer = calloc(n_expert + 1, sizeof(*graph->sharer));
     graph->selected = calloc(n_expert + 1, sizeof(*graph->selected));
     graph->predicted = calloc(n_pair + 1, sizeof(*graph->predicted));
-    const size_t n_kept = graph->bank ? n_choice(graph, config) : 0;
+    const size_t n_kept = graph->bank || graph->tier ? n_choice(graph, config) : 0;
     graph->chosen_ids = calloc(n_kept + 1, sizeof(*graph->chosen_ids));
     graph->chosen_weights = calloc(n_kept + 1, sizeof(*graph->chosen_weights));
     if (!graph->views || !graph->demand || !graph->n_chosen || !graph->payer || !graph->sharer ||
         !graph->selected || !graph->predicted || !graph->chosen_ids || !graph->chosen_weights)
         status = lm_fail(err, LM_E_NO_MEM, "graph: no memory for %zu experts", n_expert);
-    if (status == LM_OK && config->paged)
+    if (status == LM_OK && graph->tier) status = create_host_buffers(graph, config->n_batch, err);
+    if (status == LM_OK && config->paged && !graph->tier)
         status = foresight_create(&graph->foresight, hp->n_layer, hp->n_embd, err);
     if (status == LM_OK) status = create_rope(graph, config->n_ctx, err);
     if (status != LM_OK) graph_fini(graph);
@@ -141,6 +166,8 @@ void graph_fini(struct graph *graph)
     rope_table_destroy(graph->rope_window);
     rope_table_destroy(graph->rope);
     foresight_destroy(graph->foresight);
+    if (graph->host_pinned) graph->backend->ops->unpin(graph->backend, graph->host_memory);
+    free(graph->host_memory);
     free(graph->chosen_weights);
     free(graph->chosen_ids);
     free(graph->predicted);
@@ -181,6 +208,7 @@ enum lm_status graph_forward(struct graph *graph, struct lm_error *err)
     graph->n_step++;
     fill_rope(graph);
     const enum lm_status status = forward_table[graph->hp->arch->id](graph, err);
+    if (status != LM_OK && graph->tier) device_tier_abandon(graph->tier);
     if (status == LM_OK && graph->model->layer_end == graph->hp->n_layer) keep_wanted(graph);
     return status;
 }
@@ -189,7 +217,10 @@ enum lm_status graph_finish(struct graph *graph, struct lm_error *err)
 {
     graph_fetch_choices(graph);
     const enum lm_status status = graph->backend->ops->sync(graph->backend, err);
-    if (status == LM_OK) graph_count_choices(graph);
+    if (status == LM_OK)
+        graph_count_choices(graph);
+    else if (graph->tier)
+        device_tier_abandon(graph->tier);
     return status;
 }
 

@@ -14,6 +14,7 @@
 #include "kernels/backend.h"
 #include "worker/graph/model.h"
 
+struct device_tier;
 struct expert_bank;
 struct expert_demand;
 struct expert_pager;
@@ -30,6 +31,8 @@ struct graph {
     struct backend *backend;
     struct seq_state *state;
     struct expert_bank *bank;   /* experts in the backend's memory; NULL: the pager has them */
+    struct device_tier *tier;   /* and some are in the backend's memory; NULL: none */
+    struct backend *cpu;        /* with a tier: computes with experts that are not */
     struct expert_pager *pager; /* with a bank it counts only, and may be NULL */
     struct route_trace *trace;  /* NULL: not recorded */
     struct progress *progress;  /* moved by every block; NULL: nobody watches */
@@ -55,7 +58,12 @@ struct graph {
     float *chosen_weights;        /* expert_weights on the host */
     bool *selected;               /* [n_expert] false between uses */
     int32_t *predicted;           /* [n_batch][n_expert_used] */
-    struct foresight *foresight;  /* NULL unless paged */
+    struct foresight *foresight;  /* NULL unless paged, and on the CPU */
+    float *host_memory;           /* with a tier: pinned if it can be, */
+    size_t host_bytes;
+    bool host_pinned;
+    float *host_normed; /* [n_cpu_row][n_embd] what the CPU computes with */
+    float *host_out;    /* [n_cpu_row * n_expert_used][n_embd] and what it makes of it */
 
     /* The batch, set by the worker for each step. */
     uint32_t n_token;
@@ -78,10 +86,12 @@ struct graph_config {
 /* Where routed experts are. */
 struct graph_experts {
     struct expert_bank *bank;
+    struct device_tier *tier;
+    struct backend *cpu;
     struct expert_pager *pager;
 };
 
-/* model, state, experts and trace are borrowed until fini. */
+/* model, state, what experts names, and trace are borrowed until fini. */
 enum lm_status graph_init(struct graph *graph, const struct graph_config *config,
                           const struct model *model, struct seq_state *state,
                           const struct graph_experts *experts, struct route_trace *trace,

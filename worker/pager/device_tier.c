@@ -1,9 +1,98 @@
 /* Slots, the room beside them, and the copies that fill both. */
 #include "worker/pager/device_tier.h"
 
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "proto/base/log.h"
+#include "worker/pager/expert_cache.h"
+#include "worker/pager/expert_pager.h"
+#include "worker/pager/policy.h"
 #include "worker/pager/slot_class.h"
 
+enum {
+    N_HALF = 2,
+    AHEAD_COPIES_MAX = 8, /* in the background at once */
+    NO_SLOT = EXPERT_NO_SLOT
+};
+
+/* Of the misses of one layer that are admitted, and of a token's lookups, at most: what is copied
+ * in the background must leave the link to what is waited for. */
+enum { ADMIT_PER_LAYER = 2, ADMIT_SHARE = 16 };
+
+/* A copy under way out of the pager's memory, which is held for it. */
+struct copy {
+    uint64_t ticket;
+    struct expert_key key;
+    size_t n_bytes;
+    int32_t slot; /* it goes to; NO_SLOT: to the room */
+    double start_s;
+    bool timed; /* nothing went before it */
+};
+
+struct slot {
+    uint8_t *memory;
+    uint64_t ticket;    /* of the copy into it; 0: it is done */
+    bool in_background; /* nobody waits for it */
+};
+
+/* One half of the room. */
+struct half {
+    uint64_t mark;   /* behind the operations that read it */
+    uint64_t ticket; /* of the last copy into it */
+    size_t n;        /* experts in it */
+};
+
+/* One expert of the current request that the device has, or gets. */
+struct ready {
+    uint32_t expert;
+    uint64_t ticket; /* of its copy; 0: it is done */
+    struct expert_view view;
+};
+
 struct device_tier {
+    struct device_tier_config config;
+    struct slot_classes classes;
+    uint32_t *class_of; /* [layer_end] */
+    struct expert_cache *cache;
+    struct slot *slot;     /* [n_slot], class after class */
+    uint8_t *arena, *room; /* in the device's memory */
+    uint64_t unit_bytes;   /* of an expert in the room */
+    size_t half_max;       /* experts in a half */
+    struct half half[N_HALF];
+    size_t turn; /* the half that is being filled */
+
+    struct copy *copy; /* [copy_max], in no order */
+    size_t copy_max, n_copy;
+
+    /* the current request */
+    uint32_t layer;
+    bool streams;
+    bool hits_lent;
+    bool pager_has_more;
+    struct expert_group group;     /* of the pager; from next on it is still to be served, */
+    size_t next, n_link;           /* by copies before n_link, by the CPU behind */
+    uint32_t *order;               /* [n_expert] of the group's entries */
+    struct expert_demand *missing; /* [n_expert] */
+    int32_t *pinned;               /* [n_expert] slots that this visit reads */
+    size_t n_pinned;
+    struct ready *hit, *ready; /* [n_expert] */
+    size_t n_hit, n_ready;
+    bool lent_half; /* the group that is lent is (partly) in the half that is not being filled */
+    uint32_t *lent_expert;         /* [n_expert] */
+    struct expert_view *lent_view; /* [n_expert] */
+    size_t n_admitted_layer, n_admitted_step, n_in_background;
+    /* what is in the room for the layer behind */
+    uint32_t ahead_layer; /* UINT32_MAX: nothing is */
+    struct ready *ahead;  /* [half_max] */
+    size_t n_ahead;
+    /* the split between link and CPU */
+    double cpu_share, carry;
+    uint64_t link_ticket; /* of the last copy while the CPU computes; 0: none */
+    double cpu_since_s;   /* it began to; 0: it does not */
+    uint64_t cpu_bytes;   /* of what it computes */
+    bool prefill;
     struct device_tier_stats stats;
 };
 
@@ -41,12 +130,11 @@ uint32_t device_tier_slots_for(const struct expert_store *store, uint32_t layer_
     return slot_classes_fit(store, layer_begin, layer_end, n_expert, n_bytes, slot_bytes_of);
 }
 
-/* Experts in the room: two halves, of which one is filled while the other is computed with; enough
- * in each that a token's misses, and what a launch costs, do not matter. */
-static uint32_t n_room_of(uint32_t n_expert, uint32_t n_expert_used)
+/* Experts of half the room: enough that what a launch costs does not matter, and for a token. */
+static uint32_t half_of_room(uint32_t n_expert, uint32_t n_expert_used)
 {
     const uint32_t half = n_expert_used < 8 ? 8 : n_expert_used;
-    return 2 * (half < n_expert ? half : n_expert);
+    return half < n_expert ? half : n_expert;
 }
 
 static uint64_t largest_slot(const struct slot_classes *classes)
@@ -63,11 +151,648 @@ uint64_t device_tier_room_bytes(const struct expert_store *store, uint32_t layer
     struct slot_classes classes;
     slot_classes_make(&classes, store, layer_begin, layer_end, n_expert, 1, slot_bytes_of, NULL);
     const uint64_t table_bytes = sizeof(struct expert_view) + sizeof(uint8_t);
-    return n_room_of(n_expert, n_expert_used) * largest_slot(&classes) +
+    return N_HALF * half_of_room(n_expert, n_expert_used) * largest_slot(&classes) +
            (layer_end - layer_begin + 1) * (uint64_t)n_expert * table_bytes;
 }
 
+uint32_t device_tier_cpu_rows(uint32_t n_expert, uint32_t n_expert_used)
+{
+    return n_expert_used ? 2 * n_expert / n_expert_used + 1 : 0;
+}
+
+/* ---- copies ------------------------------------------------------------------------------- */
+
+static const struct expert_layer *layer_of(const struct device_tier *tier, uint32_t il)
+{
+    return expert_store_layer(tier->config.store, il);
+}
+
+static struct device_tier_counts *counts(struct device_tier *tier)
+{
+    return tier->prefill ? &tier->stats.prefill : &tier->stats.decode;
+}
+
+static bool is_done(const struct device_tier *tier, uint64_t ticket)
+{
+    return tier->config.backend->ops->fetched(tier->config.backend, ticket);
+}
+
+static void measure_copy(struct device_tier *tier, const struct copy *copy)
+{
+    const double copy_s = log_now_s() - copy->start_s, old = tier->stats.copy_bytes_s;
+    if (!copy->timed || copy_s <= 0) return;
+    const double rate = (double)copy->n_bytes / copy_s;
+    tier->stats.copy_bytes_s = old > 0 ? old + (rate - old) / 16 : rate;
+}
+
+/* A copy is over: what it read and where it went are let go. */
+static void end_copy(struct device_tier *tier, size_t at)
+{
+    const struct copy copy = tier->copy[at];
+    tier->copy[at] = tier->copy[--tier->n_copy];
+    expert_pager_unhold(tier->config.pager, copy.key);
+    if (copy.slot == NO_SLOT) return;
+    tier->slot[copy.slot].ticket = 0;
+    tier->n_in_background -= tier->slot[copy.slot].in_background;
+    expert_cache_unpin(tier->cache, copy.slot);
+}
+
+static void reap(struct device_tier *tier)
+{
+    for (size_t i = tier->n_copy; i-- > 0;) {
+        if (!is_done(tier, tier->copy[i].ticket)) continue;
+        measure_copy(tier, &tier->copy[i]);
+        end_copy(tier, i);
+    }
+}
+
+/* Waits for all copies. */
+static enum lm_status drain(struct device_tier *tier, struct lm_error *err)
+{
+    struct backend *backend = tier->config.backend;
+    const double start_s = log_now_s();
+    for (size_t i = 0; i < tier->n_copy; i++)
+        backend->ops->await(backend, tier->copy[i].ticket);
+    const enum lm_status status = backend->ops->sync(backend, err);
+    counts(tier)->wait_s += log_now_s() - start_s;
+    if (status == LM_OK) reap(tier);
+    return status;
+}
+
+/* Where the parts of an expert begin, as they lie in the host's memory. */
+static void find_parts(const struct expert_layer *layer, const struct expert_view *view,
+                       const uint8_t *part[EXPERT_PART_MAX])
+{
+    const void *const matrix[EXPERT_MATRIX_COUNT] = {view->gate, view->up, view->down};
+    for (int i = 0; i < EXPERT_MATRIX_COUNT; i++)
+        if (matrix[i])
+            part[layer->matrix[i].part] = (const uint8_t *)matrix[i] - layer->matrix[i].offset;
+}
+
+/* Begins to copy an expert that is held in the host's memory. */
+static struct ready copy_expert(struct device_tier *tier, struct expert_key key,
+                                const struct expert_view *from, uint8_t *to, uint64_t after,
+                                enum copy_lane lane)
+{
+    struct backend *backend = tier->config.backend;
+    const struct expert_layer *layer = layer_of(tier, key.layer);
+    const uint8_t *source[EXPERT_PART_MAX] = {NULL};
+    const void *part[EXPERT_PART_MAX] = {NULL};
+    struct copy *copy = &tier->copy[tier->n_copy];
+    assert(tier->n_copy < tier->copy_max);
+    find_parts(layer, from, source);
+    *copy = (struct copy){.key = key,
+                          .n_bytes = layer->n_bytes,
+                          .slot = NO_SLOT,
+                          .start_s = log_now_s(),
+                          .timed = !tier->n_copy};
+    tier->n_copy++;
+    for (uint32_t i = 0; i < layer->n_part; i++) {
+        copy->ticket =
+            backend->ops->fetch(backend, to, source[i], layer->part_bytes[i], after, lane);
+        part[i] = to;
+        to += (layer->part_bytes[i] + 255) / 256 * 256;
+    }
+    return (struct ready){key.expert, copy->ticket, expert_layer_view(layer, part)};
+}
+
+static struct expert_view slot_view(const struct device_tier *tier, uint32_t il, int32_t index)
+{
+    const struct expert_layer *layer = layer_of(tier, il);
+    const void *part[EXPERT_PART_MAX] = {NULL};
+    const uint8_t *at = tier->slot[index].memory;
+    for (uint32_t i = 0; i < layer->n_part; i++) {
+        part[i] = at;
+        at += (layer->part_bytes[i] + 255) / 256 * 256;
+    }
+    return expert_layer_view(layer, part);
+}
+
+/* The visit reads the slot. */
+static void pin_slot(struct device_tier *tier, int32_t index)
+{
+    expert_cache_pin(tier->cache, index);
+    tier->pinned[tier->n_pinned++] = index;
+}
+
+/* Takes a slot for an expert that the pager lends, and begins to copy it there. False: there is
+ * none, or the pager does not have it. */
+static bool copy_to_slot(struct device_tier *tier, struct expert_key key, enum place_kind kind,
+                         struct ready *out)
+{
+    struct expert_view from;
+    if (tier->n_copy == tier->copy_max) return false;
+    const struct cache_placement placement = expert_cache_place(tier->cache, key, kind);
+    if (placement.slot == NO_SLOT) return false;
+    struct slot *slot = &tier->slot[placement.slot];
+    assert(!slot->ticket);
+    if (!expert_pager_hold(tier->config.pager, key, &from)) {
+        expert_cache_drop(tier->cache, key);
+        return false;
+    }
+    const bool ahead = kind == PLACE_ADMISSION;
+    *out = copy_expert(tier, key, &from, slot->memory, 0, ahead ? COPY_AHEAD : COPY_DEMAND);
+    tier->copy[tier->n_copy - 1].slot = placement.slot;
+    slot->ticket = out->ticket;
+    slot->in_background = ahead;
+    tier->n_in_background += ahead;
+    return true;
+}
+
+/* Copies an expert that the pager lends into the room. False: the half is full. */
+static bool copy_to_room(struct device_tier *tier, struct expert_key key, struct ready *out)
+{
+    struct half *half = &tier->half[tier->turn];
+    struct expert_view from;
+    if (half->n == tier->half_max || tier->n_copy == tier->copy_max) return false;
+    if (!expert_pager_hold(tier->config.pager, key, &from)) return false;
+    uint8_t *to = tier->room + (tier->turn * tier->half_max + half->n) * tier->unit_bytes;
+    *out = copy_expert(tier, key, &from, to, half->mark, COPY_DEMAND);
+    half->n++;
+    return true;
+}
+
+/* ---- the layer behind --------------------------------------------------------------------- */
+
+/* What was brought for a layer that did not come is overwritten. */
+static void forget_ahead(struct device_tier *tier)
+{
+    if (tier->ahead_layer != UINT32_MAX) tier->half[tier->turn].n = 0;
+    tier->ahead_layer = UINT32_MAX;
+    tier->n_ahead = 0;
+}
+
+/* A step of many tokens needs nearly all experts of the layer behind: what fits of those that the
+ * host has in memory follows the last of this one. */
+static void look_ahead(struct device_tier *tier)
+{
+    const uint32_t next = tier->layer + 1;
+    struct half *half = &tier->half[tier->turn];
+    if (!tier->streams || next >= tier->config.layer_end || tier->class_of[next] == UINT32_MAX ||
+        half->n)
+        return;
+    tier->ahead_layer = next;
+    for (uint32_t ie = 0; ie < tier->config.n_expert && half->n < tier->half_max; ie++) {
+        const struct expert_key key = {next, ie};
+        if (expert_cache_find(tier->cache, key) != NO_SLOT) continue;
+        if (tier->n_copy + tier->half_max >= tier->copy_max) return;
+        if (expert_pager_hold_max(tier->config.pager, next) <= tier->n_copy) return;
+        if (!expert_pager_is_resident(tier->config.pager, key)) continue;
+        if (copy_to_slot(tier, key, PLACE_BACKGROUND, &tier->ahead[tier->n_ahead])) {
+            tier->stats.n_preloaded++;
+            tier->stats.background_bytes += layer_of(tier, next)->n_bytes;
+        } else if (copy_to_room(tier, key, &tier->ahead[tier->n_ahead])) {
+            tier->n_ahead++;
+        }
+    }
+}
+
+/* The copy of an expert that was brought ahead, or NULL. */
+static const struct ready *find_ahead(const struct device_tier *tier, uint32_t il, uint32_t expert)
+{
+    for (size_t i = 0; il == tier->ahead_layer && i < tier->n_ahead; i++)
+        if (tier->ahead[i].expert == expert) return &tier->ahead[i];
+    return NULL;
+}
+
+/* ---- requests ----------------------------------------------------------------------------- */
+
+/* The end of a visit whose operations are done. */
+static void end_visit(struct device_tier *tier)
+{
+    for (size_t i = 0; i < tier->n_pinned; i++)
+        expert_cache_unpin(tier->cache, tier->pinned[i]);
+    tier->n_pinned = tier->n_hit = tier->n_ready = 0;
+    tier->group.n = tier->next = tier->n_link = 0;
+    tier->pager_has_more = tier->lent_half = false;
+    tier->cpu_since_s = 0;
+    tier->link_ticket = 0;
+    reap(tier);
+}
+
+void device_tier_step(struct device_tier *tier, uint32_t n_token, bool prefill)
+{
+    end_visit(tier);
+    forget_ahead(tier);
+    for (size_t i = 0; i < N_HALF; i++)
+        tier->half[i] = (struct half){.n = 0};
+    tier->prefill = prefill;
+    tier->n_admitted_step = 0;
+    expert_cache_advance(tier->cache, n_token, prefill);
+}
+
+static bool needs_streaming(const struct device_tier *tier, uint32_t n_row)
+{
+    return (uint64_t)n_row * tier->config.n_expert_used >= 2 * (uint64_t)tier->config.n_expert;
+}
+
+bool device_tier_wants_cpu(const struct device_tier *tier, uint32_t n_row)
+{
+    return !needs_streaming(tier, n_row) && tier->stats.mode != MISS_GPU;
+}
+
+static void count_hit(struct device_tier *tier, struct expert_usage *usage)
+{
+    counts(tier)->n_hit++;
+    counts(tier)->hit_bytes += layer_of(tier, tier->layer)->n_bytes;
+    if (!usage) return;
+    usage->n_lookup++;
+    usage->n_hit++;
+}
+
+static void count_copy(struct device_tier *tier, bool begun)
+{
+    counts(tier)->n_copied++;
+    counts(tier)->copied_bytes += begun ? layer_of(tier, tier->layer)->n_bytes : 0;
+}
+
+/* Looks an expert up. False: it is the pager's to lend. */
+static bool look_up(struct device_tier *tier, const struct expert_demand *demand)
+{
+    const struct expert_key key = {tier->layer, demand->expert};
+    const int32_t index = expert_cache_find(tier->cache, key);
+    const struct ready *ahead = find_ahead(tier, tier->layer, demand->expert);
+    if (ahead) {
+        tier->ready[tier->n_ready++] = *ahead;
+        count_copy(tier, true);
+        return true;
+    }
+    if (index == NO_SLOT) return false;
+    const struct ready found = {demand->expert, tier->slot[index].ticket,
+                                slot_view(tier, tier->layer, index)};
+    pin_slot(tier, index);
+    if (found.ticket) {
+        tier->ready[tier->n_ready++] = found;
+        count_copy(tier, false);
+    } else {
+        tier->hit[tier->n_hit++] = found;
+        count_hit(tier, demand->usage);
+    }
+    return true;
+}
+
+void device_tier_request(struct device_tier *tier, uint32_t layer,
+                         const struct expert_demand *demand, size_t n, uint32_t n_row)
+{
+    size_t n_missing = 0;
+    end_visit(tier);
+    if (tier->ahead_layer != layer) forget_ahead(tier);
+    tier->layer = layer;
+    tier->streams = needs_streaming(tier, n_row);
+    tier->hits_lent = false;
+    tier->n_admitted_layer = 0;
+    counts(tier)->n_lookup += n;
+    for (size_t i = 0; i < n; i++)
+        expert_cache_use(tier->cache, (struct expert_key){layer, demand[i].expert},
+                         demand[i].n_row);
+    for (size_t i = 0; i < n; i++)
+        if (!look_up(tier, &demand[i])) tier->missing[n_missing++] = demand[i];
+    tier->ahead_layer = UINT32_MAX; /* what was chosen of it is ready, and keeps its place */
+    tier->n_ahead = 0;
+    tier->pager_has_more = n_missing > 0;
+    if (n_missing) expert_pager_request(tier->config.pager, layer, tier->missing, n_missing);
+}
+
+/* ---- lending ------------------------------------------------------------------------------ */
+
+/* How many of n misses are copied rather than computed on the CPU. What rounding leaves is carried
+ * to the next layers. */
+static size_t share_of_link(struct device_tier *tier, size_t n)
+{
+    if (tier->streams || tier->stats.mode == MISS_GPU) return n;
+    if (tier->stats.mode == MISS_CPU) return 0;
+    tier->carry += (1 - tier->cpu_share) * (double)n;
+    const size_t n_link = tier->carry < (double)n ? (size_t)tier->carry : n;
+    tier->carry -= (double)n_link;
+    return n_link;
+}
+
+/* The CPU is done with its share: if the copies are not, its share was too small. */
+static void end_cpu(struct device_tier *tier)
+{
+    enum { SHARE_STEP = 64 };
+    if (tier->cpu_since_s <= 0) return;
+    const double cpu_s = log_now_s() - tier->cpu_since_s;
+    counts(tier)->cpu_s += cpu_s;
+    if (cpu_s > 0) {
+        const double rate = (double)tier->cpu_bytes / cpu_s, old = tier->stats.cpu_bytes_s;
+        tier->stats.cpu_bytes_s = old > 0 ? old + (rate - old) / 16 : rate;
+    }
+    if (tier->link_ticket && tier->stats.mode == MISS_HYBRID) {
+        tier->cpu_share += (is_done(tier, tier->link_ticket) ? -1.0 : 1.0) / SHARE_STEP;
+        if (tier->cpu_share < 0.05) tier->cpu_share = 0.05;
+        if (tier->cpu_share > 0.95) tier->cpu_share = 0.95;
+    }
+    tier->cpu_since_s = 0;
+    tier->link_ticket = 0;
+}
+
+/* The next experts that the pager can lend, the hottest first: those are copied. */
+static enum lm_status next_group(struct device_tier *tier, struct lm_error *err)
+{
+    struct expert_pager *pager = tier->config.pager;
+    enum lm_status status = LM_OK;
+    reap(tier);
+    if (tier->n_copy >= expert_pager_hold_max(pager, tier->layer) ||
+        tier->n_copy + tier->config.n_expert > tier->copy_max)
+        status = drain(tier, err);
+    if (status == LM_OK) status = expert_pager_acquire(pager, &tier->group, err);
+    if (status != LM_OK) return status;
+    const size_t n = tier->group.n;
+    tier->pager_has_more = n > 0;
+    tier->next = 0;
+    tier->n_link = share_of_link(tier, n);
+    for (size_t i = 0; i < n; i++) {
+        size_t at = i;
+        const float heat =
+            expert_cache_heat(tier->cache, (struct expert_key){tier->layer, tier->group.expert[i]});
+        for (; at && !tier->streams; at--) {
+            const struct expert_key before = {tier->layer, tier->group.expert[tier->order[at - 1]]};
+            if (expert_cache_heat(tier->cache, before) >= heat) break;
+            tier->order[at] = tier->order[at - 1];
+        }
+        tier->order[at] = (uint32_t)i;
+    }
+    return LM_OK;
+}
+
+/* Begins to copy an expert of the group. False: what has been copied must be lent first. */
+static bool copy_next(struct device_tier *tier)
+{
+    const struct expert_key key = {tier->layer, tier->group.expert[tier->order[tier->next]]};
+    const enum place_kind kind = tier->streams ? PLACE_BACKGROUND : PLACE_DEMAND;
+    struct ready *ready = &tier->ready[tier->n_ready];
+    if (copy_to_slot(tier, key, kind, ready)) {
+        pin_slot(tier, expert_cache_find(tier->cache, key));
+        tier->stats.n_preloaded += tier->streams;
+    } else if (!copy_to_room(tier, key, ready)) {
+        return false;
+    }
+    tier->link_ticket = ready->ticket;
+    tier->n_ready++;
+    tier->next++;
+    count_copy(tier, true);
+    return true;
+}
+
+static struct device_group lend(struct device_tier *tier, const struct ready *from, size_t n)
+{
+    struct backend *backend = tier->config.backend;
+    for (size_t i = 0; i < n; i++) {
+        tier->lent_expert[i] = from[i].expert;
+        tier->lent_view[i] = from[i].view;
+        if (from[i].ticket) backend->ops->await(backend, from[i].ticket);
+    }
+    return (struct device_group){n, false, tier->lent_expert, tier->lent_view};
+}
+
+/* Lends what has been copied. The next copies go to the other half. */
+static struct device_group lend_ready(struct device_tier *tier)
+{
+    const struct device_group group = lend(tier, tier->ready, tier->n_ready);
+    tier->n_ready = 0;
+    if (tier->half[tier->turn].n) {
+        tier->lent_half = true;
+        tier->turn = (tier->turn + 1) % N_HALF;
+        tier->half[tier->turn].n = 0;
+    }
+    return group;
+}
+
+/* The operations on what was lent have been called. */
+static void end_lending(struct device_tier *tier)
+{
+    struct backend *backend = tier->config.backend;
+    end_cpu(tier);
+    if (tier->lent_half) tier->half[(tier->turn + 1) % N_HALF].mark = backend->ops->mark(backend);
+    tier->lent_half = false;
+}
+
+/* Computed on the CPU now; and copied, if it is worth a slot, for later. */
+static void admit(struct device_tier *tier, struct expert_key key)
+{
+    struct ready unused;
+    const uint32_t n_layer = tier->config.layer_end - tier->config.layer_begin;
+    const size_t step_max = (size_t)n_layer * tier->config.n_expert_used / ADMIT_SHARE + 1;
+    if (tier->n_admitted_layer == ADMIT_PER_LAYER || tier->n_admitted_step >= step_max ||
+        tier->n_in_background == AHEAD_COPIES_MAX ||
+        tier->n_copy >= expert_pager_hold_max(tier->config.pager, key.layer) ||
+        !copy_to_slot(tier, key, PLACE_ADMISSION, &unused))
+        return;
+    tier->n_admitted_layer++;
+    tier->n_admitted_step++;
+    tier->stats.n_admitted++;
+    tier->stats.background_bytes += layer_of(tier, key.layer)->n_bytes;
+}
+
+/* Lends what is left of the pager's group to the CPU. */
+static struct device_group lend_to_cpu(struct device_tier *tier)
+{
+    const size_t first = tier->next, n = tier->group.n - first;
+    const uint64_t expert_bytes = layer_of(tier, tier->layer)->n_bytes;
+    for (size_t i = 0; i < n; i++) {
+        const uint32_t at = tier->order[first + i];
+        tier->lent_expert[i] = tier->group.expert[at];
+        tier->lent_view[i] = tier->group.view[at];
+        admit(tier, (struct expert_key){tier->layer, tier->lent_expert[i]});
+    }
+    tier->next = tier->group.n;
+    tier->cpu_since_s = log_now_s();
+    tier->cpu_bytes = n * expert_bytes;
+    counts(tier)->n_cpu += n;
+    counts(tier)->cpu_bytes += n * expert_bytes;
+    return (struct device_group){n, true, tier->lent_expert, tier->lent_view};
+}
+
+enum lm_status device_tier_acquire(struct device_tier *tier, struct device_group *out,
+                                   struct lm_error *err)
+{
+    end_lending(tier);
+    if (!tier->hits_lent) {
+        tier->hits_lent = true;
+        if (tier->n_hit) {
+            *out = lend(tier, tier->hit, tier->n_hit);
+            return LM_OK;
+        }
+    }
+    for (;;) {
+        const bool enough = tier->streams && tier->n_ready >= tier->half_max;
+        if (tier->next == tier->group.n && !enough) {
+            if (!tier->pager_has_more) break;
+            const enum lm_status status = next_group(tier, err);
+            if (status != LM_OK) return status;
+            continue;
+        }
+        if (enough || (tier->next < tier->n_link && !copy_next(tier))) {
+            const bool full = tier->half[tier->turn].n > 0; /* maybe of what was not chosen */
+            *out = lend_ready(tier);
+            if (out->n) return LM_OK;
+            if (full) continue;
+            return lm_fail(err, LM_E_FAIL, "layer %u: no room to copy an expert to", tier->layer);
+        }
+        if (tier->next < tier->n_link || tier->next == tier->group.n) continue;
+        *out = lend_to_cpu(tier);
+        return LM_OK;
+    }
+    if (tier->n_ready) {
+        *out = lend_ready(tier);
+        return LM_OK;
+    }
+    look_ahead(tier);
+    *out = (struct device_group){.n = 0};
+    return LM_OK;
+}
+
+/* ---- reports ------------------------------------------------------------------------------ */
+
 struct device_tier_stats device_tier_stats(const struct device_tier *tier)
 {
-    return tier->stats;
+    struct device_tier_stats stats = tier->stats;
+    for (uint32_t il = tier->config.layer_begin; il < tier->config.layer_end; il++)
+        if (tier->class_of[il] != UINT32_MAX)
+            stats.n_resident += expert_cache_n_resident(tier->cache, il);
+    stats.n_evicted = expert_cache_stats(tier->cache).n_evicted;
+    stats.cpu_share = stats.mode == MISS_HYBRID ? tier->cpu_share : stats.mode == MISS_CPU;
+    return stats;
+}
+
+bool device_tier_is_resident(const struct device_tier *tier, struct expert_key key)
+{
+    return expert_cache_find(tier->cache, key) != NO_SLOT;
+}
+
+/* ---- life --------------------------------------------------------------------------------- */
+
+static enum lm_status create_tables(struct device_tier *tier, struct lm_error *err)
+{
+    const size_t n = tier->config.n_expert;
+    tier->copy_max = 4 * n;
+    tier->copy = calloc(tier->copy_max, sizeof(*tier->copy));
+    tier->order = calloc(n, sizeof(*tier->order));
+    tier->missing = calloc(n, sizeof(*tier->missing));
+    tier->pinned = calloc(n, sizeof(*tier->pinned));
+    tier->hit = calloc(n, sizeof(*tier->hit));
+    tier->ready = calloc(n, sizeof(*tier->ready));
+    tier->ahead = calloc(tier->half_max, sizeof(*tier->ahead));
+    tier->lent_expert = calloc(n, sizeof(*tier->lent_expert));
+    tier->lent_view = calloc(n, sizeof(*tier->lent_view));
+    if (tier->copy && tier->order && tier->missing && tier->pinned && tier->hit && tier->ready &&
+        tier->ahead && tier->lent_expert && tier->lent_view)
+        return LM_OK;
+    return lm_fail(err, LM_E_NO_MEM, "device tier: no memory for %zu experts", n);
+}
+
+static enum lm_status create_cache(struct device_tier *tier, struct lm_error *err)
+{
+    uint32_t slot_of_class[SLOT_CLASS_MAX];
+    for (uint32_t i = 0; i < tier->classes.n; i++)
+        slot_of_class[i] = tier->classes.class[i].n_slot;
+    const struct expert_cache_config config = {.n_layer = tier->config.layer_end,
+                                               .n_expert = tier->config.n_expert,
+                                               .class_of = tier->class_of,
+                                               .slot_of_class = slot_of_class,
+                                               .n_class = tier->classes.n,
+                                               .floor = tier->config.n_expert_used,
+                                               .policy = tier->config.policy};
+    return expert_cache_create(&tier->cache, &config, err);
+}
+
+static enum lm_status create_slots(struct device_tier *tier, struct lm_error *err)
+{
+    struct backend *backend = tier->config.backend;
+    tier->stats.n_slot = slot_classes_n_slot(&tier->classes);
+    tier->stats.slot_bytes = slot_classes_bytes(&tier->classes);
+    tier->stats.room_bytes = N_HALF * tier->half_max * tier->unit_bytes;
+    tier->slot = calloc(tier->stats.n_slot, sizeof(*tier->slot));
+    if (!tier->slot)
+        return lm_fail(err, LM_E_NO_MEM, "device tier: no memory for %u slots", tier->stats.n_slot);
+    tier->arena = backend->ops->alloc(backend, tier->stats.slot_bytes, err);
+    if (!tier->arena) return LM_E_NO_MEM;
+    tier->room = backend->ops->alloc(backend, tier->stats.room_bytes, err);
+    if (!tier->room) return LM_E_NO_MEM;
+    uint8_t *at = tier->arena;
+    struct slot *slot = tier->slot;
+    for (uint32_t i = 0; i < tier->classes.n; i++)
+        for (uint32_t k = 0; k < tier->classes.class[i].n_slot; k++) {
+            (slot++)->memory = at;
+            at += tier->classes.class[i].slot_bytes;
+        }
+    return LM_OK;
+}
+
+static void count_bank(struct device_tier *tier)
+{
+    for (uint32_t il = tier->config.layer_begin; il < tier->config.layer_end; il++) {
+        const struct expert_layer *layer = layer_of(tier, il);
+        if (!layer->n_part) continue;
+        tier->stats.n_expert += tier->config.n_expert;
+        tier->stats.bank_bytes += layer->n_bytes * tier->config.n_expert;
+    }
+}
+
+enum lm_status device_tier_create(struct device_tier **out, const struct device_tier_config *config,
+                                  struct lm_error *err)
+{
+    struct device_tier *tier = calloc(1, sizeof(*tier));
+    if (!tier) return lm_fail(err, LM_E_NO_MEM, "device tier: no memory");
+    tier->config = *config;
+    tier->stats.asked = config->miss;
+    tier->stats.mode = config->miss == MISS_AUTO ? MISS_HYBRID : config->miss;
+    tier->stats.policy = config->policy->name;
+    tier->cpu_share = 0.5;
+    tier->ahead_layer = UINT32_MAX;
+    tier->half_max = half_of_room(config->n_expert, config->n_expert_used);
+    tier->class_of = calloc(config->layer_end, sizeof(*tier->class_of));
+    enum lm_status status = LM_OK;
+    if (!tier->class_of) status = lm_fail(err, LM_E_NO_MEM, "device tier: no memory");
+    if (status == LM_OK) {
+        slot_classes_make(&tier->classes, config->store, config->layer_begin, config->layer_end,
+                          config->n_expert, config->n_slot, slot_bytes_of, tier->class_of);
+        tier->unit_bytes = largest_slot(&tier->classes);
+        count_bank(tier);
+        status = create_tables(tier, err);
+    }
+    if (status == LM_OK) status = create_cache(tier, err);
+    if (status == LM_OK) status = create_slots(tier, err);
+    if (status != LM_OK) {
+        device_tier_destroy(tier);
+        return status;
+    }
+    *out = tier;
+    return LM_OK;
+}
+
+/* Of a device that has failed it is not known which copies it has made. */
+void device_tier_abandon(struct device_tier *tier)
+{
+    end_visit(tier);
+    forget_ahead(tier);
+    while (tier->n_copy)
+        end_copy(tier, tier->n_copy - 1);
+    for (uint32_t il = tier->config.layer_begin; il < tier->config.layer_end; il++)
+        for (uint32_t ie = 0; tier->class_of[il] != UINT32_MAX && ie < tier->config.n_expert; ie++)
+            if (expert_cache_find(tier->cache, (struct expert_key){il, ie}) != NO_SLOT)
+                expert_cache_drop(tier->cache, (struct expert_key){il, ie});
+}
+
+void device_tier_destroy(struct device_tier *tier)
+{
+    if (!tier) return;
+    struct backend *backend = tier->config.backend;
+    if (tier->n_copy) backend->ops->sync(backend, NULL); /* they read the pager's memory */
+    if (tier->room) backend->ops->free(backend, tier->room);
+    if (tier->arena) backend->ops->free(backend, tier->arena);
+    expert_cache_destroy(tier->cache);
+    free(tier->slot);
+    free(tier->lent_view);
+    free(tier->lent_expert);
+    free(tier->ahead);
+    free(tier->ready);
+    free(tier->hit);
+    free(tier->pinned);
+    free(tier->missing);
+    free(tier->order);
+    free(tier->copy);
+    free(tier->class_of);
+    free(tier);
 }

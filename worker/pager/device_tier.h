@@ -7,21 +7,31 @@
  * Which expert is in which slot is decided by an expert_cache, as in the pager. The tier moves
  * bytes and never computes, so logits cannot depend on it.
  *
- *   ABSENT --chosen to be copied--> COPYING --done--> RESIDENT --unpinned and evicted--> ABSENT
+ *   ABSENT --begin to copy--> COPYING --done--> RESIDENT --unpinned and evicted--> ABSENT
  *
- * A chosen expert that is not resident is copied first (GPU), or computed on the CPU (CPU), or one
- * of the two (HYBRID). Steps that need nearly all experts of a layer (prefill) stream those that
- * are not resident through the room, a ring beside the slots, and leave the slots as they are, but
- * for free ones.
+ * A layer's visit: request names the experts that the layer needs; acquire lends them in groups:
+ * first what is resident; then, as the pager has them, some to be computed on the CPU; then those
+ * that have been copied meanwhile. Beside the slots there is the room, a ring of two halves, for
+ * experts that are copied and find no slot. Steps that need nearly all experts of a layer (prefill)
+ * stream them through the room, one half being filled while the other is computed with, and leave
+ * the slots as they are, but for free ones; the first half of the next layer is filled while this
+ * one ends.
+ *
+ * What was computed on the CPU and is worth a slot is copied in the background, a few in each step.
  *
  * Ownership: owns the device's memory; borrows store, backend and pager.
- * Threads:   one caller, the step thread. */
+ * Threads:   one caller, the step thread.
+ * Order:     the device's operations so far are done (sync) whenever request or step is called. So
+ *            what a slot held may be overwritten, but what this visit reads. */
 #ifndef LEAN_WORKER_PAGER_DEVICE_TIER_H
 #define LEAN_WORKER_PAGER_DEVICE_TIER_H
 
 #include "worker/pager/expert_store.h"
 
+struct cache_policy;
 struct device_tier;
+struct expert_demand;
+struct expert_pager;
 
 /* What becomes of a chosen expert that is not in the device's memory. None changes a bit. */
 enum miss_mode {
@@ -44,26 +54,28 @@ uint32_t device_tier_slots_for(const struct expert_store *store, uint32_t layer_
 /* What the tier takes of the device's memory besides: the room, and tables. */
 uint64_t device_tier_room_bytes(const struct expert_store *store, uint32_t layer_begin,
                                 uint32_t layer_end, uint32_t n_expert, uint32_t n_expert_used);
+/* The most rows of a step that the CPU ever computes with: with more, experts are streamed. */
+uint32_t device_tier_cpu_rows(uint32_t n_expert, uint32_t n_expert_used);
 
 /* Steps of many tokens of a sequence (prefill) and all others are counted apart. */
 struct device_tier_counts {
     uint64_t n_lookup; /* distinct experts per layer and step: n_hit + n_cpu + n_copied */
     uint64_t n_hit;    /* of them in the device's memory before anything was done for the layer */
     uint64_t n_cpu;    /* computed on the CPU */
-    uint64_t n_copied; /* copied to the device for the layer */
+    uint64_t n_copied; /* copied to the device for the layer, or on their way already */
     uint64_t hit_bytes, cpu_bytes, copied_bytes;
-    double wait_s; /* the step thread waited for the device to have chosen, or copied */
+    double wait_s; /* the step thread waited for copies, to have memory to copy from */
     double cpu_s;  /* the CPU computed experts */
 };
 
 struct device_tier_stats {
     struct device_tier_counts decode, prefill;
     uint32_t n_slot, n_expert;
-    uint32_t n_resident;                         /* and readable */
+    uint32_t n_resident;                         /* or being copied */
     uint64_t slot_bytes, room_bytes, bank_bytes; /* bank: all experts of the tier's layers */
-    uint64_t n_admitted;       /* copied in the background, since they were worth it */
-    uint64_t n_preloaded;      /* likewise, on account of a profile, or into free slots */
-    uint64_t background_bytes; /* of both */
+    uint64_t n_admitted;  /* copied in the background, since they were worth it */
+    uint64_t n_preloaded; /* likewise, on account of a profile, or by a prefill into free slots */
+    uint64_t background_bytes; /* copied before they were chosen */
     uint64_t n_evicted;
     enum miss_mode asked; /* for */
     enum miss_mode mode;  /* in use: as asked, or with MISS_AUTO what that has chosen so far */
@@ -73,6 +85,47 @@ struct device_tier_stats {
     const char *policy;
 };
 
+struct device_tier_config {
+    struct backend *backend;
+    const struct expert_store *store;
+    struct expert_pager *pager; /* has the same layers, and maybe some before */
+    uint32_t layer_begin, layer_end;
+    uint32_t n_expert, n_expert_used;
+    uint32_t n_slot; /* over all layers; raised to the least that works */
+    const struct cache_policy *policy;
+    enum miss_mode miss;
+};
+
+/* LM_E_NO_MEM: of the device or the host. */
+enum lm_status device_tier_create(struct device_tier **out, const struct device_tier_config *config,
+                                  struct lm_error *err);
+void device_tier_destroy(struct device_tier *tier); /* NULL is legal */
+
+/* A step of n_token tokens; prefill: a sequence has more than one of them. */
+void device_tier_step(struct device_tier *tier, uint32_t n_token, bool prefill);
+/* Whether the CPU may have a share in a layer of n_row rows. */
+bool device_tier_wants_cpu(const struct device_tier *tier, uint32_t n_row);
+
+/* demand: [n], distinct. n_row: rows of the layer. */
+void device_tier_request(struct device_tier *tier, uint32_t layer,
+                         const struct expert_demand *demand, size_t n, uint32_t n_row);
+
+/* Experts lent by acquire until the next acquire, request or step. On the device they may be read
+ * by operations called from here on; what has been called must begin to run soon (start). */
+struct device_group {
+    size_t n;
+    bool on_cpu;                    /* the CPU computes them, and views are to the host's memory */
+    const uint32_t *expert;         /* [n] */
+    const struct expert_view *view; /* [n] */
+};
+/* n 0: all have been lent. Errors of the pager, and of the device. */
+enum lm_status device_tier_acquire(struct device_tier *tier, struct device_group *out,
+                                   struct lm_error *err);
+/* The step has failed: copies may have, too. Nothing is resident from here on. */
+void device_tier_abandon(struct device_tier *tier);
+
 struct device_tier_stats device_tier_stats(const struct device_tier *tier);
+/* For displays: whether the device has it, or is getting it. */
+bool device_tier_is_resident(const struct device_tier *tier, struct expert_key key);
 
 #endif

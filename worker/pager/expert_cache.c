@@ -342,6 +342,22 @@ static struct choice choose_speculative(const struct expert_cache *cache, struct
     return choice;
 }
 
+/* Nothing has to go: whether the expert is worth more than what would. */
+static struct choice choose_admission(const struct expert_cache *cache, struct expert_key key)
+{
+    const struct slot_class *class = class_of(cache, key);
+    const double advantage = cache->policy->prefill_advantage;
+    const struct rank own = rank_of(cache, key);
+    struct rank rank = {0, 0};
+    if (class->oldest != NONE && !used_now(cache, class->oldest))
+        return (struct choice){class->oldest, NONE, true};
+    const int32_t least = least_admitted(cache, key, &rank);
+    if (least == NONE || used_now(cache, least)) return no_choice;
+    const bool better =
+        isinf(advantage) ? rank_less(rank, own) : own.worth > advantage * rank.worth;
+    return better || below_floor(cache, key) ? (struct choice){least, NONE, true} : no_choice;
+}
+
 /* ---- life --------------------------------------------------------------------------------- */
 
 static uint32_t clamp(double wanted, uint32_t low, uint32_t high)
@@ -555,6 +571,7 @@ struct cache_placement expert_cache_place(struct expert_cache *cache, struct exp
         class->n_free--;
     } else if (kind != PLACE_BACKGROUND) {
         const struct choice choice = kind == PLACE_SPECULATIVE ? choose_speculative(cache, key)
+                                     : kind == PLACE_ADMISSION ? choose_admission(cache, key)
                                      : cache->prefill          ? choose_prefill(cache, key)
                                                                : choose_decode(cache, key);
         if (choice.slot == NONE) return placement;

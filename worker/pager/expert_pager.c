@@ -17,6 +17,7 @@ struct slot {
     uint8_t *memory;
     struct expert_key key;
     const void *part[EXPERT_PART_MAX];
+    uint32_t n_hold;
     bool reading, ready;
     bool preload;
     bool ahead;      /* read for the layer behind, which has not run yet */
@@ -60,6 +61,9 @@ struct expert_pager {
     struct expert_cache *cache;
     struct disk_reader *reader;
     uint32_t n_read; /* slots being read: each is pinned for it */
+    uint32_t n_held; /* slots that are held: likewise, once */
+    bool (*is_elsewhere)(void *context, struct expert_key key); /* NULL: nothing is */
+    void *elsewhere;
 
     /* the current request */
     uint32_t layer;
@@ -389,6 +393,11 @@ static uint32_t n_class_slot(const struct expert_pager *pager, uint32_t il)
     return pager->classes.class[pager->class_of[il]].n_slot;
 }
 
+static bool is_elsewhere(const struct expert_pager *pager, struct expert_key key)
+{
+    return pager->is_elsewhere && pager->is_elsewhere(pager->elsewhere, key);
+}
+
 /* A step of many tokens will need nearly all experts of every layer. */
 static void read_layer_ahead(struct expert_pager *pager)
 {
@@ -396,7 +405,7 @@ static void read_layer_ahead(struct expert_pager *pager)
     const size_t limit = expert_ahead_reads(n_class_slot(pager, il));
     while (pager->n_ahead < limit && pager->ahead_next < pager->config.n_expert) {
         const struct expert_key key = {il, pager->ahead_next};
-        if (expert_cache_find(pager->cache, key) == EXPERT_NO_SLOT &&
+        if (expert_cache_find(pager->cache, key) == EXPERT_NO_SLOT && !is_elsewhere(pager, key) &&
             !read_ahead(pager, key.expert, PLACE_DEMAND))
             return;
         pager->ahead_next++;
@@ -571,8 +580,8 @@ void expert_pager_step(struct expert_pager *pager, uint32_t n_token, bool prefil
     for (int point = 0; point < PREDICT_POINT_COUNT; point++) /* of a step that failed */
         pager->prediction[point].n = 0;
     pager->idle_since_s = 0;
-    /* Between steps, also behind one that failed, only reads hold slots. */
-    assert(expert_cache_n_pinned(pager->cache) == pager->n_read);
+    /* Between steps, also behind one that failed, only reads and who asked for it hold slots. */
+    assert(expert_cache_n_pinned(pager->cache) == pager->n_read + pager->n_held);
     expert_cache_advance(pager->cache, n_token, prefill);
     speculation_fade(&pager->speculation);
     disk_reader_set_shallow(pager->reader, !prefill);
@@ -753,6 +762,44 @@ enum lm_status expert_pager_acquire(struct expert_pager *pager, struct expert_gr
     return LM_OK;
 }
 
+bool expert_pager_hold(struct expert_pager *pager, struct expert_key key, struct expert_view *out)
+{
+    if (!pager->cache) {
+        *out = expert_store_mapped(pager->config.store, key);
+        return true;
+    }
+    const int32_t index = expert_cache_find(pager->cache, key);
+    if (index == EXPERT_NO_SLOT || !pager->slot[index].ready) return false;
+    *out = expert_layer_view(expert_pager_layer(pager, key.layer), pager->slot[index].part);
+    if (!pager->slot[index].n_hold++) {
+        expert_cache_pin(pager->cache, index);
+        pager->n_held++;
+    }
+    return true;
+}
+
+void expert_pager_unhold(struct expert_pager *pager, struct expert_key key)
+{
+    if (!pager->cache) return;
+    const int32_t index = expert_cache_find(pager->cache, key);
+    assert(index != EXPERT_NO_SLOT && pager->slot[index].n_hold > 0);
+    if (--pager->slot[index].n_hold) return;
+    expert_cache_unpin(pager->cache, index);
+    pager->n_held--;
+}
+
+size_t expert_pager_hold_max(const struct expert_pager *pager, uint32_t layer)
+{
+    return pager->cache ? n_class_slot(pager, layer) / 2 : SIZE_MAX;
+}
+
+void expert_pager_skip(struct expert_pager *pager,
+                       bool (*is_elsewhere_fn)(void *context, struct expert_key key), void *context)
+{
+    pager->is_elsewhere = is_elsewhere_fn;
+    pager->elsewhere = context;
+}
+
 bool expert_pager_wants_prediction(const struct expert_pager *pager, uint32_t layer,
                                    enum prediction_point point)
 {
@@ -913,6 +960,18 @@ static void touch_arena(struct expert_pager *pager)
     free(range);
 }
 
+/* What a device copies out of is pinned once, where the system allows so much. */
+static void pin_arena(struct expert_pager *pager)
+{
+    struct backend *device = pager->config.device;
+    struct lm_error err;
+    if (!device) return;
+    if (device->ops->pin(device, pager->arena, pager->arena_bytes, &err) == LM_OK)
+        pager->stats.pinned = true;
+    else
+        log_info("experts in memory are not pinned, copies of them are slower: %s", err.message);
+}
+
 /* Slots are mapped once and for all: no page is ever given back or faulted in again. */
 static enum lm_status create_slots(struct expert_pager *pager, struct lm_error *err)
 {
@@ -932,7 +991,8 @@ static enum lm_status create_slots(struct expert_pager *pager, struct lm_error *
         for (uint32_t k = 0; k < pager->classes.class[i].n_slot;
              k++, at += pager->classes.class[i].slot_bytes)
             (slot++)->memory = at;
-    touch_arena(pager);
+    pin_arena(pager);
+    if (!pager->stats.pinned) touch_arena(pager);
     pager->stats.n_slot = n_slot;
     pager->stats.slot_bytes = pager->arena_bytes;
     return LM_OK;
@@ -1016,6 +1076,7 @@ void expert_pager_destroy(struct expert_pager *pager)
     toucher_stop(pager->toucher);
     disk_reader_destroy(pager->reader);
     expert_cache_destroy(pager->cache);
+    if (pager->stats.pinned) pager->config.device->ops->unpin(pager->config.device, pager->arena);
     if (pager->arena) munmap(pager->arena, pager->arena_bytes);
     free(pager->slot);
     free(pager->mapped_uses);

@@ -52,6 +52,7 @@ struct expert_pager_config {
     enum disk_access access;
     uint32_t depth;
     struct progress *progress; /* as of disk_reader.h, or NULL */
+    struct backend *device;    /* copies out of the slots: they are pinned; NULL: no device does */
 };
 
 /* Steps of many tokens of a sequence (prefill) and all others are counted apart. */
@@ -100,6 +101,7 @@ struct expert_pager_stats {
     uint64_t n_wasted; /* of them evicted before they were */
     uint64_t speculated_bytes, useful_bytes;
     uint32_t n_preloaded; /* read on account of a profile */
+    bool pinned;          /* slots: a device reads them at the speed of its link */
     struct disk_reader_stats disk;
 };
 
@@ -162,6 +164,16 @@ bool expert_pager_wants_prediction(const struct expert_pager *pager, uint32_t la
  * and has not begun is taken back if it is not named again. */
 void expert_pager_predict(struct expert_pager *pager, uint32_t layer, enum prediction_point point,
                           const int32_t *expert, size_t n);
+
+/* Holds an expert that is readable now where it is, also beyond acquire and step, until unhold; it
+ * may be held several times. False: it is not readable. */
+bool expert_pager_hold(struct expert_pager *pager, struct expert_key key, struct expert_view *out);
+void expert_pager_unhold(struct expert_pager *pager, struct expert_key key);
+/* Experts that may be held while a layer is visited. */
+size_t expert_pager_hold_max(const struct expert_pager *pager, uint32_t layer);
+/* Experts of which another has a copy, and will not ask for, are not read ahead. NULL: none. */
+void expert_pager_skip(struct expert_pager *pager,
+                       bool (*is_elsewhere)(void *context, struct expert_key key), void *context);
 
 struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager);
 /* layer_begin <= layer < layer_end */

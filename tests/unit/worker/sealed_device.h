@@ -29,6 +29,17 @@ struct sealed_device {
         size_t n_bytes;
     } pending[64];
     int n_pending;
+    struct { /* copies beside the operations; what they read is read when they are made */
+        uint64_t ticket;
+        void *to;
+        const void *from;
+        size_t n_bytes;
+        int n_poll; /* that it still takes */
+    } copying[512];
+    int n_copying;
+    uint64_t n_ticket;
+    int copy_polls; /* that a copy takes, unless an operation awaits it */
+    int n_fetch, n_pin;
     int lost_op; /* with which the device is lost; -1: none */
 };
 
@@ -114,6 +125,84 @@ static void sealed_copy(struct backend *backend, void *to, const void *from, siz
     check_inside(backend, from);
     unseal(backend)->ops->copy(sealed(backend)->cpu, to, from, n_bytes);
     seal(backend);
+}
+
+/* Makes a copy and forgets it. */
+static void make_copy(struct backend *backend, int at)
+{
+    struct sealed_device *device = sealed(backend);
+    unseal(backend);
+    memcpy(device->copying[at].to, device->copying[at].from, device->copying[at].n_bytes);
+    seal(backend);
+    device->copying[at] = device->copying[--device->n_copying];
+}
+
+static enum lm_status sealed_pin(struct backend *backend, void *memory, size_t n_bytes,
+                                 struct lm_error *err)
+{
+    (void)memory;
+    (void)n_bytes;
+    (void)err;
+    sealed(backend)->n_pin++;
+    return LM_OK;
+}
+
+static void sealed_unpin(struct backend *backend, void *memory)
+{
+    (void)memory;
+    sealed(backend)->n_pin--;
+}
+
+static void sealed_start(struct backend *backend)
+{
+    (void)backend;
+}
+
+static uint64_t sealed_mark(struct backend *backend)
+{
+    return (uint64_t)sealed(backend)->n_op;
+}
+
+/* Until it is made there is nothing of use where it goes. */
+static uint64_t sealed_fetch(struct backend *backend, void *to, const void *from, size_t n_bytes,
+                             uint64_t after, enum copy_lane lane)
+{
+    struct sealed_device *device = sealed(backend);
+    (void)lane;
+    check_inside(backend, to);
+    assert_true(after <= (uint64_t)device->n_op);
+    assert_true(device->n_copying < 512);
+    unseal(backend);
+    memset(to, 0xff, n_bytes);
+    seal(backend);
+    device->copying[device->n_copying].to = to;
+    device->copying[device->n_copying].from = from;
+    device->copying[device->n_copying].n_bytes = n_bytes;
+    device->copying[device->n_copying].n_poll = device->copy_polls;
+    device->copying[device->n_copying++].ticket = ++device->n_ticket;
+    device->n_fetch++;
+    return device->n_ticket;
+}
+
+static bool sealed_fetched(struct backend *backend, uint64_t ticket)
+{
+    struct sealed_device *device = sealed(backend);
+    bool before = false; /* copies of one lane are made in order */
+    for (int i = 0; i < device->n_copying; i++) {
+        if (device->copying[i].ticket != ticket) continue;
+        if (device->copying[i].n_poll-- > 0) return false;
+        before = true;
+    }
+    for (int i = device->n_copying; before && i-- > 0;)
+        if (device->copying[i].ticket <= ticket) make_copy(backend, i);
+    return true;
+}
+
+static void sealed_await(struct backend *backend, uint64_t ticket)
+{
+    struct sealed_device *device = sealed(backend);
+    for (int i = device->n_copying; i-- > 0;)
+        if (device->copying[i].ticket <= ticket) make_copy(backend, i);
 }
 
 static enum lm_status sealed_sync(struct backend *backend, struct lm_error *err)
@@ -207,28 +296,53 @@ static void sealed_route(struct backend *backend, const struct route_args *args)
     seal(backend);
 }
 
-static void sealed_ffn(struct backend *backend, const struct ffn_args *args)
+/* Unseals for a feed-forward part. selected: NULL: all. */
+static struct backend *unseal_ffn(struct backend *backend, const struct ffn_args *args,
+                                  const bool *selected)
 {
     const struct weight *const weights[] = {args->gate, args->up, args->down};
-    const void *const inside[] = {args->x,     args->ids,         args->weights,
-                                  args->table, args->shared_gate, args->y};
+    const void *const inside[] = {args->x,           args->ids, args->weights,   args->table,
+                                  args->shared_gate, args->y,   args->expert_out};
     for (size_t i = 0; i < sizeof(inside) / sizeof(inside[0]); i++)
         check_inside(backend, inside[i]);
     for (size_t i = 0; i < sizeof(weights) / sizeof(weights[0]); i++)
         if (weights[i]) check_inside(backend, weights[i]->data);
     check_epilogue(backend, &args->epilogue);
-    assert_true(!args->n_expert_used || args->table);
     struct backend *cpu = unseal(backend);
+    const struct expert_view *const views = args->table ? args->table : args->expert;
     for (uint32_t ie = 0; args->n_expert_used && ie < args->n_expert; ie++) {
-        check_inside(backend, args->table[ie].gate);
-        check_inside(backend, args->table[ie].up);
-        check_inside(backend, args->table[ie].down);
+        if (selected && !selected[ie]) continue;
+        check_inside(backend, views[ie].gate);
+        check_inside(backend, views[ie].up);
+        check_inside(backend, views[ie].down);
     }
+    return cpu;
+}
+
+static void sealed_ffn(struct backend *backend, const struct ffn_args *args)
+{
+    struct backend *cpu = unseal_ffn(backend, args, NULL);
+    assert_true(!args->n_expert_used || args->table);
     cpu->ops->ffn(cpu, args);
     seal(backend);
 }
 
-/* ffn_experts and ffn_finish are for experts that come in groups: not here. */
+static void sealed_ffn_experts(struct backend *backend, const struct ffn_args *args,
+                               const bool *selected)
+{
+    struct backend *cpu = unseal_ffn(backend, args, selected);
+    cpu->ops->ffn_experts(cpu, args, selected);
+    seal(backend);
+}
+
+static void sealed_ffn_finish(struct backend *backend, const struct ffn_args *args)
+{
+    static const bool none[1024];
+    struct backend *cpu = unseal_ffn(backend, args, none);
+    cpu->ops->ffn_finish(cpu, args);
+    seal(backend);
+}
+
 static const struct backend_ops sealed_ops = {.name = "sealed",
                                               .alloc = sealed_alloc,
                                               .free = sealed_free,
@@ -243,7 +357,16 @@ static const struct backend_ops sealed_ops = {.name = "sealed",
                                               .attention = sealed_attention,
                                               .delta_net = sealed_delta_net,
                                               .route = sealed_route,
-                                              .ffn = sealed_ffn};
+                                              .ffn = sealed_ffn,
+                                              .ffn_experts = sealed_ffn_experts,
+                                              .ffn_finish = sealed_ffn_finish,
+                                              .pin = sealed_pin,
+                                              .unpin = sealed_unpin,
+                                              .start = sealed_start,
+                                              .mark = sealed_mark,
+                                              .fetch = sealed_fetch,
+                                              .fetched = sealed_fetched,
+                                              .await = sealed_await};
 
 static void sealed_device_init(struct sealed_device *device)
 {
@@ -259,6 +382,7 @@ static void sealed_device_init(struct sealed_device *device)
 static void sealed_device_fini(struct sealed_device *device)
 {
     assert_int_equal(device->n_live, 0);
+    assert_int_equal(device->n_pin, 0);
     munmap(device->arena, SEALED_BYTES);
     device->cpu->ops->destroy(device->cpu);
 }

@@ -42,6 +42,8 @@ struct rank_layers {
     struct transport_edge *in, *out;
     struct backend *device; /* of the layers from device_begin on; NULL: none */
     uint32_t device_begin;
+    struct device_options device_experts;
+    struct pager_options pager;
 };
 
 static enum lm_status try_open_rank(struct rank *rank, const struct gguf_file *file,
@@ -58,6 +60,8 @@ static enum lm_status try_open_rank(struct rank *rank, const struct gguf_file *f
                                          .backend = rank->backend,
                                          .device = layers->device,
                                          .device_begin = layers->device_begin,
+                                         .device_experts = layers->device_experts,
+                                         .pager = layers->pager,
                                          .layer_begin = layers->begin,
                                          .layer_end = layers->end,
                                          .in = layers->in,

@@ -1,0 +1,137 @@
+/* Where an expert is, and who computes with it, never changes a bit: a device with slots for some
+ * experts computes what the CPU computes with all of them, whatever becomes of the others. */
+#include "tests/unit/worker/sealed_device.h"
+#include "tests/unit/worker/stage_ranks.h"
+
+#include "worker/pager/policy.h"
+
+static void check_same(const struct rank *rank, const struct rank *whole)
+{
+    if (rank->status != LM_OK) fail_msg("%s", rank->err.message);
+    assert_int_equal(rank->n_row, whole->n_row);
+    assert_memory_equal(rank->logits, whole->logits, whole->n_row * N_VOCAB * sizeof(float));
+}
+
+/* What was asked for has happened. */
+static void check_counts(const struct device_tier_stats *stats, enum miss_mode miss)
+{
+    const struct device_tier_counts *const decode = &stats->decode;
+    const struct device_tier_counts *const prefill = &stats->prefill;
+    assert_int_equal(decode->n_lookup, decode->n_hit + decode->n_cpu + decode->n_copied);
+    assert_int_equal(prefill->n_lookup, prefill->n_hit + prefill->n_cpu + prefill->n_copied);
+    assert_int_equal(prefill->n_cpu, 0); /* the prompt is streamed */
+    assert_true(prefill->n_copied > prefill->n_hit);
+    assert_true(stats->n_preloaded > 0); /* into free slots, where it goes */
+    assert_true(stats->n_slot <= 2 || decode->n_hit > 0);
+    if (stats->n_slot == stats->n_expert) return; /* the prompt has brought them all */
+    assert_int_equal(decode->n_cpu > 0, miss != MISS_GPU);
+    assert_int_equal(decode->n_copied > 0, miss != MISS_CPU);
+    assert_true(miss == MISS_GPU || stats->n_slot <= 2 || stats->n_admitted > 0 ||
+                decode->n_copied > 0);
+}
+
+static void check_tier(const struct gguf_file *file, const struct hparams *hp,
+                       const struct rank *whole, const struct rank_layers *layers, int copy_polls)
+{
+    struct sealed_device device;
+    struct rank rank = {.n_row = 0};
+    struct rank_layers own = *layers;
+    sealed_device_init(&device);
+    device.copy_polls = copy_polls;
+    own.device = &device.backend;
+    open_rank(&rank, file, hp, &own);
+    const int n_alloc = device.n_alloc;
+    run_rank(&rank);
+    check_same(&rank, whole);
+    assert_int_equal(device.n_alloc, n_alloc); /* steps take no memory */
+    const struct device_tier_stats stats = device_tier_stats(worker_tier(rank.worker));
+    check_counts(&stats, own.device_experts.miss);
+    close_rank(&rank);
+    sealed_device_fini(&device);
+}
+
+static void test_placement_changes_no_bit(void **state)
+{
+    static const char *const names[] = {"qwen35moe-k-q4km", "qwen3moe-s-q8_0", "afmoe-s-q8_0"};
+    static const enum miss_mode modes[] = {MISS_GPU, MISS_CPU, MISS_HYBRID};
+    (void)state;
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        struct gguf_file *file = NULL;
+        static struct hparams hp;
+        struct rank whole = {.n_row = 0};
+        open_golden(&file, &hp, names[i]);
+        open_rank(&whole, file, &hp, &(struct rank_layers){.end = hp.n_layer});
+        run_rank(&whole);
+        assert_int_equal(whole.status, LM_OK);
+        const uint32_t n_all = hparams_n_expert_of(&hp, 0, hp.n_layer);
+        const uint32_t n_slots[] = {1, n_all / 10, n_all / 2, n_all};
+        for (size_t m = 0; m < sizeof(modes) / sizeof(modes[0]); m++)
+            for (size_t k = 0; k < 4; k++)
+                for (int paged = 0; paged < 3; paged++)
+                    check_tier(file, &hp, &whole,
+                               &(struct rank_layers){.end = hp.n_layer,
+                                                     .device_begin = k == 2 ? hp.n_layer / 2 : 0,
+                                                     .device_experts = {n_slots[k], modes[m]},
+                                                     .pager = {.n_slot = paged == 0   ? 0
+                                                                         : paged == 1 ? 1
+                                                                                      : n_all,
+                                                               .policy = &policy_lfru}},
+                               3 * (int)k);
+        close_rank(&whole);
+        gguf_close(file);
+    }
+}
+
+/* Two ranks, each with slots of a device; the second computes some layers on the CPU. */
+static void test_two_ranks(void **state)
+{
+    struct gguf_file *file = NULL;
+    static struct hparams hp;
+    struct rank whole = {.n_row = 0}, ranks[2] = {{.n_row = 0}};
+    struct sealed_device device[2];
+    struct transport_edge *edge;
+    (void)state;
+    open_golden(&file, &hp, "qwen35moe-k-q4km");
+    open_rank(&whole, file, &hp, &(struct rank_layers){.end = hp.n_layer});
+    run_rank(&whole);
+    assert_int_equal(transport_loopback_open(&edge, NULL), LM_OK);
+    const struct pager_options pager = {.n_slot = 12, .policy = &policy_lfru};
+    const struct rank_layers layers[2] = {
+        {.end = 1,
+         .out = edge,
+         .device = &device[0].backend,
+         .device_experts = {3, MISS_HYBRID},
+         .pager = pager},
+        {.begin = 1,
+         .end = hp.n_layer,
+         .in = edge,
+         .device = &device[1].backend,
+         .device_begin = 2,
+         .device_experts = {5, MISS_CPU},
+         .pager = pager},
+    };
+    for (int i = 0; i < 2; i++) {
+        sealed_device_init(&device[i]);
+        device[i].copy_polls = 4;
+        open_rank(&ranks[i], file, &hp, &layers[i]);
+    }
+    run_ranks(ranks, 2);
+    assert_int_equal(ranks[0].status, LM_OK);
+    check_same(&ranks[1], &whole);
+    for (int i = 0; i < 2; i++) {
+        const struct device_tier_stats stats = device_tier_stats(worker_tier(ranks[i].worker));
+        assert_true(stats.decode.n_cpu > 0);
+        close_rank(&ranks[i]);
+        sealed_device_fini(&device[i]);
+    }
+    edge->ops->close(edge);
+    close_rank(&whole);
+    gguf_close(file);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_placement_changes_no_bit),
+                                       cmocka_unit_test(test_two_ranks)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
