@@ -197,7 +197,8 @@ struct backend_ops {
     void (*upload)(struct backend *backend, void *to, const void *from_host, size_t n_bytes);
     void (*download)(struct backend *backend, void *to_host, const void *from, size_t n_bytes);
     void (*copy)(struct backend *backend, void *to, const void *from, size_t n_bytes);
-    /* Waits for everything so far; reports and clears a kept error. */
+    /* Waits for all operations so far, and of copies beside them for those that they await; reports
+     * and clears a kept error. */
     enum lm_status (*sync)(struct backend *backend, struct lm_error *err);
 
     /* x[t] = scale * table[ids[t]]. */
@@ -223,11 +224,28 @@ struct backend_ops {
     void (*gather_experts)(struct backend *backend, const struct expert_gather_args *args);
 
     /* ---- copies beside the operations; on the CPU, where all is one, they are done at once ----
-     * Page-locks host memory, which fetch then reads at the link's speed and operations may read,
-     * too, by the same address. LM_E_NO_MEM: the system refuses; fetch can read it all the same. */
+     *
+     * Weights stream through a slot like this; with two slots in turn, one is filled while the
+     * other is read:
+     *
+     *   ticket = fetch(slot, from_host, n_bytes, read[slot], lane);   as early as is known what
+     *   await(ticket);
+     *   ffn_experts(those in the slot);
+     *   read[slot] = mark();
+     *
+     * A lane copies in the order of the calls. What is fetched ahead goes behind what is demanded,
+     * and is given to the device little by little: calls of fetched, await, mark, start and sync
+     * see to it. mark and await begin what has been called so far, which ends a list that could be
+     * replayed as one: call them for a group of experts, not for each. free and unpin wait for all
+     * copies; after the loss of a device each copy counts as done, and sync reports it.
+     *
+     * Page-locks host memory, whole pages of it that are not page-locked yet, which fetch then
+     * reads at the link's speed and operations may read, too, by the same address; other memory is
+     * fetched through page-locked pieces, which the caller's thread fills. LM_E_NO_MEM: the system
+     * refuses. */
     enum lm_status (*pin)(struct backend *backend, void *memory, size_t n_bytes,
                           struct lm_error *err);
-    void (*unpin)(struct backend *backend, void *memory);
+    void (*unpin)(struct backend *backend, void *memory); /* as it was pinned */
     /* Begins all operations called so far, without waiting for them. */
     void (*start)(struct backend *backend);
     /* A point behind the operations called so far. */
@@ -236,6 +254,7 @@ struct backend_ops {
      * lane. from_host is left alone until fetched says so. Returns the copy's ticket, never 0. */
     uint64_t (*fetch)(struct backend *backend, void *to, const void *from_host, size_t n_bytes,
                       uint64_t after, enum copy_lane lane);
+    /* Asking again and again is enough for it to become true. Ticket 0: true. */
     bool (*fetched)(struct backend *backend, uint64_t ticket);
     /* Operations called from here on run when the copy is done. */
     void (*await)(struct backend *backend, uint64_t ticket);

@@ -43,15 +43,18 @@ enum lm_status backend_cuda_devices(const char *plugin, struct cuda_device_info 
 
 /* What a CUDA backend has done since it was made. */
 struct backend_cuda_counters {
-    uint64_t n_launch;    /* kernels */
-    uint64_t n_flush;     /* lists of launches given to the device */
-    uint64_t n_capture;   /* of these, recorded as a graph */
-    uint64_t n_update;    /* run by a graph of which some launches were replaced */
-    uint64_t n_replay;    /* run by a graph as it was */
-    uint64_t n_alloc;     /* allocations of device and pinned memory */
-    uint64_t inner_bytes; /* device memory for scratch and staging */
-    uint64_t n_product;   /* matrix products by cuBLAS: 0 unless fast */
-    bool lost;            /* the device is gone: every sync fails from here on */
+    uint64_t n_launch;     /* kernels */
+    uint64_t n_flush;      /* lists of launches given to the device */
+    uint64_t n_capture;    /* of these, recorded as a graph */
+    uint64_t n_update;     /* run by a graph of which some launches were replaced */
+    uint64_t n_replay;     /* run by a graph as it was */
+    uint64_t n_alloc;      /* allocations of device and pinned memory */
+    uint64_t inner_bytes;  /* device memory for scratch and staging */
+    uint64_t n_fetch;      /* copies of fetch given to the device */
+    uint64_t fetch_bytes;  /* their bytes */
+    uint64_t staged_bytes; /* of these, from memory that was not pinned */
+    uint64_t n_product;    /* matrix products by cuBLAS: 0 unless fast */
+    bool lost;             /* the device is gone: every sync fails from here on */
 };
 const struct backend_cuda_counters *backend_cuda_counters(const struct backend *backend);
 

@@ -282,7 +282,8 @@ static uint64_t cpu_fetch(struct backend *backend, void *to, const void *from_ho
 static bool cpu_fetched(struct backend *backend, uint64_t ticket)
 {
     (void)backend;
-    return ticket != 0;
+    (void)ticket;
+    return true;
 }
 
 static void cpu_await(struct backend *backend, uint64_t ticket)

@@ -1,8 +1,10 @@
 /* The CUDA backend: creation, memory, the list of launches, and errors. */
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 
 #include "kernels/cuda/backend_cuda.cuh"
+#include "kernels/cuda/copies.cuh"
 #include "kernels/cuda/cublas.cuh"
 #include "kernels/cuda/graph_cache.cuh"
 #include "kernels/cuda/loads.cuh"
@@ -45,7 +47,8 @@ struct cuda_backend {
     struct launch_list list;
     size_t n_record_max, args_bytes_max; /* that list has room for */
     struct graph_cache *graphs;
-    struct cublas *cublas;        /* NULL: EXACT */
+    struct cublas *cublas; /* NULL: EXACT */
+    struct copies *copies;
     const void *large_kernel[64]; /* those allowed more than SHARED_BYTES_PLAIN */
     size_t large_bytes[64];
     uint32_t n_large;
@@ -316,6 +319,15 @@ static void flush(struct cuda_backend *cuda)
     cuda->head.counters.n_replay += use == GRAPH_REPLAYED;
 }
 
+/* Nothing that is still to run reads or writes memory of the caller. */
+static void finish_all(struct cuda_backend *cuda)
+{
+    if (cuda->head.counters.lost) return;
+    flush(cuda);
+    CUDA_CHECK(cuda, cudaStreamSynchronize(cuda->stream));
+    CUDA_CHECK(cuda, copies_wait(cuda->copies));
+}
+
 /* Before each operation: scratch is free again. false: the device is lost, nothing is done. */
 static bool begin(struct cuda_backend *cuda)
 {
@@ -357,8 +369,7 @@ static void op_free(struct backend *backend, void *memory)
     struct cuda_backend *cuda = self(backend);
     if (!memory) return;
     use_device(cuda);
-    flush(cuda); /* nothing that is still to run reads it */
-    CUDA_CHECK(cuda, cudaStreamSynchronize(cuda->stream));
+    finish_all(cuda);
     cudaFree(memory);
 }
 
@@ -388,6 +399,7 @@ static enum lm_status op_sync(struct backend *backend, struct lm_error *err)
     if (!cuda->head.counters.lost) {
         use_device(cuda);
         flush(cuda);
+        CUDA_CHECK(cuda, copies_pump(cuda->copies));
         CUDA_CHECK(cuda, cudaStreamSynchronize(cuda->stream));
     }
     const int32_t where = *cuda->not_finite;
@@ -486,22 +498,25 @@ static enum lm_status op_pin(struct backend *backend, void *memory, size_t n_byt
                              struct lm_error *err)
 {
     struct cuda_backend *cuda = self(backend);
+    struct rlimit limit;
     use_device(cuda);
-    const cudaError_t code =
-        cudaHostRegister(memory, n_bytes, cudaHostRegisterPortable | cudaHostRegisterMapped);
+    const cudaError_t code = copies_pin(cuda->copies, memory, n_bytes);
     if (code == cudaSuccess) return LM_OK;
     cudaGetLastError();
-    return lm_fail(err, LM_E_NO_MEM, "gpu %d: %zu bytes of host memory cannot be page-locked: %s",
-                   cuda->device, n_bytes, cudaGetErrorString(code));
+    lm_fail(err, LM_E_NO_MEM, "gpu %d: %zu bytes of host memory cannot be page-locked: %s",
+            cuda->device, n_bytes, cudaGetErrorString(code));
+    if (!getrlimit(RLIMIT_MEMLOCK, &limit) && limit.rlim_cur < n_bytes)
+        lm_hint(err, "RLIMIT_MEMLOCK allows %llu bytes: \"ulimit -l unlimited\" lifts it",
+                (unsigned long long)limit.rlim_cur);
+    return LM_E_NO_MEM;
 }
 
 static void op_unpin(struct backend *backend, void *memory)
 {
     struct cuda_backend *cuda = self(backend);
     use_device(cuda);
-    flush(cuda); /* nothing that is still to run reads it */
-    CUDA_CHECK(cuda, cudaStreamSynchronize(cuda->stream));
-    CUDA_CHECK(cuda, cudaHostUnregister(memory));
+    finish_all(cuda);
+    CUDA_CHECK(cuda, copies_unpin(cuda->copies, memory));
 }
 
 static void op_start(struct backend *backend)
@@ -510,33 +525,52 @@ static void op_start(struct backend *backend)
     if (cuda->head.counters.lost) return;
     use_device(cuda);
     flush(cuda);
+    CUDA_CHECK(cuda, copies_pump(cuda->copies));
 }
 
 static uint64_t op_mark(struct backend *backend)
 {
-    (void)backend;
-    return 1;
+    struct cuda_backend *cuda = self(backend);
+    uint64_t mark = 0;
+    if (cuda->head.counters.lost) return 0;
+    use_device(cuda);
+    flush(cuda);
+    CUDA_CHECK(cuda, copies_mark(cuda->copies, cuda->stream, &mark));
+    return mark;
 }
 
 static uint64_t op_fetch(struct backend *backend, void *to, const void *from_host, size_t n_bytes,
                          uint64_t after, enum copy_lane lane)
 {
-    (void)after;
-    (void)lane;
-    op_upload(backend, to, from_host, n_bytes);
-    return 1;
+    struct cuda_backend *cuda = self(backend);
+    uint64_t ticket = 1; /* of a lost device: any */
+    if (cuda->head.counters.lost) return ticket;
+    use_device(cuda);
+    CUDA_CHECK(cuda, copies_put(cuda->copies, to, from_host, n_bytes, after, lane, &ticket));
+    return ticket;
 }
 
 static bool op_fetched(struct backend *backend, uint64_t ticket)
 {
-    (void)backend;
-    return ticket != 0;
+    struct cuda_backend *cuda = self(backend);
+    if (cuda->head.counters.lost) return true;
+    use_device(cuda);
+    const cudaError_t code = copies_query(cuda->copies, ticket);
+    if (code == cudaErrorNotReady) {
+        cudaGetLastError(); /* it is no error */
+        return false;
+    }
+    check(cuda, code, "cudaEventQuery");
+    return true;
 }
 
 static void op_await(struct backend *backend, uint64_t ticket)
 {
-    (void)backend;
-    (void)ticket;
+    struct cuda_backend *cuda = self(backend);
+    if (cuda->head.counters.lost || copies_known_done(cuda->copies, ticket)) return;
+    use_device(cuda);
+    flush(cuda); /* what has been called does not wait */
+    CUDA_CHECK(cuda, copies_await(cuda->copies, ticket, cuda->stream));
 }
 
 /* ---- creation ---- */
@@ -547,6 +581,7 @@ static void op_destroy(struct backend *backend)
     if (!cuda) return;
     use_device(cuda);
     if (cuda->stream) cudaStreamSynchronize(cuda->stream);
+    copies_destroy(cuda->copies);
     graph_cache_destroy(cuda->graphs);
     cublas_close(cuda->cublas);
     free_chunks(&cuda->scratch);
@@ -657,11 +692,14 @@ static enum lm_status create(struct backend **out, const struct backend_cuda_con
         return status;
     }
     cuda->graphs = graph_cache_create();
-    if (!cuda->graphs) lm_fail(&cuda->kept, LM_E_NO_MEM, "no memory for the cache of graphs");
+    cuda->copies = copies_create(&cuda->head.counters);
+    if (!cuda->graphs || !cuda->copies)
+        lm_fail(&cuda->kept, LM_E_NO_MEM, "no memory for a cuda backend");
     CUDA_CHECK(cuda, cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking)) &&
         CUDA_CHECK(cuda, cudaEventCreateWithFlags(&cuda->staged[0], cudaEventDisableTiming)) &&
         CUDA_CHECK(cuda, cudaEventCreateWithFlags(&cuda->staged[1], cudaEventDisableTiming)) &&
-        CUDA_CHECK(cuda, cudaHostAlloc(&cuda->not_finite, sizeof(int32_t), cudaHostAllocMapped));
+        CUDA_CHECK(cuda, cudaHostAlloc(&cuda->not_finite, sizeof(int32_t), cudaHostAllocMapped)) &&
+        cuda->copies &&CUDA_CHECK(cuda, copies_open(cuda->copies));
     if (config->fast && cuda->kept.status == LM_OK)
         cublas_open(&cuda->cublas, cuda->stream, &cuda->kept);
     if (cuda->kept.status != LM_OK) {

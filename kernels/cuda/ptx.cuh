@@ -64,6 +64,7 @@ DEVICE uint4 load_once_128(const void *from)
                  : "l"(from));
     return value;
 #else
+    emu_check_read(from);
     return *(const uint4 *)from;
 #endif
 }
@@ -78,6 +79,7 @@ DEVICE uint2 load_once_64(const void *from)
                  : "l"(from));
     return value;
 #else
+    emu_check_read(from);
     return *(const uint2 *)from;
 #endif
 }
@@ -89,6 +91,7 @@ DEVICE uint32_t load_once_32(const void *from)
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(value) : "l"(from));
     return value;
 #else
+    emu_check_read(from);
     return *(const uint32_t *)from;
 #endif
 }

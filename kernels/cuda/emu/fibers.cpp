@@ -176,7 +176,7 @@ static void report(const char *what)
     }
 }
 
-[[noreturn]] static void give_up(const char *what)
+[[noreturn]] void emu_give_up(const char *what)
 {
     report(what);
     emu.failed = true;
@@ -198,7 +198,7 @@ static void hand_over(void)
             return;
         }
     } while (next != here);
-    if (emu.n_done < n) give_up("a wait that cannot end");
+    if (emu.n_done < n) emu_give_up("a wait that cannot end");
     switch_to_scheduler(self);
 }
 
@@ -217,7 +217,7 @@ uint32_t emu_block_wait(emu_wait kind, bool value)
 {
     if (emu.block_n_arrived && emu.block_kind != kind) {
         emu.fibers[emu.current].wait = kind;
-        give_up("threads at different barriers");
+        emu_give_up("threads at different barriers");
     }
     emu.block_kind = kind;
     emu.block_n_arrived++;
@@ -239,10 +239,10 @@ const emu_lanes *emu_warp_wait(emu_wait kind, uint32_t mask, const void *value, 
 {
     const uint32_t self = emu.current;
     warp *const w = &emu.warps[self / 32];
-    if (mask != 0xffffffffu) give_up("a warp operation of some lanes only");
+    if (mask != 0xffffffffu) emu_give_up("a warp operation of some lanes only");
     if (w->n_arrived && w->kind != kind) {
         emu.fibers[self].wait = kind;
-        give_up("lanes of a warp at different operations");
+        emu_give_up("lanes of a warp at different operations");
     }
     emu_lanes *const lanes = &w->lanes[w->turn & 1];
     if (n_bytes) memcpy(lanes->lane[self % 32], value, n_bytes);

@@ -1,43 +1,31 @@
 /* Devices, their memory, streams and events. */
+#include "kernels/cuda/emu/schedule.h" /* before the words of CUDA */
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <time.h>
 
-#include <condition_variable>
 #include <deque>
-#include <functional>
 #include <map>
-#include <memory>
 #include <mutex>
-#include <thread>
 #include <vector>
 
 #include "kernels/cuda/emu/cuemu.h" /* and runtime.h */
 
 static const size_t DEVICE_SPAN_BYTES = (size_t)64 << 30; /* addresses of a device */
+static const size_t DEVICES_MAX = EMU_DEVICES_SPAN_BYTES / DEVICE_SPAN_BYTES;
 static const size_t PAGE_BYTES = 4096;
 static const size_t SHARED_BYTES_OPTIN = 101376; /* as the weakest: 8.6, 8.9, 12.0 */
 static const size_t GARBAGE_BYTES_MAX = (size_t)64 << 20;
 
-typedef std::function<cudaError_t()> work;
-
-/* What a stream and the events on it share. */
-struct work_queue {
-    std::deque<work> waiting;
-    uint64_t n_queued, n_run;
-    bool running; /* a piece, by a thread that may have given up the lock for it */
-    bool driven;  /* by a thread of its own, until ended */
-    bool ended;
-};
 struct emu_stream {
     int device;
     std::shared_ptr<work_queue> queue;
 };
 struct emu_event {
+    int device;
     std::shared_ptr<work_queue> queue; /* of the last record, or none */
-    uint64_t at;                       /* done when the queue has run this many */
-    double time_ms;
+    std::shared_ptr<moment> at;
 };
 
 struct block {
@@ -68,8 +56,7 @@ struct countdown {
 
 /* A leaked singleton: a library is not unloaded, and no order of destructors bothers it. */
 static struct machine {
-    std::recursive_mutex lock;           /* taken once at most while work runs */
-    std::condition_variable_any changed; /* a queue */
+    std::recursive_mutex &lock = schedule_lock();
     std::vector<device> devices;
     std::map<const void *, kernel_entry> kernels;
     std::map<const unsigned char *, size_t> pinned;
@@ -80,6 +67,8 @@ static struct machine {
     int n_open; /* depth of open_memory */
 } &machine = *new struct machine();
 enum { FAIL_MALLOC, FAIL_HOST, FAIL_LAUNCH, FAIL_LOST };
+
+unsigned char *emu_devices;
 
 static thread_local int current_device;
 static thread_local cudaError_t last_error;
@@ -118,6 +107,11 @@ static const struct {
      "no kernel image is available for execution on the device"},
     {cudaErrorInvalidResourceHandle, "cudaErrorInvalidResourceHandle", "invalid resource handle"},
     {cudaErrorNotReady, "cudaErrorNotReady", "device not ready"},
+    {cudaErrorHostMemoryAlreadyRegistered, "cudaErrorHostMemoryAlreadyRegistered",
+     "part or all of the requested memory range is already mapped"},
+    {cudaErrorHostMemoryNotRegistered, "cudaErrorHostMemoryNotRegistered",
+     "pointer does not correspond to a registered memory region"},
+    {cudaErrorNotSupported, "cudaErrorNotSupported", "operation not supported"},
     {cudaErrorIllegalAddress, "cudaErrorIllegalAddress",
      "an illegal memory access was encountered"},
     {cudaErrorLaunchOutOfResources, "cudaErrorLaunchOutOfResources",
@@ -172,22 +166,26 @@ static void read_settings(void)
         c.left = fail && !strncmp(fail, c.name, n) ? strtol(fail + n, nullptr, 10) : 0;
     }
     size_t n_device = 0;
-    for (const char *at = devices ? devices : "8.6"; *at; n_device++) {
+    if (!emu_devices) {
+        void *span = mmap(nullptr, EMU_DEVICES_SPAN_BYTES, PROT_NONE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (span == MAP_FAILED) abort();
+        emu_devices = (unsigned char *)span;
+    }
+    for (const char *at = devices ? devices : "8.6"; *at && n_device < DEVICES_MAX; n_device++) {
         char *end;
         const long major = strtol(at, &end, 10);
         const long minor = *end == '.' ? strtol(end + 1, &end, 10) : 0;
         if (n_device == machine.devices.size()) {
-            void *base = mmap(nullptr, DEVICE_SPAN_BYTES, PROT_NONE,
-                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-            if (base == MAP_FAILED) abort();
             machine.devices.push_back({});
-            machine.devices.back().base = (unsigned char *)base;
+            machine.devices.back().base = emu_devices + n_device * DEVICE_SPAN_BYTES;
         }
         machine.devices[n_device].major = (int)major;
         machine.devices[n_device].minor = (int)minor;
         machine.devices[n_device].lost = cudaSuccess;
         at = *end == ',' ? end + 1 : "";
     }
+    schedule_configure();
     machine.devices.resize(n_device); /* fewer only in tests that use none */
 }
 
@@ -253,6 +251,16 @@ cudaError_t cudaGetDevice(int *device)
 static device *here(void)
 {
     return &machine.devices[current_device];
+}
+
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device)
+{
+    guard held(machine.lock);
+    if (device < 0 || (size_t)device >= machine.devices.size())
+        return set_error(cudaErrorInvalidDevice);
+    *value = attribute == cudaDevAttrCanUseHostPointerForRegisteredMem ||
+             attribute == cudaDevAttrHostRegisterReadOnlySupported;
+    return cudaSuccess;
 }
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes)
@@ -360,11 +368,39 @@ cudaError_t cudaFreeHost(void *memory)
     return cudaSuccess;
 }
 
+/* Pinned memory that shares a page with [memory, memory + n_bytes), or with a byte of it. */
+static bool is_pinned(const void *memory, size_t n_bytes, size_t page_bytes)
+{
+    const uintptr_t begin = (uintptr_t)memory / page_bytes * page_bytes;
+    const uintptr_t end = ((uintptr_t)memory + n_bytes + page_bytes - 1) / page_bytes * page_bytes;
+    auto next = machine.pinned.lower_bound((const unsigned char *)end);
+    if (next == machine.pinned.begin()) return false;
+    --next;
+    return (uintptr_t)next->first + next->second > begin;
+}
+
+/* Of the mapping where memory begins. */
+static bool is_writable(const void *memory)
+{
+    char line[512], protection[8] = "";
+    unsigned long begin, end;
+    FILE *maps = fopen("/proc/self/maps", "r");
+    while (maps && fgets(line, sizeof(line), maps))
+        if (sscanf(line, "%lx-%lx %4s", &begin, &end, protection) == 3 &&
+            begin <= (uintptr_t)memory && (uintptr_t)memory < end)
+            break;
+    if (maps) fclose(maps);
+    return protection[0] && protection[1] == 'w';
+}
+
 cudaError_t cudaHostRegister(void *memory, size_t n_bytes, unsigned flags)
 {
-    (void)flags;
     guard held(machine.lock);
     if (fails_now(FAIL_HOST)) return set_error(cudaErrorMemoryAllocation);
+    if (is_pinned(memory, n_bytes, PAGE_BYTES))
+        return set_error(cudaErrorHostMemoryAlreadyRegistered);
+    if (!(flags & cudaHostRegisterReadOnly) && !is_writable(memory))
+        return set_error(cudaErrorInvalidValue);
     machine.pinned[(unsigned char *)memory] = n_bytes;
     return cudaSuccess;
 }
@@ -372,79 +408,47 @@ cudaError_t cudaHostRegister(void *memory, size_t n_bytes, unsigned flags)
 cudaError_t cudaHostUnregister(void *memory)
 {
     guard held(machine.lock);
-    return machine.pinned.erase((unsigned char *)memory) ? cudaSuccess
-                                                         : set_error(cudaErrorInvalidValue);
+    return machine.pinned.erase((unsigned char *)memory)
+               ? cudaSuccess
+               : set_error(cudaErrorHostMemoryNotRegistered);
+}
+
+void emu_check_host_read(const void *from)
+{
+    if (is_pinned(from, 1, 1)) return;
+    emu_give_up("reads memory of the host that is not pinned");
 }
 
 /* ---- streams and events ---- */
 
-/* Runs a queue up to and with its at-th piece. */
-static cudaError_t run_until(work_queue *queue, uint64_t at)
-{
-    cudaError_t first = cudaSuccess;
-    while (queue->n_run < at && (queue->running || !queue->waiting.empty())) {
-        if (queue->running) {
-            machine.changed.wait(machine.lock);
-            continue;
-        }
-        const work next = std::move(queue->waiting.front());
-        queue->waiting.pop_front();
-        queue->running = true;
-        const cudaError_t error = next();
-        queue->running = false;
-        queue->n_run++;
-        machine.changed.notify_all();
-        if (first == cudaSuccess) first = error;
-    }
-    return first;
-}
-
-static cudaError_t run_all(work_queue *queue)
-{
-    return run_until(queue, queue->n_queued);
-}
-
+/* A lost device does nothing any more, and the moments behind that come all the same. */
 static void put(cudaStream_t stream, work piece)
 {
     const int on = stream->device;
-    stream->queue->waiting.push_back([on, piece]() -> cudaError_t {
-        device *d = &machine.devices[on];
-        if (d->lost) return d->lost;
-        open_memory();
-        const cudaError_t error = piece();
-        close_memory();
-        return error;
-    });
-    stream->queue->n_queued++;
-    if (stream->queue->driven) machine.changed.notify_all();
-}
-
-/* The thread of a queue that is driven. */
-static void drive(std::shared_ptr<work_queue> queue)
-{
-    guard held(machine.lock);
-    while (!queue->ended) {
-        if (queue->running || queue->waiting.empty())
-            machine.changed.wait(machine.lock);
-        else
-            run_all(queue.get());
-    }
+    const std::function<int()> run = piece.run;
+    const std::function<void()> spoil = piece.spoil;
+    if (run)
+        piece.run = [on, run]() -> int {
+            if (machine.devices[on].lost) return machine.devices[on].lost;
+            open_memory();
+            const int error = run();
+            close_memory();
+            return error;
+        };
+    if (spoil)
+        piece.spoil = [on, spoil] {
+            if (machine.devices[on].lost) return;
+            open_memory();
+            spoil();
+            close_memory();
+        };
+    schedule_put(stream->queue.get(), piece);
 }
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void *data)
 {
     guard held(machine.lock);
-    work_queue *const queue = stream->queue.get();
-    queue->waiting.push_back([function, data]() -> cudaError_t {
-        machine.lock.unlock();
-        function(data);
-        machine.lock.lock();
-        return cudaSuccess;
-    });
-    queue->n_queued++;
-    if (!queue->driven) std::thread(drive, stream->queue).detach();
-    queue->driven = true;
-    machine.changed.notify_all();
+    schedule_call(stream->queue, [function, data] { function(data); });
     return cudaSuccess;
 }
 
@@ -462,16 +466,15 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *out, unsigned flags)
     (void)flags;
     guard held(machine.lock);
     if (here()->lost) return set_error(here()->lost);
-    *out = new emu_stream{current_device, std::make_shared<work_queue>()};
+    *out = new emu_stream{current_device, schedule_open(current_device)};
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
     guard held(machine.lock);
-    run_all(stream->queue.get());
-    stream->queue->ended = true;
-    if (stream->queue->driven) machine.changed.notify_all();
+    schedule_finish(stream->queue.get());
+    schedule_close(stream->queue.get());
     delete stream;
     return cudaSuccess;
 }
@@ -480,7 +483,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
     guard held(machine.lock);
     open_memory(); /* once for all pieces */
-    const cudaError_t error = run_all(stream->queue.get());
+    const cudaError_t error = (cudaError_t)schedule_finish(stream->queue.get());
     close_memory();
     if (machine.devices[stream->device].lost)
         return set_error(machine.devices[stream->device].lost);
@@ -491,17 +494,18 @@ cudaError_t cudaStreamQuery(cudaStream_t stream)
 {
     guard held(machine.lock);
     if (machine.devices[stream->device].lost) return machine.devices[stream->device].lost;
-    const work_queue &queue = *stream->queue;
-    return queue.n_run == queue.n_queued ? cudaSuccess : cudaErrorNotReady;
+    return schedule_is_empty(stream->queue.get()) ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags)
 {
     (void)flags;
     guard held(machine.lock);
-    const std::shared_ptr<work_queue> queue = event->queue;
-    const uint64_t at = event->at;
-    if (queue) put(stream, [queue, at] { return run_until(queue.get(), at); });
+    work wait = {};
+    wait.kind = WORK_WAIT;
+    wait.end = event->at;
+    wait.of = event->queue;
+    if (event->at) put(stream, wait);
     return cudaSuccess;
 }
 
@@ -521,62 +525,74 @@ cudaError_t cudaEventDestroy(cudaEvent_t event)
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
 {
     guard held(machine.lock);
-    put(stream, [] { return cudaSuccess; });
-    event->queue = stream->queue;
-    event->at = stream->queue->n_queued;
+    work record = {};
+    record.kind = WORK_OTHER;
+    record.end = std::make_shared<moment>();
+    put(stream, record);
+    *event = {stream->device, stream->queue, record.end};
     return cudaSuccess;
-}
-
-static double now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event)
 {
     guard held(machine.lock);
-    const cudaError_t error = event->queue ? run_until(event->queue.get(), event->at) : cudaSuccess;
-    event->time_ms = now_ms();
-    return set_error(error);
+    if (!event->at) return cudaSuccess;
+    const int error = schedule_reach(event->queue.get(), event->at.get());
+    const cudaError_t lost = machine.devices[event->device].lost;
+    return set_error(lost ? lost : (cudaError_t)error);
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event)
 {
     guard held(machine.lock);
-    return !event->queue || event->queue->n_run >= event->at ? cudaSuccess : cudaErrorNotReady;
+    if (!event->at) return cudaSuccess;
+    if (machine.devices[event->device].lost) return set_error(machine.devices[event->device].lost);
+    const bool done = event->at->done;
+    if (!done) schedule_poll(event->queue.get()); /* who asks again and again gets there */
+    return done ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end)
 {
-    *ms = (float)(end->time_ms - begin->time_ms);
+    if (!begin->at || !end->at || !begin->at->done || !end->at->done)
+        return set_error(cudaErrorInvalidResourceHandle);
+    *ms = (float)((end->at->us - begin->at->us) * 1e-3);
     return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n_bytes, cudaMemcpyKind kind,
                             cudaStream_t stream)
 {
-    (void)kind;
     guard held(machine.lock);
     if (machine.devices[stream->device].lost)
         return set_error(machine.devices[stream->device].lost);
     if (!n_bytes) return cudaSuccess;
+    work copy = {};
+    copy.kind = kind == cudaMemcpyHostToDevice   ? WORK_COPY_IN
+                : kind == cudaMemcpyDeviceToHost ? WORK_COPY_OUT
+                                                 : WORK_OTHER;
+    copy.n_bytes = n_bytes;
     /* whatever the host's memory is: of pageable memory, too, CUDA promises no more */
-    put(stream, [to, from, n_bytes] {
+    copy.run = [to, from, n_bytes] {
         memmove(to, from, n_bytes);
         return cudaSuccess;
-    });
+    };
+    if (copy.kind == WORK_COPY_IN) copy.spoil = [to, n_bytes] { memset(to, 0xff, n_bytes); };
+    put(stream, copy);
     return cudaSuccess;
 }
 
 cudaError_t cudaMemsetAsync(void *to, int value, size_t n_bytes, cudaStream_t stream)
 {
     guard held(machine.lock);
-    put(stream, [to, value, n_bytes] {
+    work set = {};
+    set.kind = WORK_OTHER;
+    set.n_bytes = n_bytes;
+    set.run = [to, value, n_bytes] {
         memset(to, value, n_bytes);
         return cudaSuccess;
-    });
+    };
+    put(stream, set);
     return cudaSuccess;
 }
 
@@ -652,13 +668,17 @@ static cudaError_t make_node(kernel_node *out, const void *kernel, dim3 grid, di
 static void put_node(cudaStream_t stream, const kernel_node &node)
 {
     device *const d = &machine.devices[stream->device];
-    put(stream, [d, node]() -> cudaError_t {
+    work kernel = {};
+    kernel.kind = WORK_KERNEL;
+    kernel.name = node.entry.name;
+    kernel.run = [d, node]() -> int {
         const emu_launch launch = {node.entry.call, node.kernel, node.args.data(), node.entry.name,
                                    node.grid,       node.block,  node.shared_bytes};
         if (fails_now(FAIL_LOST) || !emu_run(&launch, machine.order))
             d->lost = cudaErrorLaunchFailure;
         return d->lost;
-    });
+    };
+    put(stream, kernel);
 }
 
 /* What cannot be launched at all, or is not to be. */
@@ -688,7 +708,11 @@ cudaError_t emu_put(cudaStream_t stream, cudaError_t (*run)(const void *args), c
     if (error) return set_error(error);
     const unsigned char *const bytes = (const unsigned char *)args;
     const std::vector<unsigned char> kept(bytes, bytes + args_bytes);
-    put(stream, [run, kept] { return run(kept.data()); });
+    work of_library = {};
+    of_library.kind = WORK_KERNEL;
+    of_library.name = "a_library";
+    of_library.run = [run, kept] { return run(kept.data()); };
+    put(stream, of_library);
     return cudaSuccess;
 }
 

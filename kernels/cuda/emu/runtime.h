@@ -2,9 +2,12 @@
  *
  * Work on a stream is put off for as long as CUDA allows: until somebody waits for the stream or
  * for an event behind it. So host code that reads too early, or overwrites what a copy has yet to
- * read, gets it wrong here every time. Copies from pageable memory take the data at once, as CUDA
- * does. Only a stream that calls functions of the host has a thread of its own, and begins at once:
- * they wait for somebody else, who may wait for this device.
+ * read, gets it wrong here every time. Or time is simulated: emu/schedule.h. Only a stream that
+ * calls functions of the host has a thread of its own, and begins at once: they wait for somebody
+ * else, who may wait for this device.
+ *
+ * Kernels read the host's memory where it is pinned; a load of weights (ptx.cuh) from other memory
+ * of the host is reported, and the launch fails.
  *
  * Settings for tests, read when devices are counted (cudaGetDeviceCount), which also brings lost
  * ones back:
@@ -41,7 +44,10 @@ enum cudaError_t {
     cudaErrorNotReady = 600,
     cudaErrorIllegalAddress = 700,
     cudaErrorLaunchOutOfResources = 701,
+    cudaErrorHostMemoryAlreadyRegistered = 712,
+    cudaErrorHostMemoryNotRegistered = 713,
     cudaErrorLaunchFailure = 719,
+    cudaErrorNotSupported = 801,
     cudaErrorDevicesUnavailable = 46,
     cudaErrorUnknown = 999,
 };
@@ -64,6 +70,12 @@ cudaError_t cudaGetDeviceCount(int *count);
 cudaError_t cudaDriverGetVersion(int *version);
 cudaError_t cudaRuntimeGetVersion(int *version);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int device);
+/* CUDA's numbers. */
+enum cudaDeviceAttr {
+    cudaDevAttrCanUseHostPointerForRegisteredMem = 91,
+    cudaDevAttrHostRegisterReadOnlySupported = 113,
+};
+cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDevice(int *device);
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total_bytes);
@@ -73,7 +85,12 @@ cudaError_t cudaFree(void *memory);
 enum { cudaHostAllocDefault = 0, cudaHostAllocPortable = 1, cudaHostAllocMapped = 2 };
 cudaError_t cudaHostAlloc(void **out, size_t n_bytes, unsigned flags);
 cudaError_t cudaFreeHost(void *memory);
-enum { cudaHostRegisterDefault = 0, cudaHostRegisterPortable = 1, cudaHostRegisterMapped = 2 };
+enum {
+    cudaHostRegisterDefault = 0,
+    cudaHostRegisterPortable = 1,
+    cudaHostRegisterMapped = 2,
+    cudaHostRegisterReadOnly = 8
+};
 cudaError_t cudaHostRegister(void *memory, size_t n_bytes, unsigned flags);
 cudaError_t cudaHostUnregister(void *memory);
 template <class T> static inline cudaError_t cudaMalloc(T **out, size_t n_bytes)
@@ -163,6 +180,16 @@ cudaError_t emu_put(cudaStream_t stream, cudaError_t (*run)(const void *args), c
 /* dlopen and dlsym for the libraries that this machine has: cublas.cpp. */
 void *emu_library_open(const char *file);
 void *emu_library_symbol(void *library, const char *name);
+/* The addresses of all devices. */
+static const size_t EMU_DEVICES_SPAN_BYTES = (size_t)1 << 40;
+extern unsigned char *emu_devices;
+/* A kernel reads there: it must be a device's memory, or pinned. */
+void emu_check_host_read(const void *from);
+static inline void emu_check_read(const void *from)
+{
+    if ((size_t)((const unsigned char *)from - emu_devices) >= EMU_DEVICES_SPAN_BYTES)
+        emu_check_host_read(from);
+}
 
 /* ---- between runtime.cpp and fibers.cpp ---- */
 
@@ -176,5 +203,7 @@ struct emu_launch {
 enum emu_order { EMU_FORWARD, EMU_REVERSE, EMU_RANDOM };
 /* Runs all blocks; false: a wait could not end, which has been reported on stderr. */
 bool emu_run(const emu_launch *launch, emu_order order);
+/* From within a kernel: reports, and the launch fails. */
+[[noreturn]] void emu_give_up(const char *what);
 
 #endif
