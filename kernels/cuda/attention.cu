@@ -7,79 +7,26 @@
  *   join_blocks     then joins their partials in block order. In rounds of as many blocks as
  *                   PARTIAL_BYTES hold, so that memory does not grow with the context.
  *
- * Both ways do the same arithmetic. A query is a row and a query head; those of one sequence and
- * key head are numbered row by row and cut into tiles, whatever the size of the group, and a tile
- * reads each key and value once. */
+ * Both ways do the same arithmetic; the FAST mode has another for many queries, fast_attention.cu.
+ * A query is a row and a query head; those of one sequence and key head are numbered row by row and
+ * cut into tiles, whatever the size of the group, and a tile reads each key and value once. */
 #include <assert.h>
 
 #include "kernels/cuda/attend.cuh"
-#include "kernels/cuda/backend_cuda.cuh"
+#include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/copy_async.cuh"
 
 constexpr uint32_t CTA_WARPS = 8, CTA_THREADS = CTA_WARPS * WARP;
 constexpr uint32_t APPEND_WARPS = 4, JOIN_THREADS = 64;
 constexpr uint32_t WALK_QUERIES = CTA_WARPS * WARP_QUERIES, SPLIT_QUERIES = 2 * WARP_QUERIES;
+static_assert(WALK_QUERIES == FAST_QUERIES, "tiles serve both ways");
 constexpr uint32_t BLOCK_WEIGHTS = KV_BLOCK * WARP_QUERIES; /* floats */
 constexpr uint32_t SPLIT_CHUNKS = 2;                        /* of the values, for each warp */
 /* Rows of the cache in a stage; two stages lie in shared memory. */
 constexpr uint32_t WALK_STAGE_KEYS = 16, SPLIT_STAGE_KEYS = 32;
 constexpr size_t PARTIAL_BYTES = 256 << 10; /* for each multiprocessor */
 
-/* ---- what is staged for a call ---- */
-
-/* A row of the batch. Its sequence's blocks from number block_begin on are at block[table]. */
-struct row_place {
-    uint32_t pos, table, block_begin;
-};
-
-/* Consecutive queries of one sequence. Query n is query_begin + n of the sequence's, that is row
- * it_begin + n / group. */
-struct query_tile {
-    uint32_t it_begin, query_begin, n_query;
-};
-
-/* The argument of all kernels here. Names as in struct attention_args. */
-struct attention_launch {
-    const struct row_place *row;   /* [n_token] */
-    const struct query_tile *tile; /* [n_tile] */
-    uint8_t *const *block;
-    const float *q_in, *k, *v, *gate;
-    size_t q_stride, q_head_stride, gate_stride, gate_head_stride, kv_stride;
-    const float *q_norm, *k_norm, *rope_cos, *rope_sin;
-    float *q;       /* [n_token][n_head][head_dim], normed and rotated */
-    float *out;     /* [n_token][n_head][head_dim]; attend_walk keeps its sums there */
-    float *partial; /* [round_blocks][n_token][n_head][partial_stride] */
-    float *joined;  /* [n_token][n_head][partial_stride]: the rounds before; NULL: only one. Behind
-                       the dimensions a maximum and a sum for each CTA of join_blocks */
-    float eps, scale;
-    uint32_t n_token, n_head, n_head_kv, group, head_dim, row_bytes;
-    uint32_t rope, n_rot, window;
-    uint32_t partial_stride, round_begin, round_blocks; /* blocks from a sequence's first on */
-};
-
-/* ---- queries and what they see ---- */
-
-struct query {
-    uint32_t it, ih;
-};
-
-DEVICE struct query query_of(const struct attention_launch &a, const struct query_tile &tile,
-                             uint32_t head, uint32_t n)
-{
-    const uint32_t at = tile.query_begin + n;
-    return {tile.it_begin + at / a.group, head * a.group + at % a.group};
-}
-
-/* Positions [first, last] that a row sees. */
-struct span {
-    uint32_t first, last;
-};
-
-DEVICE struct span span_of(const struct attention_launch &a, uint32_t it)
-{
-    const uint32_t pos = a.row[it].pos;
-    return {a.window && pos >= a.window ? pos - a.window + 1 : 0, pos};
-}
+/* ---- what queries see ---- */
 
 /* The keys [begin, end) of a block that lie in a span; begin >= end: none. */
 struct keys {
@@ -586,6 +533,7 @@ static uint32_t round_up_blocks(uint32_t n_block)
 struct batch_shape {
     uint32_t n_run, n_block;  /* n_block: room for the blocks of each run */
     uint32_t n_walk, n_split; /* tiles of either way */
+    uint32_t n_row_max;       /* of a run */
 };
 
 static uint32_t count_tiles(const struct run *run, uint32_t group, uint32_t tile_queries)
@@ -595,7 +543,7 @@ static uint32_t count_tiles(const struct run *run, uint32_t group, uint32_t tile
 
 static struct batch_shape measure_batch(const struct attention_args *args, uint32_t group)
 {
-    struct batch_shape shape = {0, 0, 0, 0};
+    struct batch_shape shape = {0, 0, 0, 0, 0};
     for (uint32_t it = 0; it < args->n_token;) {
         const struct run run = run_from(args, it);
         const uint32_t n_block = round_up_blocks(run.block_end - run.block_begin);
@@ -603,6 +551,7 @@ static struct batch_shape measure_batch(const struct attention_args *args, uint3
         shape.n_block = n_block > shape.n_block ? n_block : shape.n_block;
         shape.n_walk += count_tiles(&run, group, WALK_QUERIES);
         shape.n_split += count_tiles(&run, group, SPLIT_QUERIES);
+        shape.n_row_max = max(shape.n_row_max, run.it_end - run.it_begin);
         it = run.it_end;
     }
     return shape;
@@ -706,7 +655,9 @@ void cuda_attention(struct backend *backend, const struct attention_args *args)
     a.window = args->window;
 
     const struct batch_shape shape = measure_batch(args, a.group);
-    const bool walk = shape.n_walk * args->n_head_kv >= n_multiprocessor(cuda);
+    const uint32_t n_walk_cta = shape.n_walk * args->n_head_kv;
+    const bool fast = fast_attends(cuda, args->head_dim, shape.n_row_max, n_walk_cta);
+    const bool walk = fast || n_walk_cta >= n_multiprocessor(cuda);
     const uint32_t tile_queries = walk ? WALK_QUERIES : SPLIT_QUERIES;
     const uint32_t n_tile = walk ? shape.n_walk : shape.n_split;
     if (!stage_batch(cuda, args, &shape, tile_queries, n_tile, &a)) return;
@@ -718,7 +669,9 @@ void cuda_attention(struct backend *backend, const struct attention_args *args)
     const uint32_t n_append = args->n_token * (args->n_head + 2 * args->n_head_kv);
     launch(cuda, kernels.append, dim3((n_append + APPEND_WARPS - 1) / APPEND_WARPS),
            dim3(APPEND_WARPS * WARP), 0, a);
-    if (walk)
+    if (fast)
+        launch_fast_attention(cuda, a, args->kv_type, n_tile);
+    else if (walk)
         launch(cuda, kernels.walk, dim3(n_tile, args->n_head_kv), dim3(CTA_THREADS),
                CTA_WARPS * BLOCK_WEIGHTS * sizeof(float) + 2 * WALK_STAGE_KEYS * a.row_bytes, a);
     else

@@ -210,6 +210,74 @@ static void test_products_of_tiles_as_the_isa_lays_them_out(void **state)
     }
 }
 
+/* By the layouts that the PTX ISA gives for m16n8k16 with .f16 and .bf16, and for ldmatrix: element
+ * i of a fragment of A is row g for i / 2 even, else g + 8, column 2 t + i % 2, 8 more for i >= 4;
+ * of B row 2 t + i % 2, 8 more for i >= 2, column g. */
+struct half_args {
+    const uint16_t *a; /* [16][16] */
+    const uint16_t *b; /* [16][8] */
+    float *d;          /* [2][16][8]: by fragments as above, and by load_matrices */
+};
+
+template <bool BF16> KERNEL(32) half_kernel(const struct half_args h)
+{
+    __shared__ __align__(16) uint16_t a[16][16], b[16][8];
+    const uint32_t lane = threadIdx.x, g = lane / 4, t = lane % 4;
+    for (uint32_t i = lane; i < 16 * 16; i += 32)
+        a[i / 16][i % 16] = h.a[i];
+    for (uint32_t i = lane; i < 16 * 8; i += 32)
+        b[i / 8][i % 8] = h.b[i];
+    __syncthreads();
+    uint32_t of_a[4] = {}, of_b[4] = {};
+    for (uint32_t i = 0; i < 8; i++)
+        of_a[i / 2] |= (uint32_t)a[g + (i / 2 % 2 ? 8 : 0)][2 * t + i % 2 + (i < 4 ? 0 : 8)]
+                       << 16 * (i % 2);
+    for (uint32_t i = 0; i < 4; i++)
+        of_b[i / 2] |= (uint32_t)b[2 * t + i % 2 + (i < 2 ? 0 : 8)][g] << 16 * (i % 2);
+    for (uint32_t way = 0; way < 2; way++) {
+        float d[4] = {1, 2, 3, 4};
+        if (way == 1) {
+            load_matrices<false>(of_a, &a[lane % 16][lane / 16 * 8]);
+            load_matrices<true>(of_b, b[lane % 16]); /* lanes 16-31: once more, and unused */
+        }
+        mma_16x8x16<BF16>(d, of_a, of_b);
+        for (uint32_t i = 0; i < 4; i++)
+            h.d[way * 128 + (g + i / 2 * 8) * 8 + 2 * t + i % 2] = d[i];
+    }
+}
+
+static void test_a_product_of_half_tiles(void **state)
+{
+    (void)state;
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        uint16_t a[16][16], b[16][8];
+        float got[2][16][8];
+        for (int i = 0; i < 16 * 16; i++) { /* small integers: sums are exact */
+            const float value = (float)(i * 37 % 23 - 11);
+            a[i / 16][i % 16] = bf16 ? float_to_bf16(value) : float_to_f16(value);
+        }
+        for (int i = 0; i < 16 * 8; i++) {
+            const float value = (float)(i * 91 % 29 - 14);
+            b[i / 8][i % 8] = bf16 ? float_to_bf16(value) : float_to_f16(value);
+        }
+        open_device("random");
+        cudaMemcpyAsync(memory + 2048, a, sizeof(a), cudaMemcpyHostToDevice, stream);
+        cudaMemcpyAsync(memory + 4096, b, sizeof(b), cudaMemcpyHostToDevice, stream);
+        put(bf16 ? half_kernel<true> : half_kernel<false>, dim3(1), dim3(32),
+            half_args{(uint16_t *)(memory + 2048), (uint16_t *)(memory + 4096), (float *)memory});
+        get(got, sizeof(got));
+        for (int row = 0; row < 16; row++)
+            for (int column = 0; column < 8; column++) {
+                int sum = 1 + row / 8 * 2 + column % 2; /* what was there before */
+                for (int k = 0; k < 16; k++)
+                    sum += ((row * 16 + k) * 37 % 23 - 11) * ((k * 8 + column) * 91 % 29 - 14);
+                assert_true(got[0][row][column] == (float)sum);
+                assert_true(got[1][row][column] == (float)sum);
+            }
+        close_device();
+    }
+}
+
 /* ---- blocks ---- */
 
 struct sum_args {
@@ -452,6 +520,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_warp_operations),
         cmocka_unit_test(test_products_of_tiles_as_the_isa_lays_them_out),
+        cmocka_unit_test(test_a_product_of_half_tiles),
         cmocka_unit_test(test_the_order_of_threads_changes_no_bit),
         cmocka_unit_test(test_a_wait_that_cannot_end_is_reported),
         cmocka_unit_test(test_memory_out_of_reach_ends_the_process),

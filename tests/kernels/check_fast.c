@@ -9,7 +9,9 @@
  *
  *   |got - sum w x| <= ((1 + 2^-8)^2 - 1 + (n + 4) 2^-23) * sum |w x|
  *
- * where 2^-23 leaves room for cuBLAS, whose tensor cores cut off where the CPU rounds. */
+ * where 2^-23 leaves room for cuBLAS, whose tensor cores cut off where the CPU rounds.
+ *
+ * Attention's is, too: see define_query. */
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -282,6 +284,191 @@ static void check_nan_is_reported(void)
     end_case();
 }
 
+/* ---- attention ---- */
+
+enum { N_POS_MAX = 260, N_BLOCK = (N_POS_MAX + KV_BLOCK - 1) / KV_BLOCK, N_SEQ = 2 };
+
+struct heads {
+    enum tensor_type kv_type;
+    uint32_t n_head, n_head_kv, dim, window;
+    float scale;
+    size_t block_bytes;
+    uint32_t n_pos[N_SEQ];
+    float *k[N_SEQ], *v[N_SEQ]; /* [n_pos][n_head_kv][dim], as the cache holds them */
+    void *block[2][N_SEQ][N_BLOCK];
+    void *const *table[2][N_SEQ]; /* of fast and of exact */
+};
+
+/* Blocks hold NaNs where nothing has been appended: what nobody sees must not matter. */
+static void make_heads(struct heads *h, enum tensor_type kv_type, uint32_t dim, uint32_t group)
+{
+    *h = (struct heads){.kv_type = kv_type,
+                        .n_head = 2 * group,
+                        .n_head_kv = 2,
+                        .dim = dim,
+                        .window = random_below(2) ? 0 : 1 + random_below(150),
+                        .scale = 1.0f / sqrtf((float)dim),
+                        .block_bytes = kv_block_bytes(kv_type, 2, dim)};
+    void *fill = take(h->block_bytes);
+    memset(fill, 0xff, h->block_bytes);
+    for (int s = 0; s < N_SEQ; s++) {
+        h->k[s] = take((size_t)N_POS_MAX * 2 * dim * sizeof(float));
+        h->v[s] = take((size_t)N_POS_MAX * 2 * dim * sizeof(float));
+        for (int side = 0; side < 2; side++) {
+            for (int b = 0; b < N_BLOCK; b++)
+                h->block[side][s][b] = give(fill, h->block_bytes);
+            h->table[side][s] = h->block[side][s];
+        }
+    }
+}
+
+/* Keys or values of a row to what the cache holds of them. */
+static void round_rows(const struct heads *h, const float *from, float *to)
+{
+    uint8_t row[4 * 256];
+    for (uint32_t i = 0; i < h->n_head_kv; i++) {
+        ref->encode_row[h->kv_type](from + i * h->dim, h->dim, row);
+        ref->dequant_row[h->kv_type](row, h->dim, to + i * h->dim);
+    }
+}
+
+/* One query's result in double, and how far each may be off. Queries (and keys and values of F32
+ * and Q8_0) are rounded, by u of themselves; so each score is off by some e at most, the weights by
+ * a factor between exp(-2 e) and exp(2 e) after their sum is divided by; they are rounded once
+ * more. Of F16, weights under 2^-14 are off by up to 2^-25. */
+static void define_query(const struct heads *h, const float *q, const float *gate, uint32_t seq,
+                         uint32_t pos, uint32_t head, double *y, double *bound)
+{
+    const uint32_t dim = h->dim, first = h->window && pos + 1 > h->window ? pos + 1 - h->window : 0;
+    const bool rounded = h->kv_type == TENSOR_F32 || h->kv_type == TENSOR_Q8_0;
+    const double u = h->kv_type == TENSOR_BF16 ? 0x1p-8 : 0x1p-11;
+    const double of_score = (1 + u) * (1 + (rounded ? u : 0)) - 1 + (dim + 4) * 0x1p-23;
+    const size_t stride = (size_t)h->n_head_kv * dim;
+    const float *k = h->k[seq] + head * dim, *v = h->v[seq] + head * dim;
+    double *weight = take((pos + 1) * sizeof(double)), largest = -INFINITY, off = 0, sum = 0;
+    for (uint32_t j = first; j <= pos; j++) {
+        double score = 0, score_abs = 0;
+        for (uint32_t d = 0; d < dim; d++) {
+            const double term = (double)q[d] * (double)k[j * stride + d] * (double)h->scale;
+            score += term;
+            score_abs += fabs(term);
+        }
+        weight[j] = score;
+        largest = fmax(largest, score);
+        off = fmax(off, of_score * score_abs);
+    }
+    for (uint32_t j = first; j <= pos; j++)
+        sum += weight[j] = exp(weight[j] - largest);
+    const double n = pos + 1 - first;
+    const double of_sum = exp(2 * off) * (1 + u) * (1 + (rounded ? u : 0)) - 1 + (n + 10) * 0x1p-22;
+    for (uint32_t d = 0; d < dim; d++) {
+        double value = 0, value_abs = 0, value_max = 0;
+        for (uint32_t j = first; j <= pos; j++) {
+            const double of_v = (double)v[j * stride + d];
+            value += weight[j] * of_v / sum;
+            value_abs += weight[j] * fabs(of_v) / sum;
+            value_max = fmax(value_max, fabs(of_v));
+        }
+        const double open = gate ? 1 / (1 + exp(-(double)gate[d])) : 1;
+        y[d] = value * open;
+        bound[d] = (of_sum * value_abs + n * value_max * 0x1p-24) * open + 0x1p-20 * fabs(y[d]);
+    }
+    put_back(weight);
+}
+
+static bool compare_heads(const struct heads *h, const struct attention_args *args,
+                          const float *gate, const float *got)
+{
+    const uint32_t dim = h->dim, group = h->n_head / h->n_head_kv;
+    double y[256], bound[256];
+    for (uint32_t it = 0; it < args->n_token; it++)
+        for (uint32_t ih = 0; ih < h->n_head; ih++) {
+            const size_t at = ((size_t)it * h->n_head + ih) * dim;
+            define_query(h, args->q + at, gate ? gate + at : NULL, args->token[it].slot,
+                         args->token[it].pos, ih / group, y, bound);
+            for (uint32_t d = 0; d < dim; d++) {
+                if (fabs((double)got[at + d] - y[d]) <= bound[d]) continue;
+                printf("attention %s, heads of %u, window %u, row %u of %u at %u, head %u, "
+                       "dimension %u: %g, not %g, off by more than %g\n",
+                       tensor_type_info(h->kv_type)->name, dim, h->window, it, args->n_token,
+                       args->token[it].pos, ih, d, (double)got[at + d], y[d], bound[d]);
+                n_failed++;
+                return false;
+            }
+        }
+    return true;
+}
+
+/* n[s] more rows of each sequence, in one call. */
+static void attend(struct heads *h, const uint32_t *n, bool expect_fast)
+{
+    struct token_ref token[N_SEQ * N_POS_MAX];
+    uint32_t n_token = 0;
+    for (uint32_t s = 0; s < N_SEQ; s++)
+        for (uint32_t i = 0; i < n[s]; i++)
+            token[n_token++] = (struct token_ref){s, h->n_pos[s] + i};
+    const size_t n_q = (size_t)n_token * h->n_head * h->dim, kv_dim = h->n_head_kv * h->dim;
+    const float *q = random_floats(n_q), *gate = random_below(2) ? random_floats(n_q) : NULL;
+    const float *k = random_floats(n_token * kv_dim), *v = random_floats(n_token * kv_dim);
+    for (uint32_t it = 0; it < n_token; it++) {
+        const size_t at = token[it].pos * kv_dim;
+        round_rows(h, k + it * kv_dim, h->k[token[it].slot] + at);
+        round_rows(h, v + it * kv_dim, h->v[token[it].slot] + at);
+        h->n_pos[token[it].slot]++;
+    }
+    const struct attention_args host = {.n_token = n_token, .token = token, .q = q};
+    struct attention_args args = {.n_token = n_token,
+                                  .token = token,
+                                  .q = give_floats(q, n_q),
+                                  .q_stride = h->n_head * h->dim,
+                                  .q_head_stride = h->dim,
+                                  .gate = give_floats(gate, n_q),
+                                  .gate_stride = h->n_head * h->dim,
+                                  .gate_head_stride = h->dim,
+                                  .k = give_floats(k, n_token * kv_dim),
+                                  .v = give_floats(v, n_token * kv_dim),
+                                  .kv_stride = kv_dim,
+                                  .n_head = h->n_head,
+                                  .n_head_kv = h->n_head_kv,
+                                  .head_dim = h->dim,
+                                  .scale = h->scale,
+                                  .window = h->window,
+                                  .kv_type = h->kv_type};
+    const float *got[3];
+    for (int i = 0; i < 3; i++) { /* fast twice: the second time the same is appended again */
+        struct backend *backend = i < 2 ? fast : exact;
+        args.kv_block = h->table[i == 2];
+        args.out = give(NULL, n_q * sizeof(float));
+        backend->ops->attention(backend, &args);
+        sync_device(backend);
+        got[i] = fetch(args.out, n_q);
+    }
+    compare_heads(h, &host, gate, got[0]);
+    expect(!memcmp(got[0], got[1], n_q * sizeof(float)), "attention: not the same bits again");
+    const bool same = !memcmp(got[0], got[2], n_q * sizeof(float));
+    expect(same != expect_fast, expect_fast ? "attention is exact" : "attention is not exact");
+}
+
+static void check_attention(enum tensor_type kv_type, uint32_t dim)
+{
+    static const uint32_t groups[] = {1, 3, 8};
+    struct heads h;
+    make_heads(&h, kv_type, dim, groups[random_below(3)]);
+    attend(&h, (const uint32_t[N_SEQ]){16 + random_below(40), 3}, true);
+    attend(&h, (const uint32_t[N_SEQ]){1, 15}, false);
+    attend(&h, (const uint32_t[N_SEQ]){70 + random_below(50), 1}, true); /* with one decoding */
+    end_case();
+}
+
+static void check_attentions(void)
+{
+    static const enum tensor_type kv_types[] = {TENSOR_F16, TENSOR_BF16, TENSOR_F32, TENSOR_Q8_0};
+    static const uint32_t dims[] = {64, 96, 128, 256};
+    for (int i = 0; i < 4; i++)
+        check_attention(kv_types[i], dims[(i + (int)random_below(4)) % 4]);
+    check_attention(TENSOR_F16, 80);
+}
+
 /* ---- main ---- */
 
 static struct backend *create(const char *plugin, bool is_fast)
@@ -317,6 +504,7 @@ int main(int argc, char **argv)
         check_few_rows_are_exact();
         check_mixed_types();
         check_nan_is_reported();
+        check_attentions();
         if (n_failed != n_failed_before)
             printf("  repeat with: --cases 1 %" PRIu64 "\n", seed + (uint64_t)n);
     }
