@@ -16,6 +16,7 @@ static const struct mode modes[] = {
     {"sweep", 2, (const struct option_spec *const[]){NULL}, bench_sweep},
     {"report", 3, (const struct option_spec *const[]){NULL}, bench_report},
     {"predict", 3, (const struct option_spec *const[]){options_bench_predict, NULL}, bench_predict},
+    {"tune", 2, (const struct option_spec *const[]){options_bench_tune, NULL}, bench_tune},
     {NULL, 1, (const struct option_spec *const[]){options_bench, options_bench_tests, NULL},
      bench_engine},
 };
@@ -52,8 +53,9 @@ static bool takes(const struct mode *mode, const struct option_spec *table,
 static enum lm_status check_options(const struct mode *mode, const struct options *options,
                                     struct lm_error *err)
 {
-    static const struct option_spec *const tables[] = {
-        options_bench, options_bench_tests, options_bench_load, options_bench_predict, NULL};
+    static const struct option_spec *const tables[] = {options_bench,      options_bench_tests,
+                                                       options_bench_load, options_bench_predict,
+                                                       options_bench_tune, NULL};
     for (size_t t = 0; tables[t]; t++)
         for (const struct option_spec *spec = tables[t]; spec->name; spec++)
             if (options_given(options, spec->name) && !takes(mode, tables[t], spec))
@@ -75,10 +77,10 @@ static enum lm_status run_bench(struct options *options, struct lm_error *err)
 
 const struct command command_bench = {
     .name = "bench",
-    .usage = "[MODEL] | serve | sweep FILE | report DIR | predict MODEL [QUANT]",
+    .usage = "[MODEL] | serve | sweep FILE | report DIR | predict MODEL [QUANT] | tune [MODEL]",
     .n_arg_min = 0,
     .n_arg_max = 3,
-    .words = "serve|sweep|report|predict",
+    .words = "serve|sweep|report|predict|tune",
     .summary = "measure how fast a model or a server is",
     .details =
         "  [MODEL]          reads prompts (pp512) and generates (tg128), some tokens deep in the\n"
@@ -96,7 +98,10 @@ const struct command command_bench = {
         "  predict MODEL [QUANT]  how fast a model would decode on this machine, without having\n"
         "                   it, in budgets of --ram and, with a device, --vram; MODEL is a name "
         "of\n"
-        "                   the registry, its end (122b), or as in lean synth\n\n"
+        "                   the registry, its end (122b), or as in lean synth\n"
+        "  tune [MODEL]     measures memory, disk and link, tries engine options in alternating\n"
+        "                   runs, and keeps what is more than 3% faster, for this model on this\n"
+        "                   machine: a default of run, serve, eval and bench from then on\n\n"
         "Tests of a model and engine options take lists and ranges: 1,2,4 or 8-32+8 or 8G-64G*2;\n"
         "every combination is measured, on the same tokens. Timed are steps of the model; neither\n"
         "sampling nor tokenization. Rates are means with the standard deviation of the sample.\n"
@@ -104,9 +109,9 @@ const struct command command_bench = {
         "Of a server: ttft is the time until the first text, itl each gap between texts, tpot\n"
         "(end - first) / (tokens - 1), e2el the time to the end, all at this end of the wire.",
     .options = (const struct option_spec *const[]){options_bench, options_bench_load,
-                                                   options_bench_predict, options_lists,
-                                                   options_bench_tests, options_engine,
-                                                   options_cluster, NULL},
+                                                   options_bench_predict, options_bench_tune,
+                                                   options_lists, options_bench_tests,
+                                                   options_engine, options_cluster, NULL},
     .reads_config = true,
     .takes_ranks = true,
     .stays_here = stays_here,

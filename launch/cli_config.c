@@ -8,7 +8,10 @@
 
 #include "launch/command.h"
 #include "launch/config.h"
+#include "launch/model_ref.h"
+#include "launch/tuned.h"
 #include "proto/base/units.h"
+#include "proto/gguf/gguf.h"
 
 static const struct option_spec config_options[] = {
     {"origin", 0, OPTION_FLAG, .help = "with `show`: also where each value comes from"},
@@ -101,11 +104,39 @@ static enum lm_status show_json(const struct config *config, bool with_origins,
     return status;
 }
 
+/* With what counts for a model on this machine where nothing else is set. */
+static enum lm_status add_tuned(struct config *config, const struct options *options,
+                                struct lm_error *err)
+{
+    struct gguf_file *file;
+    char *off = NULL;
+    bool used;
+    const struct option_spec *spec;
+    enum lm_status status = config_get(config, "compute.tuned", 0, &off, err);
+    const bool is_off = status == LM_OK && off && strcmp(off, "on");
+    free(off);
+    if (status != LM_OK || is_off) return status;
+    status = model_ref_open(options, options_arg(options, 1), &file, err);
+    if (status != LM_OK) return status;
+    struct tuned *tuned = tuned_find(file);
+    for (size_t i = 0; tuned && status == LM_OK && (spec = tuned_option(i)); i++)
+        if (tuned_value(tuned, i))
+            status = config_suggest(config, spec->key, tuned_value(tuned, i), "tuned", &used, err);
+    tuned_destroy(tuned);
+    gguf_close(file);
+    return status;
+}
+
 static enum lm_status show(struct options *options, struct lm_error *err)
 {
     struct config *config;
     enum lm_status status = config_load(&config, options_string(options, "config"), err);
     if (status != LM_OK) return status;
+    if (options_n_arg(options) > 1) status = add_tuned(config, options, err);
+    if (status != LM_OK) {
+        config_destroy(config);
+        return status;
+    }
     const bool with_origins = options_flag(options, "origin");
     if (options_flag(options, "json")) {
         status = show_json(config, with_origins, err);
@@ -199,7 +230,7 @@ static enum lm_status run_config(struct options *options, struct lm_error *err)
         bool takes_word;
         enum lm_status (*run)(struct options *options, struct lm_error *err);
     } actions[] = {
-        {"show", false, show}, {"get", true, get}, {"check", true, check}, {"path", false, path}};
+        {"show", true, show}, {"get", true, get}, {"check", true, check}, {"path", false, path}};
     const char *name = options_n_arg(options) ? options_arg(options, 0) : "show";
     for (size_t i = 0; i < sizeof(actions) / sizeof(actions[0]); i++) {
         if (strcmp(name, actions[i].name)) continue;
@@ -212,16 +243,18 @@ static enum lm_status run_config(struct options *options, struct lm_error *err)
 
 const struct command command_config = {
     .name = "config",
-    .usage = "[show | get KEY | check [FILE] | path]",
+    .usage = "[show [MODEL] | get KEY | check [FILE] | path]",
     .n_arg_max = 2,
     .words = "show|get|check|path",
     .summary = "show the settings and where they come from",
-    .details = "  show          every effective value, as a configuration file (the default)\n"
-               "  get KEY       one value; exit code 3 if it is not set\n"
-               "  check [FILE]  whether a file, or all that would be read, is right\n"
-               "  path          the files that would be read, highest precedence first\n\n"
-               "Precedence: command line, LEAN_<SECTION>_<KEY> variables, the file of --config or\n"
-               "LEAN_CONFIG, the user's file, the installation's file, defaults.",
+    .details =
+        "  show [MODEL]  every effective value, as a configuration file (the default); with\n"
+        "                MODEL also what lean bench tune has kept for it\n"
+        "  get KEY       one value; exit code 3 if it is not set\n"
+        "  check [FILE]  whether a file, or all that would be read, is right\n"
+        "  path          the files that would be read, highest precedence first\n\n"
+        "Precedence: command line, LEAN_<SECTION>_<KEY> variables, the file of --config or\n"
+        "LEAN_CONFIG, the user's file, the installation's file, defaults.",
     .options = config_tables,
     .run = run_config,
 };

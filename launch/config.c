@@ -355,6 +355,20 @@ enum lm_status config_check_file(const char *path, struct lm_error *err)
     return status;
 }
 
+enum lm_status config_suggest(struct config *config, const char *key, const char *text,
+                              const char *origin, bool *used, struct lm_error *err)
+{
+    const int index = setting_index(key);
+    assert(index >= 0);
+    *used = !config->origins[index];
+    if (!*used) return LM_OK;
+    config->layer = origin;
+    enum lm_status status = textproto_set_plain(&config->values->base, key, text, err);
+    if (status == LM_OK) status = remember_origin(config, index, err);
+    config->layer = NULL;
+    return status;
+}
+
 /* ---- reading ---- */
 
 enum lm_status config_get(const struct config *config, const char *key, size_t i, char **text,

@@ -40,6 +40,11 @@ void config_variable_name(const char *key, char *name, size_t size);
 enum lm_status config_get(const struct config *config, const char *key, size_t i, char **text,
                           struct lm_error *err);
 
+/* Gives a setting that nothing has set a value, from `origin`; *used: whether it was. LM_E_USAGE:
+ * no value of its kind. */
+enum lm_status config_suggest(struct config *config, const char *key, const char *text,
+                              const char *origin, bool *used, struct lm_error *err);
+
 /* What set the key: a path, a variable, "built-in default"; NULL: nothing. */
 const char *config_origin(const struct config *config, const char *key);
 

@@ -15,6 +15,7 @@
 #include "launch/model_part.h"
 #include "launch/options.h"
 #include "launch/routing_profile.h"
+#include "launch/tuned.h"
 #include "proto/base/log.h"
 #include "proto/transport/world.h"
 #include "worker/pager/pager_snapshot.h"
@@ -41,6 +42,8 @@ struct engine {
     uint64_t ram_bytes; /* this rank's budget */
     double asked_s;     /* when the ranks' counters were, last */
     bool keeps_profile;
+    struct tuned *tuned; /* or NULL */
+    char tuned_text[160];
     void (*on_experts)(void *context);
     void *experts_context;
     atomic_bool cancelled;
@@ -305,15 +308,29 @@ static enum lm_status create_scheduler(struct engine *engine, uint32_t checkpoin
     return scheduler_create(&engine->scheduler, &config, err);
 }
 
-static enum lm_status open_parts(struct engine *engine, const struct engine_config *config,
+/* *out: as asked, and where nothing was said as was measured to be faster. */
+static void tune(struct engine *engine, const struct engine_config *asked,
+                 struct engine_config *out)
+{
+    *out = *asked;
+    engine->tuned = engine->cluster ? NULL : tuned_find(engine->part.file);
+    if (!engine->tuned) return;
+    tuned_apply(engine->tuned, out, engine->tuned_text, sizeof(engine->tuned_text));
+    if (*engine->tuned_text) log_verbose("tuned: %s", engine->tuned_text);
+}
+
+static enum lm_status open_parts(struct engine *engine, const struct engine_config *asked,
                                  struct lm_error *err)
 {
     struct memory_request request;
     struct memory_plan plan;
+    struct engine_config tuned = *asked;
+    const struct engine_config *const config = &tuned;
     engine->on_experts = config->on_experts;
     engine->experts_context = config->experts_context;
     enum lm_status status = cluster_open(&engine->cluster, &config->cluster, err);
     if (status == LM_OK) status = open_model(engine, config->model_path, err);
+    if (status == LM_OK) tune(engine, asked, &tuned);
     if (status == LM_OK && engine->cluster) {
         status = share_model(engine, config, err);
     } else if (status == LM_OK) {
@@ -391,6 +408,7 @@ enum lm_status engine_close(struct engine *engine, struct lm_error *err)
     if (status == LM_OK) status = traced;
     cluster_close(engine->cluster);
     tokenizer_destroy(engine->tokenizer);
+    tuned_destroy(engine->tuned);
     free(engine);
     return status;
 }
@@ -489,6 +507,7 @@ struct engine_stats engine_stats(const struct engine *engine)
         .kernels = backend_cpu_kernels(engine->part.backend),
         .n_layer = engine->part.hp.n_layer,
         .pager = expert_pager_stats(engine_pager(engine)),
+        .tuned = *engine->tuned_text ? engine->tuned_text : NULL,
         .n_ahead = engine->runner.depth,
         .transport = engine->cluster ? cluster_world(engine->cluster)->ops->name : NULL,
         .n_seq_max = scheduler_stats(engine->scheduler).n_seq_max};

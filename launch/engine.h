@@ -160,6 +160,7 @@ struct engine_stats {
     uint32_t n_ahead;                           /* steps under way at once, at most */
     const char *transport;                      /* NULL: one rank */
     const struct backend_cuda_counters *device; /* of this rank's device, or NULL */
+    const char *tuned;                          /* settings of launch/tuned.h, or NULL */
 };
 struct engine_stats engine_stats(const struct engine *engine);
 

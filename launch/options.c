@@ -75,6 +75,8 @@ const struct option_spec options_engine[] = {
     {"miss", 0, OPTION_ENUM, "auto|gpu|cpu|hybrid", .def = "auto", .key = "tiers.vram.miss",
      .help = "experts that are not in the device's memory are copied there (gpu), computed on the "
              "CPU (cpu), or some of each (hybrid); auto: what is faster"},
+    {"tuned", 0, OPTION_FLAG, .def = "on", .key = "compute.tuned",
+     .help = "leave out what lean bench tune has kept for the model on this machine"},
     {"trace", 0, OPTION_PATH, "FILE", .help = "record the routing of every token and layer"},
     {0},
 };

@@ -60,8 +60,9 @@ void child_words_fini(struct child_words *words)
 }
 
 /* In the child; does not return. */
-static void become(char *const *argv, int out, const char *log_path, pid_t parent)
+static void become(char *const *argv, int out, const char *log_path, unsigned limit_s, pid_t parent)
 {
+    alarm(limit_s);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent) _exit(1); /* it died before that took effect */
     const int in = open("/dev/null", O_RDONLY);
@@ -86,8 +87,8 @@ static int wait_for(pid_t pid)
     return WIFSIGNALED(state) ? 128 + WTERMSIG(state) : WEXITSTATUS(state);
 }
 
-static enum lm_status start(const struct child_words *words, const char *log_path, atomic_int *pid,
-                            int *out, struct lm_error *err)
+static enum lm_status start(const struct child_words *words, const char *log_path, unsigned limit_s,
+                            atomic_int *pid, int *out, struct lm_error *err)
 {
     int ends[2];
     char **argv = calloc(words->n + 2, sizeof(*argv));
@@ -99,7 +100,7 @@ static enum lm_status start(const struct child_words *words, const char *log_pat
         return lm_fail_errno(err, "pipe");
     }
     const pid_t parent = getpid(), child = fork();
-    if (child == 0) become(argv, ends[1], log_path, parent);
+    if (child == 0) become(argv, ends[1], log_path, limit_s, parent);
     close(ends[1]);
     free(argv);
     if (child < 0) {
@@ -119,7 +120,7 @@ enum lm_status child_check_alone(struct lm_error *err)
     return lm_hint(err, "without mpirun, --ranks N starts the ranks of each");
 }
 
-enum lm_status child_run(const struct child_words *words, const char *log_path,
+enum lm_status child_run(const struct child_words *words, const char *log_path, unsigned limit_s,
                          struct child_result *result, struct lm_error *err)
 {
     atomic_int pid = 0;
@@ -127,7 +128,7 @@ enum lm_status child_run(const struct child_words *words, const char *log_path,
     *result = (struct child_result){.exit_code = 1};
     enum lm_status status = interrupt_begin(forward, &pid, err);
     if (status != LM_OK) return status;
-    status = start(words, log_path, &pid, &out, err);
+    status = start(words, log_path, limit_s, &pid, &out, err);
     if (status == LM_OK) {
         status =
             read_all(out, "the output of lean", MAX_OUT_BYTES, &result->out, &result->n_out, err);

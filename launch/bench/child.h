@@ -31,11 +31,12 @@ enum lm_status child_words_add_option(struct child_words *words, const struct op
 /* LM_E_USAGE: this process is a rank of a job, and another run would take itself for one, too. */
 enum lm_status child_check_alone(struct lm_error *err);
 
-/* Runs `lean WORDS` to its end. log_path: where its stderr goes; NULL: to ours. Signals that would
+/* Runs `lean WORDS` to its end. log_path: where its stderr goes; NULL: to ours. limit_s: seconds
+ * after which SIGALRM ends it; 0: none. Signals that would
  * end this process end the child, and nothing else (terminal/interrupt.h tells). When this process
  * dies the child gets SIGTERM. LM_E_FAIL, LM_E_IO: it could not be started or read;
  * LM_E_INTERRUPTED: by a signal. */
-enum lm_status child_run(const struct child_words *words, const char *log_path,
+enum lm_status child_run(const struct child_words *words, const char *log_path, unsigned limit_s,
                          struct child_result *out, struct lm_error *err);
 void child_result_fini(struct child_result *result);
 

@@ -410,7 +410,7 @@ static enum lm_status run_arm(struct options *options, const char *name, struct 
     struct child_words words = {0};
     struct child_result result = {0};
     enum lm_status status = arm_words(&words, options, err);
-    if (status == LM_OK) status = child_run(&words, NULL, &result, err);
+    if (status == LM_OK) status = child_run(&words, NULL, 0, &result, err);
     if (status == LM_OK && result.exit_code) {
         log_warning("%s: ended with exit code %d", name, result.exit_code);
         if (*failed == LM_OK) *failed = child_status(result.exit_code);

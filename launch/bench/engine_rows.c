@@ -158,6 +158,7 @@ static struct json_object *effective_json(const struct measurement *of)
     add_number(effective, "threads", stats.n_thread);
     add(effective, "kernels", json_object_new_string(stats.kernels));
     add_number(effective, "prefill_chunk", stats.prefill_chunk);
+    add(effective, "tuned", stats.tuned ? json_object_new_string(stats.tuned) : NULL);
     add_number(effective, "n_ctx", engine_n_ctx(of->engine));
     add_number(effective, "n_slot", engine_n_slot(of->engine));
     for (uint32_t i = 0; i < engine_n_rank(of->engine); i++) {

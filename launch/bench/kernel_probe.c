@@ -3,6 +3,8 @@
 
 #include <fcntl.h>
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,7 +112,7 @@ static enum lm_status make(struct probe *probe, struct lm_error *err)
         mmap(NULL, probe_bytes(probe), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (probe->weights == MAP_FAILED)
         return lm_fail_errno(err, "memory to measure kernels: %zu bytes", probe_bytes(probe));
-    madvise(probe->weights, probe_bytes(probe), MADV_NOHUGEPAGE);
+    madvise(probe->weights, probe_bytes(probe), MADV_HUGEPAGE);
     memset(probe->weights, 0x21, probe_bytes(probe));
     probe->x = ops->alloc(probe->backend, N_COL * sizeof(float), err);
     if (probe->x) probe->y = ops->alloc(probe->backend, N_ROW_MAX * sizeof(float), err);
@@ -138,24 +140,84 @@ static bool is_wanted(const struct kernel_rates *rates, const uint64_t *bytes, i
            tensor_type_info((uint32_t)type)->computable;
 }
 
-static enum lm_status measure(struct kernel_rates *out, const struct kernel_probe_config *config,
-                              struct lm_error *err)
+static enum lm_status begin(struct probe *probe, const struct kernel_probe_config *config,
+                            struct lm_error *err)
 {
     const struct backend_cpu_config of_backend = {
         .n_thread = config->n_thread, .kernels = config->kernels, .pin = !config->n_thread};
-    struct probe probe = {.x = NULL};
-    enum lm_status status = backend_cpu_create(&probe.backend, &of_backend, err);
+    *probe = (struct probe){.x = NULL};
+    enum lm_status status = backend_cpu_create(&probe->backend, &of_backend, err);
     if (status != LM_OK) return status;
-    status = make(&probe, err);
-    for (int type = 0; status == LM_OK && type < TENSOR_TYPE_COUNT; type++)
+    status = make(probe, err);
+    if (status != LM_OK) fini(probe);
+    return status;
+}
+
+/* ---- beside a copy ------------------------------------------------------------------------ */
+
+enum { COPY_BYTES = 1 << 20, N_COPY = 64 };
+
+struct copier {
+    char *memory; /* [2 * N_COPY][COPY_BYTES] */
+    _Atomic uint64_t n_bytes;
+    atomic_bool stop;
+};
+
+static void *copy_on(void *context)
+{
+    struct copier *copier = context;
+    for (size_t i = 0; !atomic_load(&copier->stop); i = (i + 1) % N_COPY) {
+        memcpy(copier->memory + (N_COPY + i) * COPY_BYTES, copier->memory + i * COPY_BYTES,
+               COPY_BYTES);
+        atomic_fetch_add(&copier->n_bytes, COPY_BYTES);
+    }
+    return NULL;
+}
+
+static enum lm_status measure_overlap(struct probe *probe, struct kernel_overlap *out,
+                                      enum tensor_type type, struct lm_error *err)
+{
+    struct copier copier = {.memory = calloc(2 * N_COPY, COPY_BYTES)};
+    pthread_t thread;
+    if (!copier.memory || pthread_create(&thread, NULL, copy_on, &copier)) {
+        free(copier.memory);
+        return lm_fail(err, LM_E_NO_MEM, "no memory to measure copies");
+    }
+    const uint64_t before = atomic_load(&copier.n_bytes);
+    const double begin_s = log_now_s();
+    out->beside_bytes_s = measure_rate(probe, type);
+    out->copy_bytes_s = (double)(atomic_load(&copier.n_bytes) - before) / (log_now_s() - begin_s);
+    atomic_store(&copier.stop, true);
+    pthread_join(thread, NULL);
+    free(copier.memory);
+    out->alone_bytes_s = measure_rate(probe, type);
+    return LM_OK;
+}
+
+static enum tensor_type main_type(const uint64_t bytes[TENSOR_TYPE_COUNT])
+{
+    int most = 0;
+    for (int type = 1; type < TENSOR_TYPE_COUNT; type++)
+        if (bytes[type] > bytes[most]) most = type;
+    return (enum tensor_type)most;
+}
+
+static enum lm_status measure(struct kernel_rates *out, const struct kernel_probe_config *config,
+                              struct lm_error *err)
+{
+    struct probe probe;
+    enum lm_status status = begin(&probe, config, err);
+    if (status != LM_OK) return status;
+    for (int type = 0; type < TENSOR_TYPE_COUNT; type++)
         if (is_wanted(out, config->bytes, type))
             out->bytes_s[type] = measure_rate(&probe, (enum tensor_type)type);
-    if (status == LM_OK) {
-        out->op_s = measure_op(&probe);
-        status = probe.backend->ops->sync(probe.backend, err);
-    }
+    out->op_s = measure_op(&probe);
+    if (config->overlap)
+        status = measure_overlap(&probe, config->overlap, main_type(config->bytes), err);
+    const enum lm_status synced =
+        probe.backend->ops->sync(probe.backend, status == LM_OK ? err : NULL);
     fini(&probe);
-    return status;
+    return status == LM_OK ? synced : status;
 }
 
 /* ---- what is kept ------------------------------------------------------------------------- */

@@ -28,6 +28,12 @@ enum lm_status bench_report(struct options *options, struct lm_error *err);
 /* How fast a model would be that is not here: lean bench predict. */
 enum lm_status bench_predict(struct options *options, struct lm_error *err);
 
+extern const struct option_spec options_bench_tune[]; /* time, forget */
+
+/* Settings that make a model faster here, kept as defaults: lean bench tune. LM_E_FAIL: the model
+ * does not run. */
+enum lm_status bench_tune(struct options *options, struct lm_error *err);
+
 /* A model on this machine: lean bench REF. */
 enum lm_status bench_engine(struct options *options, struct lm_error *err);
 /* Whether it takes several runs of the program, each with other values of the engine's options. */

@@ -295,7 +295,7 @@ static enum lm_status run_case(struct sweep *sweep, uint64_t number,
     struct json_object *axes = case_axes(sweep, number, name, sizeof(name));
     snprintf(log_path, sizeof(log_path), "%.4000s/log.txt", sweep->folder);
     const long log_from = file_length(log_path);
-    enum lm_status status = child_run(words, log_path, &result, err);
+    enum lm_status status = child_run(words, log_path, 0, &result, err);
     if (status == LM_OK) {
         status = parse_rows(result.out, rows, err);
         *failed = result.exit_code != 0 || !json_object_array_length(rows);
