@@ -77,7 +77,7 @@ static enum lm_status run_bench(struct options *options, struct lm_error *err)
 
 const struct command command_bench = {
     .name = "bench",
-    .usage = "[MODEL] | serve | sweep FILE | report DIR | predict MODEL [QUANT] | tune [MODEL]",
+    .usage = "[MODEL] | serve | sweep FILE | report DIR | predict MODEL | tune MODEL",
     .n_arg_min = 0,
     .n_arg_max = 3,
     .words = "serve|sweep|report|predict|tune",

@@ -37,7 +37,7 @@ enum { N_ROUND = 3, CANDIDATE_MAX = 4, FIRST_TOKENS = 16, TOKENS_MIN = 16, TOKEN
 /* A candidate that is faster by less may be so by chance. */
 #define LEAST_GAIN 1.03
 /* Of decoding, in one run; less, and the start of the process would be most of it. */
-#define RUN_S 2.0
+#define RUN_S 1.0
 /* After a round or two a candidate this slow is given up. */
 #define HOPELESS 0.97
 
