@@ -47,7 +47,7 @@ class Mistakes(unittest.TestCase):
         for args, message in ((["version", "x"], "version takes no arguments, got 1 argument"),
                               (["inspect"], "inspect takes MODEL, got 0 arguments"),
                               (["quantize", "a", "b"], "quantize takes SRC DST TYPE, got 2 arg"),
-                              (["config", "show", "x"], "config show takes no argument"),
+                              (["config", "path", "x"], "config path takes no argument"),
                               (["help", "run", "x"], r"help takes [COMMAND], got 2 arguments")):
             result = lean(*args)
             self.assertEqual((result.returncode, result.stdout), (2, ""), args)

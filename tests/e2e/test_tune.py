@@ -10,7 +10,7 @@ import cli
 import serve
 
 MODEL = serve.DEMO
-LIMITS_S = (12, 60)  # a busy machine needs longer to measure its memory and disk alone
+LIMITS_S = (8, 60)  # a busy machine needs longer to measure its memory and disk alone
 
 
 def kept_file():
