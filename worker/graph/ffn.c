@@ -181,22 +181,38 @@ static size_t choices_of(const struct graph *graph, uint32_t il)
     return (size_t)(il - graph->model->layer_begin) * graph->n_token * graph->hp->n_expert_used;
 }
 
-/* The host learns what was chosen when the step is over, and only to count it. */
-static void run_bank(struct graph *graph, uint32_t il)
+/* The host learns what was chosen when the step is over, and only to count it. layer_args: of the
+ * layer, but for ids, weights and table. */
+static void run_unasked(struct graph *graph, uint32_t il, struct ffn_args *layer_args)
 {
+    struct backend *backend = graph->backend;
     const size_t at = choices_of(graph, il);
-    struct ffn_args args = moe_args(graph, il, expert_bank_layer(graph->bank, il));
-    args.ids = graph->expert_ids + at;
-    args.weights = graph->expert_weights + at;
-    args.table = expert_bank_table(graph->bank, il);
+    layer_args->ids = graph->expert_ids + at;
+    layer_args->weights = graph->expert_weights + at;
     route(graph, il, graph->expert_ids + at, graph->expert_weights + at);
-    graph->backend->ops->ffn(graph->backend, &args);
+    if (graph->bank) {
+        layer_args->table = expert_bank_table(graph->bank, il);
+    } else {
+        struct expert_gather_args gather = device_tier_gather(graph->tier, il);
+        gather.ids = layer_args->ids;
+        gather.n_pair = graph->n_row * graph->hp->n_expert_used;
+        backend->ops->gather_experts(backend, &gather);
+        layer_args->table = gather.view;
+    }
+    backend->ops->ffn(backend, layer_args);
 }
 
-/* Whether somebody wants to know what was chosen. */
+static void run_bank(struct graph *graph, uint32_t il)
+{
+    struct ffn_args args = moe_args(graph, il, expert_bank_layer(graph->bank, il));
+    run_unasked(graph, il, &args);
+}
+
+/* Whether somebody wants to know, behind the step, what was chosen. */
 static bool is_counted(const struct graph *graph)
 {
-    return graph->bank && (graph->trace || graph->pager);
+    return graph->bank ? graph->trace || graph->pager
+                       : graph->tier && device_tier_gathers(graph->tier);
 }
 
 void graph_fetch_choices(struct graph *graph)
@@ -225,7 +241,10 @@ void graph_count_choices(struct graph *graph)
                               graph->n_row);
         if (!graph->pager) continue;
         const size_t n_demand = collect_demand(graph, ids);
-        expert_pager_request(graph->pager, il, graph->demand, n_demand);
+        if (graph->tier)
+            device_tier_count(graph->tier, il, graph->demand, n_demand);
+        else
+            expert_pager_request(graph->pager, il, graph->demand, n_demand);
     }
     graph->n_row = n_row;
 }
@@ -298,6 +317,11 @@ static enum lm_status run_tier(struct graph *graph, uint32_t il, struct lm_error
 {
     const struct backend_ops *ops = graph->backend->ops;
     const size_t n_pair = (size_t)graph->n_row * graph->hp->n_expert_used;
+    struct ffn_args args = moe_args(graph, il, expert_pager_layer(graph->pager, il));
+    if (device_tier_gathers(graph->tier)) {
+        run_unasked(graph, il, &args);
+        return LM_OK;
+    }
     route(graph, il, graph->expert_ids, graph->expert_weights);
     ops->download(graph->backend, graph->chosen_ids, graph->expert_ids, n_pair * sizeof(int32_t));
     if (graph->trace)
@@ -313,7 +337,6 @@ static enum lm_status run_tier(struct graph *graph, uint32_t il, struct lm_error
 
     const size_t n_demand = collect_demand(graph, graph->chosen_ids);
     device_tier_request(graph->tier, il, graph->demand, n_demand, graph->n_row);
-    struct ffn_args args = moe_args(graph, il, expert_pager_layer(graph->pager, il));
     args.expert = graph->views;
     args.expert_out = graph->expert_out;
     return run_groups(graph, &args, graph->chosen_ids, err);

@@ -45,13 +45,17 @@ static size_t stream_floats(const struct hparams *hp, const struct graph_config 
            (config->trailer_bytes + sizeof(float) - 1) / sizeof(float);
 }
 
-/* Choices of experts that are kept until the end of a step: with a bank those of all layers, so
- * that no layer must wait for the host to have read the last one's. */
+/* Choices of experts that are kept until the end of a step: with a bank, or a tier that gathers,
+ * those of all layers, so that no layer must wait for the host to have read the last one's. */
 static size_t n_choice(const struct graph *graph, const struct graph_config *config)
 {
-    const struct model *model = graph->model;
-    const size_t n_layer = graph->bank ? model->layer_end - model->layer_begin : 1;
-    return n_layer * config->n_batch * graph->hp->n_expert_used;
+    const struct hparams *hp = graph->hp;
+    const size_t n_layer = graph->model->layer_end - graph->model->layer_begin;
+    const size_t n_pair = (size_t)config->n_batch * hp->n_expert_used;
+    if (graph->bank) return n_layer * n_pair;
+    if (!graph->tier) return n_pair;
+    const size_t n_gather = n_layer * device_tier_gather_pairs(hp->n_expert, hp->n_expert_used);
+    return n_gather > n_pair ? n_gather : n_pair; /* in steps of few tokens */
 }
 
 static size_t workspace_floats(const struct graph *graph, const struct graph_config *config)

@@ -66,6 +66,14 @@ struct device_tier {
     struct copy *copy; /* [copy_max], in no order */
     size_t copy_max, n_copy;
 
+    /* where the device finds the layers' experts: [n_table_layer][n_expert] views, then as many
+     * bytes that say which are in the host's memory; then one layer's views, gathered */
+    uint8_t *table;      /* in the device's memory */
+    uint8_t *host_table; /* [table_bytes] what is in it, or will be when a step begins */
+    size_t table_bytes;
+    bool has_table, table_changed; /* it is kept up; since it was uploaded */
+    bool gathers;                  /* this step does */
+
     /* the current request */
     uint32_t layer;
     bool streams;
@@ -155,9 +163,58 @@ uint64_t device_tier_room_bytes(const struct expert_store *store, uint32_t layer
            (layer_end - layer_begin + 1) * (uint64_t)n_expert * table_bytes;
 }
 
+uint32_t device_tier_gather_pairs(uint32_t n_expert, uint32_t n_expert_used)
+{
+    return N_HALF * half_of_room(n_expert, n_expert_used);
+}
+
 uint32_t device_tier_cpu_rows(uint32_t n_expert, uint32_t n_expert_used)
 {
     return n_expert_used ? 2 * n_expert / n_expert_used + 1 : 0;
+}
+
+/* ---- the table ---------------------------------------------------------------------------- */
+
+static struct expert_view *views_of(const struct device_tier *tier, uint8_t *table, uint32_t layer)
+{
+    const size_t at = (size_t)(layer - tier->config.layer_begin) * tier->config.n_expert;
+    return (struct expert_view *)(void *)table + at;
+}
+
+static uint8_t *remote_of(const struct device_tier *tier, uint8_t *table, uint32_t layer)
+{
+    return (uint8_t *)views_of(tier, table, tier->config.layer_end) +
+           (size_t)(layer - tier->config.layer_begin) * tier->config.n_expert;
+}
+
+static struct expert_view slot_view(const struct device_tier *tier, uint32_t il, int32_t index);
+
+/* Where an expert is from the next step on. */
+static void note_place(struct device_tier *tier, struct expert_key key)
+{
+    const int32_t index = expert_cache_find(tier->cache, key);
+    const bool resident = index != NO_SLOT && !tier->slot[index].ticket;
+    struct expert_view view;
+    if (!tier->has_table) return;
+    if (resident) {
+        view = slot_view(tier, key.layer, index);
+    } else if (expert_pager_hold(tier->config.pager, key, &view)) {
+        expert_pager_unhold(tier->config.pager, key); /* it will stay, as all do */
+    } else {
+        assert(!"an expert in pinned memory");
+    }
+    views_of(tier, tier->host_table, key.layer)[key.expert] = view;
+    remote_of(tier, tier->host_table, key.layer)[key.expert] = !resident;
+    tier->table_changed = true;
+}
+
+/* Once the pager has everything where the device can read it. */
+static void make_table(struct device_tier *tier)
+{
+    tier->has_table = true;
+    for (uint32_t il = tier->config.layer_begin; il < tier->config.layer_end; il++)
+        for (uint32_t ie = 0; tier->class_of[il] != UINT32_MAX && ie < tier->config.n_expert; ie++)
+            note_place(tier, (struct expert_key){il, ie});
 }
 
 /* ---- copies ------------------------------------------------------------------------------- */
@@ -195,6 +252,7 @@ static void end_copy(struct device_tier *tier, size_t at)
     tier->slot[copy.slot].ticket = 0;
     tier->n_in_background -= tier->slot[copy.slot].in_background;
     expert_cache_unpin(tier->cache, copy.slot);
+    note_place(tier, copy.key);
 }
 
 static void reap(struct device_tier *tier)
@@ -284,6 +342,7 @@ static bool copy_to_slot(struct device_tier *tier, struct expert_key key, enum p
     if (tier->n_copy == tier->copy_max) return false;
     const struct cache_placement placement = expert_cache_place(tier->cache, key, kind);
     if (placement.slot == NO_SLOT) return false;
+    if (placement.evicts) note_place(tier, placement.victim);
     struct slot *slot = &tier->slot[placement.slot];
     assert(!slot->ticket);
     if (!expert_pager_hold(tier->config.pager, key, &from)) {
@@ -370,6 +429,36 @@ static void end_visit(struct device_tier *tier)
     reap(tier);
 }
 
+static size_t matrix_bytes(const struct weight *w)
+{
+    return w->n_row * w->row_bytes;
+}
+
+/* Bytes that gather_experts takes for an expert. */
+static size_t gathered_bytes(const struct expert_layer *layer)
+{
+    return expert_room_bytes(matrix_bytes(&layer->gate), matrix_bytes(&layer->up),
+                             matrix_bytes(&layer->down));
+}
+
+/* Whether this step gathers: what it may need at once must fit into the room, and nothing else may
+ * be on its way there. */
+static void choose_gathering(struct device_tier *tier, uint32_t n_token)
+{
+    struct backend *backend = tier->config.backend;
+    const uint64_t n_pair = (uint64_t)n_token * tier->config.n_expert_used;
+    tier->gathers = tier->stats.mode == MISS_GPU && n_pair <= N_HALF * tier->half_max &&
+                    expert_pager_has_all_pinned(tier->config.pager);
+    tier->stats.gathers |= tier->gathers;
+    if (!tier->gathers) return;
+    for (size_t i = 0; i < tier->n_copy; i++)
+        if (tier->copy[i].slot == NO_SLOT) backend->ops->await(backend, tier->copy[i].ticket);
+    if (!tier->has_table) make_table(tier);
+    if (tier->table_changed)
+        backend->ops->upload(backend, tier->table, tier->host_table, tier->table_bytes);
+    tier->table_changed = false;
+}
+
 void device_tier_step(struct device_tier *tier, uint32_t n_token, bool prefill)
 {
     end_visit(tier);
@@ -379,6 +468,29 @@ void device_tier_step(struct device_tier *tier, uint32_t n_token, bool prefill)
     tier->prefill = prefill;
     tier->n_admitted_step = 0;
     expert_cache_advance(tier->cache, n_token, prefill);
+    choose_gathering(tier, n_token);
+}
+
+bool device_tier_gathers(const struct device_tier *tier)
+{
+    return tier->gathers;
+}
+
+struct expert_gather_args device_tier_gather(const struct device_tier *tier, uint32_t layer)
+{
+    const struct expert_layer *experts = layer_of(tier, layer);
+    uint8_t *const views_end = remote_of(tier, tier->table, tier->config.layer_end);
+    return (struct expert_gather_args){
+        .n_expert = tier->config.n_expert,
+        .table = views_of(tier, tier->table, layer),
+        .remote = remote_of(tier, tier->table, layer),
+        .gate_bytes = matrix_bytes(&experts->gate),
+        .up_bytes = matrix_bytes(&experts->up),
+        .down_bytes = matrix_bytes(&experts->down),
+        .room = tier->room,
+        .n_room = (uint32_t)(N_HALF * tier->half_max * tier->unit_bytes / gathered_bytes(experts)),
+        .view = (struct expert_view *)(void *)(views_end + (64 - (uintptr_t)views_end % 64)),
+    };
 }
 
 static bool needs_streaming(const struct device_tier *tier, uint32_t n_row)
@@ -412,6 +524,7 @@ static bool look_up(struct device_tier *tier, const struct expert_demand *demand
     const struct expert_key key = {tier->layer, demand->expert};
     const int32_t index = expert_cache_find(tier->cache, key);
     const struct ready *ahead = find_ahead(tier, tier->layer, demand->expert);
+    if (ahead || index != NO_SLOT) expert_pager_count_use(tier->config.pager, key, demand->n_row);
     if (ahead) {
         tier->ready[tier->n_ready++] = *ahead;
         count_copy(tier, true);
@@ -643,6 +756,29 @@ enum lm_status device_tier_acquire(struct device_tier *tier, struct device_group
     return LM_OK;
 }
 
+/* Behind a step that gathered: what it did, and what that changes. */
+void device_tier_count(struct device_tier *tier, uint32_t layer, const struct expert_demand *demand,
+                       size_t n)
+{
+    const uint64_t expert_bytes = layer_of(tier, layer)->n_bytes;
+    const uint8_t *remote = remote_of(tier, tier->host_table, layer);
+    tier->layer = layer;
+    tier->n_admitted_layer = 0;
+    counts(tier)->n_lookup += n;
+    for (size_t i = 0; i < n; i++) {
+        const struct expert_key key = {layer, demand[i].expert};
+        expert_cache_use(tier->cache, key, demand[i].n_row);
+        expert_pager_count_use(tier->config.pager, key, demand[i].n_row);
+        if (!remote[key.expert]) {
+            count_hit(tier, demand[i].usage);
+            continue;
+        }
+        counts(tier)->n_copied++;
+        counts(tier)->copied_bytes += expert_bytes;
+        if (expert_cache_find(tier->cache, key) == NO_SLOT) admit(tier, key);
+    }
+}
+
 /* ---- reports ------------------------------------------------------------------------------ */
 
 struct device_tier_stats device_tier_stats(const struct device_tier *tier)
@@ -710,6 +846,15 @@ static enum lm_status create_slots(struct device_tier *tier, struct lm_error *er
     if (!tier->arena) return LM_E_NO_MEM;
     tier->room = backend->ops->alloc(backend, tier->stats.room_bytes, err);
     if (!tier->room) return LM_E_NO_MEM;
+    const size_t n_view =
+        (tier->config.layer_end - tier->config.layer_begin) * (size_t)tier->config.n_expert;
+    tier->table_bytes = n_view * (sizeof(struct expert_view) + 1);
+    tier->host_table = calloc(1, tier->table_bytes);
+    if (!tier->host_table)
+        return lm_fail(err, LM_E_NO_MEM, "device tier: no memory for %zu bytes", tier->table_bytes);
+    tier->table = backend->ops->alloc(
+        backend, tier->table_bytes + tier->config.n_expert * sizeof(struct expert_view) + 64, err);
+    if (!tier->table) return LM_E_NO_MEM;
     uint8_t *at = tier->arena;
     struct slot *slot = tier->slot;
     for (uint32_t i = 0; i < tier->classes.n; i++)
@@ -773,6 +918,7 @@ void device_tier_abandon(struct device_tier *tier)
         for (uint32_t ie = 0; tier->class_of[il] != UINT32_MAX && ie < tier->config.n_expert; ie++)
             if (expert_cache_find(tier->cache, (struct expert_key){il, ie}) != NO_SLOT)
                 expert_cache_drop(tier->cache, (struct expert_key){il, ie});
+    tier->has_table = false; /* it is made anew */
 }
 
 void device_tier_destroy(struct device_tier *tier)
@@ -780,9 +926,11 @@ void device_tier_destroy(struct device_tier *tier)
     if (!tier) return;
     struct backend *backend = tier->config.backend;
     if (tier->n_copy) backend->ops->sync(backend, NULL); /* they read the pager's memory */
+    if (tier->table) backend->ops->free(backend, tier->table);
     if (tier->room) backend->ops->free(backend, tier->room);
     if (tier->arena) backend->ops->free(backend, tier->arena);
     expert_cache_destroy(tier->cache);
+    free(tier->host_table);
     free(tier->slot);
     free(tier->lent_view);
     free(tier->lent_expert);

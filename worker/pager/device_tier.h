@@ -19,6 +19,10 @@
  *
  * What was computed on the CPU and is worth a slot is copied in the background, a few in each step.
  *
+ * Where the pager has all experts in pinned memory the device brings what it misses itself
+ * (gather), by a table in its memory that says where each expert is: no layer asks the host, which
+ * counts the choices when the step is over, and then changes slots and table for the steps to come.
+ *
  * Ownership: owns the device's memory; borrows store, backend and pager.
  * Threads:   one caller, the step thread.
  * Order:     the device's operations so far are done (sync) whenever request or step is called. So
@@ -103,6 +107,16 @@ void device_tier_destroy(struct device_tier *tier); /* NULL is legal */
 
 /* A step of n_token tokens; prefill: a sequence has more than one of them. */
 void device_tier_step(struct device_tier *tier, uint32_t n_token, bool prefill);
+/* Whether the layers of this step do without request and acquire; their choices are then counted
+ * behind the step's end. */
+bool device_tier_gathers(const struct device_tier *tier);
+/* The most pairs of a row and an expert that a layer of such a step has. */
+uint32_t device_tier_gather_pairs(uint32_t n_expert, uint32_t n_expert_used);
+/* What such a layer's gather_experts is given, but for ids and n_pair, and ffn finds in view. */
+struct expert_gather_args device_tier_gather(const struct device_tier *tier, uint32_t layer);
+void device_tier_count(struct device_tier *tier, uint32_t layer, const struct expert_demand *demand,
+                       size_t n);
+
 /* Whether the CPU may have a share in a layer of n_row rows. */
 bool device_tier_wants_cpu(const struct device_tier *tier, uint32_t n_row);
 

@@ -97,7 +97,8 @@ struct expert_pager {
     double step_wait_s;
     struct expert_pager_counts (*counts)[2]; /* [layer_end] in decode, in prefill */
     struct expert_pager_stats stats;         /* but what is summed from the above */
-    uint64_t *mapped_uses; /* [layer_end][n_expert] steps that chose it; the cache counts else */
+    uint64_t *other_uses; /* [layer_end][n_expert] that the cache does not count: mapped, steps that
+                           * chose it; else rows that did elsewhere */
     void (*on_change)(void *context); /* NULL: nobody watches */
     void *watcher;
 };
@@ -511,6 +512,22 @@ static void go_on_preloading(struct expert_pager *pager)
     }
 }
 
+/* Where there is a slot for every expert that a device copies, all of them are read some day: then
+ * it is better done at once, behind what is needed and what a profile names. */
+static void preload_rest(struct expert_pager *pager)
+{
+    if (!pager->cache || !pager->config.device || pager->stats.n_slot < pager->stats.n_expert)
+        return;
+    pager->n_preload = pager->next_preload = 0;
+    for (uint32_t il = pager->config.layer_begin; il < pager->config.layer_end; il++)
+        for (uint32_t ie = 0; pager->class_of[il] != UINT32_MAX && ie < pager->config.n_expert;
+             ie++)
+            pager->preload[pager->n_preload++] = (struct preload){.key = {il, ie}};
+    for (uint32_t i = 0; i < pager->classes.n; i++)
+        pager->give_way[i] = pager->n_preload;
+    go_on_preloading(pager);
+}
+
 static int hotter_first(const void *left, const void *right)
 {
     const struct preload *a = left, *b = right;
@@ -537,6 +554,16 @@ void expert_pager_preload(struct expert_pager *pager)
     go_on_preloading(pager);
 }
 
+static uint64_t *other_uses(const struct expert_pager *pager, struct expert_key key)
+{
+    return &pager->other_uses[key.layer * (size_t)pager->config.n_expert + key.expert];
+}
+
+void expert_pager_count_use(struct expert_pager *pager, struct expert_key key, uint32_t n_row)
+{
+    *other_uses(pager, key) += pager->cache ? n_row : 1;
+}
+
 uint64_t expert_pager_n_token(const struct expert_pager *pager)
 {
     return pager->n_token;
@@ -544,7 +571,7 @@ uint64_t expert_pager_n_token(const struct expert_pager *pager)
 
 uint64_t expert_pager_uses(const struct expert_pager *pager, struct expert_key key)
 {
-    return pager->cache ? expert_cache_uses(pager->cache, key) : 0;
+    return pager->cache ? expert_cache_uses(pager->cache, key) + *other_uses(pager, key) : 0;
 }
 
 /* ---- requests ----------------------------------------------------------------------------- */
@@ -570,10 +597,12 @@ static void end_request(struct expert_pager *pager)
 void expert_pager_step(struct expert_pager *pager, uint32_t n_token, bool prefill)
 {
     end_request(pager);
+    if (pager->cache) reap(pager, false);
     if (pager->cache) measure_reads(pager);
     pager->prefill = prefill;
     pager->n_step_token = n_token;
     pager->step_wait_s = 0;
+    if (!pager->n_token) preload_rest(pager);
     pager->n_token += n_token;
     if (!pager->cache) return;
     forget_ahead(pager);
@@ -692,7 +721,7 @@ void expert_pager_request(struct expert_pager *pager, uint32_t layer,
     if (!pager->cache) {
         counts(pager)->n_hit += n;
         for (size_t i = 0; i < n; i++)
-            pager->mapped_uses[layer * (size_t)pager->config.n_expert + demand[i].expert]++;
+            ++*other_uses(pager, (struct expert_key){layer, demand[i].expert});
         tell_watcher(pager);
         return;
     }
@@ -786,6 +815,16 @@ void expert_pager_unhold(struct expert_pager *pager, struct expert_key key)
     if (--pager->slot[index].n_hold) return;
     expert_cache_unpin(pager->cache, index);
     pager->n_held--;
+}
+
+bool expert_pager_has_all_pinned(const struct expert_pager *pager)
+{
+    uint32_t n_free = 0;
+    if (!pager->stats.pinned || pager->stats.n_slot < pager->stats.n_expert || pager->n_read)
+        return false;
+    for (uint32_t i = 0; i < pager->classes.n; i++)
+        n_free += expert_cache_n_free(pager->cache, i);
+    return !n_free;
 }
 
 size_t expert_pager_hold_max(const struct expert_pager *pager, uint32_t layer)
@@ -892,7 +931,7 @@ bool expert_pager_is_resident(const struct expert_pager *pager, struct expert_ke
 float expert_pager_heat(const struct expert_pager *pager, struct expert_key key)
 {
     if (pager->cache) return expert_cache_heat(pager->cache, key);
-    return (float)pager->mapped_uses[key.layer * (size_t)pager->config.n_expert + key.expert];
+    return (float)*other_uses(pager, key);
 }
 
 void expert_pager_log_reads(const struct expert_pager *pager)
@@ -923,9 +962,9 @@ static enum lm_status create_tables(struct expert_pager *pager, struct lm_error 
     }
     pager->preload = calloc(n * n_layer, sizeof(*pager->preload));
     pager->counts = calloc(n_layer, sizeof(*pager->counts));
-    pager->mapped_uses = calloc(n * n_layer, sizeof(*pager->mapped_uses));
+    pager->other_uses = calloc(n * n_layer, sizeof(*pager->other_uses));
     if (pager->class_of && pager->visit && pager->lent && pager->lent_expert && pager->lent_view &&
-        predicted && pager->preload && pager->counts && pager->mapped_uses)
+        predicted && pager->preload && pager->counts && pager->other_uses)
         return LM_OK;
     return lm_fail(err, LM_E_NO_MEM, "expert pager: no memory for %zu experts", n * n_layer);
 }
@@ -1079,7 +1118,7 @@ void expert_pager_destroy(struct expert_pager *pager)
     if (pager->stats.pinned) pager->config.device->ops->unpin(pager->config.device, pager->arena);
     if (pager->arena) munmap(pager->arena, pager->arena_bytes);
     free(pager->slot);
-    free(pager->mapped_uses);
+    free(pager->other_uses);
     free(pager->counts);
     free(pager->preload);
     for (int i = 0; i < PREDICT_POINT_COUNT; i++)

@@ -169,6 +169,10 @@ void expert_pager_predict(struct expert_pager *pager, uint32_t layer, enum predi
  * may be held several times. False: it is not readable. */
 bool expert_pager_hold(struct expert_pager *pager, struct expert_key key, struct expert_view *out);
 void expert_pager_unhold(struct expert_pager *pager, struct expert_key key);
+/* Slots: every expert has one that is readable and pinned, and will keep it. */
+bool expert_pager_has_all_pinned(const struct expert_pager *pager);
+/* Rows chose an expert that was not asked for here. For expert_pager_uses. */
+void expert_pager_count_use(struct expert_pager *pager, struct expert_key key, uint32_t n_row);
 /* Experts that may be held while a layer is visited. */
 size_t expert_pager_hold_max(const struct expert_pager *pager, uint32_t layer);
 /* Experts of which another has a copy, and will not ask for, are not read ahead. NULL: none. */

@@ -39,7 +39,9 @@ struct sealed_device {
     int n_copying;
     uint64_t n_ticket;
     int copy_polls; /* that a copy takes, unless an operation awaits it */
-    int n_fetch, n_pin;
+    int n_fetch, n_pin, n_gathered;
+    int fail_fetch; /* the copy that fails, which the next sync says; -1: none */
+    bool copy_failed;
     int lost_op; /* with which the device is lost; -1: none */
 };
 
@@ -180,7 +182,10 @@ static uint64_t sealed_fetch(struct backend *backend, void *to, const void *from
     device->copying[device->n_copying].n_bytes = n_bytes;
     device->copying[device->n_copying].n_poll = device->copy_polls;
     device->copying[device->n_copying++].ticket = ++device->n_ticket;
-    device->n_fetch++;
+    if (device->n_fetch++ == device->fail_fetch) {
+        device->copy_failed = true;
+        device->n_copying--;
+    }
     return device->n_ticket;
 }
 
@@ -214,6 +219,11 @@ static enum lm_status sealed_sync(struct backend *backend, struct lm_error *err)
     }
     device->n_pending = 0;
     if (is_lost(backend)) return lm_fail(err, LM_E_FAIL, "sealed device: lost");
+    if (device->copy_failed) {
+        device->copy_failed = false;
+        sealed(backend)->cpu->ops->sync(sealed(backend)->cpu, NULL); /* of what was computed so */
+        return lm_fail(err, LM_E_FAIL, "sealed device: a copy failed");
+    }
     return sealed(backend)->cpu->ops->sync(sealed(backend)->cpu, err);
 }
 
@@ -327,6 +337,36 @@ static void sealed_ffn(struct backend *backend, const struct ffn_args *args)
     seal(backend);
 }
 
+/* The distinct remote experts go to the room in the order of the ids, as long as there is some. */
+static void sealed_gather_experts(struct backend *backend, const struct expert_gather_args *args)
+{
+    const void *const inside[] = {args->ids, args->table, args->remote, args->room, args->view};
+    for (size_t i = 0; i < sizeof(inside) / sizeof(inside[0]); i++)
+        check_inside(backend, inside[i]);
+    unseal(backend);
+    uint32_t n_used = 0;
+    for (uint32_t p = 0; p < args->n_pair; p++) {
+        const uint32_t ie = (uint32_t)args->ids[p];
+        bool seen = false;
+        for (uint32_t before = 0; before < p; before++)
+            seen |= args->ids[before] == args->ids[p];
+        if (seen) continue;
+        args->view[ie] = args->table[ie];
+        if (!args->remote[ie]) continue;
+        assert_true(n_used < args->n_room);
+        const size_t up = (args->gate_bytes + 255) / 256 * 256;
+        const size_t down = up + (args->up_bytes + 255) / 256 * 256;
+        char *at = (char *)args->room +
+                   n_used++ * expert_room_bytes(args->gate_bytes, args->up_bytes, args->down_bytes);
+        memcpy(at, args->table[ie].gate, args->gate_bytes);
+        memcpy(at + up, args->table[ie].up, args->up_bytes);
+        memcpy(at + down, args->table[ie].down, args->down_bytes);
+        args->view[ie] = (struct expert_view){at, args->up_bytes ? at + up : NULL, at + down};
+    }
+    sealed(backend)->n_gathered += (int)n_used;
+    seal(backend);
+}
+
 static void sealed_ffn_experts(struct backend *backend, const struct ffn_args *args,
                                const bool *selected)
 {
@@ -360,6 +400,7 @@ static const struct backend_ops sealed_ops = {.name = "sealed",
                                               .ffn = sealed_ffn,
                                               .ffn_experts = sealed_ffn_experts,
                                               .ffn_finish = sealed_ffn_finish,
+                                              .gather_experts = sealed_gather_experts,
                                               .pin = sealed_pin,
                                               .unpin = sealed_unpin,
                                               .start = sealed_start,
@@ -371,7 +412,8 @@ static const struct backend_ops sealed_ops = {.name = "sealed",
 static void sealed_device_init(struct sealed_device *device)
 {
     const struct backend_cpu_config cpu = {.n_thread = 1, .kernels = "auto"};
-    *device = (struct sealed_device){.backend.ops = &sealed_ops, .fail_alloc = -1, .lost_op = -1};
+    *device = (struct sealed_device){
+        .backend.ops = &sealed_ops, .fail_alloc = -1, .fail_fetch = -1, .lost_op = -1};
     assert_int_equal(backend_cpu_create(&device->cpu, &cpu, NULL), LM_OK);
     device->arena =
         mmap(NULL, SEALED_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -82,6 +82,146 @@ static void test_placement_changes_no_bit(void **state)
     }
 }
 
+static void clear_rank(struct rank *rank)
+{
+    const struct seq_op clear = {.kind = SEQ_CLEAR};
+    assert_int_equal(worker_seq(rank->worker, &clear, NULL), LM_OK);
+    rank->n_row = 0;
+}
+
+/* With all experts in pinned memory no layer asks the host, and slots change behind the steps. */
+static void test_device_gathers(void **state)
+{
+    static const char *const names[] = {"qwen35moe-k-q4km", "qwen3moe-s-q8_0"};
+    (void)state;
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        struct gguf_file *file = NULL;
+        static struct hparams hp;
+        struct rank whole = {.n_row = 0}, rank = {.n_row = 0};
+        struct sealed_device device;
+        struct device_tier_stats stats;
+        open_golden(&file, &hp, names[i]);
+        open_rank(&whole, file, &hp, &(struct rank_layers){.end = hp.n_layer});
+        run_rank(&whole);
+        sealed_device_init(&device);
+        device.copy_polls = 5;
+        const uint32_t n_all = hparams_n_expert_of(&hp, 0, hp.n_layer);
+        open_rank(&rank, file, &hp,
+                  &(struct rank_layers){.end = hp.n_layer,
+                                        .device = &device.backend,
+                                        .device_experts = {n_all / 3, MISS_GPU},
+                                        .pager = {.n_slot = n_all, .policy = &policy_lfru}});
+        do { /* until all have been read */
+            clear_rank(&rank);
+            run_rank(&rank);
+            check_same(&rank, &whole);
+            stats = device_tier_stats(worker_tier(rank.worker));
+        } while (!stats.gathers);
+        device.n_gathered = 0;
+        const uint64_t n_copied = stats.decode.n_copied;
+        for (int k = 0; k < 3; k++) {
+            clear_rank(&rank);
+            run_rank(&rank);
+            check_same(&rank, &whole);
+        }
+        stats = device_tier_stats(worker_tier(rank.worker));
+        assert_true(device.n_gathered > 0);
+        assert_int_equal(stats.decode.n_copied - n_copied, device.n_gathered);
+        assert_true(stats.n_admitted > 0); /* what is missed often gets a slot */
+        close_rank(&rank);
+        sealed_device_fini(&device);
+        close_rank(&whole);
+        gguf_close(file);
+    }
+}
+
+/* What a step that fails has left is not used: the next one computes what it always would. */
+static void test_failed_copy(void **state)
+{
+    struct gguf_file *file = NULL;
+    static struct hparams hp;
+    struct rank whole = {.n_row = 0};
+    (void)state;
+    open_golden(&file, &hp, "qwen35moe-k-q4km");
+    open_rank(&whole, file, &hp, &(struct rank_layers){.end = hp.n_layer});
+    run_rank(&whole);
+    for (int m = MISS_GPU; m <= MISS_HYBRID; m++)
+        for (int fail = 0; fail < 100; fail += 7) {
+            struct rank rank = {.n_row = 0};
+            struct sealed_device device;
+            sealed_device_init(&device);
+            device.copy_polls = 2;
+            device.fail_fetch = fail;
+            open_rank(&rank, file, &hp,
+                      &(struct rank_layers){.end = hp.n_layer,
+                                            .device = &device.backend,
+                                            .device_experts = {8, (enum miss_mode)m},
+                                            .pager = {.n_slot = 8, .policy = &policy_lfru}});
+            run_rank(&rank);
+            assert_int_equal(rank.status, LM_E_FAIL);
+            assert_non_null(strstr(rank.err.message, "sealed device: a copy failed"));
+            clear_rank(&rank);
+            run_rank(&rank);
+            check_same(&rank, &whole);
+            close_rank(&rank);
+            sealed_device_fini(&device);
+        }
+    close_rank(&whole);
+    gguf_close(file);
+}
+
+/* A device that is lost in a step ends that step, wherever it happens. */
+static void test_lost_device(void **state)
+{
+    struct gguf_file *file = NULL;
+    static struct hparams hp;
+    (void)state;
+    open_golden(&file, &hp, "qwen3moe-s-q8_0");
+    for (int lost = 3; lost < 400; lost += 31) {
+        struct rank rank = {.n_row = 0};
+        struct sealed_device device;
+        sealed_device_init(&device);
+        open_rank(&rank, file, &hp,
+                  &(struct rank_layers){.end = hp.n_layer,
+                                        .device = &device.backend,
+                                        .device_experts = {9, MISS_HYBRID},
+                                        .pager = {.n_slot = 9, .policy = &policy_lfru}});
+        device.lost_op = device.n_op + lost;
+        run_rank(&rank);
+        assert_int_equal(rank.status, LM_E_FAIL);
+        assert_string_equal(rank.err.message, "sealed device: lost");
+        close_rank(&rank);
+        sealed_device_fini(&device);
+    }
+    gguf_close(file);
+}
+
+/* Whichever piece of the device's memory cannot be had, there is one error, and nothing is left. */
+static void test_no_memory_on_the_device(void **state)
+{
+    struct gguf_file *file = NULL;
+    static struct hparams hp;
+    enum lm_status status = LM_E_NO_MEM;
+    (void)state;
+    open_golden(&file, &hp, "qwen3moe-s-q8_0");
+    for (int piece = 0; status != LM_OK; piece++) {
+        struct sealed_device device;
+        struct rank rank = {.n_row = 0};
+        struct lm_error err;
+        sealed_device_init(&device);
+        device.fail_alloc = piece;
+        status = try_open_rank(&rank, file, &hp,
+                               &(struct rank_layers){.end = hp.n_layer,
+                                                     .device = &device.backend,
+                                                     .device_experts = {9, MISS_HYBRID}},
+                               &err);
+        assert_true(status == LM_OK || strstr(err.message, "no memory for"));
+        close_rank(&rank);
+        sealed_device_fini(&device);
+    }
+    gguf_close(file);
+}
+
 /* Two ranks, each with slots of a device; the second computes some layers on the CPU. */
 static void test_two_ranks(void **state)
 {
@@ -132,6 +272,10 @@ static void test_two_ranks(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_placement_changes_no_bit),
-                                       cmocka_unit_test(test_two_ranks)};
+                                       cmocka_unit_test(test_two_ranks),
+                                       cmocka_unit_test(test_device_gathers),
+                                       cmocka_unit_test(test_failed_copy),
+                                       cmocka_unit_test(test_lost_device),
+                                       cmocka_unit_test(test_no_memory_on_the_device)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
