@@ -148,6 +148,18 @@ static bool is_in_tier(void *context, struct expert_key key)
     return key.layer >= host_end(&worker->config) && device_tier_is_resident(worker->tier, key);
 }
 
+static void seed_tier(void *context, struct expert_key key, float rate)
+{
+    const struct worker *worker = context;
+    if (key.layer >= host_end(&worker->config)) device_tier_seed(worker->tier, key, rate);
+}
+
+static void preload_tier(void *context)
+{
+    const struct worker *worker = context;
+    device_tier_preload(worker->tier);
+}
+
 static enum lm_status create_tier(struct worker *worker, struct lm_error *err)
 {
     const struct worker_config *config = &worker->config;
@@ -163,7 +175,9 @@ static enum lm_status create_tier(struct worker *worker, struct lm_error *err)
                                                                            : &policy_lfru,
                                             .miss = config->device_experts.miss};
     const enum lm_status status = device_tier_create(&worker->tier, &tier, err);
-    if (status == LM_OK) expert_pager_skip(worker->pager, is_in_tier, worker);
+    const struct expert_pager_above above = {
+        .context = worker, .has = is_in_tier, .seed = seed_tier, .preload = preload_tier};
+    if (status == LM_OK) expert_pager_put_above(worker->pager, &above);
     return status;
 }
 

@@ -225,6 +225,7 @@ enum lm_status graph_finish(struct graph *graph, struct lm_error *err)
         graph_count_choices(graph);
     else if (graph->tier)
         device_tier_abandon(graph->tier);
+    if (graph->tier) device_tier_end_step(graph->tier);
     return status;
 }
 

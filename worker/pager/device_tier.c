@@ -13,7 +13,8 @@
 
 enum {
     N_HALF = 2,
-    AHEAD_COPIES_MAX = 8, /* in the background at once */
+    AHEAD_COPIES_MAX = 8,    /* in the background at once */
+    PRELOAD_COPIES_MAX = 64, /* likewise, as long as there are free slots */
     NO_SLOT = EXPERT_NO_SLOT
 };
 
@@ -49,6 +50,26 @@ struct ready {
     uint32_t expert;
     uint64_t ticket; /* of its copy; 0: it is done */
     struct expert_view view;
+};
+
+struct seed {
+    struct expert_key key;
+    float rate;
+};
+
+/* MISS_AUTO: the modes take turns for some steps of equally many tokens, and the fastest is kept
+ * for a while. */
+enum { N_TRIED = 3, TRIAL_ROUNDS = 11, TRIAL_PAUSE_STEPS = 2000, TRIAL_WARM_STEPS = 16 };
+static const enum miss_mode tried[N_TRIED] = {MISS_HYBRID, MISS_CPU, MISS_GPU};
+static const char *const mode_names[] = {"auto", "gpu", "cpu", "hybrid"};
+
+struct trial {
+    double step_s[N_TRIED][TRIAL_ROUNDS];
+    uint32_t n_step;  /* of the trial, so far */
+    uint32_t n_token; /* of each */
+    uint32_t n_pause; /* steps until it begins */
+    bool runs;        /* the step under way is one of them */
+    uint32_t chosen;  /* of tried */
 };
 
 struct device_tier {
@@ -100,6 +121,11 @@ struct device_tier {
     uint64_t link_ticket; /* of the last copy while the CPU computes; 0: none */
     double cpu_since_s;   /* it began to; 0: it does not */
     uint64_t cpu_bytes;   /* of what it computes */
+    struct trial trial;
+    double step_since_s; /* the step began */
+    /* the profile's experts, hottest first */
+    struct seed *seed; /* [n_expert of all layers] */
+    size_t n_seed;
     bool prefill;
     struct device_tier_stats stats;
 };
@@ -429,6 +455,106 @@ static void end_visit(struct device_tier *tier)
     reap(tier);
 }
 
+/* ---- what is fastest ---------------------------------------------------------------------- */
+
+static int by_value(const void *left, const void *right)
+{
+    const double a = *(const double *)left, b = *(const double *)right;
+    return a < b ? -1 : a > b;
+}
+
+static double median(double *values)
+{
+    qsort(values, TRIAL_ROUNDS, sizeof(*values), by_value);
+    return values[TRIAL_ROUNDS / 2];
+}
+
+/* All have had their turns: another mode is chosen if it is clearly faster. */
+static void end_trial(struct device_tier *tier)
+{
+    struct trial *trial = &tier->trial;
+    double step_s[N_TRIED];
+    uint32_t best = trial->chosen;
+    for (uint32_t i = 0; i < N_TRIED; i++)
+        step_s[i] = median(trial->step_s[i]);
+    for (uint32_t i = 0; i < N_TRIED; i++)
+        if (step_s[i] < 0.97 * step_s[trial->chosen] && step_s[i] < step_s[best]) best = i;
+    log_info("experts that the device lacks: a step takes %.2f ms if they are copied, %.2f ms "
+             "computed on the CPU, %.2f ms shared out: mode %s",
+             1e3 * step_s[2], 1e3 * step_s[1], 1e3 * step_s[0], mode_names[tried[best]]);
+    trial->chosen = best;
+    trial->n_step = 0;
+    trial->n_pause = TRIAL_PAUSE_STEPS;
+}
+
+/* The mode of the step that begins. */
+static void choose_mode(struct device_tier *tier, uint32_t n_token)
+{
+    struct trial *trial = &tier->trial;
+    if (tier->stats.asked != MISS_AUTO) return;
+    trial->runs = !tier->prefill && !trial->n_pause;
+    if (!tier->prefill && trial->n_pause) trial->n_pause--;
+    if (trial->runs && trial->n_token != n_token) trial->n_step = 0;
+    trial->n_token = n_token;
+    tier->stats.mode = tried[trial->runs ? trial->n_step % N_TRIED : trial->chosen];
+}
+
+void device_tier_end_step(struct device_tier *tier)
+{
+    struct trial *trial = &tier->trial;
+    if (!trial->runs) return;
+    trial->step_s[trial->n_step % N_TRIED][trial->n_step / N_TRIED] =
+        log_now_s() - tier->step_since_s;
+    if (++trial->n_step == N_TRIED * TRIAL_ROUNDS) end_trial(tier);
+    trial->runs = false;
+}
+
+/* ---- preload ------------------------------------------------------------------------------ */
+
+static int hotter_first(const void *left, const void *right)
+{
+    const struct seed *a = left, *b = right;
+    if (a->rate != b->rate) return a->rate > b->rate ? -1 : 1;
+    if (a->key.layer != b->key.layer) return a->key.layer < b->key.layer ? -1 : 1;
+    return a->key.expert < b->key.expert ? -1 : a->key.expert > b->key.expert;
+}
+
+/* Copies what the pager has by now of the profile's experts into free slots, the hottest first. */
+static void go_on_preloading(struct device_tier *tier)
+{
+    struct ready unused;
+    uint32_t n_free = 0;
+    for (uint32_t i = 0; i < tier->classes.n; i++)
+        n_free += expert_cache_n_free(tier->cache, i);
+    if (!n_free) tier->n_seed = 0; /* once they are full it is use that counts */
+    for (size_t i = 0; i < tier->n_seed && tier->n_copy < PRELOAD_COPIES_MAX; i++) {
+        const struct expert_key key = tier->seed[i].key;
+        if (!expert_cache_n_free(tier->cache, tier->class_of[key.layer]) ||
+            expert_cache_find(tier->cache, key) != NO_SLOT ||
+            !expert_pager_is_resident(tier->config.pager, key))
+            continue;
+        if (tier->n_copy >= expert_pager_hold_max(tier->config.pager, key.layer)) return;
+        if (!copy_to_slot(tier, key, PLACE_ADMISSION, &unused)) continue;
+        tier->stats.n_preloaded++;
+        tier->stats.background_bytes += layer_of(tier, key.layer)->n_bytes;
+    }
+}
+
+void device_tier_seed(struct device_tier *tier, struct expert_key key, float rate)
+{
+    if (tier->class_of[key.layer] == UINT32_MAX || tier->n_seed == tier->stats.n_expert) return;
+    expert_cache_seed(tier->cache, key, rate);
+    tier->seed[tier->n_seed++] = (struct seed){key, rate};
+}
+
+void device_tier_preload(struct device_tier *tier)
+{
+    qsort(tier->seed, tier->n_seed, sizeof(*tier->seed), hotter_first);
+    go_on_preloading(tier);
+}
+
+/* ---- steps -------------------------------------------------------------------------------- */
+
 static size_t matrix_bytes(const struct weight *w)
 {
     return w->n_row * w->row_bytes;
@@ -468,7 +594,10 @@ void device_tier_step(struct device_tier *tier, uint32_t n_token, bool prefill)
     tier->prefill = prefill;
     tier->n_admitted_step = 0;
     expert_cache_advance(tier->cache, n_token, prefill);
+    go_on_preloading(tier);
+    choose_mode(tier, n_token);
     choose_gathering(tier, n_token);
+    tier->step_since_s = log_now_s();
 }
 
 bool device_tier_gathers(const struct device_tier *tier)
@@ -688,7 +817,7 @@ static void admit(struct device_tier *tier, struct expert_key key)
     const uint32_t n_layer = tier->config.layer_end - tier->config.layer_begin;
     const size_t step_max = (size_t)n_layer * tier->config.n_expert_used / ADMIT_SHARE + 1;
     if (tier->n_admitted_layer == ADMIT_PER_LAYER || tier->n_admitted_step >= step_max ||
-        tier->n_in_background == AHEAD_COPIES_MAX ||
+        tier->n_in_background >= AHEAD_COPIES_MAX ||
         tier->n_copy >= expert_pager_hold_max(tier->config.pager, key.layer) ||
         !copy_to_slot(tier, key, PLACE_ADMISSION, &unused))
         return;
@@ -812,8 +941,9 @@ static enum lm_status create_tables(struct device_tier *tier, struct lm_error *e
     tier->ahead = calloc(tier->half_max, sizeof(*tier->ahead));
     tier->lent_expert = calloc(n, sizeof(*tier->lent_expert));
     tier->lent_view = calloc(n, sizeof(*tier->lent_view));
+    tier->seed = calloc(tier->stats.n_expert + 1, sizeof(*tier->seed));
     if (tier->copy && tier->order && tier->missing && tier->pinned && tier->hit && tier->ready &&
-        tier->ahead && tier->lent_expert && tier->lent_view)
+        tier->ahead && tier->lent_expert && tier->lent_view && tier->seed)
         return LM_OK;
     return lm_fail(err, LM_E_NO_MEM, "device tier: no memory for %zu experts", n);
 }
@@ -882,7 +1012,8 @@ enum lm_status device_tier_create(struct device_tier **out, const struct device_
     if (!tier) return lm_fail(err, LM_E_NO_MEM, "device tier: no memory");
     tier->config = *config;
     tier->stats.asked = config->miss;
-    tier->stats.mode = config->miss == MISS_AUTO ? MISS_HYBRID : config->miss;
+    tier->stats.mode = config->miss == MISS_AUTO ? tried[0] : config->miss;
+    tier->trial.n_pause = TRIAL_WARM_STEPS;
     tier->stats.policy = config->policy->name;
     tier->cpu_share = 0.5;
     tier->ahead_layer = UINT32_MAX;
@@ -932,6 +1063,7 @@ void device_tier_destroy(struct device_tier *tier)
     expert_cache_destroy(tier->cache);
     free(tier->host_table);
     free(tier->slot);
+    free(tier->seed);
     free(tier->lent_view);
     free(tier->lent_expert);
     free(tier->ahead);

@@ -105,8 +105,15 @@ enum lm_status device_tier_create(struct device_tier **out, const struct device_
                                   struct lm_error *err);
 void device_tier_destroy(struct device_tier *tier); /* NULL is legal */
 
+/* Uses per token of an expert of these layers from a profile, before the first step. Then the
+ * hottest are copied into free slots, in the background and with the first steps. */
+void device_tier_seed(struct device_tier *tier, struct expert_key key, float rate);
+void device_tier_preload(struct device_tier *tier);
+
 /* A step of n_token tokens; prefill: a sequence has more than one of them. */
 void device_tier_step(struct device_tier *tier, uint32_t n_token, bool prefill);
+/* The device has done what the step asked of it. */
+void device_tier_end_step(struct device_tier *tier);
 /* Whether the layers of this step do without request and acquire; their choices are then counted
  * behind the step's end. */
 bool device_tier_gathers(const struct device_tier *tier);

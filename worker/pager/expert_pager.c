@@ -60,10 +60,9 @@ struct expert_pager {
     struct slot *slot; /* [n_slot], class after class */
     struct expert_cache *cache;
     struct disk_reader *reader;
-    uint32_t n_read; /* slots being read: each is pinned for it */
-    uint32_t n_held; /* slots that are held: likewise, once */
-    bool (*is_elsewhere)(void *context, struct expert_key key); /* NULL: nothing is */
-    void *elsewhere;
+    uint32_t n_read;                 /* slots being read: each is pinned for it */
+    uint32_t n_held;                 /* slots that are held: likewise, once */
+    struct expert_pager_above above; /* zero: nothing is */
 
     /* the current request */
     uint32_t layer;
@@ -396,7 +395,7 @@ static uint32_t n_class_slot(const struct expert_pager *pager, uint32_t il)
 
 static bool is_elsewhere(const struct expert_pager *pager, struct expert_key key)
 {
-    return pager->is_elsewhere && pager->is_elsewhere(pager->elsewhere, key);
+    return pager->above.has && pager->above.has(pager->above.context, key);
 }
 
 /* A step of many tokens will need nearly all experts of every layer. */
@@ -538,20 +537,23 @@ static int hotter_first(const void *left, const void *right)
 
 void expert_pager_seed(struct expert_pager *pager, struct expert_key key, float rate)
 {
-    if (!pager->cache || key.layer >= pager->config.layer_end ||
-        pager->class_of[key.layer] == UINT32_MAX)
+    if (key.layer >= pager->config.layer_end || !expert_pager_layer(pager, key.layer)->n_part)
         return;
+    if (pager->above.seed) pager->above.seed(pager->above.context, key, rate);
+    if (!pager->cache) return;
     expert_cache_seed(pager->cache, key, rate);
     pager->preload[pager->n_preload++] = (struct preload){key, rate};
 }
 
 void expert_pager_preload(struct expert_pager *pager)
 {
-    if (!pager->cache) return;
-    qsort(pager->preload, pager->n_preload, sizeof(*pager->preload), hotter_first);
-    for (uint32_t i = 0; i < pager->classes.n; i++)
-        pager->give_way[i] = pager->n_preload;
-    go_on_preloading(pager);
+    if (pager->cache) {
+        qsort(pager->preload, pager->n_preload, sizeof(*pager->preload), hotter_first);
+        for (uint32_t i = 0; i < pager->classes.n; i++)
+            pager->give_way[i] = pager->n_preload;
+        go_on_preloading(pager);
+    }
+    if (pager->above.preload) pager->above.preload(pager->above.context);
 }
 
 static uint64_t *other_uses(const struct expert_pager *pager, struct expert_key key)
@@ -832,11 +834,9 @@ size_t expert_pager_hold_max(const struct expert_pager *pager, uint32_t layer)
     return pager->cache ? n_class_slot(pager, layer) / 2 : SIZE_MAX;
 }
 
-void expert_pager_skip(struct expert_pager *pager,
-                       bool (*is_elsewhere_fn)(void *context, struct expert_key key), void *context)
+void expert_pager_put_above(struct expert_pager *pager, const struct expert_pager_above *above)
 {
-    pager->is_elsewhere = is_elsewhere_fn;
-    pager->elsewhere = context;
+    pager->above = *above;
 }
 
 bool expert_pager_wants_prediction(const struct expert_pager *pager, uint32_t layer,

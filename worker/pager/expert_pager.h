@@ -175,9 +175,16 @@ bool expert_pager_has_all_pinned(const struct expert_pager *pager);
 void expert_pager_count_use(struct expert_pager *pager, struct expert_key key, uint32_t n_row);
 /* Experts that may be held while a layer is visited. */
 size_t expert_pager_hold_max(const struct expert_pager *pager, uint32_t layer);
-/* Experts of which another has a copy, and will not ask for, are not read ahead. NULL: none. */
-void expert_pager_skip(struct expert_pager *pager,
-                       bool (*is_elsewhere)(void *context, struct expert_key key), void *context);
+/* What is above the pager and asks it for what it has not got itself. */
+struct expert_pager_above {
+    void *context;
+    /* it has a copy, and will not ask: the expert is not read ahead */
+    bool (*has)(void *context, struct expert_key key);
+    /* called by expert_pager_seed and expert_pager_preload, too */
+    void (*seed)(void *context, struct expert_key key, float rate);
+    void (*preload)(void *context);
+};
+void expert_pager_put_above(struct expert_pager *pager, const struct expert_pager_above *above);
 
 struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager);
 /* layer_begin <= layer < layer_end */

@@ -65,9 +65,10 @@ static void test_placement_changes_no_bit(void **state)
         assert_int_equal(whole.status, LM_OK);
         const uint32_t n_all = hparams_n_expert_of(&hp, 0, hp.n_layer);
         const uint32_t n_slots[] = {1, n_all / 10, n_all / 2, n_all};
+        const size_t n_share = i ? 2 : 4; /* the first model has three sizes of experts */
         for (size_t m = 0; m < sizeof(modes) / sizeof(modes[0]); m++)
-            for (size_t k = 0; k < 4; k++)
-                for (int paged = 0; paged < 3; paged++)
+            for (size_t k = 0; k < n_share; k++)
+                for (int paged = 0; paged < (i ? 2 : 3); paged++)
                     check_tier(file, &hp, &whole,
                                &(struct rank_layers){.end = hp.n_layer,
                                                      .device_begin = k == 2 ? hp.n_layer / 2 : 0,
@@ -133,6 +134,45 @@ static void test_device_gathers(void **state)
         close_rank(&whole);
         gguf_close(file);
     }
+}
+
+/* Left to itself, a tier tries all modes and settles on one. What a profile names is there first.
+ */
+static void test_tries_all_modes(void **state)
+{
+    struct gguf_file *file = NULL;
+    static struct hparams hp;
+    struct rank whole = {.n_row = 0}, rank = {.n_row = 0};
+    struct sealed_device device;
+    (void)state;
+    open_golden(&file, &hp, "qwen3moe-s-q8_0");
+    open_rank(&whole, file, &hp, &(struct rank_layers){.end = hp.n_layer});
+    run_rank(&whole);
+    sealed_device_init(&device);
+    const uint32_t n_all = hparams_n_expert_of(&hp, 0, hp.n_layer);
+    open_rank(&rank, file, &hp,
+              &(struct rank_layers){.end = hp.n_layer,
+                                    .device = &device.backend,
+                                    .device_experts = {n_all / 4, MISS_AUTO}});
+    for (uint32_t ie = 0; ie < hp.n_expert; ie++)
+        expert_pager_seed(worker_pager(rank.worker), (struct expert_key){1, ie}, 1.0f / (ie + 1));
+    expert_pager_preload(worker_pager(rank.worker));
+    struct device_tier_stats stats = device_tier_stats(worker_tier(rank.worker));
+    assert_int_equal(stats.n_preloaded, n_all / 4 < hp.n_expert ? n_all / 4 : hp.n_expert);
+    assert_true(device_tier_is_resident(worker_tier(rank.worker), (struct expert_key){1, 0}));
+    for (int k = 0; k < 6; k++) {
+        clear_rank(&rank);
+        run_rank(&rank);
+        check_same(&rank, &whole);
+    }
+    stats = device_tier_stats(worker_tier(rank.worker));
+    assert_int_equal(stats.asked, MISS_AUTO);
+    assert_true(stats.mode != MISS_AUTO);
+    assert_true(stats.decode.n_cpu > 0 && stats.decode.n_copied > 0 && stats.decode.n_hit > 0);
+    close_rank(&rank);
+    sealed_device_fini(&device);
+    close_rank(&whole);
+    gguf_close(file);
 }
 
 /* What a step that fails has left is not used: the next one computes what it always would. */
@@ -274,6 +314,7 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_placement_changes_no_bit),
                                        cmocka_unit_test(test_two_ranks),
                                        cmocka_unit_test(test_device_gathers),
+                                       cmocka_unit_test(test_tries_all_modes),
                                        cmocka_unit_test(test_failed_copy),
                                        cmocka_unit_test(test_lost_device),
                                        cmocka_unit_test(test_no_memory_on_the_device)};
