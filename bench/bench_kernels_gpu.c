@@ -9,6 +9,9 @@
  * states, each counted once; the share is of plain reads. The operations of a line run as one list,
  * the third time it is a replayed graph; each figure is the best of several.
  *
+ * Lines that end in "fast" are of the FAST mode, where there is cuBLAS; its products are of 16
+ * bits, of which the tensor cores do half as many, so 50% is the roof.
+ *
  * --quick: tiny shapes, once each, for a dry run on the emulator, whose times mean nothing. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,7 +27,7 @@ enum { N_EXPERT = 256, N_USED = 8, N_RUN_MAX = 7 };
 static struct {
     struct backend *backend;
     const struct backend_ops *ops;
-    bool quick;
+    bool quick, fast;
     void *lent[64];
     size_t n_lent;
     double read_bytes_s, multiply_s;
@@ -116,12 +119,14 @@ static double time_list(void (*put)(void *context), void *context)
 static void print_line(const char *name, const char *shape, uint32_t n_token, double seconds,
                        double n_bytes, double n_multiply)
 {
+    char full_name[48];
+    snprintf(full_name, sizeof(full_name), "%s%s", name, bench.fast ? " fast" : "");
     if (seconds == 0) {
-        printf("%-18s %-24s %4u tokens: %s\n", name, shape, n_token, bench.error.message);
+        printf("%-18s %-24s %4u tokens: %s\n", full_name, shape, n_token, bench.error.message);
         end_line();
         return;
     }
-    printf("%-18s %-24s %4u token%s %10.1f us %8.1f GB/s %4.0f%%", name, shape, n_token,
+    printf("%-18s %-24s %4u token%s %10.1f us %8.1f GB/s %4.0f%%", full_name, shape, n_token,
            n_token == 1 ? " " : "s", seconds * 1e6, n_bytes / seconds * 1e-9,
            n_bytes / seconds / bench.read_bytes_s * 100);
     if (n_multiply > 0)
@@ -196,7 +201,7 @@ static void put_products(void *context)
 
 static void measure_product(enum tensor_type type, uint32_t n_row, uint32_t n_col, uint32_t n_token)
 {
-    if (bench.quick) n_row /= 64, n_col = 512, n_token = n_token > 16 ? 16 : n_token;
+    if (bench.quick) n_row /= 64, n_col = 512, n_token = n_token > 64 ? 64 : n_token;
     const size_t n_bytes = n_row * tensor_row_bytes(type, n_col);
     const size_t wanted = bench.quick ? 2 * n_bytes : (size_t)768 << 20;
     struct products p = {.n_matrix = (uint32_t)(wanted / n_bytes)};
@@ -376,6 +381,43 @@ static void measure_delta_net(uint32_t n_token)
     print_line("delta_net", shape, n_token, seconds, 2.0 * v_dim * DIM * sizeof(float), 0);
 }
 
+static const enum tensor_type product_types[] = {TENSOR_Q4_K, TENSOR_Q6_K, TENSOR_Q8_0};
+static const uint32_t product_shapes[][2] = {
+    {8192, 2048}, {2048, 4096}, {12288, 3072}, {3072, 8192}};
+
+static void measure_products(uint32_t n_token)
+{
+    for (int t = 0; t < 3; t++)
+        for (int s = 0; s < (bench.quick ? 1 : 4); s++)
+            measure_product(product_types[t], product_shapes[s][0], product_shapes[s][1], n_token);
+}
+
+/* What goes other ways in the FAST mode, on a backend of its own. */
+static void measure_fast(struct backend_cuda_config config)
+{
+    struct backend *const exact = bench.backend;
+    struct lm_error err;
+    config.fast = true;
+    const enum lm_status status = backend_cuda_create(&bench.backend, &config, &err);
+    if (status != LM_OK) {
+        printf("fast: %s\n", err.message);
+        bench.backend = exact;
+        return;
+    }
+    bench.fast = true;
+    measure_products(512);
+    if (!bench.quick) {
+        measure_product(TENSOR_Q4_K, 8192, 2048, 64);
+        measure_product(TENSOR_Q4_K, 8192, 2048, 128);
+        measure_experts(2048, 512, 512);
+        measure_attention(32768, 512);
+    }
+    measure_attention(4096, bench.quick ? 16 : 512);
+    bench.backend->ops->destroy(bench.backend);
+    bench.backend = exact;
+    bench.fast = false;
+}
+
 int main(int argc, char **argv)
 {
     const struct backend_cuda_config config = {
@@ -388,19 +430,13 @@ int main(int argc, char **argv)
     bench.ops = bench.backend->ops;
     random_state = 1;
     measure_roofs();
-    static const enum tensor_type types[] = {TENSOR_Q4_K, TENSOR_Q6_K, TENSOR_Q8_0};
-    static const uint32_t shapes[][2] = {{8192, 2048}, {2048, 4096}, {12288, 3072}, {3072, 8192}};
-    for (int t = 0; t < 3; t++)
-        for (int s = 0; s < (bench.quick ? 1 : 4); s++)
-            measure_product(types[t], shapes[s][0], shapes[s][1], 1);
+    measure_products(1);
     if (!bench.quick) {
         measure_product(TENSOR_Q6_K, 248320, 2048, 1);
         for (uint32_t n_token = 2; n_token <= 8; n_token *= 2)
             measure_product(TENSOR_Q4_K, 8192, 2048, n_token);
     }
-    for (int t = 0; t < 3; t++)
-        for (int s = 0; s < (bench.quick ? 1 : 4); s++)
-            measure_product(types[t], shapes[s][0], shapes[s][1], 512);
+    measure_products(512);
     measure_experts(2048, 512, 1);
     if (!bench.quick) {
         measure_experts(3072, 1024, 1);
@@ -410,10 +446,14 @@ int main(int argc, char **argv)
     measure_attention(4096, 1);
     if (!bench.quick) {
         measure_attention(32768, 1);
+        measure_product(TENSOR_Q4_K, 8192, 2048, 64);
+        measure_product(TENSOR_Q4_K, 8192, 2048, 128);
         measure_attention(4096, 512);
+        measure_attention(32768, 512);
     }
     measure_delta_net(1);
     if (!bench.quick) measure_delta_net(512);
+    measure_fast(config);
     bench.ops->destroy(bench.backend);
     return lm_exit_code(bench.error.status);
 }

@@ -1,6 +1,7 @@
 /* Opens cuBLAS, and calls it when a list of launches comes to a product. */
 #include "kernels/cuda/cublas.cuh"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "kernels/cuda/library.cuh"
@@ -130,7 +131,10 @@ static cudaError_t put_product(cudaStream_t stream, const void *args)
                      &one, p->w, TYPE_BF16, (int)p->n_col, p->x, TYPE_BF16, (int)p->n_col, &beta,
                      p->y, TYPE_F32, (int)p->y_stride, COMPUTE_F32, ALGORITHM_ANY);
     if (status == STATUS_SUCCESS) return cudaSuccess;
-    fail(p->cuda, cublas->status(status)); /* which names cuBLAS */
+    char what[160];
+    snprintf(what, sizeof(what), "cuBLAS, a product of %u x %u with %u rows: %s", p->n_row,
+             p->n_col, p->n_token, cublas->status(status));
+    fail(p->cuda, what);
     return cudaErrorUnknown;
 }
 

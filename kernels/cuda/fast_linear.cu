@@ -4,7 +4,7 @@
 #include "kernels/cuda/cublas.cuh"
 #include "kernels/cuda/quantize.cuh"
 
-enum { DECODE_THREADS = 256, ROUND_WARPS = 8, BIAS_THREADS = 256 };
+enum { DECODE_THREADS = 256, ROUND_WARPS = 8, BIAS_THREADS = 256, SWIGLU_THREADS = 256 };
 /* Weights of a tile: 32 MiB, of which a large second-level cache keeps much until they are read. */
 static const size_t TILE_ELEMENTS = (size_t)16 << 20;
 
@@ -152,6 +152,37 @@ bool fast_prepare(struct cuda_backend *cuda, enum not_finite_where where, const 
     const uint32_t n_block = (n_col + QK - 1) / QK;
     launch(cuda, round_rows, dim3(n_token, (n_block + ROUND_WARPS - 1) / ROUND_WARPS),
            dim3((uint32_t)ROUND_WARPS * WARP), 0, args);
+    return true;
+}
+
+struct swiglu_args {
+    const float *gate, *up; /* [n] */
+    uint16_t *out;
+    int32_t *not_finite;
+    uint64_t n;
+};
+
+KERNEL(SWIGLU_THREADS) swiglu_rows(const struct swiglu_args a)
+{
+    const uint64_t i = (uint64_t)blockIdx.x * SWIGLU_THREADS + threadIdx.x;
+    if (i >= a.n) return;
+    const float h = exact_silu(a.gate[i]) * a.up[i];
+    if (!is_finite(h)) *a.not_finite = NOT_FINITE_FFN_HIDDEN + 1;
+    a.out[i] = float_to_bf16(h);
+}
+
+bool fast_swiglu(struct cuda_backend *cuda, const float *gate, const float *up, uint32_t n_token,
+                 uint32_t n_ff, uint16_t *tile, struct fast_rows *out)
+{
+    const size_t n = (size_t)n_token * n_ff;
+    out->n_token = n_token;
+    out->n_col = n_ff;
+    out->tile = tile;
+    out->x = (uint16_t *)scratch(cuda, n * sizeof(uint16_t));
+    if (!out->x) return false;
+    const struct swiglu_args args = {gate, up, out->x, not_finite_flag(cuda), n};
+    launch(cuda, swiglu_rows, dim3((uint32_t)((n + SWIGLU_THREADS - 1) / SWIGLU_THREADS)),
+           dim3(SWIGLU_THREADS), 0, args);
     return true;
 }
 

@@ -15,13 +15,14 @@
  * rows repay. */
 enum { FAST_ROWS_MIN = 64 };
 
-/* Whether n_token rows times such weights go this way. */
+/* Whether n_token rows times such weights go this way. Routed experts never do: how many rows an
+ * expert gets is known to the device alone, and few get as many as decoding takes to pay. */
 bool fast_takes(const struct cuda_backend *cuda, enum tensor_type type, uint32_t n_token);
 
 /* Rows of activations, ready to be multiplied, and room for a tile of weights. */
 struct fast_rows {
     uint16_t *x;    /* [n_token][n_col] of BF16 */
-    uint16_t *tile; /* [tile_elements] */
+    uint16_t *tile; /* room for weights, of any rows: used by one product after the other */
     uint32_t n_token, n_col;
 };
 
@@ -29,6 +30,11 @@ struct fast_rows {
 bool fast_prepare(struct cuda_backend *cuda, enum not_finite_where where, const float *x,
                   uint32_t n_token, uint32_t n_col, const float *norm, float eps,
                   struct fast_rows *out);
+
+/* The rows between gate and up, [n_token][n_ff] each, and down: silu(gate) * up. tile: of rows that
+ * are multiplied no more. As fast_prepare. */
+bool fast_swiglu(struct cuda_backend *cuda, const float *gate, const float *up, uint32_t n_token,
+                 uint32_t n_ff, uint16_t *tile, struct fast_rows *out);
 
 /* y[t] = w . x[t] (+ bias). residual: [n_token][n_row], which is added to, and y unused; or NULL.
  */

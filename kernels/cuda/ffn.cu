@@ -6,10 +6,13 @@
  *   down       output rows for a tile of pairs
  *   combine    a row's experts in rank order, the shared one, the epilogue
  *
+ * In the FAST mode the shared network's many rows go through fast_linear.cu instead.
+ *
  * Routed experts and the shared network are two `parts` of the same form; where their weights have
  * one type they share a launch. Who computes a pair, and beside which others, cannot change it, so
  * tiles and their order are free. Nothing here asks the host: ids, table and plan stay on the
  * device, and a grid is sized for the most tiles that there can be. */
+#include "kernels/cuda/fast_linear.cuh"
 #include "kernels/cuda/ffn.cuh"
 #include "kernels/cuda/gemm.cuh"
 #include "kernels/cuda/linear.cuh"
@@ -147,7 +150,8 @@ struct ffn {
     const struct ffn_args *args;
     enum pass pass;
     const uint8_t *selected; /* staged, of PASS_EXPERTS */
-    bool has[2];             /* parts of this pass */
+    bool has[2];             /* parts of this pass that go through the five launches */
+    bool fast;               /* the shared one goes its own way */
     struct part part[2];
     enum tensor_type gate_type[2], up_type[2], down_type[2];
     struct act_rows x; /* quantized */
@@ -181,6 +185,10 @@ static bool prepare_inputs(struct ffn *f)
         f->up_type[SHARED] = args->up->type;
         f->down_type[SHARED] = args->down->type;
     }
+    f->fast = f->has[SHARED] && fast_takes(f->cuda, f->gate_type[SHARED], args->n_token) &&
+              fast_takes(f->cuda, f->up_type[SHARED], args->n_token) &&
+              fast_takes(f->cuda, f->down_type[SHARED], args->n_token);
+    if (f->fast) f->has[SHARED] = false;
     if (!f->has[ROUTED] && !f->has[SHARED]) return true;
     unsigned types = 0;
     for (int i = 0; i < 2; i++)
@@ -267,6 +275,14 @@ static bool make_routed(struct ffn *f)
            plan_routed(f);
 }
 
+/* Room for the gates of the shared expert, if it has any. */
+static bool make_gates(struct ffn *f)
+{
+    if (!f->args->shared_gate) return true;
+    f->gates = (float *)scratch(f->cuda, f->args->n_token * sizeof(*f->gates));
+    return f->gates;
+}
+
 static bool make_shared(struct ffn *f)
 {
     const struct ffn_args *args = f->args;
@@ -277,10 +293,29 @@ static bool make_shared(struct ffn *f)
     part->view = {args->gate->data, args->up->data, args->down->data};
     part->tile_pairs = args->n_token == 1 ? TILE_ONE : tile_pairs_for(args->n_token);
     part->n_tile_max = ceil_div(args->n_token, part->tile_pairs);
-    if (!fill_part(f, SHARED, 1, args->gate->n_row)) return false;
-    if (!args->shared_gate) return true;
-    f->gates = (float *)scratch(f->cuda, args->n_token * sizeof(*f->gates));
-    return f->gates;
+    return fill_part(f, SHARED, 1, args->gate->n_row) && make_gates(f);
+}
+
+/* The shared network's rows to its part's out, by the products of the FAST mode. */
+static bool run_fast_shared(struct ffn *f)
+{
+    struct cuda_backend *const cuda = f->cuda;
+    const struct ffn_args *args = f->args;
+    const uint32_t n_token = args->n_token, n_embd = args->n_embd, n_ff = args->gate->n_row;
+    const size_t hidden_bytes = (size_t)n_token * n_ff * sizeof(float);
+    float *const gate = (float *)scratch(cuda, hidden_bytes);
+    float *const up = (float *)scratch(cuda, hidden_bytes);
+    float *const out = (float *)scratch(cuda, (size_t)n_token * n_embd * sizeof(float));
+    struct fast_rows x, h;
+    if (!gate || !up || !out || !make_gates(f) ||
+        !fast_prepare(cuda, NOT_FINITE_FFN, args->x, n_token, n_embd, NULL, 0.0f, &x))
+        return false;
+    fast_multiply(cuda, args->gate, &x, NULL, gate, n_ff, NULL);
+    fast_multiply(cuda, args->up, &x, NULL, up, n_ff, NULL);
+    if (!fast_swiglu(cuda, gate, up, n_token, n_ff, x.tile, &h)) return false;
+    fast_multiply(cuda, args->down, &h, NULL, out, n_embd, NULL);
+    f->part[SHARED].out = out;
+    return true;
 }
 
 /* Some rows of the parts of a bit set, whose weights have one type and whose tiles one size. */
@@ -416,10 +451,9 @@ static void run(struct cuda_backend *cuda, const struct ffn_args *args, enum pas
     if (!prepare_inputs(&f)) return;
     if (f.has[ROUTED] && !make_routed(&f)) return;
     if (f.has[SHARED] && !make_shared(&f)) return;
-    if (f.has[ROUTED] || f.has[SHARED]) {
-        launch_hidden(&f);
-        launch_quantize(&f);
-    }
+    if (f.fast && !run_fast_shared(&f)) return;
+    launch_hidden(&f);
+    launch_quantize(&f);
     if (pass == PASS_EXPERTS) {
         launch_down(&f);
         return;

@@ -154,6 +154,44 @@ class Fast(unittest.TestCase):
         self.assertIn("numerics fast needs cuBLAS", result.stderr)
         self.assertIn("hint: install libcublas", result.stderr)
 
+    def test_the_fingerprint_of_a_server_tells(self):
+        told = []
+        for device, numerics in (("emu", "exact"), ("emu", "fast"), ("cpu", "fast")):
+            with serve.Server("--device", device, "--numerics", numerics,
+                              model=path("llama-s-q8_0")) as server:
+                told.append(server.complete([1, 2], max_tokens=1)["system_fingerprint"])
+        exact, fast, on_cpu = told
+        self.assertNotEqual(exact, fast)
+        self.assertEqual(exact, on_cpu)
+
+    def test_bench_measures_both(self):
+        result = cli.lean("bench", path("llama-k-q4_k"), "--device", "emu", "--numerics",
+                          "exact,fast", "-p", 64, "-n", 0, "-r", 1, "-o", "json")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        rows = json.loads(result.stdout)
+        self.assertEqual([row["settings"]["numerics"] for row in rows], ["exact", "fast"])
+        self.assertEqual([row["effective"]["ranks"][0]["numerics"] for row in rows],
+                         ["exact", "fast"])
+
+    @unittest.skipIf(ranks.why_no_mpi(), "needs Open MPI")
+    def test_every_rank(self):
+        result = ranks.mpirun(2, "eval", path("llama-k-q4_k"), "--ids",
+                              ",".join(map(str, prompt(self.N))), "--json", "--device", "emu",
+                              "--numerics", "fast")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        answer = json.loads(result.stdout)
+        _, alone = self.divergence("llama-k-q4_k")
+        self.assertEqual([rank["numerics"] for rank in answer["effective"]["ranks"]],
+                         ["fast", "fast"])
+        self.assertEqual(answer["logits_xxh3"], alone["logits_xxh3"])
+
+    def test_a_product_that_fails(self):
+        """Behind embed, the rounding of rows and the decoding of weights."""
+        result = cli.lean("eval", path("llama-k-q4_k"), "--ids", ",".join(map(str, prompt(self.N))),
+                          "--device", "emu", "--numerics", "fast", LEAN_EMU_FAIL="launch:4")
+        self.assertEqual(result.returncode, 1, result.stderr)
+        self.assertRegex(result.stderr, r"gpu 0: cuBLAS, a product of \d+ x 256 with 70 rows: the")
+
 
 class Room(unittest.TestCase):
     MODEL = path("qwen3moe-s-q8_0")

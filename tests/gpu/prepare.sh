@@ -5,7 +5,7 @@
 #   tests/gpu/prepare.sh [FOLDER]       default: build/gpu-bundle
 #
 # Here: a machine with launch/setup.sh's packages and nvcc. There: a driver of CUDA 13, Python,
-# a C library as new as ours; compute-sanitizer is used where it is.
+# a C library as new as ours; compute-sanitizer and cuBLAS 13 are used where they are.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=${1:-build/gpu-bundle}
@@ -13,11 +13,11 @@ limit_mib=64
 
 cmake --preset release >/dev/null
 cmake --build --preset release --target lean lean_cuda lean_cuda_emu test_kernels_backend \
-    test_cuda_backend bench_kernels_gpu
+    test_kernels_fast test_cuda_backend bench_kernels_gpu
 rm -rf "$folder"
 mkdir -p "$folder"/build/{tests,bench,lib/lean,shared} "$folder"/tests/{gpu,e2e,data/golden}
 cp build/lean "$folder/build/"
-cp build/tests/test_{kernels,cuda}_backend "$folder/build/tests/"
+cp build/tests/test_{kernels_backend,kernels_fast,cuda_backend} "$folder/build/tests/"
 cp build/bench/bench_kernels_gpu "$folder/build/bench/"
 cp build/lib/lean/liblean_cuda{,_emu}.so "$folder/build/lib/lean/"
 for plugin in liblean_cuda liblean_cuda_emu; do

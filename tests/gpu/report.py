@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
 OPERATIONS = ("rows", "linear", "attention", "delta_net", "route", "ffn")
@@ -16,6 +17,7 @@ SECONDS_IN_ALL = 570
 BUILD = os.environ.get("LEAN_BUILD_DIR", "build")
 LEAN = os.path.join(BUILD, "lean")
 CHECK = os.path.join(BUILD, "tests/test_kernels_backend")
+CHECK_FAST = os.path.join(BUILD, "tests/test_kernels_fast")
 
 
 class Report:
@@ -127,6 +129,62 @@ def check_models(report):
                         "LEAN_GOLDEN_FLAGS": " ".join(device)})
 
 
+def find_cublas():
+    """Where PyTorch has cuBLAS, if the loader does not find it: it is too large to be carried."""
+    for folder in sys.path + ["/usr/local/lib", "/usr/local/cuda/lib64"]:
+        for found in glob.glob(os.path.join(folder, "nvidia/*/lib/libcublas.so.13")):
+            old = os.environ.get("LD_LIBRARY_PATH")
+            os.environ["LD_LIBRARY_PATH"] = os.path.dirname(found) + (":" + old if old else "")
+            return
+
+
+def divergence(model, ids, logits, *flags):
+    """(of a run's logits from those in a file, its hash, its products by cuBLAS)"""
+    done = subprocess.run([LEAN, "eval", model, "--ids", ",".join(map(str, ids)), "--json",
+                           "--compare", logits, *flags], capture_output=True, text=True, timeout=120,
+                          check=True)
+    answer = json.loads(done.stdout)
+    return (answer["compare"]["kl_divergence"], answer["logits_xxh3"],
+            answer["effective"]["device"]["cublas_products"])
+
+
+def check_fast_model(model, device):
+    """What is wrong with FAST beside EXACT, or None; as tests/e2e/test_device.py explains it."""
+    with open(model.replace("/models/", "/expected/").replace(".gguf", ".json")) as file:
+        ids = json.load(file)["prompts"][-1]["ids"]
+    with tempfile.TemporaryDirectory() as folder:
+        logits = os.path.join(folder, "logits")
+        subprocess.run([LEAN, "eval", model, "--ids", ",".join(map(str, ids)), "--reference",
+                        "--device", "cpu", "--logits", logits], capture_output=True, check=True)
+        exact, _, none = divergence(model, ids, logits, *device)
+        fast, bits, n_product = divergence(model, ids, logits, *device, "--numerics", "fast")
+        _, again, _ = divergence(model, ids, logits, *device, "--numerics", "fast")
+    if none or not n_product:
+        return f"{none} products by cuBLAS in EXACT, {n_product} in FAST"
+    if bits != again:
+        return "other bits from run to run"
+    return None if fast < 2 * exact + 0.002 else f"divergence {fast:.4f}, of EXACT {exact:.4f}"
+
+
+def check_fast(report):
+    device = ["--device", report.options.device]
+    if not report.run("bounds of numerics fast", [CHECK_FAST, "--backend", report.backend]):
+        return
+    begin, failed, n_good = time.monotonic(), [], 0
+    models = ("llama-k-q4_k", "qwen3moe-s-q8_0", "qwen35moe-k-q4km")
+    for name in models[:1] if report.options.quick else models:
+        try:
+            wrong = check_fast_model(f"tests/data/golden/models/{name}.gguf", device)
+        except subprocess.SubprocessError as error:
+            wrong = ((error.stderr or "").strip().splitlines() or [str(error)])[-1]
+        if wrong:
+            failed.append(f"{name}: {wrong}")
+        else:
+            n_good += 1
+    report.add("models, numerics fast", f"FAILED: {failed[0][:80]}" if failed else
+               f"{n_good} as near to unrounded activations as EXACT", time.monotonic() - begin)
+
+
 def check_sanitizer(report):
     tool = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if report.emulated or not tool:
@@ -140,6 +198,8 @@ def check_sanitizer(report):
             report.run(f"{check}, {operation}",
                        [tool, "--tool", check, "--error-exitcode", "9", CHECK, "--backend", "cuda",
                         "--only", operation, "--cases", "2"])
+        report.run(f"{check}, numerics fast", [tool, "--tool", check, "--error-exitcode", "9",
+                                               CHECK_FAST, "--backend", "cuda", "--cases", "1"])
 
 
 def measure(report):
@@ -164,7 +224,8 @@ def main():
     parser.add_argument("--device", choices=("cuda", "emu"), default="cuda")
     parser.add_argument("--quick", action="store_true")
     report = Report(parser.parse_args())
-    for part in (check_kernels, check_models, check_sanitizer, measure):
+    find_cublas()
+    for part in (check_kernels, check_models, check_fast, check_sanitizer, measure):
         part(report)
     width = max(len(row[0]) for row in report.rows)
     print(f"\n{'':{width}}  {'ran on':20}  {'seconds':>7}  result")

@@ -284,6 +284,132 @@ static void check_nan_is_reported(void)
     end_case();
 }
 
+/* ---- ffn ---- */
+
+enum { N_EMBD = 256, N_FF = 256 };
+
+struct network {
+    struct weight w[3], device_w[3]; /* gate, up, down */
+    float *decoded[3];
+};
+
+static void make_network(struct network *n)
+{
+    for (int i = 0; i < 3; i++) {
+        enum tensor_type type = TENSOR_F32;
+        while (type == TENSOR_F32)
+            type = weight_types[random_below(N_WEIGHT_TYPE)];
+        n->w[i] = weight_of_type(type, N_FF, N_EMBD, 1); /* of one shape: both sides are 256 */
+        n->device_w[i] = n->w[i];
+        n->device_w[i].data = give(n->w[i].data, N_FF * n->w[i].row_bytes);
+        n->decoded[i] = take(N_FF * N_EMBD * sizeof(float));
+        for (uint32_t r = 0; r < N_FF; r++)
+            ref->dequant_row[type]((const uint8_t *)n->w[i].data + r * n->w[i].row_bytes, N_EMBD,
+                                   n->decoded[i] + r * N_EMBD);
+    }
+}
+
+/* A row's products in double, and how far each may be off where x may be by off_x. */
+static void define_products(const float *w, const double *x, const double *off_x, double *y,
+                            double *off)
+{
+    const double of_product = (1 + 0x1p-8) * (1 + 0x1p-8) - 1 + (N_EMBD + 4) * 0x1p-23;
+    for (uint32_t r = 0; r < N_FF; r++) {
+        y[r] = off[r] = 0;
+        for (uint32_t k = 0; k < N_EMBD; k++) {
+            const double of_w = (double)w[r * N_EMBD + k];
+            y[r] += of_w * x[k];
+            off[r] += fabs(of_w) * (of_product * (fabs(x[k]) + off_x[k]) + off_x[k]);
+        }
+    }
+}
+
+/* The slope of x sigmoid(x) is 1.1 at most. */
+static void define_network(const struct network *n, const float *x, double *y, double *off)
+{
+    double in[N_EMBD], none[N_EMBD] = {0}, gate[N_FF], up[N_FF], off_gate[N_FF], off_up[N_FF];
+    for (uint32_t k = 0; k < N_EMBD; k++)
+        in[k] = (double)x[k];
+    define_products(n->decoded[0], in, none, gate, off_gate);
+    define_products(n->decoded[1], in, none, up, off_up);
+    for (uint32_t i = 0; i < N_FF; i++) {
+        const double silu = gate[i] / (1 + exp(-gate[i]));
+        const double off_silu = 1.1 * off_gate[i] + 0x1p-20 * fabs(silu);
+        off_gate[i] = off_silu * (fabs(up[i]) + off_up[i]) + fabs(silu) * off_up[i];
+        gate[i] = silu * up[i];
+    }
+    define_products(n->decoded[2], gate, off_gate, y, off);
+}
+
+/* A shared network beside routed experts, which stay exact: what they give alone is added. */
+static void check_ffn(bool routed)
+{
+    enum { N_EXPERT = 3, N_USED = 2 };
+    const uint32_t n_token = ROWS_FAST_MIN + random_below(20);
+    const size_t n = (size_t)n_token * N_EMBD;
+    struct network shared, expert;
+    struct expert_view view[N_EXPERT];
+    const float *x = random_floats(n), *shared_gate = random_floats(N_EMBD);
+    int32_t *ids = take(n_token * N_USED * sizeof(*ids));
+    make_network(&shared);
+    struct ffn_args args = {.n_token = n_token,
+                            .x = give_floats(x, n),
+                            .n_embd = N_EMBD,
+                            .gate = &shared.device_w[0],
+                            .up = &shared.device_w[1],
+                            .down = &shared.device_w[2],
+                            .shared_gate = routed ? give_floats(shared_gate, N_EMBD) : NULL,
+                            .y = give(NULL, n * sizeof(float))};
+    if (routed) {
+        make_network(&expert);
+        for (int ie = 0; ie < N_EXPERT; ie++) /* all alike: only their sum matters here */
+            view[ie] = (struct expert_view){expert.device_w[0].data, expert.device_w[1].data,
+                                            expert.device_w[2].data};
+        for (uint32_t i = 0; i < n_token * N_USED; i++)
+            ids[i] = (int32_t)((i + i / N_USED) % N_EXPERT);
+        args.n_expert = N_EXPERT;
+        args.n_expert_used = N_USED;
+        args.n_ff_exp = N_FF;
+        args.ids = give(ids, n_token * N_USED * sizeof(*ids));
+        args.weights = give_floats(random_floats(n_token * N_USED), n_token * N_USED);
+        args.expert = view;
+        args.gate_exp = expert.device_w[0];
+        args.up_exp = expert.device_w[1];
+        args.down_exp = expert.device_w[2];
+    }
+    const uint64_t n_before = n_product();
+    fast->ops->ffn(fast, &args);
+    sync_device(fast);
+    expect(n_product() - n_before == 3, "ffn: not three products by cuBLAS");
+    const float *got = fetch(args.y, n), *others = take(n * sizeof(float));
+    if (routed) {
+        struct ffn_args alone = args;
+        alone.gate = alone.up = alone.down = NULL;
+        alone.shared_gate = NULL;
+        exact->ops->ffn(exact, &alone);
+        sync_device(exact);
+        others = fetch(args.y, n);
+    }
+    for (uint32_t it = 0; it < n_token; it++) {
+        double y[N_EMBD], off[N_EMBD], open = 0;
+        define_network(&shared, x + (size_t)it * N_EMBD, y, off);
+        for (uint32_t k = 0; k < N_EMBD; k++)
+            open += (double)shared_gate[k] * (double)x[(size_t)it * N_EMBD + k];
+        open = routed ? 1 / (1 + exp(-open)) : 1;
+        for (uint32_t i = 0; i < N_EMBD; i++) {
+            const double other = (double)others[(size_t)it * N_EMBD + i];
+            const double want = open * y[i] + other, value = (double)got[(size_t)it * N_EMBD + i];
+            const double bound =
+                open * off[i] + 0x1p-18 * (fabs(open * y[i]) + fabs(other)) + 0x1p-120;
+            if (fabs(value - want) <= bound) continue;
+            printf("ffn, row %u of %u, %u: %g, not %g, off by more than %g\n", it, n_token, i,
+                   value, want, bound);
+            n_failed++;
+            return;
+        }
+    }
+}
+
 /* ---- attention ---- */
 
 enum { N_POS_MAX = 260, N_BLOCK = (N_POS_MAX + KV_BLOCK - 1) / KV_BLOCK, N_SEQ = 2 };
@@ -504,6 +630,10 @@ int main(int argc, char **argv)
         check_few_rows_are_exact();
         check_mixed_types();
         check_nan_is_reported();
+        for (int routed = 0; routed < 2; routed++) {
+            check_ffn(routed);
+            end_case();
+        }
         check_attentions();
         if (n_failed != n_failed_before)
             printf("  repeat with: --cases 1 %" PRIu64 "\n", seed + (uint64_t)n);

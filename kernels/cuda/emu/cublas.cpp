@@ -12,7 +12,7 @@ struct cublasContext {
     void *workspace;
 };
 
-enum { SUCCESS = 0, INVALID_VALUE = 7, NOT_SUPPORTED = 15, LANES = 16 };
+enum { SUCCESS = 0, INVALID_VALUE = 7, EXECUTION_FAILED = 13, NOT_SUPPORTED = 15, LANES = 16 };
 
 /* ---- the functions ---- */
 
@@ -44,9 +44,10 @@ static int set_workspace(cublasContext *handle, void *workspace, size_t n_bytes)
 
 static const char *status_string(int status)
 {
-    return status == SUCCESS         ? "CUBLAS_STATUS_SUCCESS"
-           : status == INVALID_VALUE ? "CUBLAS_STATUS_INVALID_VALUE"
-                                     : "CUBLAS_STATUS_NOT_SUPPORTED";
+    return status == SUCCESS            ? "success"
+           : status == INVALID_VALUE    ? "an invalid value"
+           : status == EXECUTION_FAILED ? "the execution failed"
+                                        : "not supported";
 }
 
 struct product {
@@ -115,8 +116,8 @@ static int gemm(cublasContext *handle, int transform_a, int transform_b, int m, 
                        lda,
                        ldb,
                        ldc};
-    return emu_put(handle->stream, run_product, &p, sizeof(p)) == cudaSuccess ? SUCCESS
-                                                                              : NOT_SUPPORTED;
+    const cudaError_t error = emu_put(handle->stream, run_product, &p, sizeof(p));
+    return error == cudaSuccess ? SUCCESS : EXECUTION_FAILED;
 }
 
 /* ---- the library ---- */
