@@ -120,7 +120,7 @@ static void *run_rank(void *context)
     return NULL;
 }
 
-static void run_ranks(struct rank *ranks, int n)
+static inline void run_ranks(struct rank *ranks, int n)
 {
     pthread_t threads[3];
     for (int i = 0; i < n; i++)
