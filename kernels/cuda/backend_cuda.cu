@@ -355,6 +355,7 @@ static void *op_alloc(struct backend *backend, size_t n_bytes, struct lm_error *
     if (code == cudaSuccess) {
         cuda->head.counters.n_alloc++;
         CUDA_CHECK(cuda, cudaMemsetAsync(memory, 0, n_bytes, cuda->stream));
+        CUDA_CHECK(cuda, copies_hold_back(cuda->copies, cuda->stream)); /* it is zero first */
         return memory;
     }
     cudaGetLastError();

@@ -33,6 +33,7 @@ struct lane {
     cudaEvent_t read[PIECES];      /* the piece may be written */
     uint32_t turn;
     bool no_pieces; /* the system refused */
+    uint64_t floor; /* a mark that it is behind */
 };
 
 struct pinned {
@@ -45,6 +46,7 @@ struct copies {
     struct lane lane[N_LANE];
     cudaEvent_t mark[EVENTS];
     uint64_t n_mark;
+    uint64_t floor;        /* that every lane must be behind */
     struct pinned *pinned; /* in rising order */
     size_t n_pinned, n_pinned_max;
 };
@@ -214,6 +216,10 @@ static cudaError_t send(struct copies *copies, struct lane *lane, const struct r
     const uint64_t n = ++lane->n_sent;
     lane->sent_bytes += r->n_bytes;
     lane->end[n % EVENTS] = lane->sent_bytes;
+    if (lane->floor != copies->floor) {
+        TRY(cudaStreamWaitEvent(lane->stream, copies->mark[copies->floor % EVENTS], 0));
+        lane->floor = copies->floor;
+    }
     if (r->after) TRY(cudaStreamWaitEvent(lane->stream, copies->mark[r->after % EVENTS], 0));
     if (lane != demand && demand->n_done < demand->n_sent)
         TRY(cudaStreamWaitEvent(lane->stream, demand->done[demand->n_sent % EVENTS], 0));
@@ -298,6 +304,11 @@ cudaError_t copies_mark(struct copies *copies, cudaStream_t operations, uint64_t
 {
     *mark = ++copies->n_mark;
     return cudaEventRecord(copies->mark[*mark % EVENTS], operations);
+}
+
+cudaError_t copies_hold_back(struct copies *copies, cudaStream_t operations)
+{
+    return copies_mark(copies, operations, &copies->floor);
 }
 
 cudaError_t copies_put(struct copies *copies, void *to, const void *from_host, size_t n_bytes,

@@ -42,6 +42,8 @@ cudaError_t copies_unpin(struct copies *copies, void *memory);
 
 /* A point behind what is on the stream. */
 cudaError_t copies_mark(struct copies *copies, cudaStream_t operations, uint64_t *mark);
+/* No copy that is put from here on is begun before what is on the stream is done. */
+cudaError_t copies_hold_back(struct copies *copies, cudaStream_t operations);
 /* Memory that is not pinned is read through pinned pieces: the call may wait for earlier ones. */
 cudaError_t copies_put(struct copies *copies, void *to, const void *from_host, size_t n_bytes,
                        uint64_t after, enum copy_lane lane, uint64_t *ticket);

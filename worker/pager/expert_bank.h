@@ -17,6 +17,7 @@ struct expert_bank_config {
     const struct expert_store *store;
     uint32_t layer_begin, layer_end;
     uint32_t n_expert;
+    size_t piece_bytes; /* read at once: of two pieces one is read while one is copied; 0: 16 MiB */
     /* Called as bytes arrive; NULL: nobody. */
     void (*on_progress)(void *context, uint64_t n_done, uint64_t n_total);
     void *context;

@@ -188,6 +188,29 @@ static void test_asking_is_enough(void **state)
         }
 }
 
+/* A copy into memory that has just been taken comes behind the zeros. */
+static void test_new_memory_is_zeroed_first(void **state)
+{
+    (void)state;
+    uint8_t host[PIECE], got[PIECE];
+    memset(host, 5, sizeof(host));
+    for (int lane = COPY_DEMAND; lane <= COPY_AHEAD; lane++) {
+        struct backend *backend = create(AS_LATE_AS_POSSIBLE, NULL);
+        const struct backend_ops *const ops = backend->ops;
+        for (int i = 0; i < 2; i++) {
+            void *const to = ops->alloc(backend, PIECE, &err);
+            const uint64_t ticket = ops->fetch(backend, to, host, PIECE, 0, lane);
+            while (!ops->fetched(backend, ticket))
+                ;
+            ops->download(backend, got, to, PIECE);
+            assert_int_equal(ops->sync(backend, &err), LM_OK);
+            assert_memory_equal(got, host, PIECE);
+            ops->free(backend, to);
+        }
+        ops->destroy(backend);
+    }
+}
+
 /* ---- the schedule ---- */
 
 struct span {
@@ -527,6 +550,7 @@ int main(void)
         cmocka_unit_test(test_a_missing_await_or_mark_is_seen),
         cmocka_unit_test(test_events_are_used_again),
         cmocka_unit_test(test_asking_is_enough),
+        cmocka_unit_test(test_new_memory_is_zeroed_first),
         cmocka_unit_test(test_copies_run_beside_kernels),
         cmocka_unit_test(test_demand_goes_before_ahead),
         cmocka_unit_test(test_what_is_awaited_is_sent),
