@@ -105,7 +105,9 @@ struct attention_args {
 
 /* Gated delta net: causal convolution and SiLU over qkv, L2 norm of q and k per head, gates
  * beta = sigmoid(b), g = a * softplus(alpha + dt), the step-by-step recurrence, then
- * out = RMSNorm(o; norm) * SiLU(z) per value head. Rows of one sequence are adjacent, in order. */
+ * out = RMSNorm(o; norm) * SiLU(z) per value head. Rows of one sequence are adjacent, in order.
+ * Rows that may have to be taken back leave the states of their sequence as they were. */
+enum { DELTA_NET_FROZEN_MAX = 32 }; /* rows of a frozen sequence */
 struct delta_net_args {
     uint32_t n_token;
     const struct token_ref *token;
@@ -121,6 +123,7 @@ struct delta_net_args {
     bool grouped; /* value head h uses key head h / (n_head_v / n_head_k), else h % n_head_k */
     float *const *conv_state; /* [slot] -> [n_tap - 1][conv_dim], oldest first */
     float *const *state;      /* [slot] -> [n_head_v][dim_v][dim_k] */
+    const bool *frozen;       /* [slot] neither of the two is written; NULL: of no slot */
     float *out;               /* [n_token][n_head_v * dim_v] */
 };
 

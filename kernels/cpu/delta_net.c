@@ -12,6 +12,8 @@
 #include "kernels/cpu/backend_cpu.h"
 
 enum { TILE_ROWS = 32, N_TAP_MAX = 16 };
+/* so that a frozen state is copied once */
+_Static_assert((int)DELTA_NET_FROZEN_MAX <= (int)TILE_ROWS, "a tile has the rows of a frozen run");
 
 /* Consecutive rows of one sequence. */
 struct run {
@@ -73,7 +75,13 @@ static void keep_tail(const struct delta_net *d, const struct run *run, uint32_t
 struct tile_buffers {
     float *q, *k, *v;    /* [TILE_ROWS][dim] after the convolution */
     float *decay, *beta; /* [TILE_ROWS] of one value head */
+    float *state;        /* [dim_v][dim_k] of one whose sequence is frozen */
 };
+
+static bool is_frozen(const struct delta_net_args *args, uint32_t slot)
+{
+    return args->frozen && args->frozen[slot];
+}
 
 static void value_head_tile(const struct delta_net *d, uint32_t slot, uint32_t it_begin,
                             uint32_t n_row, uint32_t ih, const struct tile_buffers *b)
@@ -87,6 +95,9 @@ static void value_head_tile(const struct delta_net *d, uint32_t slot, uint32_t i
     }
     kernels->delta_gates(alpha, beta, args->ssm_a[ih], args->ssm_dt[ih], n_row, b->decay, b->beta);
     float *out = args->out + (size_t)it_begin * d->v_dim + (size_t)ih * args->dim_v;
+    float *state = args->state[slot] + (size_t)ih * args->dim_v * args->dim_k;
+    if (is_frozen(args, slot))
+        state = memcpy(b->state, state, (size_t)args->dim_v * args->dim_k * sizeof(float));
     const struct delta_rule_args rule = {
         .n_token = n_row,
         .dim_k = args->dim_k,
@@ -100,7 +111,7 @@ static void value_head_tile(const struct delta_net *d, uint32_t slot, uint32_t i
         .beta = b->beta,
         .gate_stride = 1,
         .scale = 1.0f / sqrtf((float)args->dim_k),
-        .state = args->state[slot] + (size_t)ih * args->dim_v * args->dim_k,
+        .state = state,
         .o = out,
         .o_stride = d->v_dim,
     };
@@ -130,6 +141,8 @@ static void key_head_task(void *context, uint32_t task, uint32_t worker)
     b.v = b.k + (size_t)TILE_ROWS * args->dim_k;
     b.decay = b.v + (size_t)TILE_ROWS * args->dim_v;
     b.beta = b.decay + TILE_ROWS;
+    b.state = b.beta + TILE_ROWS;
+    assert(!is_frozen(args, slot) || run->n_row <= DELTA_NET_FROZEN_MAX);
     const float *rows[TILE_ROWS + N_TAP_MAX - 1];
     for (uint32_t begin = 0; begin < run->n_row; begin += TILE_ROWS) {
         const uint32_t n_row = run->n_row - begin < TILE_ROWS ? run->n_row - begin : TILE_ROWS;
@@ -148,6 +161,7 @@ static void key_head_task(void *context, uint32_t task, uint32_t worker)
             value_head_tile(d, slot, run->it_begin + begin, n_row, ih, &b);
         }
     }
+    if (is_frozen(args, slot)) return;
     for (uint32_t i = part; i < d->heads_per_key; i += d->n_part)
         keep_tail(d, run, slot, v_channel + value_head(d, head, i) * args->dim_v, args->dim_v);
     /* acq_rel: what the others have read is read before it changes. */
@@ -176,8 +190,9 @@ void cpu_delta_net(struct backend *backend, const struct delta_net_args *args)
     };
     assert(args->n_head_v % args->n_head_k == 0);
     assert(args->n_tap >= 1 && args->n_tap <= N_TAP_MAX);
-    const size_t worker_floats =
-        (size_t)TILE_ROWS * (2 * args->dim_k + args->dim_v) + 2 * TILE_ROWS;
+    const size_t worker_floats = (size_t)TILE_ROWS * (2 * args->dim_k + args->dim_v) +
+                                 2 * TILE_ROWS +
+                                 (args->frozen ? (size_t)args->dim_v * args->dim_k : 0);
     const size_t run_bytes = round_up_64(args->n_token * sizeof(*d.run));
     uint8_t *plan = buffer_reserve(
         cpu, &cpu->plan, run_bytes + (size_t)args->n_token * args->n_head_k * sizeof(*d.n_busy),

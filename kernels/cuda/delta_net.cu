@@ -21,6 +21,7 @@ constexpr uint32_t LANES_PER_ROW = WARP / STATE_ROWS;
 struct delta_run {
     uint32_t it_begin, n_row;
     float *conv_state, *state;
+    uint64_t frozen; /* not 0: both stay as they are */
 };
 
 /* The argument of all kernels here. Names as in struct delta_net_args. */
@@ -153,7 +154,7 @@ template <class Shape> KERNEL(STATE_WARPS *WARP) recur(const struct delta_launch
     const uint32_t row_begin = (blockIdx.x * STATE_WARPS + warp) * STATE_ROWS;
     const uint32_t v_row = row_begin + lane / LANES_PER_ROW;
     float *const state = run.state + ((size_t)ih * a.dim_v + row_begin) * a.dim_k;
-    keep_tail(a, run);
+    if (!run.frozen) keep_tail(a, run);
 
     float s[STATE_ROWS][Shape::CHUNKS];
 #pragma unroll
@@ -173,6 +174,7 @@ template <class Shape> KERNEL(STATE_WARPS *WARP) recur(const struct delta_launch
             a.out[((size_t)it * a.n_head_v + ih) * a.dim_v + v_row] = o;
         token = next;
     }
+    if (run.frozen) return;
 #pragma unroll
     for (uint32_t r = 0; r < STATE_ROWS; r++)
 #pragma unroll
@@ -227,7 +229,9 @@ static bool stage_runs(struct cuda_backend *cuda, const struct delta_net_args *a
     uint32_t *const run_of = (uint32_t *)(host + run_bytes);
     for (uint32_t it = 0; it < args->n_token; it++) {
         const uint32_t slot = args->token[it].slot;
-        if (starts_run(args, it)) *++run = {it, 0, args->conv_state[slot], args->state[slot]};
+        if (starts_run(args, it))
+            *++run = {it, 0, args->conv_state[slot], args->state[slot],
+                      args->frozen && args->frozen[slot]};
         run->n_row++;
         run_of[it] = (uint32_t)(run - (struct delta_run *)host);
     }

@@ -578,6 +578,14 @@ static void check_delta_net(const struct subject *s)
         device.alpha = give_floats(s, args.alpha, n_head);
         device.out = give_zeros(s, n_out * sizeof(float));
         struct delta_net_args part = device;
+        const bool frozen[N_SLOT] = {true, true, true};
+        part.frozen = frozen; /* the same result, and what follows must find the states untouched */
+        part.n_token = n < DELTA_NET_FROZEN_MAX ? n : DELTA_NET_FROZEN_MAX;
+        s->backend->ops->delta_net(s->backend, &part);
+        expect_sync(s);
+        compare(s, "frozen out", device.out, args.out,
+                (size_t)part.n_token * v_dim * sizeof(float));
+        part.frozen = NULL;
         for (uint32_t it = 0; it < n; it += part.n_token) {
             part.n_token = next_split(n - it);
             part.token = token + it;
