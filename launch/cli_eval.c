@@ -385,7 +385,7 @@ static struct json_object *effective_json(const struct engine *engine,
     add(effective, "expert_misses", json_object_new_uint64(n_lookup - n_hit));
     add(effective, "bytes_read", json_object_new_uint64(pager_report_read_bytes(pager)));
     add(effective, "experts", pager_report_json(experts));
-    add(effective, "drafts_accepted", json_object_new_int(0));
+    add(effective, "drafts_accepted", json_object_new_uint64(stats.n_draft_accepted));
     add(effective, "max_batch", json_object_new_int((int)stats.n_seq_max));
     return effective;
 }

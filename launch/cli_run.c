@@ -179,6 +179,9 @@ static struct json_object *timings_json(const struct generate_result *counts, bo
     json_object_object_add(timings, "cache_n", json_object_new_uint64(counts->n_cached));
     json_object_object_add(timings, "prompt_n", json_object_new_uint64(n_computed));
     json_object_object_add(timings, "predicted_n", json_object_new_uint64(counts->n_generated));
+    json_object_object_add(timings, "draft_n", json_object_new_uint64(counts->n_draft));
+    json_object_object_add(timings, "draft_n_accepted",
+                           json_object_new_uint64(counts->n_draft_accepted));
     for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
         char text[32];
         snprintf(text, sizeof(text), "%.3f", numbers[i].value);
@@ -222,6 +225,9 @@ void run_print_timings(FILE *out, const struct engine *engine, const struct chat
             counts->n_generated, "", predicted_s(counts),
             per_second(counts->n_generated ? counts->n_generated - 1 : 0, predicted_s(counts)),
             counts->first_token_s, reasons[answer->finish]);
+    if (counts->n_draft)
+        fprintf(out, "drafts %6zu tok   %zu accepted\n", counts->n_draft,
+                counts->n_draft_accepted);
     struct pager_snapshot experts;
     if (engine_experts(engine, &experts, NULL) == LM_OK)
         pager_report_print(out, &experts, &counts->experts);

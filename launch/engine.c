@@ -41,6 +41,7 @@ struct engine {
     uint64_t cache_bytes, state_bytes;
     uint64_t ram_bytes; /* this rank's budget */
     double asked_s;     /* when the ranks' counters were, last */
+    enum drafting prompt_lookup;
     bool keeps_profile;
     struct tuned *tuned; /* or NULL */
     char tuned_text[160];
@@ -48,6 +49,11 @@ struct engine {
     void *experts_context;
     atomic_bool cancelled;
 };
+
+static enum drafting drafting_of(const char *name)
+{
+    return !strcmp(name, "off") ? DRAFTING_OFF : !strcmp(name, "on") ? DRAFTING_ON : DRAFTING_AUTO;
+}
 
 enum lm_status engine_config_from_options(struct engine_config *config,
                                           const struct options *options, struct lm_error *err)
@@ -60,6 +66,8 @@ enum lm_status engine_config_from_options(struct engine_config *config,
         .n_slot = (uint32_t)options_int(options, "parallel"),
         .kv_type = options_string(options, "kv-type"),
         .prefill_chunk = (uint32_t)options_int(options, "prefill-chunk"),
+        .prompt_lookup = drafting_of(options_string(options, "prompt-lookup")),
+        .n_draft = (uint32_t)options_int(options, "draft-max"),
         .trace_path = options_string(options, "trace"),
         .n_snapshot = ENGINE_N_SNAPSHOT,
     };
@@ -162,6 +170,7 @@ static enum lm_status settle_sizes(struct engine *engine, const struct engine_co
                            .n_slot = request->n_slot,
                            .n_snapshot = request->n_snapshot,
                            .prefill_chunk = plan->prefill_chunk,
+                           .n_draft = config->prompt_lookup ? config->n_draft : 0,
                            .n_cache_position = request->n_cache_position,
                            .kv_type = request->kv_type,
                            .n_edge_buffer = config->cluster.edge_depth};
@@ -299,6 +308,8 @@ static enum lm_status create_scheduler(struct engine *engine, uint32_t checkpoin
                                             .n_parked = sizes->n_snapshot,
                                             .n_ctx = sizes->n_ctx,
                                             .prefill_chunk = sizes->prefill_chunk,
+                                            .prompt_lookup = engine->prompt_lookup,
+                                            .n_draft = sizes->n_draft,
                                             .chunk_min = engine->part.n_expert_slot ? 0 : CHUNK_MIN,
                                             .checkpoint_every = checkpoint_every,
                                             .state_bytes = engine->state_bytes,
@@ -327,6 +338,7 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
     struct engine_config tuned = *asked;
     const struct engine_config *const config = &tuned;
     engine->on_experts = config->on_experts;
+    engine->prompt_lookup = config->prompt_lookup;
     engine->experts_context = config->experts_context;
     enum lm_status status = cluster_open(&engine->cluster, &config->cluster, err);
     if (status == LM_OK) status = open_model(engine, config->model_path, err);
@@ -510,6 +522,7 @@ struct engine_stats engine_stats(const struct engine *engine)
         .tuned = *engine->tuned_text ? engine->tuned_text : NULL,
         .n_ahead = engine->runner.depth,
         .transport = engine->cluster ? cluster_world(engine->cluster)->ops->name : NULL,
+        .n_draft_accepted = scheduler_stats(engine->scheduler).n_draft_accepted,
         .n_seq_max = scheduler_stats(engine->scheduler).n_seq_max};
 }
 
@@ -640,6 +653,8 @@ static struct generate_result result_of(const struct job *job)
         .n_prompt = request->n_prompt,
         .n_cached = request->n_cached,
         .n_generated = request->n_generated,
+        .n_draft = request->n_draft,
+        .n_draft_accepted = request->n_draft_accepted,
         .experts = request->experts,
         .prefill_s = read_s - request->submit_s,
         .decode_s = request->end_s - read_s,

@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "coordinator/sched/scheduler.h"
 #include "launch/cluster.h"
 #include "launch/rank_settings.h"
 #include "proto/base/error.h"
@@ -45,6 +46,8 @@ struct engine_config {
     uint32_t n_slot;        /* sequences held at once; 0: 1 */
     const char *kv_type;    /* "f16" */
     uint32_t prefill_chunk; /* tokens; 0: auto */
+    enum drafting prompt_lookup;
+    uint32_t n_draft; /* of a sequence at most; <= STEP_DRAFT_MAX */
     bool reference;         /* weights decoded to F32, activations not quantized */
     const char *trace_path; /* routing trace, or NULL */
     uint32_t n_snapshot;    /* states kept to go back to where they cannot be cut (recurrent layers,
@@ -117,6 +120,7 @@ struct generate_request {
 struct generate_result {
     enum finish_reason finish;
     size_t n_prompt, n_cached, n_generated; /* n_cached: prompt tokens found in the cache */
+    size_t n_draft, n_draft_accepted;
     double prefill_s, decode_s, first_token_s;
     struct expert_usage experts;
 };
@@ -152,6 +156,7 @@ struct engine_rank engine_rank(const struct engine *engine, uint32_t rank);
 
 struct engine_stats {
     uint32_t n_thread, prefill_chunk;
+    uint64_t n_draft_accepted;
     const char *kernels;
     uint32_t n_layer;
     bool paged;                                 /* some rank reads experts when they are needed */

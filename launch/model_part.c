@@ -241,6 +241,7 @@ static enum lm_status create_worker(struct model_part *part, const struct part_c
         .n_ctx = sizes->n_ctx,
         .n_position = (uint64_t)sizes->n_slot * sizes->n_ctx + sizes->n_cache_position,
         .n_batch = sizes->prefill_chunk + sizes->n_slot,
+        .n_draft = sizes->n_draft,
         .kv_type = sizes->kv_type,
         .n_edge_buffer = sizes->n_edge_buffer,
         .trace_path = asked->trace_path,

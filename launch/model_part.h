@@ -16,6 +16,7 @@
 /* What all ranks have alike, settled by rank 0. */
 struct run_sizes {
     uint32_t n_ctx, n_slot, n_snapshot, prefill_chunk;
+    uint32_t n_draft; /* of a sequence in one step at most */
     uint64_t n_cache_position;
     enum tensor_type kv_type;
     uint32_t n_edge_buffer; /* of several ranks */

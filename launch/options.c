@@ -45,6 +45,11 @@ const struct option_spec options_engine[] = {
      .help = "element type of the KV cache"},
     {"prefill-chunk", 0, OPTION_INT, "N|auto", .def = "auto", .key = "schedule.prefill_chunk",
      .min = 1, .max = 65536, .help = "prompt tokens computed in one step"},
+    {"prompt-lookup", 0, OPTION_ENUM, "on|off|auto", .def = "auto", .key = "schedule.prompt_lookup",
+     .help = "draft what followed when the last tokens occurred before, and verify that: the same "
+             "output; auto: while it is faster"},
+    {"draft-max", 0, OPTION_INT, "N", .def = "8", .key = "schedule.draft_max", .min = 1,
+     .max = STEP_DRAFT_MAX, .help = "tokens that are drafted at once"},
     {"ram", 0, OPTION_SIZE, "SIZE", .key = "tiers.ram.size",
      .help = "memory budget, of each rank; default: what is free but a reserve"},
     {"expert-slots", 0, OPTION_STRING, "N|P%|min", .key = "tiers.expert_slots",

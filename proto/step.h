@@ -1,9 +1,14 @@
 /* What the coordinator asks of the workers, and what comes back: one step of some sequences.
  *
  * A step advances several sequences at once: each by the next tokens of its prompt, or by the one
- * token it generated last. The plan goes to every stage; the last stage answers with the sampled
- * tokens. Sequences are known by slot; what a slot holds is changed by steps and by seq_ops only,
- * in the order in which they are issued. */
+ * token it generated last, behind which there may be drafts of those that follow. The plan goes to
+ * every stage; the last stage answers with the sampled tokens. Sequences are known by slot; what a
+ * slot holds is changed by steps and by seq_ops only, in the order in which they are issued.
+ *
+ * Drafts are verified, not trusted: a token is sampled behind each row as it would be without them,
+ * for as long as it is the draft that the next row has read. A row's bits do not depend on its
+ * companions, so what is sampled is the same with drafts and without, and sooner. The rows of
+ * drafts that were not sampled are taken back by SEQ_CUT, which follows each step with drafts. */
 #ifndef LEAN_PROTO_STEP_H
 #define LEAN_PROTO_STEP_H
 
@@ -12,6 +17,8 @@
 
 #include "proto/base/error.h"
 #include "proto/model/sampling.h"
+
+enum { STEP_DRAFT_MAX = 15 }; /* of one sequence in one step */
 
 enum step_output {
     STEP_OUTPUT_NONE,   /* more of the prompt follows */
@@ -51,8 +58,14 @@ struct step_seq {
     uint32_t slot;
     const int32_t *ids; /* [n_token], n_token >= 1 */
     uint32_t n_token;
+    /* The last of them are drafts; STEP_OUTPUT_SAMPLE then. Those that were sampled come first:
+     * *n_accepted of them, and accepted[i] is what was sampled in place of draft i. */
+    uint32_t n_draft;               /* <= STEP_DRAFT_MAX, < n_token */
+    struct sampled_token *accepted; /* [n_draft] */
+    uint32_t *n_accepted;           /* set by the step; NULL without drafts */
     enum step_output output;
-    /* The tokens known so far, these included: sampling penalizes them. */
+    /* The tokens known so far, these included: sampling penalizes them, and of drafts those before
+     * the row. */
     const int32_t *history; /* [n_history] */
     size_t n_history, n_prompt;
     const struct sampling_params *sampling;
@@ -80,7 +93,10 @@ enum seq_op_kind {
     SEQ_CLEAR, /* slot becomes empty */
     /* `to` becomes what slot was after its first n tokens. LM_E_UNSUPPORTED, and nothing changes:
      * the state cannot go back that far. */
-    SEQ_FORK
+    SEQ_FORK,
+    /* slot has its first n tokens left, all but drafts of its last step: LM_OK. The next that is
+     * done to a slot behind a step with drafts, even if all of them stay, unless it is cleared. */
+    SEQ_CUT
 };
 
 struct seq_op {
@@ -103,8 +119,8 @@ struct step_runner {
      * may be part of several, if what it reads does not depend on what an earlier one samples. */
     uint32_t depth;
     /* What plan points to is borrowed for the call, but for sampled: [n_seq], set at the end for
-     * those that sample, and for the callbacks, contexts, usages and errors of its
-     * sequences.
+     * those that sample, and for the callbacks, contexts, usages, errors and accepted drafts of
+     * its sequences.
      * LM_E_LIMIT: no room for the new positions, and nothing has changed nor begun. */
     enum lm_status (*begin)(void *context, const struct step_plan *plan,
                             struct sampled_token *sampled, struct lm_error *err);

@@ -199,6 +199,7 @@ static enum lm_status create_span(struct worker *worker, struct backend *backend
                                                .n_ctx = config->n_ctx,
                                                .n_position = config->n_position,
                                                .n_batch = config->n_batch,
+                                               .n_draft = config->n_draft,
                                                .kv_type = config->kv_type},
                                      .on_load = config->on_load,
                                      .load_context = config->load_context};
@@ -332,6 +333,26 @@ enum lm_status worker_close(struct worker *worker, struct lm_error *err)
     return status;
 }
 
+/* The first row of a sequence behind which a token is sampled. */
+static uint32_t first_sampled(const struct step_seq *seq)
+{
+    return seq->n_token - 1 - seq->n_draft;
+}
+
+static enum lm_status reserve(struct worker *worker, uint32_t slot, uint32_t n_token,
+                              uint32_t n_draft, struct lm_error *err)
+{
+    /* each is tried whatever comes of the first, as in seq_state_reserve */
+    enum lm_status status = LM_OK;
+    for (uint32_t i = 0; i < worker->n_span; i++) {
+        struct lm_error *const first = status == LM_OK ? err : NULL;
+        const enum lm_status tried =
+            seq_state_reserve(worker->span[i].state, slot, n_token, n_draft, first);
+        if (status == LM_OK) status = tried;
+    }
+    return status;
+}
+
 /* Appends the rows of one sequence to the batch. */
 static enum lm_status add_rows(struct worker *worker, const struct step_seq *seq, uint32_t index,
                                struct lm_error *err)
@@ -341,7 +362,7 @@ static enum lm_status add_rows(struct worker *worker, const struct step_seq *seq
     for (uint32_t i = 0; i < seq->n_token; i++) {
         const uint32_t row = worker->n_token++;
         const bool wanted = seq->output == STEP_OUTPUT_LOGITS || i < seq->n_target ||
-                            (seq->output == STEP_OUTPUT_SAMPLE && i + 1 == seq->n_token);
+                            (seq->output == STEP_OUTPUT_SAMPLE && i >= first_sampled(seq));
         assert(seq->ids[i] >= 0 && (uint32_t)seq->ids[i] < worker->config.hp->n_vocab);
         worker->token[row] = (struct token_ref){.slot = seq->slot, .pos = pos + i};
         worker->ids[row] = seq->ids[i];
@@ -351,7 +372,8 @@ static enum lm_status add_rows(struct worker *worker, const struct step_seq *seq
             worker->out_seq[worker->n_out++] = index;
         }
     }
-    return worker_reserve(worker, seq->slot, seq->n_token, err);
+    if (seq->n_draft) *seq->n_accepted = 0;
+    return reserve(worker, seq->slot, seq->n_token, seq->n_draft, err);
 }
 
 static void count_wait(const struct worker *worker, const struct step_plan *plan)
@@ -370,11 +392,11 @@ static void name_failure(const struct worker *worker, struct lm_error *failed)
     memcpy(failed->hint, unnamed.hint, sizeof(failed->hint));
 }
 
-/* Whether a sequence has more than one row: those are adjacent. */
-static bool is_prefill(const struct worker *worker)
+/* Whether a sequence has more than one row, drafts apart. */
+static bool is_prefill(const struct step_plan *plan)
 {
-    for (uint32_t it = 1; it < worker->n_token; it++)
-        if (worker->token[it].slot == worker->token[it - 1].slot) return true;
+    for (uint32_t i = 0; i < plan->n_seq; i++)
+        if (plan->seq[i].n_token > 1 + plan->seq[i].n_draft) return true;
     return false;
 }
 
@@ -404,8 +426,8 @@ static void run_layers(struct worker *worker, const struct step_plan *plan, stru
 {
     if (worker->trace && is_first(worker))
         route_trace_step(worker->trace, worker->token, worker->ids, worker->n_token);
-    expert_pager_step(worker->pager, worker->n_token, is_prefill(worker));
-    if (worker->tier) device_tier_step(worker->tier, worker->n_token, is_prefill(worker));
+    expert_pager_step(worker->pager, worker->n_token, is_prefill(plan));
+    if (worker->tier) device_tier_step(worker->tier, worker->n_token, is_prefill(plan));
     for (uint32_t i = 0; i < worker->n_span && failed->status == LM_OK; i++) {
         struct span *span = &worker->span[i];
         if (i > 0)
@@ -445,6 +467,23 @@ static enum lm_status run_stage(struct worker *worker, const struct step_plan *p
     return edges_send(edges, plan, worker->n_token, x, failed, err);
 }
 
+/* Samples behind row i of a sequence, if what was sampled before is what this row has read. */
+static enum lm_status sample(struct worker *worker, const struct step_seq *seq, uint32_t i,
+                             const float *logits, struct sampled_token *sampled,
+                             struct lm_error *err)
+{
+    const uint32_t at = i - first_sampled(seq), n_left = seq->n_draft - at;
+    const size_t n = seq->n_history - n_left;
+    const struct sampler_history history = {
+        .ids = seq->history, .n = n, .n_prompt = n < seq->n_prompt ? n : seq->n_prompt};
+    if (at > 0 && *seq->n_accepted != at) return LM_OK;
+    const enum lm_status status =
+        sampler_sample(worker->sampler, logits, seq->sampling, &history, n, sampled, err);
+    if (status == LM_OK && n_left && sampled->id == seq->ids[i + 1])
+        seq->accepted[(*seq->n_accepted)++] = *sampled;
+    return status;
+}
+
 /* What a sequence wants of one row of logits, that behind its token i: the logits themselves, the
  * log-probability of the token that follows, a new token. */
 static enum lm_status use_logits(struct worker *worker, const struct step_seq *seq, uint32_t i,
@@ -460,11 +499,8 @@ static enum lm_status use_logits(struct worker *worker, const struct step_seq *s
         if (status != LM_OK) return status;
         seq->on_target(seq->context, pos + 1, &token);
     }
-    if (seq->output == STEP_OUTPUT_NONE || i + 1 < seq->n_token) return LM_OK;
-    const struct sampler_history history = {
-        .ids = seq->history, .n = seq->n_history, .n_prompt = seq->n_prompt};
-    return sampler_sample(worker->sampler, logits, seq->sampling, &history, seq->n_history, sampled,
-                          err);
+    if (seq->output == STEP_OUTPUT_NONE || i < first_sampled(seq)) return LM_OK;
+    return sample(worker, seq, i, logits, sampled, err);
 }
 
 /* Hands a row of logits out. A failure is the sequence's own. */
@@ -555,6 +591,10 @@ enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct
         return LM_OK;
     case SEQ_FORK:
         return fork_slot(worker, op, err);
+    case SEQ_CUT:
+        for (uint32_t i = 0; i < worker->n_span; i++)
+            seq_state_cut(worker->span[i].state, op->slot, op->n);
+        return LM_OK;
     }
     return lm_fail(err, LM_E_FAIL, "unknown operation on a sequence");
 }
@@ -571,14 +611,7 @@ enum lm_status worker_expect(struct worker *worker, const struct step_plan *plan
 enum lm_status worker_reserve(struct worker *worker, uint32_t slot, uint32_t n_token,
                               struct lm_error *err)
 {
-    /* each is tried whatever comes of the first, as in seq_state_reserve */
-    enum lm_status status = LM_OK;
-    for (uint32_t i = 0; i < worker->n_span; i++) {
-        struct lm_error *const first = status == LM_OK ? err : NULL;
-        const enum lm_status tried = seq_state_reserve(worker->span[i].state, slot, n_token, first);
-        if (status == LM_OK) status = tried;
-    }
-    return status;
+    return reserve(worker, slot, n_token, 0, err);
 }
 
 uint32_t worker_length(const struct worker *worker, uint32_t slot)

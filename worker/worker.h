@@ -52,6 +52,7 @@ struct worker_config {
     uint32_t n_ctx;                  /* tokens of one sequence at most */
     uint64_t n_position;             /* tokens of all together that must fit */
     uint32_t n_batch;                /* tokens of one step at most */
+    uint32_t n_draft;                /* of those of one sequence, drafts at most */
     enum tensor_type kv_type;
     const char *trace_path; /* routing trace, or NULL */
     bool trace_kept;        /* instead: its records are taken by worker_take_trace */

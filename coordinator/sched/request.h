@@ -50,7 +50,8 @@ struct request {
     struct lm_error error;
     bool stopped; /* by on_token; else by n_max, the context's end, or cancelled */
     size_t n_cached, n_generated;
-    struct expert_usage experts; /* so far */
+    size_t n_draft, n_draft_accepted; /* verified; of those, passed on */
+    struct expert_usage experts;      /* so far */
     /* By log_now_s; 0: not reached. submit_s may be set before, by whoever took the request in. */
     double submit_s, start_s, prefill_end_s, end_s;
     struct request *next;     /* in a queue */

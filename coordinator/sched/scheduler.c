@@ -5,8 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "coordinator/sched/draft_pace.h"
 #include "coordinator/sched/pace.h"
 #include "coordinator/sched/prefix_index.h"
+#include "coordinator/sched/prompt_lookup.h"
 #include "proto/base/log.h"
 
 /* Reading this many tokens again costs no more than a copy of the state, or a pause. */
@@ -27,18 +29,23 @@ struct place {
     struct lm_error failure; /* LM_OK, or why it ends */
     uint32_t kept;           /* so many of them can be had again from a kept state */
     uint64_t order;          /* in which places were given */
-    int32_t *ids;            /* [n_ctx + 1] the tokens known so far */
+    int32_t *ids;            /* [n_ctx + 1] the tokens known so far; drafts of steps under way */
+    struct prompt_lookup *lookup; /* NULL: no drafts */
+    struct draft_record drafts;
     struct scheduler *owner;
 };
 
 /* A step that has begun. */
 struct under_way {
-    struct step_seq *seq;          /* [n_slot] */
-    struct sampled_token *sampled; /* [n_slot] */
-    struct lm_error *error;        /* [n_slot] */
-    struct expert_usage *experts;  /* [n_slot] */
-    struct place **place;          /* [n_slot] */
-    bool *keep;                    /* [n_slot] its state behind the step is to be kept */
+    struct step_seq *seq;           /* [n_slot] */
+    struct sampled_token *sampled;  /* [n_slot] */
+    struct lm_error *error;         /* [n_slot] */
+    struct expert_usage *experts;   /* [n_slot] */
+    struct place **place;           /* [n_slot] */
+    bool *keep;                     /* [n_slot] its state behind the step is to be kept */
+    struct sampled_token *accepted; /* [n_slot][n_draft of the configuration] */
+    uint32_t *n_accepted;           /* [n_slot] */
+    uint32_t n_draft;               /* of all */
     uint32_t n_seq, n_token, n_prompt_token, n_generating;
     double begin_s;
 };
@@ -52,6 +59,7 @@ struct scheduler {
     struct request *queue; /* by priority, then by arrival */
     uint64_t n_started;
     struct pace pace;
+    struct draft_pace draft_pace;
     struct under_way *step;    /* [depth of the runner] ring */
     uint64_t n_begun, n_ended; /* steps */
     uint32_t n_chunk, n_part;  /* of the steps under way, those with prompts, with tokens */
@@ -62,19 +70,24 @@ struct scheduler {
 
 /* ---- life --------------------------------------------------------------------------------- */
 
-static bool create_step(struct under_way *step, uint32_t n)
+static bool create_step(struct under_way *step, uint32_t n, uint32_t n_draft)
 {
+    step->accepted = calloc((size_t)n * n_draft + 1, sizeof(*step->accepted));
+    step->n_accepted = calloc(n, sizeof(*step->n_accepted));
     step->seq = calloc(n, sizeof(*step->seq));
     step->sampled = calloc(n, sizeof(*step->sampled));
     step->error = calloc(n, sizeof(*step->error));
     step->experts = calloc(n, sizeof(*step->experts));
     step->place = calloc(n, sizeof(struct place *));
     step->keep = calloc(n, sizeof(*step->keep));
-    return step->seq && step->sampled && step->error && step->experts && step->place && step->keep;
+    return step->seq && step->sampled && step->error && step->experts && step->place &&
+           step->keep && step->accepted && step->n_accepted;
 }
 
 static void destroy_step(struct under_way *step)
 {
+    free(step->n_accepted);
+    free(step->accepted);
     free(step->keep);
     free(step->place);
     free(step->experts);
@@ -92,11 +105,17 @@ static enum lm_status create_places(struct scheduler *scheduler, struct lm_error
     scheduler->free_slot = calloc(n_all, sizeof(*scheduler->free_slot));
     bool complete = scheduler->place && scheduler->step && scheduler->free_slot;
     for (uint32_t i = 0; complete && i < depth; i++)
-        complete = create_step(&scheduler->step[i], n);
+        complete = create_step(&scheduler->step[i], n, scheduler->config.n_draft);
     for (uint32_t i = 0; complete && i < n; i++) {
         scheduler->place[i].owner = scheduler;
         scheduler->place[i].ids = calloc((size_t)scheduler->config.n_ctx + 1, sizeof(int32_t));
         complete = scheduler->place[i].ids != NULL;
+    }
+    const bool looks_up = scheduler->config.n_draft && scheduler->config.prompt_lookup;
+    for (uint32_t i = 0; complete && looks_up && i < n; i++) {
+        const enum lm_status status =
+            prompt_lookup_create(&scheduler->place[i].lookup, scheduler->config.n_ctx + 1, err);
+        if (status != LM_OK) return status;
     }
     if (!complete)
         return lm_fail(err, LM_E_NO_MEM, "scheduler: no memory for %u contexts of %u tokens", n,
@@ -132,8 +151,10 @@ void scheduler_destroy(struct scheduler *scheduler)
 {
     if (!scheduler) return;
     prefix_index_destroy(scheduler->index);
-    for (uint32_t i = 0; scheduler->place && i < scheduler->config.n_slot; i++)
+    for (uint32_t i = 0; scheduler->place && i < scheduler->config.n_slot; i++) {
+        prompt_lookup_destroy(scheduler->place[i].lookup);
         free(scheduler->place[i].ids);
+    }
     for (uint32_t i = 0; scheduler->step && i < scheduler->config.runner->depth; i++)
         destroy_step(&scheduler->step[i]);
     free(scheduler->free_slot);
@@ -148,6 +169,13 @@ static enum lm_status fork_slot(struct scheduler *scheduler, uint32_t from, uint
 {
     const struct seq_op op = {.kind = SEQ_FORK, .slot = from, .to = to, .n = n};
     return scheduler->config.runner->seq(scheduler->config.runner->context, &op, NULL);
+}
+
+/* Behind a step with drafts: n tokens stay. */
+static void cut_slot(struct scheduler *scheduler, uint32_t slot, uint32_t n)
+{
+    const struct seq_op op = {.kind = SEQ_CUT, .slot = slot, .n = n};
+    scheduler->config.runner->seq(scheduler->config.runner->context, &op, NULL);
 }
 
 static void clear_slot(struct scheduler *scheduler, uint32_t slot)
@@ -218,6 +246,7 @@ enum lm_status scheduler_submit(struct scheduler *scheduler, struct request *req
     request->done = request->stopped = false;
     request->status = LM_OK;
     request->n_cached = request->n_generated = 0;
+    request->n_draft = request->n_draft_accepted = 0;
     request->experts = (struct expert_usage){0};
     if (request->submit_s == 0) request->submit_s = log_now_s();
     request->start_s = request->prefill_end_s = request->end_s = 0;
@@ -481,6 +510,8 @@ static void settle_places(struct scheduler *scheduler)
         scheduler->stats.n_running++;
         request->start_s = log_now_s();
         memcpy(place->ids, request->prompt, request->n_prompt * sizeof(*place->ids));
+        if (place->lookup) prompt_lookup_reset(place->lookup);
+        place->drafts = (struct draft_record){.n_tried = 0};
         place->request = request;
         place->waiting = true;
         place->awaited = 0;
@@ -585,8 +616,14 @@ static void take_target(void *context, uint32_t pos, const struct sampled_token 
     request->on_prompt_token(request->context, pos, &given);
 }
 
-/* Adds the next n tokens of a sequence to the step. */
-static void add_to_step(struct under_way *step, struct place *place, uint32_t n)
+static struct sampled_token *accepted_of(const struct under_way *step,
+                                         const struct scheduler *scheduler, uint32_t i)
+{
+    return step->accepted + (size_t)i * scheduler->config.n_draft;
+}
+
+/* Adds the next n tokens of a sequence to the step, the last n_draft of them drafts. */
+static void add_to_step(struct under_way *step, struct place *place, uint32_t n, uint32_t n_draft)
 {
     const struct request *request = place->request;
     const uint32_t end = place->n + n, i = step->n_seq++;
@@ -597,9 +634,14 @@ static void add_to_step(struct under_way *step, struct place *place, uint32_t n)
     step->place[i] = place;
     step->keep[i] = false;
     step->n_token += n;
+    step->n_draft += n_draft;
+    step->n_accepted[i] = 0;
     step->seq[i] = (struct step_seq){.slot = place->slot,
                                      .ids = place->ids + place->n,
                                      .n_token = n,
+                                     .n_draft = n_draft,
+                                     .accepted = accepted_of(step, place->owner, i),
+                                     .n_accepted = &step->n_accepted[i],
                                      .output = sample ? STEP_OUTPUT_SAMPLE : STEP_OUTPUT_NONE,
                                      .history = place->ids,
                                      .n_history = end,
@@ -651,7 +693,7 @@ static void add_prompts(struct scheduler *scheduler, struct under_way *step, uin
         const uint32_t awaited = next_awaited(scheduler, place);
         const uint32_t n = least(n_left, least(n_prompt, least(checkpoint, awaited)) - place->n);
         const uint32_t end = place->n + n;
-        add_to_step(step, place, n);
+        add_to_step(step, place, n, 0);
         step->keep[step->n_seq - 1] = end == checkpoint;
         place->held = end == checkpoint || end == awaited;
         step->n_prompt_token += n;
@@ -703,26 +745,65 @@ static uint32_t part_size(const struct scheduler *scheduler, uint32_t n_generati
     return least((n_left + n_part_left - 1) / n_part_left, (n_generating + n_part - 1) / n_part);
 }
 
+/* Whether each next token is sampled like the one before. */
+static bool is_steered(const struct request *request)
+{
+    return request->sampling.allowed || request->sampling.is_forced;
+}
+
+/* Puts drafts behind the last token of a sequence; returns how many. n_row: rows of the step
+ * without drafts; n_left: so many more may it have. */
+static uint32_t draft(struct scheduler *scheduler, struct place *place, uint32_t n_row,
+                      uint32_t n_left)
+{
+    const struct request *request = place->request;
+    const size_t n_wanted = request->n_max - request->n_generated - 1;
+    const uint32_t n_known = place->n + 1, n_room = scheduler->config.n_ctx - n_known;
+    uint32_t n = least(least(scheduler->config.n_draft, n_left), n_room);
+    if (n_wanted < n) n = (uint32_t)n_wanted;
+    if (!n || !place->lookup || is_steered(request)) return 0;
+    n = prompt_lookup_find(place->lookup, place->ids, n_known, place->ids + n_known, n);
+    return draft_pace_choose(&scheduler->draft_pace, &place->drafts,
+                             scheduler->config.prompt_lookup == DRAFTING_AUTO, n_row, n);
+}
+
 /* A part of those who generate, then prompts as far as the chunk goes. Beside those who generate
  * one chunk is under way at a time, so that it does not hold up every part of them. */
 static void compose(struct scheduler *scheduler, struct under_way *step)
 {
     uint32_t n_generating = 0;
-    step->n_seq = step->n_token = step->n_prompt_token = 0;
+    step->n_seq = step->n_token = step->n_prompt_token = step->n_draft = 0;
     for (uint32_t i = 0; i < scheduler->config.n_slot; i++)
         n_generating += is_generating(&scheduler->place[i]);
     const uint32_t size = part_size(scheduler, n_generating);
-    for (uint32_t i = 0; i < scheduler->config.n_slot && step->n_seq < size; i++)
-        if (is_generating(&scheduler->place[i]) && !scheduler->place[i].n_step)
-            add_to_step(step, &scheduler->place[i], 1);
+    for (uint32_t i = 0; i < scheduler->config.n_slot && step->n_seq < size; i++) {
+        struct place *const place = &scheduler->place[i];
+        if (!is_generating(place) || place->n_step) continue;
+        const uint32_t n_left = scheduler->config.prefill_chunk - step->n_draft;
+        const uint32_t n_draft = draft(scheduler, place, size + step->n_draft, n_left);
+        add_to_step(step, place, 1 + n_draft, n_draft);
+    }
     step->n_generating = step->n_seq;
+    const uint32_t n_left = scheduler->config.prefill_chunk - step->n_draft;
     if (!n_generating || !scheduler->n_chunk)
-        add_prompts(scheduler, step, chunk_size(scheduler, n_generating));
+        add_prompts(scheduler, step, least(n_left, chunk_size(scheduler, n_generating)));
 }
 
-/* Hands the step over. If there is no room for it kept states are given up; with that the running
- * sequences fit, if memory was planned for them; if it was not the last one fails, unless steps
- * are under way that may end others. */
+static void drop_drafts(struct under_way *step)
+{
+    for (uint32_t i = 0; i < step->n_seq; i++) {
+        struct step_seq *const seq = &step->seq[i];
+        seq->n_token -= seq->n_draft;
+        seq->n_history -= seq->n_draft;
+        step->n_token -= seq->n_draft;
+        seq->n_draft = 0;
+    }
+    step->n_draft = 0;
+}
+
+/* Hands the step over. If there is no room for it drafts are dropped, then kept states are given
+ * up; with that the running sequences fit, if memory was planned for them; if it was not the last
+ * one fails, unless steps are under way that may end others. */
 static enum lm_status hand_over(struct scheduler *scheduler, struct under_way *step,
                                 struct lm_error *err)
 {
@@ -731,6 +812,10 @@ static enum lm_status hand_over(struct scheduler *scheduler, struct under_way *s
         const struct step_plan plan = {.seq = step->seq, .n_seq = step->n_seq};
         const enum lm_status status = runner->begin(runner->context, &plan, step->sampled, err);
         if (status != LM_E_LIMIT) return status;
+        if (step->n_draft) {
+            drop_drafts(step);
+            continue;
+        }
         if (make_room(scheduler)) continue;
         if (step->n_seq == 1 || scheduler->n_begun > scheduler->n_ended) return status;
         const uint32_t i = --step->n_seq, n_token = step->seq[i].n_token;
@@ -764,6 +849,9 @@ static bool begin_step(struct scheduler *scheduler)
         }
         place->n += step->seq[i].n_token;
         place->n_step++;
+        place->request->n_draft += step->seq[i].n_draft;
+        scheduler->stats.n_draft += step->seq[i].n_draft;
+        scheduler->stats.n_draft_step += step->seq[i].n_draft > 0;
     }
     if (err.status != LM_OK) return true;
     scheduler->n_begun++;
@@ -788,22 +876,61 @@ static void advance(struct scheduler *scheduler, struct place *place, uint32_t n
     if (place->n_read == request->n_prompt) request->prefill_end_s = log_now_s();
 }
 
-/* Passes the sampled token on, and ends the request if it was the last one. */
-static void take_token(struct scheduler *scheduler, struct place *place,
+/* Passes a sampled token on. False: it was the last one. */
+static bool pass_token(struct scheduler *scheduler, struct place *place,
                        const struct sampled_token *token)
 {
     struct request *request = place->request;
-    if (place->n_read < request->n_prompt) return;
-    if (request->n_max == 0) {
-        leave_place(scheduler, place, true, NULL);
-        return;
-    }
     place->ids[place->n] = token->id;
     request->n_generated++;
     request->stopped = !request->on_token(request->context, token);
-    if (request->stopped || request->n_generated >= request->n_max ||
-        place->n >= scheduler->config.n_ctx)
-        leave_place(scheduler, place, true, NULL);
+    return !request->stopped && request->n_generated < request->n_max &&
+           place->n < scheduler->config.n_ctx;
+}
+
+/* Passes on what was sampled in place of drafts: those are read already. *goes_on: the token behind
+ * them may follow. False: the request has ended. */
+static bool pass_accepted(struct scheduler *scheduler, struct place *place,
+                          const struct sampled_token *accepted, uint32_t n, bool *goes_on)
+{
+    struct request *request = place->request;
+    *goes_on = true;
+    for (uint32_t i = 0; i < n && *goes_on; i++) {
+        request->n_draft_accepted++;
+        scheduler->stats.n_draft_accepted++;
+        if (!pass_token(scheduler, place, &accepted[i])) return false;
+        *goes_on = !is_steered(request);
+        if (!*goes_on) break;
+        place->n++;
+        place->n_read++;
+    }
+    return true;
+}
+
+/* What has become of a sequence's part of a step: its tokens are passed on, drafts that were not
+ * sampled taken back, and the request ends if it is over. failed: of the sequence, behind those
+ * that were accepted; or LM_OK. */
+static void take_tokens(struct scheduler *scheduler, const struct under_way *step, uint32_t i,
+                        const struct lm_error *failed)
+{
+    struct place *const place = step->place[i];
+    const struct request *request = place->request;
+    const uint32_t n_draft = step->seq[i].n_draft, n_accepted = step->n_accepted[i];
+    const bool has_tokens = !place->ending && place->n_read >= request->n_prompt;
+    bool goes_on = true, lasts = !has_tokens || request->n_max > 0;
+    if (has_tokens && n_draft)
+        lasts =
+            pass_accepted(scheduler, place, accepted_of(step, scheduler, i), n_accepted, &goes_on);
+    if (n_draft) {
+        draft_record_note(&place->drafts, n_draft, n_accepted);
+        cut_slot(scheduler, place->slot, place->n);
+    }
+    if (lasts && goes_on && failed->status != LM_OK) {
+        leave_place(scheduler, place, false, failed);
+        return;
+    }
+    if (lasts && goes_on && has_tokens) lasts = pass_token(scheduler, place, &step->sampled[i]);
+    if (!lasts) leave_place(scheduler, place, true, NULL);
 }
 
 /* The time is counted from when the step could have had everything for itself. */
@@ -817,6 +944,7 @@ static void record_step(struct scheduler *scheduler, const struct under_way *ste
                                   : step->n_generating  ? STEP_MIXED
                                                         : STEP_PREFILL;
     const double seconds = now_s - begin_s;
+    if (phase == STEP_DECODE) draft_pace_note(&scheduler->draft_pace, step->n_token, seconds);
     pace_note(&scheduler->pace, step->n_generating, step->n_prompt_token, seconds);
     scheduler->last_end_s = now_s;
     if (step->n_seq > stats->n_seq_max) stats->n_seq_max = step->n_seq;
@@ -845,11 +973,13 @@ static void end_step(struct scheduler *scheduler)
         const struct lm_error *failed = err.status != LM_OK ? &err : &step->error[i];
         place->n_step--;
         expert_usage_add(&place->request->experts, &step->experts[i]);
-        if (failed->status == LM_OK) advance(scheduler, place, step->seq[i].n_token, step->keep[i]);
-        if (failed->status != LM_OK)
+        place->n -= step->seq[i].n_draft;
+        if (failed->status == LM_OK)
+            advance(scheduler, place, step->seq[i].n_token - step->seq[i].n_draft, step->keep[i]);
+        if (err.status == LM_OK)
+            take_tokens(scheduler, step, i, failed);
+        else
             leave_place(scheduler, place, false, failed);
-        else if (!place->ending)
-            take_token(scheduler, place, &step->sampled[i]);
         if (place->ending && !place->n_step)
             leave_place(scheduler, place, place->ending_keep,
                         place->failure.status != LM_OK ? &place->failure : NULL);

@@ -12,6 +12,12 @@
  *
  *   queued --free place--> [waiting for a prefix] --> reading --last chunk--> generating --> done
  *
+ * A sequence that generates may have drafts of its next tokens verified in its step: those that
+ * followed the last time when the same was said (prompt_lookup.h). What is sampled is the same
+ * without; draft_pace.h says how many. Where sampling is steered from token to token (a grammar, a
+ * token that is forced) there are none, and what was accepted behind the token with which that
+ * begins is taken back.
+ *
  * What was read is kept: a sequence's state stays in its slot when its request ends, and a request
  * goes on from the state that has most of its prompt (prefix_index.h), from that of a running
  * sequence as well; if one is reading just that, it waits for it. Where states cannot be cut back
@@ -28,6 +34,8 @@
 
 struct scheduler;
 
+enum drafting { DRAFTING_OFF, DRAFTING_ON, DRAFTING_AUTO /* where it is faster */ };
+
 struct scheduler_config {
     const struct step_runner *runner; /* borrowed */
     uint32_t n_slot;                  /* sequences that run at once */
@@ -38,8 +46,10 @@ struct scheduler_config {
     uint32_t chunk_min;        /* where steps overlap, prompts are cut into chunks no shorter than
                                 * this, so that all of them are busy; 0: not for that reason */
     uint32_t checkpoint_every; /* tokens of a prompt; 0: none for that reason */
-    bool can_cut;         /* states can be cut back anywhere: copies on the way are not needed */
-    uint64_t state_bytes; /* of one kept state, shared blocks not counted; for stats */
+    enum drafting prompt_lookup;
+    uint32_t n_draft; /* of a sequence at most, and <= STEP_DRAFT_MAX; the runner takes as many */
+    bool can_cut;     /* states can be cut back anywhere: copies on the way are not needed */
+    uint64_t state_bytes;     /* of one kept state, shared blocks not counted; for stats */
     size_t logprob_bytes_max; /* for log-probabilities of kept prompts */
 };
 
@@ -56,7 +66,9 @@ struct scheduler_stats {
     uint32_t n_seq_max;                    /* sequences in one step, at most so far */
     uint32_t n_under_way_max;              /* steps at once, likewise */
     uint64_t n_step, n_token;
-    uint64_t n_ended; /* requests that had a place */
+    uint64_t n_ended;                                 /* requests that had a place */
+    uint64_t n_draft_step, n_draft, n_draft_accepted; /* sequences' steps with drafts, these, and
+                                                       * those passed on */
     struct {
         uint64_t n_step, n_token;
         double seconds;

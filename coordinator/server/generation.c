@@ -432,7 +432,7 @@ static size_t n_prompt_token(const struct generation *generation)
 }
 
 struct totals {
-    size_t n_prompt, n_cached, n_generated, n_reasoning;
+    size_t n_prompt, n_cached, n_generated, n_reasoning, n_draft, n_draft_accepted;
     struct expert_usage experts;
     double queue_s, prefill_s, first_s, last_s; /* first_s 0: no token came */
 };
@@ -452,6 +452,8 @@ static struct totals count_totals(const struct generation *generation)
         const struct generation_choice *choice = &generation->choices[i];
         const struct request *request = &choice->request;
         totals.n_generated += choice->n_token;
+        totals.n_draft += request->n_draft;
+        totals.n_draft_accepted += request->n_draft_accepted;
         add_experts(&totals.experts, &request->experts);
         totals.n_reasoning += answer_stream_n_reasoning(choice->stream);
         if (choice->first_token_s > 0) {
@@ -836,9 +838,9 @@ void generation_put_timings(const struct generation *generation, struct json_wri
     put_ms(writer, "predicted_ms", totals.last_s - totals.first_s);
     put_rate(writer, "predicted_per_second", tokens_per_s(&totals));
     json_put_key(writer, "draft_n");
-    json_put_int(writer, 0);
+    json_put_int(writer, (int64_t)totals.n_draft);
     json_put_key(writer, "draft_n_accepted");
-    json_put_int(writer, 0);
+    json_put_int(writer, (int64_t)totals.n_draft_accepted);
     if (expert_usage_any(&totals.experts)) {
         json_put_key(writer, "experts");
         expert_usage_put(writer, &totals.experts);

@@ -403,6 +403,9 @@ struct metrics_state server_metrics_state(struct server *server)
     state.n_checkpoint = stats.scheduler.n_state;
     state.checkpoint_bytes = stats.scheduler.state_bytes;
     state.kv_evictions = stats.scheduler.n_evicted_kv;
+    state.spec_drafts = stats.scheduler.n_draft_step;
+    state.spec_drafted = stats.scheduler.n_draft;
+    state.spec_accepted = stats.scheduler.n_draft_accepted;
     state.checkpoint_evictions = stats.scheduler.n_evicted_state;
     return state;
 }

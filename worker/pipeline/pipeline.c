@@ -371,6 +371,10 @@ static enum lm_status run_op(void *context, const struct seq_op *op, struct lm_e
         seq_state_clear(state, op->slot);
         return note_op(pipeline, LEAN__SLOT_OP__KIND__CLEAR, op, err);
     }
+    if (op->kind == SEQ_CUT) {
+        seq_state_cut(state, op->slot, op->n);
+        return note_op(pipeline, LEAN__SLOT_OP__KIND__CUT, op, err);
+    }
     status = seq_state_fork(state, op->slot, op->to, op->n, err);
     return status == LM_OK ? note_op(pipeline, LEAN__SLOT_OP__KIND__FORK, op, err) : status;
 }
@@ -386,7 +390,7 @@ static enum lm_status reserve(struct pipeline *pipeline, const struct step_plan 
     while (n_tried < plan->n_seq && status == LM_OK) {
         const struct step_seq *seq = &plan->seq[n_tried];
         pipeline->position[n_tried++] = seq_state_length(state, seq->slot);
-        status = seq_state_reserve(state, seq->slot, seq->n_token, err);
+        status = seq_state_reserve(state, seq->slot, seq->n_token, seq->n_draft, err);
     }
     for (uint32_t i = 0; status != LM_OK && i < n_tried; i++) {
         const struct seq_op op = {.slot = plan->seq[i].slot, .n = plan->seq[i].n_token};
@@ -493,6 +497,12 @@ static enum lm_status deliver_seq(const struct step_seq *seq, const Lean__SeqRes
         if (status == LM_OK && seq->on_target)
             seq->on_target(seq->context, result->target[i]->position, &token);
     }
+    if (status == LM_OK && result->n_accepted > seq->n_draft)
+        return lm_fail(err, LM_E_FORMAT, "%zu drafts accepted of %u", result->n_accepted,
+                       seq->n_draft);
+    for (size_t i = 0; i < result->n_accepted && status == LM_OK; i++)
+        status = read_token(&seq->accepted[i], result->accepted[i], n_vocab, err);
+    if (seq->n_draft) *seq->n_accepted = (uint32_t)result->n_accepted;
     if (result->failure)
         wire_unpack_failure(seq->error, result->failure);
     else if (status == LM_OK && result->token)
@@ -697,6 +707,7 @@ static enum lm_status create_parts(struct pipeline *pipeline, struct lm_error *e
                                            .n_ctx = config->n_ctx,
                                            .n_position = config->n_position,
                                            .n_batch = config->n_batch,
+                                           .n_draft = config->n_draft,
                                            .kv_type = config->kv_type};
     pipeline->stats = calloc(pipeline->config.world->n_rank, sizeof(Lean__Stats *));
     pipeline->map = calloc(pipeline->config.world->n_rank, sizeof(Lean__Stats *));

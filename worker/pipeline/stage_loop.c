@@ -27,12 +27,15 @@ struct stage_loop {
     struct item ahead; /* the next frame, if it was looked at */
     uint64_t n_step;
     struct lm_error *error; /* [n_slot] of the step's sequences */
+    uint32_t *n_draft;      /* [n_slot] of the slot's last step */
     struct expert_usage *experts;
     /* of the last stage */
     int32_t *ids;             /* [n_slot][n_ctx] */
     struct lm_error *spoiled; /* [n_slot] */
     struct sampled_token *sampled;
-    struct wire_target *target; /* [target_size] */
+    struct sampled_token *accepted; /* [n_slot][STEP_DRAFT_MAX] of the step's sequences */
+    uint32_t *n_accepted;           /* [n_slot] */
+    struct wire_target *target;     /* [target_size] */
     size_t n_target, target_size;
     struct lm_error failed; /* of a callback: the job cannot go on */
 };
@@ -96,6 +99,13 @@ static enum lm_status send_frame(struct stage_loop *loop, struct frame *frame, s
 
 /* ---- slots -------------------------------------------------------------------------------- */
 
+/* Whether what a cut takes away were drafts of the slot's last step. */
+static bool can_cut(const struct stage_loop *loop, const struct seq_op *op)
+{
+    const uint32_t length = worker_length(loop->config.worker, op->slot);
+    return op->n <= length && length - op->n <= loop->n_draft[op->slot];
+}
+
 static enum lm_status apply(struct stage_loop *loop, const Lean__SlotOp *message,
                             struct lm_error *err)
 {
@@ -105,12 +115,19 @@ static enum lm_status apply(struct stage_loop *loop, const Lean__SlotOp *message
         worker_reserve(worker, op.slot, op.n, NULL);
         return LM_OK;
     }
-    op.kind = message->kind == LEAN__SLOT_OP__KIND__FORK ? SEQ_FORK : SEQ_CLEAR;
+    op.kind = message->kind == LEAN__SLOT_OP__KIND__FORK  ? SEQ_FORK
+              : message->kind == LEAN__SLOT_OP__KIND__CUT ? SEQ_CUT
+                                                          : SEQ_CLEAR;
+    if (op.kind == SEQ_CUT && !can_cut(loop, &op))
+        return lm_fail(err, LM_E_FAIL, "rank %u: slot %u of %u tokens cannot be cut to %u",
+                       loop->config.rank, op.slot, worker_length(worker, op.slot), op.n);
     if (op.kind == SEQ_FORK && op.n > worker_length(worker, op.slot))
         return lm_fail(err, LM_E_FAIL, "rank %u: slot %u holds %u tokens, not %u",
                        loop->config.rank, op.slot, worker_length(worker, op.slot), op.n);
     const enum lm_status status = worker_seq(worker, &op, err);
+    if (status == LM_OK) loop->n_draft[op.kind == SEQ_FORK ? op.to : op.slot] = 0;
     if (status != LM_OK || !loop->last) return status;
+    if (op.kind == SEQ_CUT) return LM_OK;
     if (op.kind == SEQ_CLEAR) {
         loop->spoiled[op.slot].status = LM_OK;
     } else {
@@ -187,6 +204,10 @@ static void complete_plan(struct stage_loop *loop, struct wire_plan *plan,
         loop->experts[i] = (struct expert_usage){0};
         seq->error = &loop->error[i];
         seq->experts = &loop->experts[i];
+        loop->n_draft[seq->slot] = seq->n_draft;
+        seq->accepted = &loop->accepted[(size_t)i * STEP_DRAFT_MAX];
+        seq->n_accepted = &loop->n_accepted[i];
+        loop->n_accepted[i] = 0;
         if (!loop->last) continue;
         int32_t *const ids = loop->ids + (size_t)seq->slot * loop->limits.n_ctx;
         memcpy(ids + seq->n_history - seq->n_token, seq->ids, seq->n_token * sizeof(*ids));
@@ -311,7 +332,11 @@ static enum lm_status create_arrays(struct stage_loop *loop, struct lm_error *er
     loop->error = calloc(n, sizeof(*loop->error));
     loop->sampled = calloc(n, sizeof(*loop->sampled));
     loop->experts = calloc(n, sizeof(*loop->experts));
-    bool complete = loop->error && loop->sampled && loop->experts;
+    loop->n_draft = calloc(n, sizeof(*loop->n_draft));
+    loop->n_accepted = calloc(n, sizeof(*loop->n_accepted));
+    loop->accepted = calloc(n * STEP_DRAFT_MAX, sizeof(*loop->accepted));
+    bool complete = loop->error && loop->sampled && loop->experts && loop->n_draft &&
+                    loop->n_accepted && loop->accepted;
     if (loop->last) {
         loop->ids = calloc(n * loop->limits.n_ctx, sizeof(*loop->ids));
         loop->spoiled = calloc(n, sizeof(*loop->spoiled));
@@ -328,6 +353,9 @@ static void destroy_arrays(struct stage_loop *loop)
     free(loop->target);
     free(loop->spoiled);
     free(loop->ids);
+    free(loop->accepted);
+    free(loop->n_accepted);
+    free(loop->n_draft);
     free(loop->sampled);
     free(loop->experts);
     free(loop->error);
@@ -343,6 +371,7 @@ enum lm_status stage_loop_run(const struct stage_loop_config *config, struct lm_
                               .limits = {.n_slot = worker->n_slot,
                                          .n_ctx = worker->n_ctx,
                                          .n_batch = worker->n_batch,
+                                         .n_draft = worker->n_draft,
                                          .n_vocab = worker->hp->n_vocab}};
     bool done = false;
     if (!err) err = &own;

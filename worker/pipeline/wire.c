@@ -144,6 +144,7 @@ static void fill_seq(Lean__PlanSeq *out, const struct step_seq *seq, uint32_t po
     out->n_target = seq->n_target;
     out->target = (int32_t *)seq->targets;
     SET(out, n_target_top, seq->n_target_top);
+    SET(out, n_draft, seq->n_draft);
 }
 
 enum lm_status wire_pack_plan(struct frame **out, uint64_t number, const struct step_plan *plan,
@@ -204,6 +205,9 @@ static const char *find_fault(const Lean__Plan *message, const struct wire_limit
         for (size_t j = 0; j < seq->n_target; j++)
             if (seq->target[j] < 0 || (uint32_t)seq->target[j] >= limits->n_vocab)
                 return "a target that there is not";
+        if (seq->n_draft > limits->n_draft || seq->n_draft >= seq->n_id ||
+            (seq->n_draft && seq->output != LEAN__PLAN_SEQ__OUTPUT__SAMPLE))
+            return "the number of drafts";
         if (seq->n_target > seq->n_id || seq->n_target_top > SAMPLING_MAX_LOGPROB)
             return "the number of targets";
         if (seq->n_prompt > seq->position + seq->n_id) return "the length of a prompt";
@@ -262,6 +266,7 @@ static struct step_seq read_seq(const Lean__PlanSeq *message,
     return (struct step_seq){.slot = message->slot,
                              .ids = message->id,
                              .n_token = (uint32_t)message->n_id,
+                             .n_draft = message->n_draft,
                              .output = outputs[message->output],
                              .n_history = (size_t)message->position + message->n_id,
                              .n_prompt = message->n_prompt,
@@ -395,6 +400,8 @@ struct expert_usage wire_unpack_usage(const Lean__ExpertUsage *usage)
 }
 
 struct result_messages {
+    Lean__Token *accepted; /* [n_seq][STEP_DRAFT_MAX] */
+    Lean__Token **accepted_ptr;
     struct {
         Lean__SeqResult result;
         Lean__Token token;
@@ -411,6 +418,8 @@ struct result_messages {
 
 static void free_result_messages(struct result_messages *messages)
 {
+    free(messages->accepted);
+    free(messages->accepted_ptr);
     free(messages->part);
     free(messages->result);
     free(messages->target);
@@ -435,6 +444,12 @@ static void fill_result(struct result_messages *messages, const struct wire_resu
         messages->target_ptr[*n_target] = target;
         out->n_target++;
     }
+    out->n_accepted = seq->n_draft ? *seq->n_accepted : 0;
+    out->accepted = messages->accepted_ptr + (size_t)i * STEP_DRAFT_MAX;
+    for (size_t k = 0; k < out->n_accepted; k++) {
+        out->accepted[k] = &messages->accepted[(size_t)i * STEP_DRAFT_MAX + k];
+        fill_token(out->accepted[k], &seq->accepted[k]);
+    }
     if (seq->error->status != LM_OK)
         wire_pack_failure(out->failure = &messages->part[i].failure, seq->error);
     else if (wants_sample(seq))
@@ -446,13 +461,17 @@ enum lm_status wire_pack_result(struct frame **out, const struct wire_result *re
 {
     Lean__Tokens message = LEAN__TOKENS__INIT;
     Lean__Failure failure;
+    const size_t n_draft = (size_t)result->n_seq * STEP_DRAFT_MAX;
     struct result_messages messages = {
+        .accepted = calloc(n_draft, sizeof(*messages.accepted)),
+        .accepted_ptr = calloc(n_draft, sizeof(Lean__Token *)),
         .part = calloc(result->n_seq, sizeof(*messages.part)),
         .result = calloc(result->n_seq, sizeof(Lean__SeqResult *)),
         .target = calloc(result->n_target + 1, sizeof(*messages.target)),
         .target_ptr = calloc(result->n_target + 1, sizeof(Lean__Target *)),
     };
-    if (!messages.part || !messages.result || !messages.target || !messages.target_ptr) {
+    if (!messages.accepted || !messages.accepted_ptr || !messages.part || !messages.result ||
+        !messages.target || !messages.target_ptr) {
         free_result_messages(&messages);
         return no_memory(err);
     }

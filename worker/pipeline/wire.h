@@ -12,7 +12,7 @@ struct frame;
 
 /* Of slots, and of one step. */
 struct wire_limits {
-    uint32_t n_slot, n_ctx, n_batch, n_vocab;
+    uint32_t n_slot, n_ctx, n_batch, n_draft, n_vocab;
 };
 
 /* A message is packed into a frame from rank 0, which free() frees. */
@@ -27,7 +27,7 @@ enum lm_status wire_pack_plan(struct frame **out, uint64_t number, const struct 
                               const uint32_t *position, const Lean__SlotOp *op, size_t n_op,
                               uint32_t n_vocab, struct lm_error *err);
 
-/* A plan received. Without history, callbacks and errors. */
+/* A plan received. Without history, callbacks, room for accepted drafts, and errors. */
 struct wire_plan {
     Lean__Plan *message;
     struct step_plan plan;            /* points into what follows, and into the message */

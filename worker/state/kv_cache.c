@@ -150,6 +150,13 @@ void kv_cache_clear(struct kv_cache *cache, uint32_t slot)
         drop_entry(cache, slot, i);
 }
 
+void kv_cache_cut(struct kv_cache *cache, uint32_t slot, uint32_t n)
+{
+    for (uint32_t i = (n + KV_BLOCK - 1) / KV_BLOCK;
+         i < cache->n_entry && *entry_of(cache, slot, i) != NO_GROUP; i++)
+        drop_entry(cache, slot, i);
+}
+
 void kv_cache_share(struct kv_cache *cache, uint32_t from, uint32_t to, uint32_t n)
 {
     for (uint32_t i = 0; i < (n + KV_BLOCK - 1) / KV_BLOCK; i++) {

@@ -39,6 +39,8 @@ enum lm_status kv_cache_reserve(struct kv_cache *cache, uint32_t slot, uint32_t 
 /* Whether the first n positions can be continued from, or the window has dropped some. */
 bool kv_cache_can_truncate(const struct kv_cache *cache, uint32_t slot, uint32_t n);
 void kv_cache_clear(struct kv_cache *cache, uint32_t slot);
+/* Gives back the blocks behind the first n positions. */
+void kv_cache_cut(struct kv_cache *cache, uint32_t slot, uint32_t n);
 /* Shares the first n positions of `from` with `to`, which is empty. */
 void kv_cache_share(struct kv_cache *cache, uint32_t from, uint32_t to, uint32_t n);
 

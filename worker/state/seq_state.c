@@ -15,7 +15,9 @@ struct seq_state {
     struct seq_state_config config;
     struct kv_cache *cache[N_CACHE]; /* NULL where no layer needs one */
     struct recurrent_state *recurrent;
-    uint32_t *length; /* [n_slot] */
+    uint32_t *length;  /* [n_slot] */
+    uint32_t *n_draft; /* [n_slot] of the last step that was reserved, not cut since */
+    bool *frozen;      /* [n_slot] n_draft > 0 */
     /* which table of which cache, or which recurrent layer: [n_layer] */
     struct {
         uint8_t cache;
@@ -60,7 +62,9 @@ static enum lm_status create_recurrent(struct seq_state *state, struct backend *
     for (uint32_t il = state->config.layer_begin; il < state->config.layer_end; il++)
         if (hp->layer[il].recurrent) state->place[il].index = n++;
     if (!n) return LM_OK;
-    return recurrent_state_create(&state->recurrent, backend, hp, n, state->config.n_slot, err);
+    const uint32_t n_kept = state->config.n_draft ? state->config.n_draft + 1 : 0;
+    return recurrent_state_create(&state->recurrent, backend, hp, n, state->config.n_slot, n_kept,
+                                  err);
 }
 
 enum lm_status seq_state_create(struct seq_state **out, struct backend *backend,
@@ -76,7 +80,9 @@ enum lm_status seq_state_create(struct seq_state **out, struct backend *backend,
     state->config = *config;
     enum lm_status status = LM_OK;
     state->length = calloc(config->n_slot, sizeof(*state->length));
-    if (!state->length)
+    state->n_draft = calloc(config->n_slot, sizeof(*state->n_draft));
+    state->frozen = calloc(config->n_slot, sizeof(*state->frozen));
+    if (!state->length || !state->n_draft || !state->frozen)
         status =
             lm_fail(err, LM_E_NO_MEM, "sequence state: no memory for %u slots", config->n_slot);
     for (int which = 0; which < N_CACHE && status == LM_OK; which++)
@@ -96,6 +102,8 @@ void seq_state_destroy(struct seq_state *state)
     recurrent_state_destroy(state->recurrent);
     for (int which = 0; which < N_CACHE; which++)
         kv_cache_destroy(state->cache[which]);
+    free(state->frozen);
+    free(state->n_draft);
     free(state->length);
     free(state);
 }
@@ -105,10 +113,18 @@ uint32_t seq_state_length(const struct seq_state *state, uint32_t slot)
     return state->length[slot];
 }
 
+static void set_drafts(struct seq_state *state, uint32_t slot, uint32_t n)
+{
+    state->n_draft[slot] = n;
+    state->frozen[slot] = n > 0;
+}
+
 enum lm_status seq_state_reserve(struct seq_state *state, uint32_t slot, uint32_t n,
-                                 struct lm_error *err)
+                                 uint32_t n_draft, struct lm_error *err)
 {
     const uint32_t length = state->length[slot];
+    assert(n_draft < n && n_draft <= state->config.n_draft);
+    set_drafts(state, slot, n_draft);
     if (n > state->config.n_ctx - length)
         return lm_fail(err, LM_E_LIMIT, "context of %u tokens is full", state->config.n_ctx);
     /* Both are tried whatever comes of the first, so that stages which have but one of them do what
@@ -128,6 +144,21 @@ void seq_state_advance(struct seq_state *state, uint32_t slot, uint32_t n)
 {
     assert(n <= state->config.n_ctx - state->length[slot]);
     state->length[slot] += n;
+    if (state->recurrent)
+        recurrent_state_set_kept(state->recurrent, slot, state->n_draft[slot] ? n : 0);
+}
+
+void seq_state_cut(struct seq_state *state, uint32_t slot, uint32_t n)
+{
+    const uint32_t n_cut = state->length[slot] - n;
+    assert(n <= state->length[slot] && n_cut <= state->n_draft[slot]);
+    if (state->recurrent && state->n_draft[slot])
+        recurrent_state_set_kept(state->recurrent, slot,
+                                 recurrent_state_n_kept(state->recurrent, slot) - n_cut);
+    for (int which = 0; which < N_CACHE; which++)
+        if (state->cache[which]) kv_cache_cut(state->cache[which], slot, n);
+    state->length[slot] = n;
+    set_drafts(state, slot, 0);
 }
 
 void seq_state_clear(struct seq_state *state, uint32_t slot)
@@ -136,6 +167,7 @@ void seq_state_clear(struct seq_state *state, uint32_t slot)
         if (state->cache[which]) kv_cache_clear(state->cache[which], slot);
     if (state->recurrent) recurrent_state_clear(state->recurrent, slot);
     state->length[slot] = 0;
+    set_drafts(state, slot, 0);
 }
 
 enum lm_status seq_state_can_fork(const struct seq_state *state, uint32_t from, uint32_t n,
@@ -166,6 +198,7 @@ enum lm_status seq_state_fork(struct seq_state *state, uint32_t from, uint32_t t
     }
     if (state->recurrent) recurrent_state_copy(state->recurrent, from, to);
     state->length[to] = n;
+    set_drafts(state, to, 0);
     return LM_OK;
 }
 
@@ -190,4 +223,19 @@ float *const *seq_state_conv(const struct seq_state *state, uint32_t il)
 float *const *seq_state_memory(const struct seq_state *state, uint32_t il)
 {
     return recurrent_state_memory(state->recurrent, state->place[il].index);
+}
+
+const bool *seq_state_frozen(const struct seq_state *state)
+{
+    return state->frozen;
+}
+
+uint32_t seq_state_n_kept(const struct seq_state *state, uint32_t slot)
+{
+    return recurrent_state_n_kept(state->recurrent, slot);
+}
+
+struct kept_rows seq_state_kept(const struct seq_state *state, uint32_t il, uint32_t slot)
+{
+    return recurrent_state_kept(state->recurrent, state->place[il].index, slot);
 }

@@ -23,7 +23,8 @@ struct fake_under_way {
 struct fake_runner {
     int32_t ids[FAKE_N_SLOT][FAKE_N_CTX];
     uint32_t length[FAKE_N_SLOT];
-    uint32_t room; /* positions that all slots together may hold */
+    uint32_t n_draft[FAKE_N_SLOT]; /* of the last step, if it was not cut since */
+    uint32_t room;                 /* positions that all slots together may hold */
     bool can_cut;
     enum lm_status fail_with; /* the next step fails so, halfway */
     uint32_t bad_slot;        /* the sequence of this slot fails alone in the next step, if not 0 */
@@ -43,10 +44,14 @@ static inline uint64_t fake_hash(const int32_t *ids, size_t n)
     return hash ^ hash >> 29;
 }
 
-/* What is sampled behind n tokens, and how likely a token is there. */
+/* What is sampled behind n tokens, and how likely a token is there. Sequences that begin with
+ * FAKE_REPEATS say mostly what they have said FAKE_PERIOD tokens before. */
+enum { FAKE_REPEATS = 123456, FAKE_PERIOD = 10 };
 static inline int32_t fake_token(const int32_t *ids, size_t n)
 {
-    return (int32_t)(fake_hash(ids, n) % 100000);
+    const uint64_t hash = fake_hash(ids, n);
+    if (ids[0] == FAKE_REPEATS && n > FAKE_PERIOD && hash / 8 % 12) return ids[n - FAKE_PERIOD];
+    return (int32_t)(hash % 100000);
 }
 
 static inline float fake_logprob(const int32_t *ids, size_t n, int32_t id)
@@ -93,6 +98,8 @@ static inline enum lm_status fake_begin(void *context, const struct step_plan *p
         memcpy(runner->ids[seq->slot] + *length, seq->ids, seq->n_token * sizeof(int32_t));
         *length += seq->n_token;
         n_reader += *length <= seq->n_prompt;
+        assert(!runner->n_draft[seq->slot]); /* cut behind each step with drafts */
+        runner->n_draft[seq->slot] = seq->n_draft;
         step->seq[i] = *seq;
         step->length[i] = *length;
         memcpy(step->ids[i], runner->ids[seq->slot], sizeof(step->ids[i]));
@@ -112,6 +119,19 @@ static inline enum lm_status fake_begin(void *context, const struct step_plan *p
     return LM_OK;
 }
 
+/* Samples behind the last token that is no draft, and behind each draft that was sampled. */
+static inline void fake_sample(const struct fake_under_way *step, uint32_t i)
+{
+    const struct step_seq *seq = &step->seq[i];
+    for (uint32_t k = 0; k <= seq->n_draft; k++) {
+        const uint32_t n = step->length[i] - seq->n_draft + k;
+        step->sampled[i].id = fake_token(step->ids[i], n);
+        if (k == seq->n_draft || step->sampled[i].id != step->ids[i][n]) break;
+        seq->accepted[k] = step->sampled[i];
+        *seq->n_accepted = k + 1;
+    }
+}
+
 static inline enum lm_status fake_end(void *context, struct lm_error *err)
 {
     struct fake_runner *runner = context;
@@ -124,7 +144,7 @@ static inline enum lm_status fake_end(void *context, struct lm_error *err)
         if (step->bad_slot && seq->slot == step->bad_slot)
             lm_fail(seq->error, LM_E_FAIL, "no token is allowed");
         else if (seq->output == STEP_OUTPUT_SAMPLE)
-            step->sampled[i].id = fake_token(step->ids[i], step->length[i]);
+            fake_sample(step, i);
     }
     return LM_OK;
 }
@@ -133,8 +153,15 @@ static inline enum lm_status fake_seq(void *context, const struct seq_op *op, st
 {
     struct fake_runner *runner = context;
     if (op->kind == SEQ_CLEAR) {
-        runner->length[op->slot] = 0;
+        runner->length[op->slot] = runner->n_draft[op->slot] = 0;
         runner->n_clear++;
+        return LM_OK;
+    }
+    if (op->kind == SEQ_CUT) {
+        assert(op->n <= runner->length[op->slot] &&
+               runner->length[op->slot] - op->n <= runner->n_draft[op->slot]);
+        runner->length[op->slot] = op->n;
+        runner->n_draft[op->slot] = 0;
         return LM_OK;
     }
     assert(op->slot != op->to && op->n <= runner->length[op->slot]);

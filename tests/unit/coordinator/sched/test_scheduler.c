@@ -35,6 +35,25 @@ static void open_deep(struct fixture *fixture, uint32_t depth, uint32_t n_slot, 
     assert_int_equal(scheduler_create(&fixture->scheduler, &config, &err), LM_OK);
 }
 
+/* Drafts of up to n_draft tokens. */
+static void open_drafting(struct fixture *fixture, uint32_t depth, uint32_t n_slot, bool can_cut,
+                          enum drafting prompt_lookup, uint32_t n_draft)
+{
+    struct lm_error err;
+    open_deep(fixture, depth, n_slot, n_slot, can_cut);
+    scheduler_destroy(fixture->scheduler);
+    const struct scheduler_config config = {.runner = &fixture->runner,
+                                            .n_slot = n_slot,
+                                            .n_parked = n_slot,
+                                            .n_ctx = N_CTX,
+                                            .prefill_chunk = CHUNK,
+                                            .can_cut = can_cut,
+                                            .prompt_lookup = prompt_lookup,
+                                            .n_draft = n_draft,
+                                            .logprob_bytes_max = 1 << 20};
+    assert_int_equal(scheduler_create(&fixture->scheduler, &config, &err), LM_OK);
+}
+
 static void open_fixture(struct fixture *fixture, uint32_t n_slot, uint32_t n_parked, bool can_cut)
 {
     open_deep(fixture, 1, n_slot, n_parked, can_cut);
@@ -767,6 +786,160 @@ static void test_random_requests(void **state)
     assert_true(n_deep > N_ROUND / FAKE_DEPTH / 2);
 }
 
+/* ---- drafts ------------------------------------------------------------------------------- */
+
+static void fill_repeating(int32_t *ids, size_t n, int32_t seed)
+{
+    ids[0] = FAKE_REPEATS;
+    for (size_t i = 1; i < n; i++)
+        ids[i] = seed + (int32_t)(i % FAKE_PERIOD);
+}
+
+/* on_token holds every token against what is sampled without drafts. */
+static void test_drafts_change_no_token(void **state)
+{
+    (void)state;
+    for (uint32_t depth = 1; depth <= FAKE_DEPTH; depth += 3) {
+        for (uint32_t n_draft = 1; n_draft <= STEP_DRAFT_MAX; n_draft += 7) {
+            struct fixture fixture;
+            struct call calls[6];
+            int32_t prompts[6][60];
+            size_t n_draft_sum = 0, n_accepted_sum = 0;
+            open_drafting(&fixture, depth, 3, n_draft & 2, DRAFTING_ON, n_draft);
+            for (int32_t i = 0; i < 6; i++) {
+                fill_repeating(prompts[i], 60, 1000 * i);
+                submit(&fixture, &calls[i], prompts[i], 40 + (size_t)i, 100 + 40 * (uint32_t)i);
+            }
+            run_all(&fixture);
+            for (int i = 0; i < 6; i++) {
+                const struct request *request = &calls[i].request;
+                assert_int_equal(request->status, LM_OK);
+                assert_int_equal(request->n_generated, request->n_max);
+                assert_int_equal(calls[i].n_token, request->n_max);
+                assert_true(request->n_draft_accepted > 0);
+                assert_true(request->n_draft_accepted < request->n_draft);
+                n_draft_sum += request->n_draft;
+                n_accepted_sum += request->n_draft_accepted;
+            }
+            const struct scheduler_stats stats = scheduler_stats(fixture.scheduler);
+            assert_int_equal(stats.n_draft, n_draft_sum);
+            assert_int_equal(stats.n_draft_accepted, n_accepted_sum);
+            assert_true(fixture.fake.n_token_max <= CHUNK + 3);
+            scheduler_destroy(fixture.scheduler);
+        }
+    }
+}
+
+/* A state that ends inside drafts is kept as one that never had any. */
+static void test_prefix_behind_drafts(void **state)
+{
+    (void)state;
+    size_t n_cached[2][8];
+    for (int drafts = 0; drafts < 2; drafts++) {
+        for (int i = 0; i < 8; i++) {
+            struct fixture fixture;
+            struct call call;
+            int32_t prompt[40];
+            fill_repeating(prompt, 40, 5);
+            open_drafting(&fixture, 1, 2, i & 1, drafts ? DRAFTING_ON : DRAFTING_OFF, 8);
+            submit(&fixture, &call, prompt, 40, 50 + (uint32_t)i), run_all(&fixture);
+            n_cached[drafts][i] = cached(&fixture, call.ids, 40 + 50 + (size_t)i, 20);
+            assert_int_equal(scheduler_stats(fixture.scheduler).n_draft_accepted > 0, drafts);
+            scheduler_destroy(fixture.scheduler);
+        }
+    }
+    assert_memory_equal(n_cached[0], n_cached[1], sizeof(n_cached[0]));
+}
+
+/* Stops, or is steered, at one token after the other: most of them were accepted drafts. */
+struct steered {
+    struct call call;
+    uint32_t n_stop, n_steer;
+};
+
+static bool on_token_steered(void *context, const struct sampled_token *token)
+{
+    static const uint32_t anything;
+    struct steered *steered = context;
+    struct call *call = &steered->call;
+    on_token(call, token);
+    call->request.sampling.allowed = call->n_token == steered->n_steer ? &anything : NULL;
+    return call->n_token != steered->n_stop;
+}
+
+static void test_stop_and_steer_inside_drafts(void **state)
+{
+    (void)state;
+    int32_t prompt[40];
+    fill_repeating(prompt, 40, 5);
+    for (uint32_t i = 1; i < 40; i++) {
+        struct fixture fixture;
+        struct steered steered = {.n_stop = i + 5, .n_steer = i};
+        open_drafting(&fixture, 1, 1, true, DRAFTING_ON, 8);
+        init_call(&steered.call, prompt, 40, 100);
+        steered.call.request.on_token = on_token_steered;
+        submit_call(&fixture, &steered.call), run_all(&fixture);
+        assert_int_equal(steered.call.n_token, i + 5);
+        assert_true(steered.call.request.stopped);
+        assert_int_equal(fixture.fake.length[0] + fixture.fake.length[1], 40 + i + 5 - 1);
+        scheduler_destroy(fixture.scheduler);
+    }
+}
+
+/* Drafts are given up before anything else is. */
+static void test_drafts_take_no_room(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call call;
+    int32_t prompt[40];
+    fill_repeating(prompt, 40, 5);
+    open_drafting(&fixture, 1, 1, true, DRAFTING_ON, 8);
+    fixture.fake.room = 100;
+    submit(&fixture, &call, prompt, 40, 61), run_all(&fixture);
+    assert_int_equal(call.request.status, LM_OK);
+    assert_int_equal(call.n_token, 61);
+    scheduler_destroy(fixture.scheduler);
+}
+
+/* The context ends as it does without. */
+static void test_drafts_at_the_end_of_the_context(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call call;
+    int32_t prompt[40];
+    fill_repeating(prompt, 40, 5);
+    open_drafting(&fixture, 1, 1, true, DRAFTING_ON, 15);
+    submit(&fixture, &call, prompt, 40, UINT32_MAX), run_all(&fixture);
+    assert_int_equal(call.request.status, LM_OK);
+    assert_int_equal(call.n_token, N_CTX - 40 + 1);
+    scheduler_destroy(fixture.scheduler);
+}
+
+/* A sequence fails alone behind drafts, and while drafts are under way it is cancelled. */
+static void test_failure_and_cancel_with_drafts(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call calls[2];
+    int32_t prompts[2][40];
+    open_drafting(&fixture, FAKE_DEPTH, 2, true, DRAFTING_ON, 8);
+    for (int32_t i = 0; i < 2; i++) {
+        fill_repeating(prompts[i], 40, 500 * i);
+        submit(&fixture, &calls[i], prompts[i], 40, 200);
+    }
+    while (calls[0].n_token < 30 || calls[1].n_token < 30)
+        scheduler_step(fixture.scheduler);
+    atomic_store(&calls[0].request.cancelled, true);
+    fixture.fake.bad_slot = 1;
+    run_all(&fixture);
+    assert_int_equal(calls[0].n_ended + calls[1].n_ended, 2);
+    assert_true(calls[0].request.status == LM_OK || calls[1].request.status == LM_OK);
+    assert_true(calls[0].request.status != LM_OK || calls[1].request.status != LM_OK);
+    scheduler_destroy(fixture.scheduler);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -795,6 +968,12 @@ int main(void)
         cmocka_unit_test(test_cancelled_requests_leave),
         cmocka_unit_test(test_prompts_are_held_to_the_context),
         cmocka_unit_test(test_random_requests),
+        cmocka_unit_test(test_drafts_change_no_token),
+        cmocka_unit_test(test_prefix_behind_drafts),
+        cmocka_unit_test(test_stop_and_steer_inside_drafts),
+        cmocka_unit_test(test_drafts_take_no_room),
+        cmocka_unit_test(test_drafts_at_the_end_of_the_context),
+        cmocka_unit_test(test_failure_and_cancel_with_drafts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

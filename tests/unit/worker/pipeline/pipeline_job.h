@@ -81,6 +81,7 @@ static inline void job_open_rank(struct job *job, uint32_t i, uint32_t begin, ui
                                          .n_ctx = JOB_N_CTX,
                                          .n_position = JOB_N_POSITION,
                                          .n_batch = JOB_N_BATCH,
+                                         .n_draft = STEP_DRAFT_MAX,
                                          .kv_type = TENSOR_F16,
                                          .name = job->n_rank > 1 ? rank->name : NULL};
     if (worker_create(&rank->worker, &config, &err) != LM_OK) fail_msg("%s", err.message);

@@ -60,7 +60,7 @@ static float *cell(struct fixture *fixture, uint32_t il, uint32_t slot, uint32_t
 static enum lm_status extend(struct fixture *fixture, uint32_t slot, uint32_t n, float mark)
 {
     struct lm_error err;
-    const enum lm_status status = seq_state_reserve(fixture->state, slot, n, &err);
+    const enum lm_status status = seq_state_reserve(fixture->state, slot, n, 0, &err);
     if (status != LM_OK) return status;
     const uint32_t begin = seq_state_length(fixture->state, slot);
     for (uint32_t pos = begin; pos < begin + n; pos++) {
@@ -252,9 +252,9 @@ static void test_stages_hold_what_the_whole_holds(void **state)
             for (int i = 0; i < 2; i++)
                 seq_state_clear(stage[i].state, old);
         } else {
-            const enum lm_status status = seq_state_reserve(whole.state, slot, n, &err);
+            const enum lm_status status = seq_state_reserve(whole.state, slot, n, 0, &err);
             for (int i = 0; i < 2; i++) {
-                const enum lm_status own = seq_state_reserve(stage[i].state, slot, n, NULL);
+                const enum lm_status own = seq_state_reserve(stage[i].state, slot, n, 0, NULL);
                 if (status == LM_OK) assert_int_equal(own, LM_OK);
             }
             if (status == LM_OK) {

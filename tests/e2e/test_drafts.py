@@ -1,0 +1,103 @@
+"""Drafts are verified: whatever they are, the same comes out as without them, and where they are right
+it comes in fewer steps."""
+import json
+import os
+import unittest
+
+import cli
+import golden
+import ranks
+import serve
+
+TEXT = ("the kernel is a program. the driver is a module of the kernel. " * 4 +
+        "Say that again: the kernel is a program.")
+N_TOKEN = 60
+
+
+def ids_of(text, model=serve.DEMO):
+    return json.loads(cli.lean("tokenize", model, "--json", input=text).stdout)["ids"]
+
+
+def evaluate(*options, text=TEXT, n=N_TOKEN):
+    answer = golden.evaluate(serve.DEMO, ids_of(text), "-n", n, *options)
+    return answer["generated"], answer["effective"]["drafts_accepted"]
+
+
+class SameOutput(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.plain, n_accepted = evaluate("--prompt-lookup", "off")
+        assert n_accepted == 0
+
+    def check(self, *options):
+        generated, n_accepted = evaluate("--prompt-lookup", "on", *options)
+        self.assertEqual(generated, self.plain, options)
+        self.assertGreater(n_accepted, N_TOKEN // 4, options)
+
+    def test_on_the_cpu(self):
+        self.check()
+        self.check("--draft-max", 1, "--kernels", "ref", "--threads", 1)
+        self.check("--draft-max", 15, "--prefill-chunk", 16)
+
+    def test_with_few_experts_in_memory(self):
+        self.check("--expert-slots", "min")
+
+    @unittest.skipUnless(os.path.exists(os.path.join(ranks.BUILD, "liblean_cuda_emu.so")),
+                         "no emulated plugin was built")
+    def test_on_a_device(self):
+        short = {"text": "the kernel is a program. the kernel is", "n": 16} # it is a slow device
+        plain, _ = evaluate("--prompt-lookup", "off", **short)
+        drafted, n_accepted = evaluate("--prompt-lookup", "on", "--device", "emu", "--gpu-layers", 2,
+                                       **short)
+        self.assertEqual(drafted, plain)
+        self.assertGreater(n_accepted, 2)
+
+    def test_automatically(self):
+        generated, _ = evaluate()
+        self.assertEqual(generated, self.plain)
+
+
+class Serving(unittest.TestCase):
+    REQUESTS = {
+        "greedy": {"temperature": 0},
+        "seeded": {"temperature": 0.6, "top_p": 0.9, "seed": 7},
+        "penalized": {"temperature": 0.3, "seed": 3, "presence_penalty": 0.2, "logprobs": 3},
+        "stopped": {"temperature": 0, "stop": ["module"]},
+    }
+
+    def answers(self, *options):
+        found = {}
+        with serve.Server("--ctx", 1024, "--parallel", 2, *options) as server:
+            def complete(kind):
+                request = {"prompt": TEXT, "max_tokens": N_TOKEN, "ignore_eos": True,
+                           "return_token_ids": True, "timings": True, **self.REQUESTS[kind]}
+                return server.post("/v1/completions", request, timeout=120).json
+
+            kinds = list(self.REQUESTS)
+            together = serve.at_once(*[lambda kind=kind: complete(kind) for kind in kinds])
+            for kind, answer in zip(kinds, together):
+                alone = complete(kind)
+                for key in ("token_ids", "logprobs", "finish_reason", "text"):
+                    self.assertEqual(alone["choices"][0][key], answer["choices"][0][key], kind)
+                choice = alone["choices"][0]
+                found[kind] = [choice["token_ids"], choice["text"], choice["finish_reason"],
+                               choice["logprobs"], alone["usage"]["completion_tokens"]]
+            counts = [server.metric("lean_spec_" + name) for name in
+                      ("drafts_total", "draft_tokens_total", "accepted_tokens_total")]
+            timings = complete("greedy")["timings"]
+        return found, counts, timings
+
+    def test_the_same_answers(self):
+        plain, counts, timings = self.answers("--prompt-lookup", "off")
+        self.assertEqual((counts, timings["draft_n"]), ([0, 0, 0], 0))
+        drafted, counts, timings = self.answers("--prompt-lookup", "on")
+        self.assertEqual(drafted, plain)
+        n_draft_step, n_draft, n_accepted = counts
+        self.assertGreater(n_accepted, 0)
+        self.assertGreaterEqual(n_draft, max(n_accepted, n_draft_step))
+        self.assertGreaterEqual(timings["draft_n"], timings["draft_n_accepted"])
+        self.assertGreater(timings["draft_n_accepted"], N_TOKEN // 4)
+
+
+if __name__ == "__main__":
+    unittest.main()
