@@ -580,6 +580,7 @@ static void check_delta_net(const struct subject *s)
         struct delta_net_args part = device;
         const bool frozen[N_SLOT] = {true, true, true};
         part.frozen = frozen; /* the same result, and what follows must find the states untouched */
+        part.token = token;
         part.n_token = n < DELTA_NET_FROZEN_MAX ? n : DELTA_NET_FROZEN_MAX;
         s->backend->ops->delta_net(s->backend, &part);
         expect_sync(s);
