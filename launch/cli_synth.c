@@ -27,6 +27,7 @@ static enum lm_status read_config(const struct options *options, struct synth_co
     config->seed = (uint64_t)options_int(options, "seed");
     config->skew = (float)options_float(options, "skew");
     config->similarity = (float)options_float(options, "similarity");
+    config->hollow = options_flag(options, "hollow");
     config->mtp = options_flag(options, "mtp");
     return LM_OK;
 }
@@ -52,6 +53,8 @@ static const struct option_spec options_synth[] = {
     {"output", 'o', OPTION_PATH, "FILE", .help = "the file to write"},
     {"force", 'f', OPTION_FLAG, .help = "replace FILE if it exists"},
     {"dry-run", 0, OPTION_FLAG, .help = "print the size, write nothing"},
+    {"hollow", 0, OPTION_FLAG,
+     .help = "weights are holes, which take no room: a file for lean inspect --memory"},
     {"seed", 0, OPTION_INT, "N", .def = "0", .help = "same seed and arguments: same bytes"},
     {"skew", 0, OPTION_FLOAT, "S", .def = "0", .min = 0, .max = 4,
      .help = "how unevenly experts are chosen; 0: evenly, 1: a tenth of them get most"},

@@ -365,7 +365,6 @@ static void write_header(struct gguf_writer *writer)
 {
     uint8_t head[HEAD_BYTES];
     file_head(writer, head);
-    reserve_space(writer);
     writer->header_written = true;
     put(writer, head, sizeof(head));
     put(writer, writer->kvs.data, writer->kvs.n);
@@ -378,7 +377,10 @@ enum lm_status gguf_writer_data(struct gguf_writer *writer, const void *data, ui
 {
     const char *at = data;
     assert(writer->fd >= 0); /* not a writer that only measures */
-    if (writer->error.status == LM_OK && !writer->header_written) write_header(writer);
+    if (writer->error.status == LM_OK && !writer->header_written) {
+        reserve_space(writer);
+        write_header(writer);
+    }
     while (n_bytes && writer->error.status == LM_OK) {
         if (writer->tensor_at == writer->n_tensor) {
             lm_fail(&writer->error, LM_E_FAIL, "%s: %llu bytes more than the tensors have",
@@ -427,6 +429,18 @@ enum lm_status gguf_writer_finish(struct gguf_writer *writer, struct lm_error *e
     }
     gguf_writer_destroy(writer);
     return status;
+}
+
+enum lm_status gguf_writer_finish_hollow(struct gguf_writer *writer, struct lm_error *err)
+{
+    assert(!writer->header_written);
+    if (writer->error.status == LM_OK) write_header(writer);
+    flush(writer);
+    const uint64_t n_bytes = padded_header_bytes(writer) + writer->n_data;
+    if (writer->error.status == LM_OK && ftruncate(writer->fd, (off_t)n_bytes))
+        lm_fail_errno(&writer->error, "%s: truncate", writer->partial_path);
+    writer->tensor_at = writer->n_tensor;
+    return gguf_writer_finish(writer, err);
 }
 
 void gguf_writer_destroy(struct gguf_writer *writer)

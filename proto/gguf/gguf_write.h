@@ -48,6 +48,9 @@ enum lm_status gguf_writer_data(struct gguf_writer *writer, const void *data, ui
 uint64_t gguf_writer_checksum(struct gguf_writer *writer);
 /* Syncs, renames and destroys. LM_E_FAIL if tensors are incomplete. */
 enum lm_status gguf_writer_finish(struct gguf_writer *writer, struct lm_error *err);
+/* In place of all data, and finish: the file has its size, and its tensors read as zeros that take
+ * no room on the disk. */
+enum lm_status gguf_writer_finish_hollow(struct gguf_writer *writer, struct lm_error *err);
 void gguf_writer_destroy(struct gguf_writer *writer); /* abandons; NULL is legal */
 
 /* Whether an entry is about how the model was split into files. */

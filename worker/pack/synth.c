@@ -294,8 +294,11 @@ enum lm_status synth_write(const char *path, const struct synth_config *config, 
     uint64_t n_measured = 0;
     if (status == LM_OK) status = gguf_writer_measure(synth.writer, &n_measured, err);
     if (n_bytes) *n_bytes = n_measured;
-    if (status == LM_OK && path) status = write_weights(&synth, tensors, n, n_measured, err);
+    const bool hollow = path && config->hollow;
+    if (status == LM_OK && path && !hollow)
+        status = write_weights(&synth, tensors, n, n_measured, err);
     free(tensors);
+    if (status == LM_OK && hollow) return gguf_writer_finish_hollow(synth.writer, err);
     if (status == LM_OK && path) return gguf_writer_finish(synth.writer, err);
     gguf_writer_destroy(synth.writer);
     return status;

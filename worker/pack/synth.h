@@ -55,6 +55,7 @@ struct synth_config {
     const struct recipe *recipe;
     uint64_t seed;
     float skew, similarity;
+    bool hollow;                                 /* weights are holes in the file, read as zeros */
     bool mtp;                                    /* adds an MTP layer; qwen35 and qwen35moe */
     const volatile sig_atomic_t *is_interrupted; /* checked now and then; may be NULL */
 };
