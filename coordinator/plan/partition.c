@@ -56,7 +56,69 @@ void partition_model_take(struct partition_model *out, const struct gguf_file *f
                                      .expert_bytes = plan.expert_bytes,
                                      .state_bytes = plan.kv_bytes + plan.recurrent_bytes};
         if (common > out->common_bytes) out->common_bytes = common;
+        out->program_bytes = plan.program_bytes;
     }
+}
+
+/* What layers begin .. end are. */
+struct interval {
+    uint64_t fixed_bytes;  /* in memory beside experts */
+    uint64_t read_bytes;   /* of that for every token */
+    uint64_t expert_bytes; /* all of them */
+    double n_expert;
+};
+
+/* Nothing if it is empty. */
+static struct interval interval_of(const struct partition_model *model, const struct sums *sums,
+                                   uint32_t begin, uint32_t end)
+{
+    if (begin == end) return (struct interval){.fixed_bytes = 0};
+    const uint64_t read = sums[end].dense_bytes - sums[begin].dense_bytes +
+                          (end == model->n_layer ? model->output_bytes : 0);
+    return (struct interval){
+        .fixed_bytes = read + (begin == 0 ? model->embedding_bytes : 0) + model->common_bytes +
+                       sums[end].state_bytes - sums[begin].state_bytes,
+        .read_bytes = read,
+        .expert_bytes = sums[end].expert_bytes - sums[begin].expert_bytes,
+        .n_expert = (double)(sums[end].n_moe - sums[begin].n_moe) * model->n_expert};
+}
+
+/* The least that n_bytes of experts take. */
+static uint64_t least_of(uint64_t n_bytes, uint64_t slot_bytes_min)
+{
+    return n_bytes < slot_bytes_min || !slot_bytes_min ? n_bytes : slot_bytes_min;
+}
+
+static bool fits_device(const struct partition_model *model, const struct sums *sums,
+                        const struct partition_rank *rank, uint32_t begin, uint32_t end)
+{
+    const struct interval of = interval_of(model, sums, begin, end);
+    return of.fixed_bytes + least_of(of.expert_bytes, model->device_slot_bytes_min) <=
+           rank->vram_bytes;
+}
+
+/* The first layer on the rank's device: fewer layers take less. */
+static uint32_t find_device_begin(const struct partition_model *model, const struct sums *sums,
+                                  const struct partition_rank *rank, uint32_t begin, uint32_t end)
+{
+    uint32_t split = begin > rank->device_begin ? begin : rank->device_begin, none = end;
+    if (!rank->vram_bytes || split > end) return end;
+    while (split < none) {
+        const uint32_t middle = split + (none - split) / 2;
+        if (fits_device(model, sums, rank, middle, end))
+            none = middle;
+        else
+            split = middle + 1;
+    }
+    return split;
+}
+
+/* The share of lookups that find theirs when n_bytes of the experts are there. */
+static double hit_rate(const struct interval *of, uint64_t n_bytes, double used_share)
+{
+    if (n_bytes >= of->expert_bytes) return 1;
+    return hit_rate_expected(of->n_expert * (double)n_bytes / (double)of->expert_bytes,
+                             of->n_expert, used_share);
 }
 
 /* The stage of a rank with layers begin .. end. token_s INFINITY: it does not fit. */
@@ -64,36 +126,42 @@ static struct partition_stage stage_of(const struct partition_model *model, cons
                                        const struct partition_rank *rank, uint32_t begin,
                                        uint32_t end)
 {
-    const bool is_first = begin == 0, is_last = end == model->n_layer;
-    const uint64_t output = is_last ? model->output_bytes : 0;
-    const uint64_t dense = sums[end].dense_bytes - sums[begin].dense_bytes;
-    const uint64_t experts = sums[end].expert_bytes - sums[begin].expert_bytes;
-    const uint32_t n_moe = sums[end].n_moe - sums[begin].n_moe;
     const double used_share = model->n_expert ? (double)model->n_expert_used / model->n_expert : 0;
-    struct partition_stage stage = {
-        .layer_begin = begin,
-        .layer_end = end,
-        .fixed_bytes = dense + output + (is_first ? model->embedding_bytes : 0) +
-                       (sums[end].state_bytes - sums[begin].state_bytes) + model->common_bytes,
-        .expert_bytes = experts,
-        .hit_rate = 1};
+    const uint32_t split = find_device_begin(model, sums, rank, begin, end);
+    const struct interval all = interval_of(model, sums, begin, end);
+    const struct interval host = interval_of(model, sums, begin, split);
+    const struct interval device = interval_of(model, sums, split, end);
+    struct partition_stage stage = {.layer_begin = begin,
+                                    .layer_end = end,
+                                    .fixed_bytes =
+                                        split > begin ? host.fixed_bytes : model->program_bytes,
+                                    .expert_bytes = host.expert_bytes,
+                                    .hit_rate = 1,
+                                    .device_begin = split,
+                                    .device_fixed_bytes = device.fixed_bytes,
+                                    .device_expert_bytes = device.expert_bytes,
+                                    .device_hit_rate = 1};
+    if (split < end) {
+        const uint64_t left = rank->vram_bytes - device.fixed_bytes;
+        stage.device_slot_bytes = device.expert_bytes < left ? device.expert_bytes : left;
+        stage.device_hit_rate = hit_rate(&device, stage.device_slot_bytes, used_share);
+        if (stage.device_slot_bytes < device.expert_bytes) stage.expert_bytes = all.expert_bytes;
+    }
     const uint64_t left =
         rank->ram_bytes > stage.fixed_bytes ? rank->ram_bytes - stage.fixed_bytes : 0;
-    stage.slot_bytes = experts < left ? experts : left;
-    const uint64_t needed =
-        experts < model->slot_bytes_min || !model->slot_bytes_min ? experts : model->slot_bytes_min;
-    if (rank->ram_bytes < stage.fixed_bytes || stage.slot_bytes < needed) {
+    stage.slot_bytes = stage.expert_bytes < left ? stage.expert_bytes : left;
+    if (rank->ram_bytes < stage.fixed_bytes ||
+        stage.slot_bytes < least_of(stage.expert_bytes, model->slot_bytes_min)) {
         stage.token_s = INFINITY;
         return stage;
     }
-    const double used = used_share * (double)experts;
-    if (stage.slot_bytes < experts) {
-        const double n_expert = (double)n_moe * model->n_expert;
-        stage.hit_rate = hit_rate_expected(n_expert * (double)stage.slot_bytes / (double)experts,
-                                           n_expert, used_share);
-    }
-    stage.token_s = ((double)(dense + output) + used) / rank->memory_bytes_s +
+    if (stage.slot_bytes < stage.expert_bytes)
+        stage.hit_rate = hit_rate(&all, stage.slot_bytes + stage.device_slot_bytes, used_share);
+    const double used = used_share * (double)all.expert_bytes;
+    const double found = stage.device_hit_rate * used_share * (double)device.expert_bytes;
+    stage.token_s = ((double)host.read_bytes + used - found) / rank->memory_bytes_s +
                     (1 - stage.hit_rate) * used / rank->disk_bytes_s + rank->hop_s;
+    if (split < end) stage.token_s += ((double)device.read_bytes + found) / rank->vram_bytes_s;
     return stage;
 }
 
@@ -148,7 +216,7 @@ static enum lm_status fail_memory(const struct partition_model *model, const str
     uint64_t needed = 0, available = 0;
     char need[24], have[24];
     for (uint32_t i = 0; i < n_rank; i++)
-        available += ranks[i].ram_bytes;
+        available += ranks[i].ram_bytes + ranks[i].vram_bytes;
     const struct sums *all = &sums[model->n_layer];
     needed = all->dense_bytes + all->state_bytes + model->embedding_bytes + model->output_bytes +
              n_rank * model->common_bytes +

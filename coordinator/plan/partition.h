@@ -6,6 +6,11 @@
  *   hits    share of the lookups that find their expert in the slots
  *   t       = (dense + used experts) / memory rate + (1 - hits) used experts / disk rate + hop
  *
+ * A rank with a device computes there as many of its last layers as fit with all that every token
+ * needs; their experts have the rest of its memory, and where that is not enough those of the host
+ * besides (coordinator/plan/device_plan.h). What the device computes it reads at its own rate, what
+ * it lacks is computed on the host.
+ *
  * The slots are shared by the layers of a stage, so t is no sum over layers, but it is a function
  * of the interval, and a dynamic programme over intervals finds the best cuts:
  *
@@ -26,6 +31,10 @@
 #include "proto/model/hparams.h"
 
 enum { PARTITION_MAX_RANK = 1024 };
+/* Of a device whose own rate nobody knows: with processors at a tenth of it the cut is right
+ * enough.
+ */
+#define PARTITION_VRAM_RATE 500e9
 
 enum partition_objective { PARTITION_THROUGHPUT, PARTITION_LATENCY };
 
@@ -41,7 +50,9 @@ struct partition_model {
     uint32_t n_layer;
     uint64_t embedding_bytes, output_bytes; /* of the first stage; of the last, read every token */
     uint64_t common_bytes;                  /* of every stage: scratch, angles, program */
+    uint64_t program_bytes;                 /* of that, where a device has all of the layers */
     uint64_t slot_bytes_min;                /* that paging needs */
+    uint64_t device_slot_bytes_min;         /* the same on a device; 0: all experts must fit */
     uint32_t n_expert, n_expert_used;
 };
 
@@ -49,17 +60,25 @@ struct partition_model {
 struct partition_rank {
     uint64_t ram_bytes;
     double memory_bytes_s, disk_bytes_s;
-    double hop_s; /* to the next stage */
+    double hop_s;          /* to the next stage */
+    uint64_t vram_bytes;   /* of its device; 0: it has none */
+    double vram_bytes_s;   /* that this computes with */
+    uint32_t device_begin; /* first layer of the model that may be there */
 };
 
 struct partition_stage {
     uint32_t layer_begin, layer_end;
-    uint64_t fixed_bytes, expert_bytes, slot_bytes; /* slots: of the experts in memory */
-    double hit_rate;
-    double token_s; /* t: of one token of one sequence */
+    uint64_t fixed_bytes, expert_bytes, slot_bytes; /* on the host; slots: experts in memory */
+    double hit_rate;                                /* in memory, the device's too */
+    /* The layers from device_begin on are on a device; layer_end: none. Its slots: experts there */
+    uint32_t device_begin;
+    uint64_t device_fixed_bytes, device_expert_bytes, device_slot_bytes;
+    double device_hit_rate; /* of their lookups */
+    double token_s;         /* t: of one token of one sequence */
 };
 
-/* From the request's context, slots, chunk and slot_bytes_min. */
+/* From the request's context, slots, chunk and slot_bytes_min. device_slot_bytes_min is the
+ * caller's to set. */
 void partition_model_take(struct partition_model *out, const struct gguf_file *file,
                           const struct hparams *hp, const struct memory_request *request);
 

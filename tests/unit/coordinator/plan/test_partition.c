@@ -23,6 +23,7 @@ static struct partition_model random_model(uint32_t *seed)
                                     .output_bytes = draw(seed) % 100 * MIB,
                                     .common_bytes = draw(seed) % 20 * MIB,
                                     .slot_bytes_min = draw(seed) % 2 * 30 * MIB,
+                                    .device_slot_bytes_min = draw(seed) % 2 * 40 * MIB,
                                     .n_expert = 32,
                                     .n_expert_used = 4};
     for (uint32_t il = 0; il < model.n_layer; il++)
@@ -68,7 +69,7 @@ static double least_of_all(const struct partition_model *model, const struct par
 static void test_no_cut_is_better(void **state)
 {
     (void)state;
-    uint32_t seed = 5, n_fit = 0, n_paged = 0, n_uneven = 0;
+    uint32_t seed = 5, n_fit = 0, n_paged = 0, n_uneven = 0, n_device = 0, n_lacking = 0;
     for (int round = 0; round < 400; round++) {
         const struct partition_model model = random_model(&seed);
         struct partition_rank ranks[4];
@@ -78,10 +79,14 @@ static void test_no_cut_is_better(void **state)
         const uint32_t n_rank = 1 + draw(&seed) % (model.n_layer < 4 ? model.n_layer : 4);
         const enum partition_objective objective = draw(&seed) % 2;
         for (uint32_t i = 0; i < n_rank; i++)
-            ranks[i] = (struct partition_rank){.ram_bytes = (100 + draw(&seed) % 1500) * MIB,
-                                               .memory_bytes_s = 1e9 * (1 + draw(&seed) % 20),
-                                               .disk_bytes_s = 1e8 * (1 + draw(&seed) % 20),
-                                               .hop_s = 1e-5 * (draw(&seed) % 10)};
+            ranks[i] =
+                (struct partition_rank){.ram_bytes = (100 + draw(&seed) % 1500) * MIB,
+                                        .memory_bytes_s = 1e9 * (1 + draw(&seed) % 20),
+                                        .disk_bytes_s = 1e8 * (1 + draw(&seed) % 20),
+                                        .hop_s = 1e-5 * (draw(&seed) % 10),
+                                        .vram_bytes = draw(&seed) % 2 * (draw(&seed) % 900) * MIB,
+                                        .vram_bytes_s = 1e11,
+                                        .device_begin = draw(&seed) % 3};
         const double least =
             least_of_all(&model, ranks, n_rank, n_layer, 0, model.n_layer, objective);
         const enum lm_status status =
@@ -98,13 +103,20 @@ static void test_no_cut_is_better(void **state)
             assert_true(stages[i].layer_begin < stages[i].layer_end);
             if (i) assert_int_equal(stages[i].layer_begin, stages[i - 1].layer_end);
             assert_true(stages[i].fixed_bytes + stages[i].slot_bytes <= ranks[i].ram_bytes);
+            assert_true(stages[i].device_begin >= stages[i].layer_begin &&
+                        stages[i].device_begin <= stages[i].layer_end);
+            assert_true(stages[i].device_fixed_bytes + stages[i].device_slot_bytes <=
+                        ranks[i].vram_bytes);
             n_paged += stages[i].hit_rate < 1;
+            n_device += stages[i].device_begin < stages[i].layer_end;
+            n_lacking += stages[i].device_slot_bytes < stages[i].device_expert_bytes;
         }
         const uint32_t even = model.n_layer / n_rank, first = stages[0].layer_end;
         n_uneven += first != even && first != even + 1;
         n_fit++;
     }
     assert_true(n_fit > 100 && n_paged > 30 && n_uneven > 30);
+    assert_true(n_device > 50 && n_lacking > 20);
 }
 
 /* A faster rank gets more layers, one with the output fewer. */
@@ -126,6 +138,46 @@ static void test_what_counts(void **state)
     ranks[0].memory_bytes_s = 2e10;
     assert_int_equal(partition_make(stages, &model, ranks, 2, PARTITION_THROUGHPUT, NULL), LM_OK);
     assert_int_equal(stages[0].layer_end, 34); /* 33 is as slow, with a larger sum */
+}
+
+/* Memory of devices decides, not that of the hosts; and a device that holds its layers but lacks
+ * experts is worth more than none. */
+static void test_devices(void **state)
+{
+    (void)state;
+    struct partition_model model = {.n_layer = 30,
+                                    .n_expert = 64,
+                                    .n_expert_used = 4,
+                                    .slot_bytes_min = MIB,
+                                    .device_slot_bytes_min = 10 * MIB};
+    struct partition_rank ranks[2] = {
+        {.ram_bytes = 4000 * MIB, .memory_bytes_s = 1e10, .disk_bytes_s = 1e9},
+        {.ram_bytes = 1000 * MIB, .memory_bytes_s = 1e10, .disk_bytes_s = 1e9}};
+    struct partition_stage stages[2];
+    for (uint32_t il = 0; il < 30; il++)
+        model.layer[il] =
+            (struct partition_layer){.dense_bytes = 10 * MIB, .expert_bytes = 100 * MIB};
+    for (uint32_t i = 0; i < 2; i++)
+        ranks[i].vram_bytes_s = 1e12;
+    ranks[0].vram_bytes = 1100 * MIB;
+    ranks[1].vram_bytes = 2200 * MIB;
+    assert_int_equal(partition_make(stages, &model, ranks, 2, PARTITION_LATENCY, NULL), LM_OK);
+    assert_int_equal(stages[0].layer_end, 10);
+    assert_int_equal(stages[0].device_begin, 0);
+    assert_int_equal(stages[1].device_slot_bytes, 2000 * MIB);
+    assert_true(stages[0].device_hit_rate == 1 && stages[0].expert_bytes == 0);
+
+    ranks[1].vram_bytes = 0; /* the CPU is a hundredth as fast: the device takes what it can */
+    assert_int_equal(partition_make(stages, &model, ranks, 2, PARTITION_THROUGHPUT, NULL), LM_OK);
+    assert_true(stages[0].layer_end > 20);
+    assert_int_equal(stages[0].device_begin, 0);
+    assert_true(stages[0].device_slot_bytes < stages[0].device_expert_bytes);
+    assert_true(stages[0].expert_bytes == stages[0].device_expert_bytes);
+    assert_int_equal(stages[1].device_begin, 30);
+
+    ranks[0].device_begin = 5; /* --gpu-layers 25 */
+    assert_int_equal(partition_make(stages, &model, ranks, 2, PARTITION_THROUGHPUT, NULL), LM_OK);
+    assert_int_equal(stages[0].device_begin, 5);
 }
 
 static void test_cuts_that_are_given(void **state)
@@ -185,9 +237,8 @@ static void test_a_file(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_no_cut_is_better),
-        cmocka_unit_test(test_what_counts),
-        cmocka_unit_test(test_cuts_that_are_given),
+        cmocka_unit_test(test_no_cut_is_better), cmocka_unit_test(test_what_counts),
+        cmocka_unit_test(test_devices),          cmocka_unit_test(test_cuts_that_are_given),
         cmocka_unit_test(test_a_file),
     };
     return cmocka_run_group_tests(tests, open_model, close_model);
