@@ -354,6 +354,8 @@ static struct json_object *ranks_json(const struct engine *engine)
         add(json, "numerics", json_object_new_string(rank.numerics));
         if (rank.device_begin < rank.layer_end)
             add(json, "device_layers", range_json(rank.device_begin, rank.layer_end));
+        if (rank.n_device_slot)
+            add(json, "device_slots", json_object_new_int((int)rank.n_device_slot));
         add(json, "threads", json_object_new_int((int)rank.n_thread));
         add(json, "kernels", json_object_new_string(rank.kernels));
         add(json, "ram", json_object_new_uint64(rank.ram_bytes));

@@ -7,21 +7,14 @@
 
 #include <json-c/json.h>
 
-#include "coordinator/plan/device_plan.h"
-#include "coordinator/plan/memory_plan.h"
-#include "coordinator/plan/partition.h"
 #include "coordinator/plan/weight_census.h"
 #include "coordinator/text/template_traits.h"
 #include "coordinator/text/tokenizer.h"
 #include "launch/command.h"
 #include "launch/config.h"
-#include "launch/device.h"
 #include "launch/engine.h"
-#include "launch/inventory.h"
+#include "launch/inspect_memory.h"
 #include "launch/model_ref.h"
-#include "launch/pager_report.h"
-#include "launch/partition_report.h"
-#include "launch/rank_settings.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
 #include "proto/lmpack/lmpack.h"
@@ -37,122 +30,8 @@ struct inspection {
     struct gguf_string arch, name, chat_template;
     struct tokenizer *tokenizer; /* NULL: the file has none that we know */
     struct lm_error why_no_tokenizer;
-    struct memory_plan plan;        /* if hp: of the host */
-    struct device device;           /* where the layers from device_begin on would be */
-    uint32_t device_begin;          /* n_layer: none is on a device */
-    struct memory_plan device_plan; /* of them */
-    uint32_t n_device_fit;          /* layers that would fit there */
-    uint32_t n_expert_slot;         /* experts in memory, if plan.paged */
-    struct partition_stage *stages; /* [n_rank], if n_rank > 1 and hp */
-    uint32_t n_rank;
+    struct inspect_memory memory; /* if asked for, and hp */
 };
-
-/* Opened for its memory's sake. */
-static enum lm_status open_device(struct inspection *in, const struct options *options,
-                                  struct lm_error *err)
-{
-    const struct rank_settings settings = {.device = options_string(options, "device"),
-                                           .gpu_layers = rank_settings_gpu_layers(options),
-                                           .vram_bytes = options_size(options, "vram")};
-    return device_open(&in->device, &settings, (struct local_rank){0, 1}, err);
-}
-
-/* The plan, as `run` would make it. */
-static enum lm_status make_plan(struct inspection *in, struct memory_request *request,
-                                const struct options *options, struct lm_error *err)
-{
-    const struct hparams *hp = in->hp;
-    struct expert_store *store = NULL;
-    struct device_plan both;
-    const struct device_limits limits = {.n_layer = rank_settings_gpu_layers(options),
-                                         .budget_bytes = in->device.budget_bytes};
-    if (hp->n_expert) {
-        const enum lm_status status =
-            expert_store_create(&store, in->file, hp, 0, hp->n_layer, err);
-        if (status != LM_OK) return status;
-    }
-    request->layer_end = in->device_begin = hp->n_layer;
-    if (in->device.backend) in->device_begin = device_plan_split(in->file, hp, request, &limits);
-    const uint32_t end = in->device_begin;
-    if (store && end > 0)
-        request->slot_bytes_min = expert_pager_slot_bytes(store, 0, end, hp->n_expert, 1);
-    struct device_limits fit = limits;
-    fit.n_layer = DEVICE_LAYERS_AUTO;
-    if (end < hp->n_layer)
-        in->n_device_fit = hp->n_layer - device_plan_split(in->file, hp, request, &fit);
-    device_plan_make(&both, in->file, hp, request, end, &limits);
-    in->plan = both.host;
-    in->device_plan = both.device;
-    if (in->plan.paged)
-        in->n_expert_slot = expert_pager_slot_count(
-            store, 0, end, hp->n_expert,
-            expert_pager_slots_for(store, 0, end, hp->n_expert, in->plan.slot_bytes));
-    expert_store_destroy(store);
-    return LM_OK;
-}
-
-/* The budget of one rank, which override blocks may set; 0: none was given. */
-static enum lm_status ram_of_rank(const struct options *options, uint32_t rank, const char *host,
-                                  uint64_t *n_bytes, struct lm_error *err)
-{
-    struct config *config;
-    struct options *of_rank = NULL;
-    enum lm_status status = config_load_for_rank(&config, options_config(options), rank, host, err);
-    if (status != LM_OK) return status;
-    status = options_refill(&of_rank, options, config, err);
-    if (status == LM_OK) *n_bytes = options_size(of_rank, "ram");
-    options_destroy(of_rank);
-    config_destroy(config);
-    return status;
-}
-
-/* The ranks of a cut on this machine. They share what it has; a budget is each one's. */
-static enum lm_status list_ranks(const struct inspection *in, struct partition_rank *ranks,
-                                 const struct options *options, struct lm_error *err)
-{
-    struct inventory machine;
-    const uint32_t n_rank = in->n_rank;
-    enum lm_status status = LM_OK;
-    inventory_take(&machine, gguf_path(in->file), 0);
-    for (uint32_t i = 0; i < n_rank && status == LM_OK; i++) {
-        uint64_t ram_bytes = 0;
-        status = ram_of_rank(options, i, machine.host, &ram_bytes, err);
-        ranks[i] = (struct partition_rank){.ram_bytes = ram_bytes ? ram_bytes
-                                                                  : in->plan.budget_bytes / n_rank,
-                                           .memory_bytes_s = machine.memory_bytes_s / n_rank,
-                                           .disk_bytes_s = machine.disk_bytes_s / n_rank};
-    }
-    return status;
-}
-
-static enum lm_status make_partition(struct inspection *in, const struct memory_request *request,
-                                     const struct options *options, struct lm_error *err)
-{
-    const char *const given = options_string(options, "partition");
-    const uint32_t n_rank = in->n_rank;
-    uint32_t *const n_layer = calloc(n_rank, sizeof(*n_layer));
-    struct partition_rank *const ranks = calloc(n_rank, sizeof(*ranks));
-    struct partition_model *const model = malloc(sizeof(*model));
-    in->stages = calloc(n_rank, sizeof(*in->stages));
-    enum lm_status status = LM_OK;
-    if (!n_layer || !ranks || !model || !in->stages)
-        status = lm_fail(err, LM_E_NO_MEM, "no memory for %u ranks", n_rank);
-    if (status == LM_OK && given) status = partition_parse(n_layer, n_rank, given, err);
-    if (status == LM_OK) status = list_ranks(in, ranks, options, err);
-    if (status == LM_OK) {
-        struct memory_request settled = *request;
-        settled.n_ctx = in->plan.n_ctx;
-        settled.prefill_chunk = in->plan.prefill_chunk;
-        partition_model_take(model, in->file, in->hp, &settled);
-        status = given ? partition_given(in->stages, model, ranks, n_rank, n_layer, err)
-                       : partition_make(in->stages, model, ranks, n_rank,
-                                        partition_objective_from_options(options), err);
-    }
-    free(model);
-    free(ranks);
-    free(n_layer);
-    return status;
-}
 
 static enum lm_status collect(struct inspection *in, const struct options *options,
                               struct lm_error *err)
@@ -177,29 +56,14 @@ static enum lm_status collect(struct inspection *in, const struct options *optio
         }
     }
     weight_census_take(&in->census, in->file, in->hp);
-    if (!in->hp) return LM_OK;
-    struct memory_request request;
-    const struct engine_config config = {
-        .n_ctx = (uint32_t)options_int(options, "ctx"),
-        .n_slot = (uint32_t)options_int(options, "parallel"),
-        .kv_type = options_string(options, "kv-type"),
-        .own.ram_bytes = options_size(options, "ram"),
-        .n_snapshot = ENGINE_N_SNAPSHOT,
-    };
-    enum lm_status status = engine_memory_request(&request, &config, err);
-    if (status == LM_OK && (options_flag(options, "memory") || options_flag(options, "check")))
-        status = open_device(in, options, err);
-    if (status == LM_OK) status = make_plan(in, &request, options, err);
-    in->n_rank = (uint32_t)options_int(options, "ranks");
-    if (status == LM_OK && in->n_rank > 1 && options_flag(options, "memory"))
-        status = make_partition(in, &request, options, err);
-    return status;
+    if (!in->hp || (!options_flag(options, "memory") && !options_flag(options, "check")))
+        return LM_OK;
+    return inspect_memory_make(&in->memory, in->file, in->hp, options, err);
 }
 
 static void discard(struct inspection *in)
 {
-    device_close(&in->device);
-    free(in->stages);
+    inspect_memory_fini(&in->memory);
     tokenizer_destroy(in->tokenizer);
     free(in->hp);
     lmpack_close(in->pack);
@@ -422,63 +286,6 @@ static void print_template_traits(const struct inspection *in)
                                      : "yes");
 }
 
-static void print_paging(const struct inspection *in)
-{
-    const uint32_t n_expert = hparams_n_expert_total(in->hp), n = in->n_expert_slot;
-    char bank[24], expectation[PAGER_EXPECTATION_BYTES];
-    printf("experts in memory  %u of %u (%.0f%%) of %s, the others are read when needed; %s\n", n,
-           n_expert, 100.0 * n / n_expert, log_format_bytes(in->plan.expert_bytes, bank),
-           pager_report_expectation(expectation, &in->plan, in->hp, n_expert, n));
-}
-
-/* Everywhere. */
-static uint32_t n_ctx_that_fits(const struct inspection *in)
-{
-    const uint32_t host = in->plan.n_ctx_fit, device = in->device_plan.n_ctx_fit;
-    return in->device_begin < in->hp->n_layer && device < host ? device : host;
-}
-
-static void print_plan(const struct memory_plan *plan)
-{
-    const struct {
-        const char *what;
-        uint64_t n_bytes;
-    } rows[] = {
-        {"weights", plan->weight_bytes},     {"  routed experts", plan->slot_bytes},
-        {"KV cache", plan->kv_bytes},        {"recurrent state", plan->recurrent_bytes},
-        {"angles", plan->angle_bytes},       {"scratch", plan->scratch_bytes},
-        {"program", plan->program_bytes},    {"total", plan->total_bytes},
-        {"may be used", plan->budget_bytes},
-    };
-    char size[24];
-    for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
-        printf("%-18s %10s\n", rows[i].what, log_format_bytes(rows[i].n_bytes, size));
-}
-
-static void print_memory(const struct inspection *in)
-{
-    const struct memory_plan *plan = &in->plan;
-    const uint32_t n_layer = in->hp->n_layer;
-    const bool on_device = in->device_begin < n_layer;
-    printf("\nmemory for %u sequence%s of %u tokens, prompts %u at a time\n", plan->n_slot,
-           plan->n_slot == 1 ? "" : "s", plan->n_ctx, plan->prefill_chunk);
-    print_plan(plan);
-    if (plan->paged && in->n_expert_slot) print_paging(in);
-    if (on_device) {
-        printf("\nof these layers %u to %u on %s\n", in->device_begin, n_layer - 1,
-               in->device.name);
-        print_plan(&in->device_plan);
-    }
-    const uint32_t n_ctx_fit = n_ctx_that_fits(in);
-    if (n_ctx_fit)
-        printf("longest context that fits: %u tokens\n", n_ctx_fit);
-    else
-        printf("no context fits\n");
-    if (!in->stages) return;
-    printf("\ncut into %u ranks on this machine\n", in->n_rank);
-    partition_print(stdout, in->stages, NULL, in->n_rank);
-}
-
 static void print_tensors(const struct gguf_file *file)
 {
     printf("\n%-40s %-8s %-28s %12s %5s %14s\n", "tensor", "type", "shape", "bytes", "file",
@@ -502,7 +309,7 @@ static void print_text(const struct inspection *in, const struct options *option
     print_weights(in);
     print_tokenizer(in, options_flag(options, "tokenizer"));
     print_template_traits(in);
-    if (options_flag(options, "memory") && in->hp) print_memory(in);
+    if (options_flag(options, "memory") && in->hp) inspect_memory_print(&in->memory);
     if (options_flag(options, "tensors")) print_tensors(in->file);
 }
 
@@ -598,44 +405,6 @@ static struct json_object *json_template(struct gguf_string source, bool with_so
     return object;
 }
 
-static void add_plan(struct json_object *object, const struct memory_plan *plan)
-{
-    add_number(object, "weights", plan->weight_bytes);
-    add_number(object, "routed_experts", plan->slot_bytes);
-    add_number(object, "kv_cache", plan->kv_bytes);
-    add_number(object, "recurrent_state", plan->recurrent_bytes);
-    add_number(object, "angles", plan->angle_bytes);
-    add_number(object, "scratch", plan->scratch_bytes);
-    add_number(object, "program", plan->program_bytes);
-    add_number(object, "total", plan->total_bytes);
-    add_number(object, "budget", plan->budget_bytes);
-    json_object_object_add(object, "fits",
-                           json_object_new_boolean(plan->total_bytes <= plan->budget_bytes));
-}
-
-static struct json_object *json_memory(const struct inspection *in)
-{
-    const struct memory_plan *plan = &in->plan;
-    struct json_object *object = json_object_new_object();
-    add_number(object, "n_ctx", plan->n_ctx);
-    add_number(object, "n_slot", plan->n_slot);
-    add_number(object, "prefill_chunk", plan->prefill_chunk);
-    add_number(object, "n_ctx_fit", n_ctx_that_fits(in));
-    json_object_object_add(object, "paged", json_object_new_boolean(plan->paged));
-    if (plan->paged) add_number(object, "experts_in_memory", in->n_expert_slot);
-    add_plan(object, plan);
-    if (in->device_begin < in->hp->n_layer) {
-        struct json_object *device = json_object_new_object();
-        json_object_object_add(device, "device", json_object_new_string(in->device.kind));
-        add_number(device, "layer_begin", in->device_begin);
-        add_number(device, "layer_end", in->hp->n_layer);
-        add_plan(device, &in->device_plan);
-        json_object_object_add(object, "device", device);
-    }
-    if (in->stages) json_object_object_add(object, "ranks", partition_json(in->stages, in->n_rank));
-    return object;
-}
-
 static struct json_object *json_tensors(const struct gguf_file *file)
 {
     struct json_object *list = json_object_new_array();
@@ -700,7 +469,7 @@ static void print_json(const struct inspection *in, const struct options *option
     json_object_object_add(root, "template",
                            json_template(in->chat_template, options_flag(options, "template")));
     if (options_flag(options, "memory") && in->hp)
-        json_object_object_add(root, "memory", json_memory(in));
+        json_object_object_add(root, "memory", inspect_memory_json(&in->memory));
     if (options_flag(options, "tensors"))
         json_object_object_add(root, "tensors", json_tensors(in->file));
     puts(json_object_to_json_string_ext(root,
@@ -709,16 +478,6 @@ static void print_json(const struct inspection *in, const struct options *option
 }
 
 /* ---- command ---- */
-
-static enum lm_status check_plans(const struct inspection *in, struct lm_error *err)
-{
-    const uint32_t n_layer = in->hp->n_layer, n_on_device = n_layer - in->device_begin;
-    enum lm_status status = memory_plan_check(&in->plan, err);
-    if (status == LM_OK && n_on_device)
-        status = device_plan_check(&in->device_plan, in->device.name, n_on_device, in->n_device_fit,
-                                   err);
-    return status;
-}
 
 static enum lm_status run_inspect(struct options *options, struct lm_error *err)
 {
@@ -733,7 +492,7 @@ static enum lm_status run_inspect(struct options *options, struct lm_error *err)
         print_text(&in, options);
     }
     if (status == LM_OK && options_flag(options, "check")) {
-        status = in.hp ? check_plans(&in, err) : in.why.status;
+        status = in.hp ? inspect_memory_check(&in.memory, err) : in.why.status;
         if (!in.hp) *err = in.why;
     }
     discard(&in);
@@ -760,7 +519,19 @@ static const struct option_spec options_inspect[] = {
     {"gpu-layers", 0, OPTION_INT, "N", .key = "compute.gpu_layers", .min = 0, .max = 65536,
      .help = "the last N layers on the device; default: as many as fit"},
     {"vram", 0, OPTION_SIZE, "SIZE", .key = "tiers.vram.size",
-     .help = "budget of the device's memory; default: what is free but a reserve"},
+     .help = "budget of the device's memory, there or not; default: what is free but a reserve"},
+    {"expert-slots", 0, OPTION_STRING, "N|P%|min", .key = "tiers.expert_slots",
+     .help = "experts kept in memory; default: what the budget holds"},
+    {"prefill-chunk", 0, OPTION_INT, "N|auto", .def = "auto", .key = "schedule.prefill_chunk",
+     .min = 1, .max = 65536, .help = "prompt tokens computed in one step"},
+    {"vram-gbps", 0, OPTION_FLOAT, "X", .min = 0.001, .max = 1e6,
+     .help = "with --memory: predict decoding by the nominal GB/s of the device's memory"},
+    {"link-gbps", 0, OPTION_FLOAT, "X", .def = "24", .min = 0.001, .max = 1e6,
+     .help = "with --vram-gbps: GB/s from memory to the device"},
+    {"ram-gbps", 0, OPTION_FLOAT, "X", .min = 0.001, .max = 1e6,
+     .help = "the same from memory to the processors; default: measured"},
+    {"disk-gbps", 0, OPTION_FLOAT, "X", .min = 0.001, .max = 1e6,
+     .help = "the same from the disk to memory; default: measured"},
     {"ranks", 0, OPTION_INT, "N", .def = "1", .key = "cluster.ranks", .min = 1, .max = 1024,
      .help = "with --memory: how N ranks on this machine would share the layers"},
     {"partition", 0, OPTION_STRING, "N,N,...", .key = "cluster.partition.layers",

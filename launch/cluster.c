@@ -424,7 +424,10 @@ static enum lm_status cut(struct cluster *cluster, const struct partition_model 
             .ram_bytes = rank->settings.ram_bytes,
             .memory_bytes_s = rank->inventory.memory_bytes_s / rank->n_local,
             .disk_bytes_s = rank->inventory.disk_bytes_s / rank->n_local,
-            .hop_s = far ? HOP_NETWORK_S : HOP_HOST_S};
+            .hop_s = far ? HOP_NETWORK_S : HOP_HOST_S,
+            .vram_bytes = rank->vram_bytes,
+            .vram_bytes_s = PARTITION_VRAM_RATE,
+            .device_begin = rank_settings_device_begin(rank->settings.gpu_layers, model->n_layer)};
     }
     if (!given) return partition_make(stages, model, ranks, n, cluster->config.objective, err);
     const enum lm_status status = partition_parse(n_layer, n, given, err);
@@ -436,21 +439,28 @@ static void report_stage(const struct cluster_rank *rank, const struct partition
 {
     const char *const name = rank->name;
     const uint32_t n_thread = rank->settings.n_thread;
-    char fixed[24], slots[24], experts[24], budget[24], expected[80] = "";
+    char fixed[24], slots[24], experts[24], budget[24], expected[80] = "", device[240] = "";
+    char on_device[24], there[24];
     if (stage->hit_rate < 1)
         snprintf(expected, sizeof(expected), " (about %.0f%% of the lookups) of %s",
                  100 * stage->hit_rate, log_format_bytes(stage->expert_bytes, experts));
-    log_info(
-        "%s: layers %u to %u: %s, and %s%s of experts in memory; may use %s and %u thread%s", name,
-        stage->layer_begin, stage->layer_end - 1, log_format_bytes(stage->fixed_bytes, fixed),
-        log_format_bytes(stage->slot_bytes, slots), expected,
-        log_format_bytes(rank->settings.ram_bytes, budget), n_thread, n_thread == 1 ? "" : "s");
+    if (stage->device_begin < stage->layer_end)
+        snprintf(device, sizeof(device), "; layers %u to %u on %s: %s, and %s of experts",
+                 stage->device_begin, stage->layer_end - 1, rank->device_name,
+                 log_format_bytes(stage->device_fixed_bytes, on_device),
+                 log_format_bytes(stage->device_slot_bytes, there));
+    log_info("%s: layers %u to %u: %s, and %s%s of experts in memory; may use %s and %u thread%s%s",
+             name, stage->layer_begin, stage->layer_end - 1,
+             log_format_bytes(stage->fixed_bytes, fixed),
+             log_format_bytes(stage->slot_bytes, slots), expected,
+             log_format_bytes(rank->settings.ram_bytes, budget), n_thread, n_thread == 1 ? "" : "s",
+             device);
     log_verbose("%s: predicted from measured rates: %.3g ms a token", name, 1e3 * stage->token_s);
 }
 
 enum lm_status cluster_cut(struct cluster *cluster, const struct gguf_file *file,
                            const struct hparams *hp, const struct memory_request *request,
-                           struct lm_error *err)
+                           uint64_t device_slot_bytes_min, struct lm_error *err)
 {
     const uint32_t n = cluster->world->n_rank;
     struct partition_model *const model = malloc(sizeof(*model));
@@ -460,6 +470,7 @@ enum lm_status cluster_cut(struct cluster *cluster, const struct gguf_file *file
     enum lm_status status;
     if (model && ranks && stages && n_layer) {
         partition_model_take(model, file, hp, request);
+        model->device_slot_bytes_min = device_slot_bytes_min;
         status = cut(cluster, model, ranks, stages, n_layer, err);
     } else {
         status = lm_fail(err, LM_E_NO_MEM, "no memory for %u ranks", n);
@@ -534,6 +545,7 @@ static enum lm_status take_ready(struct cluster *cluster, const struct frame *fr
     snprintf(rank->device, sizeof(rank->device), "%s", ready->device);
     rank->device_begin = ready->device_begin;
     rank->fast = rank_settings_fast(&rank->settings) && strcmp(rank->device, "cpu") != 0;
+    rank->n_device_slot = ready->n_device_slot;
     lean__ready__free_unpacked(ready, NULL);
     return LM_OK;
 }

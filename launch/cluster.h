@@ -51,9 +51,9 @@ struct cluster_rank {
     uint32_t n_thread;
     uint64_t weight_bytes, kv_bytes, scratch_bytes; /* that it takes at most */
     char kernels[16];
-    char device[24]; /* "cpu" if none */
-    uint32_t device_begin;
-    bool fast; /* its device's numerics */
+    char device[24];                      /* "cpu" if none */
+    uint32_t device_begin, n_device_slot; /* n_device_slot: experts on it; 0: all */
+    bool fast;                            /* its device's numerics */
 };
 
 struct cluster;
@@ -77,10 +77,11 @@ enum lm_status cluster_settle(struct cluster *cluster, const struct rank_setting
  * LM_E_FORMAT: a rank has another file there. Errors of device_open, device_share. */
 enum lm_status cluster_share_model(struct cluster *cluster, struct model_part *own,
                                    const char *path, struct lm_error *err);
-/* Which layers each rank gets. request: of the whole, its sizes settled. */
+/* Which layers each rank gets. request: of the whole, its sizes settled. device_slot_bytes_min: as
+ * of struct partition_model. */
 enum lm_status cluster_cut(struct cluster *cluster, const struct gguf_file *file,
                            const struct hparams *hp, const struct memory_request *request,
-                           struct lm_error *err);
+                           uint64_t device_slot_bytes_min, struct lm_error *err);
 /* trace: the ranks tell how tokens are routed. */
 enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_sizes *sizes,
                                   bool trace, struct lm_error *err);

@@ -200,6 +200,7 @@ static enum lm_status answer_setup(struct member *member, struct lm_error *err)
     ready.kernels = (char *)backend_cpu_kernels(member->part.backend);
     ready.device = (char *)model_part_device(&member->part);
     ready.device_begin = member->part.device_begin;
+    ready.n_device_slot = member->part.n_device_slot;
     return cluster_send(member->world, 0, LEAN__FRAME_TYPE__READY, &ready.base, err);
 }
 

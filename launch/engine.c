@@ -117,12 +117,13 @@ static void settle_serving(struct memory_request *request, struct engine *engine
              request->n_snapshot);
 }
 
-/* What the ranks have together. */
-static uint64_t total_ram_bytes(const struct cluster *cluster)
+/* What the ranks have together, on their devices too. */
+static uint64_t total_bytes(const struct cluster *cluster)
 {
     uint64_t n_bytes = 0;
     for (uint32_t i = 0; i < cluster_n_rank(cluster); i++)
-        n_bytes += cluster_rank(cluster, i)->settings.ram_bytes;
+        n_bytes +=
+            cluster_rank(cluster, i)->settings.ram_bytes + cluster_rank(cluster, i)->vram_bytes;
     return n_bytes;
 }
 
@@ -154,7 +155,7 @@ static enum lm_status settle_sizes(struct engine *engine, const struct engine_co
     uint32_t n_expert_slot, split = part->hp.n_layer;
     enum lm_status status = engine_memory_request(request, config, err);
     if (status != LM_OK) return status;
-    if (engine->cluster) request->budget_bytes = total_ram_bytes(engine->cluster);
+    if (engine->cluster) request->budget_bytes = total_bytes(engine->cluster);
     status = model_part_request_slots(part, request, config->own.expert_slots, &n_expert_slot, err);
     if (status != LM_OK) return status;
     request->layer_end = part->hp.n_layer;
@@ -224,15 +225,20 @@ static enum lm_status share_model(struct engine *engine, const struct engine_con
 }
 
 static enum lm_status plan_rank(const struct engine *engine, const struct engine_config *config,
-                                uint32_t i, struct memory_plan *plan, struct lm_error *err)
+                                uint32_t i, struct device_plan *plans, struct lm_error *err)
 {
+    const struct model_part *const whole = &engine->part;
     const struct part_config part = part_config(engine, config, i);
+    struct device_limits limits = model_part_device_limits(whole, &part.settings);
     struct memory_request request;
-    uint32_t n_expert_slot;
+    uint32_t n_expert_slot, split = part.layer_end;
     const enum lm_status status =
-        model_part_request(&engine->part, &part, &engine->sizes, &request, &n_expert_slot, err);
-    if (status == LM_OK) memory_plan_make(plan, engine->part.file, &engine->part.hp, &request);
-    return status;
+        model_part_request(whole, &part, &engine->sizes, &request, &n_expert_slot, err);
+    if (status != LM_OK) return status;
+    limits.budget_bytes = cluster_rank(engine->cluster, i)->vram_bytes;
+    if (limits.budget_bytes) split = device_plan_split(whole->file, &whole->hp, &request, &limits);
+    device_plan_make(plans, whole->file, &whole->hp, &request, split, &limits);
+    return LM_OK;
 }
 
 /* A context that nobody asked for is no longer than fits beside the layers of every rank. */
@@ -241,12 +247,14 @@ static enum lm_status limit_context(struct engine *engine, const struct engine_c
 {
     struct run_sizes *sizes = &engine->sizes;
     for (uint32_t i = 0; i < cluster_n_rank(engine->cluster); i++) {
-        struct memory_plan plan;
-        const enum lm_status status = plan_rank(engine, config, i, &plan, err);
+        struct device_plan plans;
+        const enum lm_status status = plan_rank(engine, config, i, &plans, err);
         if (status != LM_OK) return status;
-        if (plan.total_bytes > plan.budget_bytes && plan.n_ctx_fit < sizes->n_ctx &&
-            plan.n_ctx_fit > 0 && !config->n_ctx)
-            sizes->n_ctx = plan.n_ctx_fit;
+        const struct memory_plan *const both[] = {&plans.host, &plans.device};
+        for (size_t k = 0; k < sizeof(both) / sizeof(both[0]); k++)
+            if (both[k]->total_bytes > both[k]->budget_bytes && both[k]->n_ctx_fit < sizes->n_ctx &&
+                both[k]->n_ctx_fit > 0 && !config->n_ctx)
+                sizes->n_ctx = both[k]->n_ctx_fit;
     }
     if (sizes->prefill_chunk > sizes->n_ctx) sizes->prefill_chunk = sizes->n_ctx;
     return LM_OK;
@@ -258,14 +266,18 @@ static enum lm_status set_up_ranks(struct engine *engine, const struct engine_co
                                    struct lm_error *err)
 {
     struct memory_request settled = *request;
+    const struct device_limits limits = model_part_device_limits(&engine->part, &config->own);
+    struct device_plan plans;
     settled.n_ctx = engine->sizes.n_ctx;
     settled.prefill_chunk = engine->sizes.prefill_chunk;
     settled.n_edge_buffer = engine->sizes.n_edge_buffer;
     enum lm_status status =
-        cluster_cut(engine->cluster, engine->part.file, &engine->part.hp, &settled, err);
+        cluster_cut(engine->cluster, engine->part.file, &engine->part.hp, &settled,
+                    limits.slot_bytes_min(limits.context, 0, engine->part.hp.n_layer), err);
     if (status == LM_OK) status = limit_context(engine, config, err);
-    if (status == LM_OK) status = plan_rank(engine, config, 0, plan, err);
+    if (status == LM_OK) status = plan_rank(engine, config, 0, &plans, err);
     if (status != LM_OK) return status;
+    *plan = plans.host;
     return cluster_send_setup(engine->cluster, &engine->sizes, config->trace_path, err);
 }
 
@@ -486,7 +498,8 @@ struct engine_rank engine_rank(const struct engine *engine, uint32_t rank)
                               .kernels = backend_cpu_kernels(engine->part.backend),
                               .device = model_part_device(&engine->part),
                               .numerics = engine->part.device.fast ? "fast" : "exact",
-                              .device_begin = engine->part.device_begin};
+                              .device_begin = engine->part.device_begin,
+                              .n_device_slot = engine->part.n_device_slot};
     if (!engine->cluster) return own;
     const struct cluster_rank *of = cluster_rank(engine->cluster, rank);
     own.host = of->inventory.host;
@@ -505,7 +518,8 @@ struct engine_rank engine_rank(const struct engine *engine, uint32_t rank)
                                 .kernels = of->kernels,
                                 .device = of->device,
                                 .numerics = of->fast ? "fast" : "exact",
-                                .device_begin = of->device_begin};
+                                .device_begin = of->device_begin,
+                                .n_device_slot = of->n_device_slot};
 }
 
 struct engine_stats engine_stats(const struct engine *engine)

@@ -145,9 +145,10 @@ struct engine_rank {
     uint64_t weight_bytes, kv_bytes, scratch_bytes; /* that it takes at most */
     uint32_t n_thread, n_expert_slot;               /* n_expert_slot: in memory; 0: all */
     const char *kernels;
-    const char *device;    /* "cuda:0", or "cpu" */
-    const char *numerics;  /* "exact" or "fast"; on the CPU always "exact" */
-    uint32_t device_begin; /* the layers from there on are on it; layer_end: none */
+    const char *device;     /* "cuda:0", or "cpu" */
+    uint32_t device_begin;  /* the layers from there on are on it; layer_end: none */
+    uint32_t n_device_slot; /* experts of them on it; 0: all */
+    const char *numerics;   /* "exact" or "fast"; on the CPU always "exact" */
 };
 uint32_t engine_n_rank(const struct engine *engine);
 /* Whether any rank's device computes with fast numerics. */

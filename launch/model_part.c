@@ -10,6 +10,7 @@
 #include "launch/routing_profile.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
+#include "worker/pager/device_tier.h"
 #include "worker/pager/policy.h"
 
 enum lm_status model_part_open(struct model_part *part, const char *path, struct lm_error *err)
@@ -64,11 +65,72 @@ enum lm_status model_part_request_slots(const struct model_part *part,
     return status;
 }
 
+static uint64_t room_bytes(const struct model_part *part, uint32_t begin, uint32_t end)
+{
+    return device_tier_room_bytes(part->store, begin, end, part->hp.n_expert,
+                                  part->hp.n_expert_used);
+}
+
+static uint64_t device_slot_bytes_min(const void *context, uint32_t begin, uint32_t end)
+{
+    const struct model_part *const part = context;
+    if (!hparams_n_expert_of(&part->hp, begin, end)) return 0;
+    return device_tier_slot_bytes(part->store, begin, end, part->hp.n_expert, 1) +
+           room_bytes(part, begin, end);
+}
+
 struct device_limits model_part_device_limits(const struct model_part *part,
                                               const struct rank_settings *settings)
 {
     return (struct device_limits){.n_layer = settings->gpu_layers,
-                                  .budget_bytes = part->device.budget_bytes};
+                                  .budget_bytes = part->device.budget_bytes,
+                                  .slot_bytes_min = device_slot_bytes_min,
+                                  .context = part};
+}
+
+/* Experts that fit, of layers begin .. end. */
+static uint32_t device_slots(const struct model_part *part, uint64_t n_bytes, uint32_t begin,
+                             uint32_t end)
+{
+    const uint64_t room = room_bytes(part, begin, end);
+    return device_tier_slots_for(part->store, begin, end, part->hp.n_expert,
+                                 n_bytes > room ? n_bytes - room : 0);
+}
+
+enum lm_status model_part_place(struct model_part *part, const struct rank_settings *settings,
+                                struct memory_request *request, struct device_plan *out,
+                                struct lm_error *err)
+{
+    const struct device_limits limits = model_part_device_limits(part, settings);
+    const struct hparams *const hp = &part->hp;
+    const uint32_t begin = request->layer_begin, end = request->layer_end;
+    uint32_t n_slot, split = end;
+    enum lm_status status =
+        model_part_request_slots(part, request, settings->expert_slots, &n_slot, err);
+    if (status != LM_OK) return status;
+    if (part->device.budget_bytes) split = device_plan_split(part->file, hp, request, &limits);
+    device_plan_make(out, part->file, hp, request, split, &limits);
+    const bool all_there = split < end && !out->device.paged; /* none of them on the host */
+    if (all_there) {
+        struct memory_request own = *request;
+        own.layer_end = split;
+        n_slot = 0;
+        if (begin < split)
+            status = model_part_request_slots(part, &own, settings->expert_slots, &n_slot, err);
+        request->slot_bytes_min = own.slot_bytes_min;
+        request->slot_bytes = own.slot_bytes;
+        device_plan_make(out, part->file, hp, request, split, &limits);
+    }
+    part->device_begin = split;
+    part->n_expert_slot = part->n_device_slot = 0;
+    if (out->host.paged)
+        part->n_expert_slot =
+            n_slot ? n_slot
+                   : expert_pager_slots_for(part->store, begin, all_there ? split : end,
+                                            hp->n_expert, out->host.slot_bytes);
+    if (out->device.paged)
+        part->n_device_slot = device_slots(part, out->device.slot_bytes, split, end);
+    return status;
 }
 
 enum lm_status model_part_request(const struct model_part *part, const struct part_config *config,
@@ -99,37 +161,30 @@ const char *model_part_device(const struct model_part *part)
     return part->device.backend ? part->device.kind : "cpu";
 }
 
-static void report_device(const struct model_part *part, const struct memory_plan *plan,
-                          uint32_t begin, uint32_t end)
+static void report_device(const struct model_part *part, const struct device_plan *plans,
+                          const struct rank_settings *settings, uint32_t begin, uint32_t end)
 {
-    char total[24], budget[24];
-    log_info("layers %u to %u on %s: %s of %s%s%s", part->device_begin, end - 1, part->device.name,
-             log_format_bytes(plan->total_bytes, total),
-             log_format_bytes(plan->budget_bytes, budget),
-             part->device_begin > begin ? ", the others on the CPU" : "",
+    const uint32_t split = part->device_begin;
+    const uint32_t n_expert = hparams_n_expert_of(&part->hp, split, end);
+    char total[24], budget[24], experts[PAGER_DEVICE_BYTES] = "";
+    if (part->n_device_slot)
+        pager_report_device(
+            experts, &part->hp, n_expert,
+            device_tier_slot_count(part->store, split, end, part->hp.n_expert, part->n_device_slot),
+            settings->miss);
+    log_info("layers %u to %u on %s: %s of %s%s%s%s", split, end - 1, part->device.name,
+             log_format_bytes(plans->device.total_bytes, total),
+             log_format_bytes(plans->device.budget_bytes, budget), experts,
+             split > begin ? ", the others on the CPU" : "",
              part->device.fast ? "; numerics fast" : "");
     if (part->device.fast)
         log_warning("numerics fast: the output depends on how prompts are cut into steps, and on "
                     "what runs beside them");
 }
 
-/* Which layers go onto the device. Without any it is not needed. request: of the rank. */
-static void place_layers(struct model_part *part, const struct part_config *config,
-                         const struct memory_request *request)
-{
-    const struct device_limits limits = model_part_device_limits(part, &config->settings);
-    part->device_begin = config->layer_end;
-    if (!part->device.backend) return;
-    part->device_begin = device_plan_split(part->file, &part->hp, request, &limits);
-    if (part->device_begin < config->layer_end) return;
-    if (limits.n_layer == DEVICE_LAYERS_AUTO)
-        log_info("computes on the CPU: no layer fits into the memory of %s", part->device.name);
-    device_close(&part->device);
-}
-
 static enum lm_status check_device(const struct model_part *part, const struct part_config *config,
                                    const struct memory_request *request,
-                                   const struct memory_plan *plan, struct lm_error *err)
+                                   const struct device_plan *plans, struct lm_error *err)
 {
     const uint32_t begin = config->layer_begin, end = config->layer_end;
     struct device_limits fit = model_part_device_limits(part, &config->settings);
@@ -137,8 +192,8 @@ static enum lm_status check_device(const struct model_part *part, const struct p
     if (!part->device.backend) return LM_OK;
     const uint32_t n_fit = end - device_plan_split(part->file, &part->hp, request, &fit);
     const enum lm_status status =
-        device_plan_check(plan, part->device.name, end - part->device_begin, n_fit, err);
-    if (status == LM_OK) report_device(part, plan, begin, end);
+        device_plan_check(&plans->device, part->device.name, end - part->device_begin, n_fit, err);
+    if (status == LM_OK) report_device(part, plans, &config->settings, begin, end);
     return status;
 }
 
@@ -152,6 +207,23 @@ static uint64_t scratch_bytes(const struct memory_plan *plan)
     return plan->scratch_bytes + plan->angle_bytes;
 }
 
+/* Without any layer a device is not needed. */
+static void leave_device(struct model_part *part, const struct rank_settings *settings)
+{
+    if (settings->gpu_layers == DEVICE_LAYERS_AUTO)
+        log_info("computes on the CPU: no layer fits into the memory of %s", part->device.name);
+    device_close(&part->device);
+}
+
+static void report_experts(const struct model_part *part, const struct memory_plan *host,
+                           uint32_t begin, uint32_t end)
+{
+    const uint32_t n_expert = part->hp.n_expert;
+    pager_report_plan(
+        host, &part->hp, hparams_n_expert_of(&part->hp, begin, end),
+        expert_pager_slot_count(part->store, begin, end, n_expert, part->n_expert_slot));
+}
+
 /* out: of the host. */
 static enum lm_status plan(struct model_part *part, const struct part_config *config,
                            const struct run_sizes *sizes, struct memory_plan *out,
@@ -159,39 +231,23 @@ static enum lm_status plan(struct model_part *part, const struct part_config *co
 {
     struct memory_request request;
     struct device_plan both;
-    const struct device_limits limits = model_part_device_limits(part, &config->settings);
-    const struct hparams *hp = &part->hp;
-    const uint32_t begin = config->layer_begin;
-    enum lm_status status =
-        model_part_request(part, config, sizes, &request, &part->n_expert_slot, err);
+    uint32_t n_slot;
+    const uint32_t begin = config->layer_begin, end = config->layer_end;
+    enum lm_status status = model_part_request(part, config, sizes, &request, &n_slot, err);
+    if (status == LM_OK) status = model_part_place(part, &config->settings, &request, &both, err);
     if (status != LM_OK) return status;
-    place_layers(part, config, &request);
+    if (part->device.backend && part->device_begin == end) leave_device(part, &config->settings);
     if (rank_settings_fast(&config->settings) && !part->device.backend)
         log_info("numerics fast: there is no other way on the CPU than the exact one");
-    const uint32_t end = part->device_begin;
-    if (end == begin) part->n_expert_slot = 0; /* whatever was asked for, no layer needs it */
-    if (begin < end && end < config->layer_end) {
-        request.layer_end = end;
-        status = model_part_request_slots(part, &request, config->settings.expert_slots,
-                                          &part->n_expert_slot, err);
-        request.layer_end = config->layer_end;
-    }
-    if (status != LM_OK) return status;
-    device_plan_make(&both, part->file, hp, &request, end, &limits);
     *out = both.host;
-    status = check_device(part, config, &request, &both.device, err);
+    status = check_device(part, config, &request, &both, err);
     if (status == LM_OK) status = memory_plan_check(out, err);
     part->weight_bytes = out->weight_bytes + both.device.weight_bytes;
     part->kv_bytes = state_bytes(out) + state_bytes(&both.device);
     part->scratch_bytes = scratch_bytes(out) + scratch_bytes(&both.device);
-    if (!out->paged || status != LM_OK) return status;
-    if (!part->n_expert_slot)
-        part->n_expert_slot =
-            expert_pager_slots_for(part->store, begin, end, hp->n_expert, out->slot_bytes);
-    pager_report_plan(
-        out, hp, hparams_n_expert_of(hp, begin, end),
-        expert_pager_slot_count(part->store, begin, end, hp->n_expert, part->n_expert_slot));
-    return LM_OK;
+    if (status == LM_OK && out->paged)
+        report_experts(part, out, begin, part->n_device_slot ? end : part->device_begin);
+    return status;
 }
 
 /* ---- loading ------------------------------------------------------------------------------ */
@@ -211,6 +267,16 @@ static struct pager_options pager_options(const struct rank_settings *config, ui
                                          : DISK_ENGINE_AUTO,
         .access = !strcmp(io, "buffered") ? DISK_ACCESS_BUFFERED : DISK_ACCESS_AUTO,
     };
+}
+
+static enum miss_mode miss_mode(const char *name)
+{
+    static const char *const names[] = {
+        [MISS_AUTO] = "auto", [MISS_GPU] = "gpu", [MISS_CPU] = "cpu", [MISS_HYBRID] = "hybrid"};
+    enum miss_mode mode = MISS_HYBRID;
+    while (mode != MISS_AUTO && strcmp(name ? name : "auto", names[mode]) != 0)
+        mode--;
+    return mode;
 }
 
 /* Experts on their way to the device. */
@@ -233,6 +299,7 @@ static enum lm_status create_worker(struct model_part *part, const struct part_c
         .backend = part->backend,
         .device = part->device.backend,
         .device_begin = part->device_begin,
+        .device_experts = {.n_slot = part->n_device_slot, .miss = miss_mode(asked->settings.miss)},
         .layer_begin = asked->layer_begin,
         .layer_end = asked->layer_end,
         .in = asked->in,

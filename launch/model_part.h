@@ -43,7 +43,9 @@ struct model_part {
     struct device device;
     struct worker *worker;
     uint32_t device_begin;  /* the first layer on the device, if there is one */
-    uint32_t n_expert_slot; /* experts of the other layers in memory; 0: all, mapped */
+    uint32_t n_expert_slot; /* experts in host memory: of the other layers, and where the device has
+                             * slots of its; 0: all, mapped */
+    uint32_t n_device_slot; /* experts of the device's layers in its memory; 0: all */
     uint64_t weight_bytes, kv_bytes, scratch_bytes; /* that it takes at most, anywhere */
 };
 
@@ -62,6 +64,13 @@ enum lm_status model_part_request_slots(const struct model_part *part,
 /* What decides about the rank's device, which is open. Borrows part. */
 struct device_limits model_part_device_limits(const struct model_part *part,
                                               const struct rank_settings *settings);
+/* Which layers go onto the rank's device, if it has one, and what is kept where: the plans, and
+ * device_begin, n_expert_slot and n_device_slot of part. Loads nothing. request: of the rank,
+ * layer_end not 0; its slots are settled. LM_E_USAGE: of expert_slots. Whether it fits is for the
+ * plans' checks. */
+enum lm_status model_part_place(struct model_part *part, const struct rank_settings *settings,
+                                struct memory_request *request, struct device_plan *out,
+                                struct lm_error *err);
 /* The request of a rank whose sizes are settled. */
 enum lm_status model_part_request(const struct model_part *part, const struct part_config *config,
                                   const struct run_sizes *sizes, struct memory_request *request,

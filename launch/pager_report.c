@@ -38,6 +38,18 @@ const char *pager_report_expectation(char out[PAGER_EXPECTATION_BYTES],
     return out;
 }
 
+const char *pager_report_device(char out[PAGER_DEVICE_BYTES], const struct hparams *hp,
+                                uint32_t n_expert, uint32_t n_slot, const char *miss)
+{
+    const double n_of_token = used_share(hp) * n_expert;
+    snprintf(out, PAGER_DEVICE_BYTES,
+             ", %u of %u experts (%.0f%%) there, for about %.0f%% of the lookups; misses: %s%s",
+             n_slot, n_expert, 100.0 * n_slot / n_expert,
+             100 * hit_rate_expected(n_slot, n_expert, used_share(hp)), miss ? miss : "auto",
+             n_slot < 1.3 * n_of_token ? " (hardly more than a token uses)" : "");
+    return out;
+}
+
 void pager_report_plan(const struct memory_plan *plan, const struct hparams *hp, uint32_t n_expert,
                        uint32_t n_slot)
 {

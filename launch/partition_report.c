@@ -75,12 +75,32 @@ void partition_print(FILE *out, const struct partition_stage *stages, const char
                 : hosts                  ? "  "
                                          : "",
                 hosts ? "  " : "", hosts ? hosts[i] : "");
+        if (stage->device_begin == stage->layer_end) continue;
+        fprintf(out, "      %u..%u on its device: %s, and %s of %s of experts, %.0f%% hits\n",
+                stage->device_begin, stage->layer_end - 1,
+                log_format_bytes(stage->device_fixed_bytes, fixed),
+                log_format_bytes(stage->device_slot_bytes, slots),
+                log_format_bytes(stage->device_expert_bytes, experts),
+                100 * stage->device_hit_rate);
     }
     if (isinf(total_s)) return;
     fprintf(out,
             "predicted from measured rates: one sequence %.2f tok/s, many %.2f steps/s (rank %u "
             "sets the pace)\n",
             1 / total_s, 1 / stages[worst].token_s, worst);
+}
+
+static struct json_object *device_json(const struct partition_stage *stage)
+{
+    struct json_object *object = json_object_new_object();
+    json_object_object_add(object, "layer_begin", json_object_new_uint64(stage->device_begin));
+    json_object_object_add(object, "fixed_bytes",
+                           json_object_new_uint64(stage->device_fixed_bytes));
+    json_object_object_add(object, "expert_bytes",
+                           json_object_new_uint64(stage->device_expert_bytes));
+    json_object_object_add(object, "slot_bytes", json_object_new_uint64(stage->device_slot_bytes));
+    json_object_object_add(object, "hit_rate", json_object_new_double(stage->device_hit_rate));
+    return object;
 }
 
 struct json_object *partition_json(const struct partition_stage *stages, uint32_t n_rank)
@@ -102,6 +122,8 @@ struct json_object *partition_json(const struct partition_stage *stages, uint32_
             json_object_object_add(object, numbers[k].name,
                                    json_object_new_int64((int64_t)numbers[k].value));
         json_object_object_add(object, "hit_rate", json_object_new_double(stage->hit_rate));
+        if (stage->device_begin < stage->layer_end)
+            json_object_object_add(object, "device", device_json(stage));
         const bool fits = !isinf(stage->token_s);
         json_object_object_add(object, "fits", json_object_new_boolean(fits));
         if (fits)

@@ -31,6 +31,11 @@ int32_t rank_settings_gpu_layers(const struct options *options)
     return options_string(options, "gpu-layers") ? (int32_t)options_int(options, "gpu-layers") : -1;
 }
 
+uint32_t rank_settings_device_begin(int32_t gpu_layers, uint32_t n_layer)
+{
+    return gpu_layers < 0 || (uint32_t)gpu_layers > n_layer ? 0 : n_layer - (uint32_t)gpu_layers;
+}
+
 struct rank_settings rank_settings_from_options(const struct options *options)
 {
     return (struct rank_settings){

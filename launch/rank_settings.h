@@ -28,6 +28,8 @@ struct rank_settings {
 bool rank_settings_fast(const struct rank_settings *settings);
 /* -1: not given. */
 int32_t rank_settings_gpu_layers(const struct options *options);
+/* The first layer of the model that so many on devices leave there. */
+uint32_t rank_settings_device_begin(int32_t gpu_layers, uint32_t n_layer);
 /* Those of options_engine that are the rank's. Strings are borrowed. */
 struct rank_settings rank_settings_from_options(const struct options *options);
 

@@ -5,6 +5,8 @@
 #include "proto/base/log.h"
 #include "proto/model/hparams.h"
 
+enum { CHUNK_MIN = 512 };
+
 struct memory_request device_plan_request(const struct memory_request *request, uint32_t split,
                                           const struct device_limits *limits)
 {
@@ -29,6 +31,9 @@ static bool fits(const struct gguf_file *file, const struct hparams *hp,
     const uint32_t usual = hp->n_ctx_train < MEMORY_PLAN_CTX ? hp->n_ctx_train : MEMORY_PLAN_CTX;
     if (!on_device.n_ctx) on_device.n_ctx = usual;
     if (!on_device.n_slot) on_device.n_slot = 1;
+    /* every chunk brings the experts that are not there: better fewer layers than short chunks */
+    if (!on_device.prefill_chunk && on_device.slot_bytes_min)
+        on_device.prefill_chunk = on_device.n_ctx < CHUNK_MIN ? on_device.n_ctx : CHUNK_MIN;
     memory_plan_make(&plan, file, hp, &on_device);
     return plan.total_bytes <= limits->budget_bytes;
 }

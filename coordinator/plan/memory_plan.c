@@ -14,8 +14,9 @@ enum {
     CHUNK_STEP = 64, /* and the least */
     PAGED_CHUNK_MAX = 4096,
     PAGED_SCRATCH_SHARE = 16, /* of the slots goes to the scratch of a longer chunk */
-    DEVICE_CHUNK_MAX = 16384, /* the same where they are a device's */
-    DEVICE_SCRATCH_SHARE = 8,
+    PAGED_DEVICE_CHUNK_MAX = 16384,
+    DEVICE_CHUNK_MAX = 2048, /* where all experts are there: many rows for each of them, and */
+    DEVICE_CTX_MIN = 32768,  /* so long a context before that, or the one that fits */
     PROGRAM_BYTES = 96 << 20,
     DEVICE_PROGRAM_BYTES = 32 << 20, /* recorded graphs, staged pieces */
 };
@@ -259,18 +260,35 @@ static void lengthen_chunk(struct memory_plan *plan, const struct memory_plan *s
                            const struct hparams *hp, struct memory_request *request,
                            const struct weight_census *census)
 {
-    const uint32_t max = request->on_device ? DEVICE_CHUNK_MAX : PAGED_CHUNK_MAX;
-    const uint32_t share = request->on_device ? DEVICE_SCRATCH_SHARE : PAGED_SCRATCH_SHARE;
+    const uint32_t max = request->on_device ? PAGED_DEVICE_CHUNK_MAX : PAGED_CHUNK_MAX;
     for (uint32_t chunk = max; chunk > shorter->prefill_chunk; chunk /= 2) {
         if (chunk / 2 >= shorter->n_ctx) continue;
         request->prefill_chunk = chunk;
         plan_request(plan, hp, request, census);
         if (plan->paged && plan->n_ctx >= shorter->n_ctx &&
             plan->total_bytes <= plan->budget_bytes &&
-            plan->scratch_bytes - shorter->scratch_bytes <= shorter->slot_bytes / share)
+            plan->scratch_bytes - shorter->scratch_bytes <=
+                shorter->slot_bytes / PAGED_SCRATCH_SHARE)
             return;
     }
     *plan = *shorter;
+}
+
+/* A device wants more rows at once than processors do. */
+static void lengthen_device_chunk(struct memory_plan *plan, const struct hparams *hp,
+                                  struct memory_request *request,
+                                  const struct weight_census *census)
+{
+    const struct memory_plan shorter = *plan;
+    const uint32_t enough = shorter.n_ctx < DEVICE_CTX_MIN ? shorter.n_ctx : DEVICE_CTX_MIN;
+    for (uint32_t chunk = DEVICE_CHUNK_MAX; chunk > shorter.prefill_chunk; chunk /= 2) {
+        if (chunk / 2 >= shorter.n_ctx) continue;
+        request->prefill_chunk = chunk;
+        plan_request(plan, hp, request, census);
+        if (!plan->paged && plan->n_ctx >= enough && plan->total_bytes <= plan->budget_bytes)
+            return;
+    }
+    *plan = shorter;
 }
 
 /* What is available but the reserve. */
@@ -310,7 +328,10 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
         plan_request(plan, hp, &with_chunk, &census);
         const bool fits = plan->scratch_bytes + plan->program_bytes <= MEMORY_PLAN_OVERHEAD_MAX &&
                           plan->total_bytes <= plan->budget_bytes;
-        if (fits && !plan->paged) return;
+        if (fits && !plan->paged) {
+            if (request->on_device) lengthen_device_chunk(plan, hp, &with_chunk, &census);
+            return;
+        }
         if (fits && !paged.paged) paged = *plan; /* all may fit yet with a shorter chunk */
     }
     if (paged.paged) lengthen_chunk(plan, &paged, hp, &with_chunk, &census);

@@ -12,8 +12,8 @@
  *
  * Scratch and program together are the overhead, which MEMORY_PLAN_OVERHEAD_MAX bounds: where a
  * model is so wide that it would be more, prompts are read in shorter chunks. Where experts are
- * paged chunks are longer again, as far as a sixteenth of the slots' memory holds their scratch; on
- * a device, to which each chunk brings all experts that it lacks, as far as an eighth does.
+ * paged chunks are longer again, as far as a sixteenth of the slots' memory holds their scratch. On
+ * a device they are longer also where they are not, if that leaves room for a usual context.
  *
  * Threads: pure functions but for host_memory_*, which read /proc and cgroup files. */
 #ifndef LEAN_COORDINATOR_PLAN_MEMORY_PLAN_H

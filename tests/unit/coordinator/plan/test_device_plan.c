@@ -237,8 +237,8 @@ static void test_experts_on_disk(void **state)
     }
 }
 
-/* Each chunk brings all experts that are not there: it is as long as an eighth of the slots pays
- * for. */
+/* Each chunk brings all experts that are not there: it is as long as a sixteenth of the slots pays
+ * for. Where all are there it is longer than on the CPU, but for a context that is as long. */
 static void test_long_chunks(void **state)
 {
     (void)state;
@@ -255,11 +255,23 @@ static void test_long_chunks(void **state)
     device_plan_make(&plan, file, &tiny, &request, 0, &limits);
     assert_int_equal(plan.device.prefill_chunk, 16384);
     assert_true(plan.device.total_bytes <= limits.budget_bytes);
-    assert_true(plan.device.scratch_bytes - usual.scratch_bytes <= usual.slot_bytes / 8);
-    limits.budget_bytes = usual.total_bytes - usual.slot_bytes + usual.slot_bytes / 20;
+    assert_true(plan.device.scratch_bytes - usual.scratch_bytes <= usual.slot_bytes / 16);
+    limits.budget_bytes = usual.total_bytes - usual.slot_bytes + usual.slot_bytes / 40;
     device_plan_make(&plan, file, &tiny, &request, 0, &limits);
     assert_in_range(plan.device.prefill_chunk, 512, 8192);
     assert_true(plan.device.total_bytes <= limits.budget_bytes);
+
+    request.lacking_bytes = 0;
+    limits.budget_bytes = UINT64_C(8) << 30;
+    device_plan_make(&plan, file, &tiny, &request, 0, &limits);
+    assert_false(plan.device.paged);
+    assert_int_equal(plan.device.prefill_chunk, 2048);
+    request.prefill_chunk = 512;
+    device_plan_make(&plan, file, &tiny, &request, 0, &limits);
+    limits.budget_bytes = plan.device.total_bytes + 1;
+    request.prefill_chunk = 0;
+    device_plan_make(&plan, file, &tiny, &request, 0, &limits);
+    assert_int_equal(plan.device.prefill_chunk, 512);
 }
 
 int main(void)
