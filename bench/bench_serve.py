@@ -245,6 +245,8 @@ def table(measure, args, variant, sides):
     for _ in range(args.repeat):
         for side in sides:
             samples[side].append(measure(args, side, variant))
+    if args.json:
+        return samples
     keys = list(samples[sides[0]][0])
     print("| side | " + " | ".join(keys) + " |\n|---|" + "--:|" * len(keys))
     for side, runs in samples.items():
@@ -259,6 +261,7 @@ def table(measure, args, variant, sides):
                   for key in keys]
         print("| **lean / llama.cpp** | " + " | ".join(ratios) + " |")
     print(flush=True)
+    return samples
 
 
 def main():
@@ -274,21 +277,26 @@ def main():
     parser.add_argument("--vocab", type=int, default=100000, help="prompt ids are below this")
     parser.add_argument("--sides", default="lean,llama.cpp")
     parser.add_argument("--program", default=os.path.join(HERE, "../build/lean"))
+    parser.add_argument("--json", action="store_true", help="of streams, gap and turn: {variant: {side: [run]}}")
     parser.add_argument("--slots", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--ctx", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.what == "peer":
         return run_peer(args)
+    sides = args.sides.split(",")
+    variants = [int(n) for n in args.streams.split(",")] if args.what == "streams" else [None]
+    measure = {"streams": streams, "gap": gap, "turn": turn}.get(args.what)
+    if args.json and measure:
+        return print(json.dumps({str(variant): table(measure, args, variant, sides) for variant in variants}))
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
     print(f"{os.path.basename(args.model)}, {os.path.getsize(args.model) / 1e9:.2f} GB; {cpu}, {args.threads} threads, "
           f"Linux {platform.release()}; {args.repeat} alternating runs: median (min-max)\n")
     if args.what == "overhead":
         return overhead(args)
-    sides = args.sides.split(",")
-    for variant in [int(n) for n in args.streams.split(",")] if args.what == "streams" else [None]:
+    for variant in variants:
         if variant:
             print(f"{variant} streams, prompts of {args.prompt}, {args.tokens} tokens each:\n")
-        table({"streams": streams, "gap": gap, "turn": turn}[args.what], args, variant, sides)
+        table(measure, args, variant, sides)
 
 
 if __name__ == "__main__":

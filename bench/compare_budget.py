@@ -115,6 +115,7 @@ def main():
     parser.add_argument("--program", default=os.path.join(HERE, "../build/bench/bench_decode"))
     parser.add_argument("--sides", default="lean,default,best", help="which of them run")
     parser.add_argument("--bench-disk", default=os.path.join(HERE, "../build/bench/bench_disk"))
+    parser.add_argument("--json", action="store_true")
     parser.add_argument("--disk-gbs", type=float, help="the disk gives no more than this")
     parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -150,6 +151,8 @@ def main():
                 set_read_ahead(disk, default)
             print(side, json.dumps(samples[side][-1]), file=sys.stderr)
     undo()
+    if args.json:
+        return print(json.dumps({"samples": samples}))
     print(f"{os.path.basename(args.model)}, {os.path.getsize(args.model) / 1e9:.1f} GB in {args.ram_gib:g} GiB, "
           f"{args.threads} threads, medians of {args.repeat}\n")
     print(f"| side | prefill {args.prompt}, tok/s | decode, tok/s | read, GB | peak, GiB |\n|---|--:|--:|--:|--:|")
