@@ -80,14 +80,15 @@ static size_t collect_demand(struct graph *graph, const int32_t *chosen)
     return n;
 }
 
-/* The router's choice by `normed`. */
-static void route(struct graph *graph, uint32_t il, int32_t *ids, float *weights)
+/* A router's choice by its input. */
+static void route_by(struct graph *graph, uint32_t il, const float *normed, int32_t *ids,
+                     float *weights)
 {
     const struct hparams *hp = graph->hp;
     const struct layer *w = &graph->model->layer[il];
     const struct route_args args = {
         .n_token = graph->n_row,
-        .x = graph->normed,
+        .x = normed,
         .router = &w->router,
         .selection_bias = w->selection_bias,
         .gating = hp->expert_sigmoid ? GATING_SIGMOID : GATING_SOFTMAX,
@@ -100,23 +101,36 @@ static void route(struct graph *graph, uint32_t il, int32_t *ids, float *weights
     graph->backend->ops->route(graph->backend, &args);
 }
 
+static void route(struct graph *graph, uint32_t il, int32_t *ids, float *weights)
+{
+    route_by(graph, il, graph->normed, ids, weights);
+}
+
+/* Tells the pager what the router of a layer will probably choose. guessed: [n_row][n_expert_used]
+ * on the host. */
+static void tell_prediction(struct graph *graph, uint32_t il, enum prediction_point point,
+                            const int32_t *guessed)
+{
+    const uint32_t k = graph->hp->n_expert_used, n_row = graph->n_row;
+    for (uint32_t rank = 0; rank < k; rank++) /* by row; turned into best rank first */
+        for (uint32_t it = 0; it < n_row; it++)
+            graph->predicted[(size_t)rank * n_row + it] = guessed[(size_t)it * k + rank];
+    expert_pager_predict(graph->pager, il, point, graph->predicted, (size_t)n_row * k);
+}
+
 /* Tells the pager what the router of a layer makes of its input as far as that can be guessed now.
  * Uses expert_out, changes `normed`. */
 static enum lm_status predict(struct graph *graph, uint32_t il, enum prediction_point point,
                               struct lm_error *err)
 {
-    const uint32_t k = graph->hp->n_expert_used, n_row = graph->n_row;
     float *const guess = graph->expert_out; /* nothing is there between a layer's experts */
-    foresight_guess(graph->foresight, graph->backend, il, point, graph->x, n_row, guess);
+    foresight_guess(graph->foresight, graph->backend, il, point, graph->x, graph->n_row, guess);
     graph->backend->ops->rms_norm(graph->backend, guess, graph->model->layer[il].ffn_norm,
-                                  graph->hp->rms_eps, n_row, graph->hp->n_embd, graph->normed);
+                                  graph->hp->rms_eps, graph->n_row, graph->hp->n_embd,
+                                  graph->normed);
     route(graph, il, graph->next_ids, graph->next_weights);
     const enum lm_status status = graph->backend->ops->sync(graph->backend, err);
-    for (uint32_t rank = 0; rank < k; rank++) /* by row; turned into best rank first */
-        for (uint32_t it = 0; it < n_row; it++)
-            graph->predicted[(size_t)rank * n_row + it] = graph->next_ids[(size_t)it * k + rank];
-    if (status == LM_OK)
-        expert_pager_predict(graph->pager, il, point, graph->predicted, (size_t)n_row * k);
+    if (status == LM_OK) tell_prediction(graph, il, point, graph->next_ids);
     return status;
 }
 
@@ -312,6 +326,18 @@ static enum lm_status run_groups(struct graph *graph, const struct ffn_args *arg
     return status;
 }
 
+/* What the router of a layer makes of the residual as it is now, on its way to the host. */
+static void guess_next(struct graph *graph, uint32_t il)
+{
+    struct backend *backend = graph->backend;
+    float *const normed = graph->expert_out; /* nothing is there between a layer's experts */
+    backend->ops->rms_norm(backend, graph->x, graph->model->layer[il].ffn_norm, graph->hp->rms_eps,
+                           graph->n_row, graph->hp->n_embd, normed);
+    route_by(graph, il, normed, graph->next_ids, graph->next_weights);
+    backend->ops->download(backend, graph->host_next, graph->next_ids,
+                           (size_t)graph->n_row * graph->hp->n_expert_used * sizeof(int32_t));
+}
+
 /* Experts on a device that has slots for some: the host learns what was chosen, and looks it up. */
 static enum lm_status run_tier(struct graph *graph, uint32_t il, struct lm_error *err)
 {
@@ -322,7 +348,10 @@ static enum lm_status run_tier(struct graph *graph, uint32_t il, struct lm_error
         run_unasked(graph, il, &args);
         return LM_OK;
     }
+    const bool predicts =
+        expert_pager_wants_prediction(graph->pager, il + 1, PREDICT_EARLY); /* with the same sync */
     route(graph, il, graph->expert_ids, graph->expert_weights);
+    if (predicts) guess_next(graph, il + 1);
     ops->download(graph->backend, graph->chosen_ids, graph->expert_ids, n_pair * sizeof(int32_t));
     if (graph->trace)
         ops->download(graph->backend, graph->chosen_weights, graph->expert_weights,
@@ -337,6 +366,7 @@ static enum lm_status run_tier(struct graph *graph, uint32_t il, struct lm_error
 
     const size_t n_demand = collect_demand(graph, graph->chosen_ids);
     device_tier_request(graph->tier, il, graph->demand, n_demand, graph->n_row);
+    if (predicts) tell_prediction(graph, il + 1, PREDICT_EARLY, graph->host_next);
     args.expert = graph->views;
     args.expert_out = graph->expert_out;
     return run_groups(graph, &args, graph->chosen_ids, err);

@@ -84,24 +84,43 @@ static void divide_workspace(struct graph *graph, const struct graph_config *con
     graph->mixer = at;
 }
 
-/* What crosses between a device and the CPU where both compute a layer's experts. Not pinned, it is
- * only slower. */
-static enum lm_status create_host_buffers(struct graph *graph, uint32_t n_batch,
+/* With a bank: what was chosen, on the host. */
+static enum lm_status create_choices(struct graph *graph, const struct graph_config *config,
+                                     struct lm_error *err)
+{
+    const size_t n = n_choice(graph, config);
+    graph->chosen_ids = calloc(n + 1, sizeof(*graph->chosen_ids));
+    graph->chosen_weights = calloc(n + 1, sizeof(*graph->chosen_weights));
+    if (graph->chosen_ids && graph->chosen_weights) return LM_OK;
+    return lm_fail(err, LM_E_NO_MEM, "graph: no memory for %zu choices", n);
+}
+
+/* What crosses between a device and the CPU in every layer: choices, and where both compute, rows.
+ * Not pinned, it is only slower. */
+static enum lm_status create_host_buffers(struct graph *graph, const struct graph_config *config,
                                           struct lm_error *err)
 {
+    enum { PAGE_BYTES = 4096 };
     const struct hparams *hp = graph->hp;
     const uint32_t n_max = device_tier_cpu_rows(hp->n_expert, hp->n_expert_used);
-    const size_t n_row = n_batch < n_max ? n_batch : n_max;
-    const size_t n_normed = buffer_floats(n_row * hp->n_embd);
+    const size_t n_row = config->n_batch < n_max ? config->n_batch : n_max;
+    const size_t n_normed = n_row * hp->n_embd, n_out = n_normed * hp->n_expert_used;
+    const size_t n_next = (size_t)config->n_batch * hp->n_expert_used;
+    const size_t n_kept = n_choice(graph, config);
+    const size_t n = buffer_floats(n_normed) + buffer_floats(n_out) + buffer_floats(n_next) +
+                     2 * buffer_floats(n_kept);
+    const size_t n_bytes = (n * sizeof(float) + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
     void *memory;
-    graph->host_bytes = (n_normed + n_row * hp->n_expert_used * hp->n_embd) * sizeof(float);
-    if (posix_memalign(&memory, 4096, graph->host_bytes))
-        return lm_fail(err, LM_E_NO_MEM, "graph: no memory for %zu bytes", graph->host_bytes);
-    graph->host_memory = memory;
-    graph->host_normed = graph->host_memory;
-    graph->host_out = graph->host_memory + n_normed;
-    graph->host_pinned = graph->backend->ops->pin(graph->backend, graph->host_memory,
-                                                  graph->host_bytes, NULL) == LM_OK;
+    if (posix_memalign(&memory, PAGE_BYTES, n_bytes))
+        return lm_fail(err, LM_E_NO_MEM, "graph: no memory for %zu bytes", n_bytes);
+    float *at = graph->host_memory = memory;
+    graph->host_normed = take_buffer(&at, n_normed);
+    graph->host_out = take_buffer(&at, n_out);
+    graph->host_next = (int32_t *)take_buffer(&at, n_next);
+    graph->chosen_ids = (int32_t *)take_buffer(&at, n_kept);
+    graph->chosen_weights = take_buffer(&at, n_kept);
+    graph->host_pinned =
+        graph->backend->ops->pin(graph->backend, graph->host_memory, n_bytes, NULL) == LM_OK;
     return LM_OK;
 }
 
@@ -151,13 +170,11 @@ enum lm_status graph_init(struct graph *graph, const struct graph_config *config
     graph->sharer = calloc(n_expert + 1, sizeof(*graph->sharer));
     graph->selected = calloc(n_expert + 1, sizeof(*graph->selected));
     graph->predicted = calloc(n_pair + 1, sizeof(*graph->predicted));
-    const size_t n_kept = graph->bank || graph->tier ? n_choice(graph, config) : 0;
-    graph->chosen_ids = calloc(n_kept + 1, sizeof(*graph->chosen_ids));
-    graph->chosen_weights = calloc(n_kept + 1, sizeof(*graph->chosen_weights));
     if (!graph->views || !graph->demand || !graph->n_chosen || !graph->payer || !graph->sharer ||
-        !graph->selected || !graph->predicted || !graph->chosen_ids || !graph->chosen_weights)
+        !graph->selected || !graph->predicted)
         status = lm_fail(err, LM_E_NO_MEM, "graph: no memory for %zu experts", n_expert);
-    if (status == LM_OK && graph->tier) status = create_host_buffers(graph, config->n_batch, err);
+    if (status == LM_OK && graph->bank) status = create_choices(graph, config, err);
+    if (status == LM_OK && graph->tier) status = create_host_buffers(graph, config, err);
     if (status == LM_OK && config->paged && !graph->tier)
         status = foresight_create(&graph->foresight, hp->n_layer, hp->n_embd, err);
     if (status == LM_OK) status = create_rope(graph, config->n_ctx, err);
@@ -172,8 +189,8 @@ void graph_fini(struct graph *graph)
     foresight_destroy(graph->foresight);
     if (graph->host_pinned) graph->backend->ops->unpin(graph->backend, graph->host_memory);
     free(graph->host_memory);
-    free(graph->chosen_weights);
-    free(graph->chosen_ids);
+    free(graph->tier ? NULL : graph->chosen_weights);
+    free(graph->tier ? NULL : graph->chosen_ids);
     free(graph->predicted);
     free(graph->selected);
     free(graph->sharer);

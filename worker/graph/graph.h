@@ -59,11 +59,11 @@ struct graph {
     bool *selected;               /* [n_expert] false between uses */
     int32_t *predicted;           /* [n_batch][n_expert_used] */
     struct foresight *foresight;  /* NULL unless paged, and on the CPU */
-    float *host_memory;           /* with a tier: pinned if it can be, */
-    size_t host_bytes;
+    float *host_memory;           /* with a tier: pinned if it can be: */
     bool host_pinned;
     float *host_normed; /* [n_cpu_row][n_embd] what the CPU computes with */
-    float *host_out;    /* [n_cpu_row * n_expert_used][n_embd] and what it makes of it */
+    float *host_out;    /* [n_cpu_row * n_expert_used][n_embd] and what it makes of it; also */
+    int32_t *host_next; /* next_ids, and chosen_ids and chosen_weights */
 
     /* The batch, set by the worker for each step. */
     uint32_t n_token;

@@ -49,6 +49,7 @@ struct half {
 struct ready {
     uint32_t expert;
     uint64_t ticket; /* of its copy; 0: it is done */
+    bool in_background;
     struct expert_view view;
 };
 
@@ -337,7 +338,8 @@ static struct ready copy_expert(struct device_tier *tier, struct expert_key key,
         part[i] = to;
         to += (layer->part_bytes[i] + 255) / 256 * 256;
     }
-    return (struct ready){key.expert, copy->ticket, expert_layer_view(layer, part)};
+    return (struct ready){key.expert, copy->ticket, lane == COPY_AHEAD,
+                          expert_layer_view(layer, part)};
 }
 
 static struct expert_view slot_view(const struct device_tier *tier, uint32_t il, int32_t index)
@@ -660,7 +662,8 @@ static bool look_up(struct device_tier *tier, const struct expert_demand *demand
         return true;
     }
     if (index == NO_SLOT) return false;
-    const struct ready found = {demand->expert, tier->slot[index].ticket,
+    const struct slot *slot = &tier->slot[index];
+    const struct ready found = {demand->expert, slot->ticket, slot->in_background,
                                 slot_view(tier, tier->layer, index)};
     pin_slot(tier, index);
     if (found.ticket) {
@@ -691,8 +694,8 @@ void device_tier_request(struct device_tier *tier, uint32_t layer,
         if (!look_up(tier, &demand[i])) tier->missing[n_missing++] = demand[i];
     tier->ahead_layer = UINT32_MAX; /* what was chosen of it is ready, and keeps its place */
     tier->n_ahead = 0;
-    tier->pager_has_more = n_missing > 0;
-    if (n_missing) expert_pager_request(tier->config.pager, layer, tier->missing, n_missing);
+    tier->pager_has_more = true; /* at least it reads for the layer behind */
+    expert_pager_request(tier->config.pager, layer, tier->missing, n_missing);
 }
 
 /* ---- lending ------------------------------------------------------------------------------ */
@@ -777,13 +780,18 @@ static bool copy_next(struct device_tier *tier)
     return true;
 }
 
+/* Copies on demand end in the order in which they stand here, so that their last is awaited for
+ * all; one in the background is awaited by itself. */
 static struct device_group lend(struct device_tier *tier, const struct ready *from, size_t n)
 {
     struct backend *backend = tier->config.backend;
-    for (size_t i = 0; i < n; i++) {
+    bool awaited = false;
+    for (size_t i = n; i-- > 0;) {
         tier->lent_expert[i] = from[i].expert;
         tier->lent_view[i] = from[i].view;
-        if (from[i].ticket) backend->ops->await(backend, from[i].ticket);
+        if (!from[i].ticket || (awaited && !from[i].in_background)) continue;
+        backend->ops->await(backend, from[i].ticket);
+        awaited |= !from[i].in_background;
     }
     return (struct device_group){n, false, tier->lent_expert, tier->lent_view};
 }

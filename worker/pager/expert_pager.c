@@ -430,7 +430,8 @@ static void read_predicted(struct expert_pager *pager, enum prediction_point poi
     for (size_t i = 0; i < prediction->n; i++) {
         const struct expert_key key = {pager->ahead_layer, prediction->expert[i]};
         const size_t rank = i / pager->n_step_token;
-        if (expert_cache_find(pager->cache, key) != EXPERT_NO_SLOT) continue;
+        if (expert_cache_find(pager->cache, key) != EXPERT_NO_SLOT || is_elsewhere(pager, key))
+            continue;
         if (!is_worth_reading(pager, point, rank, n_before)) continue;
         if (pager->n_ahead >= limit || !read_ahead(pager, key.expert, PLACE_SPECULATIVE)) return;
         struct slot *slot = &pager->slot[pager->ahead_slot[pager->n_ahead - 1]];

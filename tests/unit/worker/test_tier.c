@@ -3,6 +3,8 @@
 #include "tests/unit/worker/sealed_device.h"
 #include "tests/unit/worker/stage_ranks.h"
 
+#include <unistd.h>
+
 #include "worker/pager/policy.h"
 
 static void check_same(const struct rank *rank, const struct rank *whole)
@@ -46,6 +48,9 @@ static void check_tier(const struct gguf_file *file, const struct hparams *hp,
     assert_int_equal(device.n_alloc, n_alloc); /* steps take no memory */
     const struct device_tier_stats stats = device_tier_stats(worker_tier(rank.worker));
     check_counts(&stats, own.device_experts.miss);
+    const struct expert_pager_stats pager = expert_pager_stats(worker_pager(rank.worker));
+    const bool foresees = own.pager.prefetch != PREFETCH_OFF && own.pager.n_slot == 1;
+    assert_int_equal(pager.n_predicted > 0, foresees);
     close_rank(&rank);
     sealed_device_fini(&device);
 }
@@ -70,13 +75,15 @@ static void test_placement_changes_no_bit(void **state)
             for (size_t k = 0; k < n_share; k++)
                 for (int paged = 0; paged < (i ? 2 : 3); paged++)
                     check_tier(file, &hp, &whole,
-                               &(struct rank_layers){.end = hp.n_layer,
-                                                     .device_begin = k == 2 ? hp.n_layer / 2 : 0,
-                                                     .device_experts = {n_slots[k], modes[m]},
-                                                     .pager = {.n_slot = paged == 0   ? 0
-                                                                         : paged == 1 ? 1
-                                                                                      : n_all,
-                                                               .policy = &policy_lfru}},
+                               &(struct rank_layers){
+                                   .end = hp.n_layer,
+                                   .device_begin = k == 2 ? hp.n_layer / 2 : 0,
+                                   .device_experts = {n_slots[k], modes[m]},
+                                   .pager = {.n_slot = paged == 0   ? 0
+                                                       : paged == 1 ? 1
+                                                                    : n_all,
+                                             .prefetch = k % 2 ? PREFETCH_ON : PREFETCH_OFF,
+                                             .policy = &policy_lfru}},
                                3 * (int)k);
         close_rank(&whole);
         gguf_close(file);
@@ -210,6 +217,49 @@ static void test_failed_copy(void **state)
     gguf_close(file);
 }
 
+static void copy_model(const char *from, const char *to)
+{
+    char command[2000];
+    snprintf(command, sizeof(command), "cp '%s/tests/data/golden/models/%s.gguf' '%s'",
+             getenv("LEAN_SOURCE_DIR"), from, to);
+    assert_int_equal(system(command), 0);
+}
+
+/* A file that is cut off under its reader: the step that misses an expert of it fails, and says so.
+ */
+static void test_failed_read(void **state)
+{
+    char path[] = "/tmp/lean-test-tier-XXXXXX";
+    struct gguf_file *file = NULL;
+    static struct hparams hp;
+    struct rank rank = {.n_row = 0};
+    struct sealed_device device;
+    (void)state;
+    close(mkstemp(path));
+    copy_model("qwen3moe-s-q8_0", path);
+    assert_int_equal(gguf_open(&file, path, NULL), LM_OK);
+    assert_int_equal(hparams_read(&hp, file, NULL), LM_OK);
+    sealed_device_init(&device);
+    open_rank(&rank, file, &hp,
+              &(struct rank_layers){.end = hp.n_layer,
+                                    .device = &device.backend,
+                                    .device_experts = {5, MISS_HYBRID},
+                                    .pager = {.n_slot = 1, .policy = &policy_lfru}});
+    run_rank(&rank);
+    assert_int_equal(rank.status, LM_OK);
+    assert_int_equal(truncate(path, 4096), 0);
+    for (int again = 0; again < 2; again++) {
+        clear_rank(&rank);
+        run_rank(&rank);
+        assert_int_equal(rank.status, LM_E_IO);
+        assert_non_null(strstr(rank.err.message, "expert"));
+    }
+    close_rank(&rank);
+    sealed_device_fini(&device);
+    gguf_close(file);
+    unlink(path);
+}
+
 /* A device that is lost in a step ends that step, wherever it happens. */
 static void test_lost_device(void **state)
 {
@@ -316,6 +366,7 @@ int main(void)
                                        cmocka_unit_test(test_device_gathers),
                                        cmocka_unit_test(test_tries_all_modes),
                                        cmocka_unit_test(test_failed_copy),
+                                       cmocka_unit_test(test_failed_read),
                                        cmocka_unit_test(test_lost_device),
                                        cmocka_unit_test(test_no_memory_on_the_device)};
     return cmocka_run_group_tests(tests, NULL, NULL);
