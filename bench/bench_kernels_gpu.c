@@ -9,6 +9,9 @@
  * states, each counted once; the share is of plain reads. The operations of a line run as one list,
  * the third time it is a replayed graph; each figure is the best of several.
  *
+ * Then the link to the host's memory: copies of pieces as large as experts are, from pinned and
+ * from other memory, copies beside reads of the device's memory, and the kernels of gather_experts.
+ *
  * Lines that end in "fast" are of the FAST mode, where there is cuBLAS; its products are of 16
  * bits, of which the tensor cores do half as many, so 50% is the roof.
  *
@@ -381,6 +384,137 @@ static void measure_delta_net(uint32_t n_token)
     print_line("delta_net", shape, n_token, seconds, 2.0 * v_dim * DIM * sizeof(float), 0);
 }
 
+/* ---- the link ---- */
+
+struct link_load {
+    uint8_t *host, *device; /* [n_bytes] */
+    size_t n_bytes, piece_bytes;
+    const struct roof *beside; /* reads of it, n_round times, beside the copies; or NULL */
+    struct expert_gather_args gather;
+    uint32_t n_gather;
+};
+
+static void put_fetches(void *context)
+{
+    const struct link_load *l = context;
+    uint64_t ticket = 0;
+    for (size_t at = 0; at + l->piece_bytes <= l->n_bytes; at += l->piece_bytes)
+        ticket = bench.ops->fetch(bench.backend, l->device + at, l->host + at, l->piece_bytes, 0,
+                                  COPY_DEMAND);
+    for (uint32_t i = 0; l->beside && i < l->beside->n_round; i++)
+        backend_cuda_read(bench.backend, l->beside->memory, l->beside->n_bytes, l->beside->sink);
+    bench.ops->start(bench.backend);
+    bench.ops->await(bench.backend, ticket);
+}
+
+static void put_gathers(void *context)
+{
+    struct link_load *l = context;
+    const int32_t *const ids = l->gather.ids;
+    for (uint32_t i = 0; i < l->n_gather; i++) {
+        bench.ops->gather_experts(bench.backend, &l->gather);
+        l->gather.ids += l->gather.n_pair;
+    }
+    l->gather.ids = ids;
+}
+
+static void print_link(const char *name, const char *shape, double seconds, double n_bytes,
+                       const char *remark)
+{
+    if (seconds == 0)
+        printf("%-18s %-24s %s\n", name, shape, bench.error.message);
+    else
+        printf("%-18s %-24s             %10.1f us %8.1f GB/s%s\n", name, shape, seconds * 1e6,
+               n_bytes / seconds * 1e-9, remark);
+    fflush(stdout);
+}
+
+static void measure_fetches(struct link_load *l, const char *name)
+{
+    for (l->piece_bytes = l->n_bytes; l->piece_bytes >= 1 << 17; l->piece_bytes /= 8) {
+        char shape[48];
+        snprintf(shape, sizeof(shape), "%zu x %zu KiB", l->n_bytes / l->piece_bytes,
+                 l->piece_bytes >> 10);
+        print_link(name, shape, time_list(put_fetches, l), (double)l->n_bytes, "");
+    }
+}
+
+/* Copies of 2 MiB beside as many reads as take about as long: what each of the two loses. */
+static void measure_beside(struct link_load *l)
+{
+    struct roof roof = {.n_bytes = bench.quick ? 1 << 16 : (size_t)1 << 30};
+    char remark[80];
+    roof.memory = give(roof.n_bytes);
+    roof.sink = give(4);
+    l->piece_bytes = bench.quick ? 1 << 17 : 2 << 20;
+    const double copy_s = time_list(put_fetches, l);
+    const double read_s = (double)roof.n_bytes / bench.read_bytes_s;
+    roof.n_round = bench.quick || copy_s < read_s ? 1 : (uint32_t)(copy_s / read_s + 0.5);
+    l->beside = &roof;
+    const double both_s = time_list(put_fetches, l);
+    l->beside = NULL;
+    snprintf(remark, sizeof(remark), "  copies alone %.1f us, reads alone %.1f us", copy_s * 1e6,
+             roof.n_round * read_s * 1e6);
+    print_link("fetch beside reads", "", both_s, (double)l->n_bytes, remark);
+}
+
+/* N_USED experts for each token, all remote, none twice. */
+static void measure_gathers(struct link_load *l, size_t expert_bytes)
+{
+    const size_t part_bytes = expert_bytes / 3 / 16 * 16;
+    const uint32_t n_expert = (uint32_t)(l->n_bytes / (3 * part_bytes)) / N_USED * N_USED;
+    struct expert_view *table = take(n_expert * sizeof(*table));
+    uint8_t *remote = take(n_expert);
+    int32_t *ids = take(n_expert * sizeof(*ids));
+    for (uint32_t ie = 0; ie < n_expert; ie++) {
+        const uint8_t *const at = l->host + ie * 3 * part_bytes;
+        table[ie] = (struct expert_view){at, at + part_bytes, at + 2 * part_bytes};
+        ids[ie] = (int32_t)ie;
+        remote[ie] = 1;
+    }
+    l->n_gather = n_expert / N_USED;
+    l->gather = (struct expert_gather_args){
+        .ids = (int32_t *)give_repeated(ids, n_expert * sizeof(*ids), n_expert * sizeof(*ids)),
+        .n_pair = N_USED,
+        .n_expert = n_expert,
+        .table = (struct expert_view *)give_repeated(table, n_expert * sizeof(*table),
+                                                     n_expert * sizeof(*table)),
+        .remote = give_repeated(remote, n_expert, n_expert),
+        .gate_bytes = part_bytes,
+        .up_bytes = part_bytes,
+        .down_bytes = part_bytes,
+        .room = give(N_USED * expert_room_bytes(part_bytes, part_bytes, part_bytes)),
+        .n_room = N_USED,
+        .view = give(n_expert * sizeof(*table)),
+    };
+    const double seconds = time_list(put_gathers, l) / l->n_gather;
+    char shape[48];
+    snprintf(shape, sizeof(shape), "%d x %zu KiB", N_USED, 3 * part_bytes >> 10);
+    print_link("gather_experts", shape, seconds, (double)N_USED * 3 * (double)part_bytes, "");
+}
+
+static void measure_link(void)
+{
+    struct link_load l = {.n_bytes = bench.quick ? 1 << 20 : (size_t)512 << 20};
+    struct lm_error err;
+    l.host = aligned_alloc(4096, l.n_bytes);
+    if (!l.host) exit(lm_exit_code(LM_E_NO_MEM));
+    memset(l.host, 1, l.n_bytes);
+    l.device = give(l.n_bytes);
+    measure_fetches(&l, "fetch, not pinned");
+    if (bench.ops->pin(bench.backend, l.host, l.n_bytes, &err) == LM_OK) {
+        measure_fetches(&l, "fetch, pinned");
+        measure_beside(&l);
+        measure_gathers(&l, bench.quick ? 30000 : 1900 << 10); /* of the 35B */
+        if (!bench.quick) measure_gathers(&l, 5700 << 10);     /* of the 122B */
+        bench.ops->unpin(bench.backend, l.host);
+    } else {
+        printf("fetch, pinned: %s\n", err.message);
+    }
+    free(l.host);
+    end_line();
+}
+
 static const enum tensor_type product_types[] = {TENSOR_Q4_K, TENSOR_Q6_K, TENSOR_Q8_0};
 static const uint32_t product_shapes[][2] = {
     {8192, 2048}, {2048, 4096}, {12288, 3072}, {3072, 8192}};
@@ -430,6 +564,7 @@ int main(int argc, char **argv)
     bench.ops = bench.backend->ops;
     random_state = 1;
     measure_roofs();
+    measure_link();
     measure_products(1);
     if (!bench.quick) {
         measure_product(TENSOR_Q6_K, 248320, 2048, 1);

@@ -9,7 +9,8 @@ import sys
 import tempfile
 import time
 
-OPERATIONS = ("rows", "linear", "attention", "delta_net", "route", "ffn")
+OPERATIONS = ("rows", "linear", "attention", "delta_net", "route", "ffn", "gather_experts",
+              "streaming")
 TOOLS = ("memcheck", "racecheck", "synccheck")
 # All parts end within this, so that a machine that is lent for ten minutes gives the table.
 SECONDS_IN_ALL = 570

@@ -735,6 +735,43 @@ static void check_gather_experts(const struct subject *s)
     ops->unpin(s->backend, host);
 }
 
+/* Pieces of the host's memory, pinned or not, through two slots that an operation reads. */
+static void check_streaming(const struct subject *s)
+{
+    enum { N_SLOTS = 2 };
+    const struct backend_ops *const ops = s->backend->ops;
+    const size_t n_bytes = 1 + random_below(s->slow ? 9000 : 3000000),
+                 n_piece = 2 + random_below(9);
+    const bool pinned = random_below(2);
+    const enum copy_lane lane = random_below(2) ? COPY_AHEAD : COPY_DEMAND;
+    const size_t host_bytes = (n_piece * n_bytes + 4095) / 4096 * 4096;
+    uint8_t *const host = aligned_alloc(4096, host_bytes), *const out = give_zeros(s, host_bytes);
+    uint8_t *const slot[N_SLOTS] = {give_zeros(s, n_bytes), give_zeros(s, n_bytes)};
+    uint64_t read[N_SLOTS] = {0}, ticket = 0;
+    struct lm_error err;
+    if (!host) exit(1);
+    for (size_t i = 0; i < host_bytes; i++)
+        host[i] = (uint8_t)(i * 2654435761u >> 23);
+    if (pinned && ops->pin(s->backend, host, host_bytes, &err) != LM_OK) {
+        printf("%s: %s\n", s->name, err.message);
+        exit(1);
+    }
+    for (int round = 0; round < 3; round++) {
+        for (size_t i = 0; i < n_piece; i++) {
+            const size_t k = i % N_SLOTS;
+            ticket = ops->fetch(s->backend, slot[k], host + i * n_bytes, n_bytes, read[k], lane);
+            ops->await(s->backend, ticket);
+            ops->copy(s->backend, out + i * n_bytes, slot[k], n_bytes);
+            read[k] = ops->mark(s->backend);
+        }
+        while (!ops->fetched(s->backend, ticket))
+            ;
+        compare(s, "pieces", out, host, n_piece * n_bytes);
+    }
+    if (pinned) ops->unpin(s->backend, host);
+    free(host);
+}
+
 /* A NaN is kept, reported once by sync with the operation's name, and then forgotten. */
 static void check_nan_is_reported(const struct subject *s)
 {
@@ -872,6 +909,7 @@ static const struct {
     {"attention", check_attention},
     {"delta_net", check_delta_net},
     {"gather_experts", check_gather_experts},
+    {"streaming", check_streaming},
     {"linear", check_nan_is_reported},
     {"route", check_router_nan_is_reported},
     {"ffn", check_hidden_nan_is_reported},
