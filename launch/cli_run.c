@@ -226,8 +226,7 @@ void run_print_timings(FILE *out, const struct engine *engine, const struct chat
             per_second(counts->n_generated ? counts->n_generated - 1 : 0, predicted_s(counts)),
             counts->first_token_s, reasons[answer->finish]);
     if (counts->n_draft)
-        fprintf(out, "drafts %6zu tok   %zu accepted\n", counts->n_draft,
-                counts->n_draft_accepted);
+        fprintf(out, "drafts %6zu tok   %zu accepted\n", counts->n_draft, counts->n_draft_accepted);
     struct pager_snapshot experts;
     if (engine_experts(engine, &experts, NULL) == LM_OK)
         pager_report_print(out, &experts, &counts->experts);

@@ -411,12 +411,14 @@ static void save_profile(const struct engine *engine)
     free(uses);
 }
 
-/* Whether some rank pages experts. */
+/* Whether some rank has not all experts where they are computed. */
 static bool is_paged(const struct engine *engine)
 {
-    bool paged = engine->part.n_expert_slot > 0;
-    for (uint32_t i = 1; i < engine_n_rank(engine); i++)
-        paged |= cluster_rank(engine->cluster, i)->n_expert_slot > 0;
+    bool paged = engine->part.n_expert_slot > 0 || engine->part.n_device_slot > 0;
+    for (uint32_t i = 1; i < engine_n_rank(engine); i++) {
+        const struct cluster_rank *rank = cluster_rank(engine->cluster, i);
+        paged |= rank->n_expert_slot > 0 || rank->n_device_slot > 0;
+    }
     return paged;
 }
 
@@ -544,7 +546,8 @@ enum lm_status engine_experts(const struct engine *engine, struct pager_snapshot
                               struct lm_error *err)
 {
     if (!engine->pipeline) {
-        pager_snapshot_take(out, worker_pager(engine->part.worker));
+        pager_snapshot_take(out, worker_pager(engine->part.worker),
+                            worker_tier(engine->part.worker));
         return LM_OK;
     }
     const enum lm_status status = pipeline_ask_stats(engine->pipeline, true, err);
@@ -568,7 +571,8 @@ void engine_rank_told(const struct engine *engine, uint32_t rank, struct pager_s
     if (engine->pipeline)
         pipeline_read_rank(engine->pipeline, rank, out, edges);
     else
-        pager_snapshot_take(out, worker_pager(engine->part.worker));
+        pager_snapshot_take(out, worker_pager(engine->part.worker),
+                            worker_tier(engine->part.worker));
 }
 
 void engine_draw_told(const struct engine *engine,
@@ -584,7 +588,8 @@ void engine_experts_told(const struct engine *engine, struct pager_snapshot *out
     if (engine->pipeline)
         pipeline_read_stats(engine->pipeline, out);
     else
-        pager_snapshot_take(out, worker_pager(engine->part.worker));
+        pager_snapshot_take(out, worker_pager(engine->part.worker),
+                            worker_tier(engine->part.worker));
 }
 
 /* ---- generating --------------------------------------------------------------------------- */

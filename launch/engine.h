@@ -47,7 +47,7 @@ struct engine_config {
     const char *kv_type;    /* "f16" */
     uint32_t prefill_chunk; /* tokens; 0: auto */
     enum drafting prompt_lookup;
-    uint32_t n_draft; /* of a sequence at most; <= STEP_DRAFT_MAX */
+    uint32_t n_draft;       /* of a sequence at most; <= STEP_DRAFT_MAX */
     bool reference;         /* weights decoded to F32, activations not quantized */
     const char *trace_path; /* routing trace, or NULL */
     uint32_t n_snapshot;    /* states kept to go back to where they cannot be cut (recurrent layers,

@@ -335,7 +335,7 @@ enum lm_status model_part_load(struct model_part *part, const struct part_config
     enum lm_status status = plan(part, config, sizes, &made, err);
     if (status == LM_OK) status = backend_cpu_create(&part->backend, &cpu, err);
     if (status == LM_OK) status = create_worker(part, config, sizes, err);
-    if (status == LM_OK && (part->n_expert_slot || config->settings.profile))
+    if (status == LM_OK && (part->n_expert_slot || part->n_device_slot || config->settings.profile))
         status = routing_profile_load(worker_pager(part->worker), part->file, &part->hp,
                                       config->settings.profile, err);
     if (status == LM_OK) memory_plan_recheck(&made, host_memory_taken(), host_memory_available());

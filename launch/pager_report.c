@@ -144,6 +144,20 @@ static void print_predictions(FILE *out, const struct expert_pager_stats *stats)
     if (*separator == ' ') fprintf(out, "   %" PRIu64 " wasted\n", stats->n_wasted);
 }
 
+static void print_device(FILE *out, const struct device_tier_stats *stats)
+{
+    const struct device_tier_counts *of = stats->decode.n_lookup ? &stats->decode : &stats->prefill;
+    char copied[24];
+    fprintf(out,
+            "device  %5u of %u on it   hits %.1f%% in decode, %.1f%% in prefill   misses: %.0f%% "
+            "copied (%s), the others on the CPU\n",
+            stats->n_resident, stats->n_expert,
+            percent(stats->decode.n_hit, stats->decode.n_lookup),
+            percent(stats->prefill.n_hit, stats->prefill.n_lookup),
+            percent(of->n_copied, of->n_copied + of->n_cpu),
+            log_format_bytes(stats->decode.copied_bytes + stats->prefill.copied_bytes, copied));
+}
+
 void pager_report_print(FILE *out, const struct pager_snapshot *experts,
                         const struct expert_usage *usage)
 {
@@ -151,8 +165,10 @@ void pager_report_print(FILE *out, const struct pager_snapshot *experts,
     const struct expert_pager_counts *decode = &stats.decode, *prefill = &stats.prefill;
     const uint64_t n_bytes = pager_report_read_bytes(&stats);
     char bytes[24], rate[24];
-    if (!stats.n_slot) return;
+    if (!stats.n_slot && !experts->device.n_slot) return;
     print_usage(out, usage);
+    if (experts->device.n_slot) print_device(out, &experts->device);
+    if (!stats.n_slot) return;
     fprintf(out,
             "experts %5u of %u in memory   hits %.1f%% in decode, %.1f%% in prefill   "
             "waited %.2fs + %.2fs\n",
@@ -177,11 +193,34 @@ static struct metrics_lookups lookups_of(const struct expert_pager_counts *count
                                     .wait_s = counts->wait_s};
 }
 
+static struct metrics_device_lookups device_lookups_of(const struct device_tier_counts *counts)
+{
+    return (struct metrics_device_lookups){.n_hit = counts->n_hit,
+                                           .n_cpu = counts->n_cpu,
+                                           .n_copied = counts->n_copied,
+                                           .hit_bytes = counts->hit_bytes,
+                                           .cpu_bytes = counts->cpu_bytes,
+                                           .copied_bytes = counts->copied_bytes,
+                                           .wait_s = counts->wait_s,
+                                           .cpu_s = counts->cpu_s};
+}
+
+static struct metrics_device device_of(const struct device_tier_stats *stats)
+{
+    return (struct metrics_device){.decode = device_lookups_of(&stats->decode),
+                                   .prefill = device_lookups_of(&stats->prefill),
+                                   .n_resident = stats->n_resident,
+                                   .n_free = stats->n_slot - stats->n_resident,
+                                   .n_evicted = stats->n_evicted,
+                                   .background_bytes = stats->background_bytes};
+}
+
 bool pager_report_metrics(struct metrics_experts *out, const struct pager_snapshot *experts)
 {
     static_assert((int)METRICS_N_READ == (int)READ_PRIORITY_COUNT, "priorities have names");
     const struct expert_pager_stats stats = experts->total;
-    if (!stats.n_slot) return false;
+    if (!stats.n_slot && !experts->device.n_slot) return false;
+    out->device = device_of(&experts->device);
     out->n_layer = 0;
     out->n_resident = stats.n_resident;
     out->n_reading = stats.n_reading;
@@ -231,6 +270,48 @@ static struct json_object *counts_json(const struct expert_pager_counts *counts)
     add(json, "misses", json_object_new_int64((int64_t)counts->n_miss));
     add(json, "miss_bytes", json_object_new_int64((int64_t)counts->miss_bytes));
     add(json, "wait_s", json_object_new_double(counts->wait_s));
+    return json;
+}
+
+static const char *const miss_names[] = {
+    [MISS_AUTO] = "auto", [MISS_GPU] = "gpu", [MISS_CPU] = "cpu", [MISS_HYBRID] = "hybrid"};
+
+static struct json_object *device_counts_json(const struct device_tier_counts *counts)
+{
+    struct json_object *json = json_object_new_object();
+    add(json, "lookups", json_object_new_uint64(counts->n_lookup));
+    add(json, "hits", json_object_new_uint64(counts->n_hit));
+    add(json, "on_cpu", json_object_new_uint64(counts->n_cpu));
+    add(json, "copied", json_object_new_uint64(counts->n_copied));
+    add(json, "hit_bytes", json_object_new_uint64(counts->hit_bytes));
+    add(json, "cpu_bytes", json_object_new_uint64(counts->cpu_bytes));
+    add(json, "copied_bytes", json_object_new_uint64(counts->copied_bytes));
+    add(json, "wait_s", json_object_new_double(counts->wait_s));
+    add(json, "cpu_s", json_object_new_double(counts->cpu_s));
+    return json;
+}
+
+static struct json_object *device_json(const struct device_tier_stats *stats)
+{
+    struct json_object *json = json_object_new_object();
+    add(json, "slots", json_object_new_int64(stats->n_slot));
+    add(json, "experts", json_object_new_int64(stats->n_expert));
+    add(json, "resident", json_object_new_int64(stats->n_resident));
+    add(json, "slot_bytes", json_object_new_uint64(stats->slot_bytes));
+    add(json, "room_bytes", json_object_new_uint64(stats->room_bytes));
+    add(json, "bank_bytes", json_object_new_uint64(stats->bank_bytes));
+    add(json, "miss", json_object_new_string(miss_names[stats->asked]));
+    add(json, "mode", json_object_new_string(miss_names[stats->mode]));
+    add(json, "gathers", json_object_new_boolean(stats->gathers));
+    add(json, "cpu_share", json_object_new_double(stats->cpu_share));
+    add(json, "copy_bytes_s", json_object_new_double(stats->copy_bytes_s));
+    add(json, "cpu_bytes_s", json_object_new_double(stats->cpu_bytes_s));
+    add(json, "admitted", json_object_new_uint64(stats->n_admitted));
+    add(json, "preloaded", json_object_new_uint64(stats->n_preloaded));
+    add(json, "background_bytes", json_object_new_uint64(stats->background_bytes));
+    add(json, "evicted", json_object_new_uint64(stats->n_evicted));
+    add(json, "decode", device_counts_json(&stats->decode));
+    add(json, "prefill", device_counts_json(&stats->prefill));
     return json;
 }
 
@@ -312,5 +393,6 @@ struct json_object *pager_report_json(const struct pager_snapshot *experts)
     if (stats.disk.engine) add(json, "io", json_object_new_string(stats.disk.engine));
     add(json, "direct", json_object_new_boolean(stats.disk.direct));
     add(json, "layers", layers_json(experts));
+    if (experts->device.n_slot) add(json, "device", device_json(&experts->device));
     return json;
 }

@@ -313,7 +313,8 @@ struct rank_series {
 
 static const struct rank_series expert_series[] = {
     {"lean_expert_cache_hits_total", "counter", "Experts found in memory.",
-     OF(AT(experts.decode.n_hit), AT(experts.prefill.n_hit))},
+     OF(AT(experts.decode.n_hit), AT(experts.prefill.n_hit), AT(experts.device.decode.n_hit),
+        AT(experts.device.prefill.n_hit))},
     {"lean_expert_cache_misses_total", "counter", "Experts that were not, also those on their way.",
      OF(AT(experts.decode.n_joined), AT(experts.decode.n_miss), AT(experts.prefill.n_joined),
         AT(experts.prefill.n_miss))},
@@ -352,8 +353,10 @@ static const struct rank_series expert_series[] = {
      OF(AT(experts.read_bytes[METRICS_READ_SPECULATIVE]))},
     {"lean_expert_read_bytes_total", "counter", "", "priority", "background",
      OF(AT(experts.read_bytes[METRICS_READ_BACKGROUND]))},
-    {"lean_expert_bytes_loaded_total", "counter", "Bytes of experts that were read.", "source",
-     .value = "ram"},
+    {"lean_expert_bytes_loaded_total", "counter",
+     "Bytes of experts that were read: from memory to devices, from the disk.", "source", "ram",
+     OF(AT(experts.device.decode.copied_bytes), AT(experts.device.prefill.copied_bytes),
+        AT(experts.device.background_bytes))},
     {"lean_expert_bytes_loaded_total", "counter", "", "source", "disk",
      OF(AT(experts.read_bytes[METRICS_READ_DEMAND]),
         AT(experts.read_bytes[METRICS_READ_SPECULATIVE]),
@@ -394,6 +397,49 @@ static const struct rank_series expert_series[] = {
      OF(AT(experts.n_resident))},
     {"lean_expert_slots", "gauge", "", "state", "reading", OF(AT(experts.n_reading))},
     {"lean_expert_slots", "gauge", "", "state", "free", OF(AT(experts.n_free))},
+#define OF_DEVICE(name, text, phase, result, kind_of, member)                                      \
+    {                                                                                              \
+        name, "counter", text, "phase", phase, "result", result, .kind = kind_of,                  \
+                                                                 OF(AT(experts.device.member))     \
+    }
+#define DEVICE_LOOKUPS(phase, result, member)                                                      \
+    OF_DEVICE("lean_device_expert_lookups_total",                                                  \
+              "Experts that a step and layer of a device with slots needed: there, computed on "   \
+              "the CPU, or copied there.",                                                         \
+              phase, result, RANK_COUNT, member)
+    DEVICE_LOOKUPS("decode", "hit", decode.n_hit),
+    DEVICE_LOOKUPS("decode", "cpu", decode.n_cpu),
+    DEVICE_LOOKUPS("decode", "copied", decode.n_copied),
+    DEVICE_LOOKUPS("prefill", "hit", prefill.n_hit),
+    DEVICE_LOOKUPS("prefill", "cpu", prefill.n_cpu),
+    DEVICE_LOOKUPS("prefill", "copied", prefill.n_copied),
+#undef DEVICE_LOOKUPS
+#define DEVICE_BYTES(phase, result, member)                                                        \
+    OF_DEVICE("lean_device_expert_bytes_total", "Size of these experts.", phase, result,           \
+              RANK_COUNT, member)
+    DEVICE_BYTES("decode", "hit", decode.hit_bytes),
+    DEVICE_BYTES("decode", "cpu", decode.cpu_bytes),
+    DEVICE_BYTES("decode", "copied", decode.copied_bytes),
+    DEVICE_BYTES("prefill", "hit", prefill.hit_bytes),
+    DEVICE_BYTES("prefill", "cpu", prefill.cpu_bytes),
+    DEVICE_BYTES("prefill", "copied", prefill.copied_bytes),
+#undef DEVICE_BYTES
+#undef OF_DEVICE
+    {"lean_device_expert_wait_seconds_total", "counter",
+     "Time that steps waited for the device to choose or copy experts.", "phase", "decode",
+     .kind = RANK_REAL, OF(AT(experts.device.decode.wait_s))},
+    {"lean_device_expert_wait_seconds_total", "counter", "", "phase", "prefill", .kind = RANK_REAL,
+     OF(AT(experts.device.prefill.wait_s))},
+    {"lean_device_expert_cpu_seconds_total", "counter",
+     "Time that the CPU computed experts of a device's layers.", "phase", "decode",
+     .kind = RANK_REAL, OF(AT(experts.device.decode.cpu_s))},
+    {"lean_device_expert_cpu_seconds_total", "counter", "", "phase", "prefill", .kind = RANK_REAL,
+     OF(AT(experts.device.prefill.cpu_s))},
+    {"lean_device_expert_evictions_total", "counter", "Experts that left a device's slots.",
+     OF(AT(experts.device.n_evicted))},
+    {"lean_device_expert_slots", "gauge", "Slots for experts on devices.", "state", "resident",
+     OF(AT(experts.device.n_resident))},
+    {"lean_device_expert_slots", "gauge", "", "state", "free", OF(AT(experts.device.n_free))},
 };
 
 static const struct rank_series own_series[] = {

@@ -96,7 +96,14 @@ struct metrics_experts {
     uint64_t n_read[METRICS_N_READ], read_bytes[METRICS_N_READ];
     double busy_s;                     /* with at least one read running */
     double direct_rate, buffered_rate; /* bytes/s that a probe at the start found; 0: none did */
-    uint32_t n_layer;                  /* that have experts */
+    struct metrics_device {            /* of devices that have slots for experts; zeros: none has */
+        struct metrics_device_lookups {
+            uint64_t n_hit, n_cpu, n_copied, hit_bytes, cpu_bytes, copied_bytes;
+            double wait_s, cpu_s;
+        } decode, prefill;
+        uint64_t n_resident, n_free, n_evicted, background_bytes;
+    } device;
+    uint32_t n_layer; /* that have experts */
     struct metrics_expert_layer {
         uint32_t layer;
         uint64_t n_hit, n_joined, n_miss;

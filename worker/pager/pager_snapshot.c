@@ -5,11 +5,14 @@
 
 /* Who adds a counter adds it here too, and to worker/pipeline/wire_stats.c. */
 static_assert(sizeof(struct expert_pager_stats) == 456 &&
-                  sizeof(struct expert_pager_layer_stats) == 128,
+                  sizeof(struct expert_pager_layer_stats) == 128 &&
+                  sizeof(struct device_tier_stats) == 264,
               "all counters are summed");
 
-void pager_snapshot_take(struct pager_snapshot *out, const struct expert_pager *pager)
+void pager_snapshot_take(struct pager_snapshot *out, const struct expert_pager *pager,
+                         const struct device_tier *tier)
 {
+    out->device = tier ? device_tier_stats(tier) : (struct device_tier_stats){.n_slot = 0};
     out->total = expert_pager_stats(pager);
     for (uint32_t il = out->total.layer_begin; il < out->total.layer_end; il++)
         out->layer[il] = expert_pager_layer_stats(pager, il);
@@ -58,6 +61,42 @@ static void add_disk(struct disk_reader_stats *sum, const struct disk_reader_sta
     sum->busy_s += next->busy_s;
 }
 
+static void add_device_counts(struct device_tier_counts *sum, const struct device_tier_counts *next)
+{
+    sum->n_lookup += next->n_lookup;
+    sum->n_hit += next->n_hit;
+    sum->n_cpu += next->n_cpu;
+    sum->n_copied += next->n_copied;
+    sum->hit_bytes += next->hit_bytes;
+    sum->cpu_bytes += next->cpu_bytes;
+    sum->copied_bytes += next->copied_bytes;
+    sum->wait_s += next->wait_s;
+    sum->cpu_s += next->cpu_s;
+}
+
+static void add_device(struct device_tier_stats *sum, const struct device_tier_stats *next)
+{
+    if (!next->n_slot) return;
+    if (!sum->n_slot) {
+        *sum = *next;
+        return;
+    }
+    add_device_counts(&sum->decode, &next->decode);
+    add_device_counts(&sum->prefill, &next->prefill);
+    sum->n_slot += next->n_slot;
+    sum->n_expert += next->n_expert;
+    sum->n_resident += next->n_resident;
+    sum->slot_bytes += next->slot_bytes;
+    sum->room_bytes += next->room_bytes;
+    sum->bank_bytes += next->bank_bytes;
+    sum->n_admitted += next->n_admitted;
+    sum->n_preloaded += next->n_preloaded;
+    sum->background_bytes += next->background_bytes;
+    sum->n_evicted += next->n_evicted;
+    sum->copy_bytes_s = slower(sum->copy_bytes_s, next->copy_bytes_s);
+    sum->cpu_bytes_s = slower(sum->cpu_bytes_s, next->cpu_bytes_s);
+}
+
 void pager_snapshot_add(struct pager_snapshot *sum, const struct pager_snapshot *next)
 {
     struct expert_pager_stats *const a = &sum->total;
@@ -86,6 +125,7 @@ void pager_snapshot_add(struct pager_snapshot *sum, const struct pager_snapshot 
     a->useful_bytes += b->useful_bytes;
     a->n_preloaded += b->n_preloaded;
     add_disk(&a->disk, &b->disk);
+    add_device(&sum->device, &next->device);
     for (uint32_t il = b->layer_begin; il < b->layer_end; il++)
         sum->layer[il] = next->layer[il];
     if (b->layer_end > a->layer_end) a->layer_end = b->layer_end;

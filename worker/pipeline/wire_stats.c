@@ -29,6 +29,35 @@
     DO(useful_bytes)                                                                               \
     DO(n_preloaded)
 
+/* The same of struct device_tier_counts, and of struct device_tier_stats. */
+#define FOR_EACH_DEVICE_COUNT(DO)                                                                  \
+    DO(n_lookup)                                                                                   \
+    DO(n_hit)                                                                                      \
+    DO(n_cpu)                                                                                      \
+    DO(n_copied)                                                                                   \
+    DO(hit_bytes)                                                                                  \
+    DO(cpu_bytes)                                                                                  \
+    DO(copied_bytes)                                                                               \
+    DO(wait_s)                                                                                     \
+    DO(cpu_s)
+#define FOR_EACH_DEVICE_NUMBER(DO)                                                                 \
+    DO(n_slot)                                                                                     \
+    DO(n_expert)                                                                                   \
+    DO(n_resident)                                                                                 \
+    DO(slot_bytes)                                                                                 \
+    DO(room_bytes)                                                                                 \
+    DO(bank_bytes)                                                                                 \
+    DO(n_admitted)                                                                                 \
+    DO(n_preloaded)                                                                                \
+    DO(background_bytes)                                                                           \
+    DO(n_evicted)                                                                                  \
+    DO(asked)                                                                                      \
+    DO(mode)                                                                                       \
+    DO(gathers)                                                                                    \
+    DO(cpu_share)                                                                                  \
+    DO(copy_bytes_s)                                                                               \
+    DO(cpu_bytes_s)
+
 /* ---- packing ------------------------------------------------------------------------------ */
 
 static void fill_counts(Lean__ExpertCounts *out, const struct expert_pager_counts *counts)
@@ -138,6 +167,21 @@ static void fill_edges(Lean__Stats *out, const struct edges_stats *edges)
     out->receive_wait_s = edges->receive_wait_s;
 }
 
+static void fill_device_counts(Lean__DeviceCounts *out, const struct device_tier_counts *counts)
+{
+    lean__device_counts__init(out);
+#define FILL(name) out->name = counts->name;
+    FOR_EACH_DEVICE_COUNT(FILL)
+#undef FILL
+}
+
+static void fill_device(Lean__DeviceExperts *out, const struct device_tier_stats *stats)
+{
+#define FILL(name) out->name = stats->name;
+    FOR_EACH_DEVICE_NUMBER(FILL)
+#undef FILL
+}
+
 static enum lm_status pack(struct frame **out, const struct worker *worker,
                            const struct pager_snapshot *snapshot, const struct details *details,
                            struct lm_error *err)
@@ -146,6 +190,8 @@ static enum lm_status pack(struct frame **out, const struct worker *worker,
     const struct edges_stats edges = worker_edges(worker);
     Lean__Stats message = LEAN__STATS__INIT;
     Lean__ExpertCounts decode, prefill;
+    Lean__DeviceExperts device = LEAN__DEVICE_EXPERTS__INIT;
+    Lean__DeviceCounts device_decode, device_prefill;
     Lean__ExpertPrediction prediction[PREDICT_POINT_COUNT];
     Lean__ExpertPrediction *predictions[PREDICT_POINT_COUNT];
     const struct expert_pager_stats *total = &snapshot->total;
@@ -159,6 +205,10 @@ static enum lm_status pack(struct frame **out, const struct worker *worker,
     fill_edges(&message, &edges);
     fill_counts(message.decode = &decode, &total->decode);
     fill_counts(message.prefill = &prefill, &total->prefill);
+    fill_device(&device, &snapshot->device);
+    fill_device_counts(device.decode = &device_decode, &snapshot->device.decode);
+    fill_device_counts(device.prefill = &device_prefill, &snapshot->device.prefill);
+    if (snapshot->device.n_slot) message.device = &device;
     for (int i = 0; i < PREDICT_POINT_COUNT; i++)
         fill_prediction(predictions[i] = &prediction[i], &total->prediction[i]);
     message.n_prediction = PREDICT_POINT_COUNT;
@@ -187,7 +237,7 @@ enum lm_status wire_pack_stats(struct frame **out, const struct worker *worker, 
     struct details details = {.uses = NULL};
     enum lm_status status = LM_OK;
     if (!snapshot) return lm_fail(err, LM_E_NO_MEM, "no memory for counters");
-    pager_snapshot_take(snapshot, worker_pager(worker));
+    pager_snapshot_take(snapshot, worker_pager(worker), worker_tier(worker));
     const size_t n = snapshot->total.n_expert + 1;
     if (with_uses) details.uses = calloc(n, sizeof(*details.uses));
     if (with_map) details.resident = calloc(n, sizeof(*details.resident));
@@ -206,6 +256,8 @@ enum lm_status wire_pack_stats(struct frame **out, const struct worker *worker, 
 
 static bool is_of_model(const Lean__Stats *stats, const struct hparams *hp)
 {
+    if (stats->device && (stats->device->mode > MISS_HYBRID || stats->device->asked > MISS_HYBRID))
+        return false;
     if (stats->layer_begin > stats->layer_end || stats->layer_end > hp->n_layer ||
         stats->n_prediction != PREDICT_POINT_COUNT || stats->n_n_read != READ_PRIORITY_COUNT ||
         stats->n_read_bytes != READ_PRIORITY_COUNT)
@@ -254,6 +306,27 @@ static struct expert_pager_prediction read_prediction(const Lean__ExpertPredicti
                                             .n_in_time = prediction->n_in_time};
 }
 
+static struct device_tier_counts read_device_counts(const Lean__DeviceCounts *counts)
+{
+    struct device_tier_counts out;
+#define READ(name) out.name = counts->name;
+    FOR_EACH_DEVICE_COUNT(READ)
+#undef READ
+    return out;
+}
+
+static struct device_tier_stats read_device(const Lean__DeviceExperts *device)
+{
+    struct device_tier_stats out = {.n_slot = 0};
+    if (!device) return out;
+#define READ(name) out.name = device->name;
+    FOR_EACH_DEVICE_NUMBER(READ)
+#undef READ
+    out.decode = read_device_counts(device->decode);
+    out.prefill = read_device_counts(device->prefill);
+    return out;
+}
+
 /* Names outlive the message. */
 static const char *engine_name(const char *name)
 {
@@ -285,6 +358,7 @@ void wire_read_stats(struct pager_snapshot *out, const Lean__Stats *stats)
     memcpy(total->disk.n_read, stats->n_read, sizeof(total->disk.n_read));
     memcpy(total->disk.read_bytes, stats->read_bytes, sizeof(total->disk.read_bytes));
     total->disk.busy_s = stats->busy_s;
+    out->device = read_device(stats->device);
     for (uint32_t il = stats->layer_begin; il < stats->layer_end; il++)
         out->layer[il] = (struct expert_pager_layer_stats){.n_expert = 0};
     for (size_t i = 0; i < stats->n_layer; i++) {

@@ -85,7 +85,7 @@ static void log_counters(struct script *script, struct job *job)
         assert_int_equal(pipeline_ask_stats(job->pipeline, true, &err), LM_OK);
         pipeline_read_stats(job->pipeline, &all);
     } else {
-        pager_snapshot_take(&all, worker_pager(job->rank[0].worker));
+        pager_snapshot_take(&all, worker_pager(job->rank[0].worker), NULL);
     }
     fprintf(script->log, "layers %u to %u, %u experts, %llu and %llu lookups\n",
             all.total.layer_begin, all.total.layer_end, all.total.n_expert,
