@@ -1,0 +1,120 @@
+"""A device that has slots for some of its layers' experts only: the same bits as on the CPU, whatever
+becomes of the others, wherever they are kept; and what is counted and told of it."""
+import json
+import os
+import sys
+import tempfile
+import unittest
+
+import cli
+import ranks
+import serve
+
+PLUGIN = os.path.join(ranks.BUILD, "liblean_cuda_emu.so")
+IDS = ",".join(str(11 + 37 * i % 500) for i in range(7))
+SIZES = ("--ctx", 256, "--prefill-chunk", 64)
+
+
+class Tier(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory(prefix="lean-test-tier-")
+        cls.addClassCleanup(cls.folder.cleanup)
+        cls.model = os.path.join(cls.folder.name, "model.gguf")
+        result = cli.lean("synth", "qwen3moe", "Q8_0", "--layers", 3, "--experts", 64, "-o", cls.model)
+        assert result.returncode == 0, result.stderr
+        whole = cls.inspect("--device", "emu")["device"]
+        assert not whole["paged"]
+        # room for half of the experts, beside what may differ between a plan and a run
+        cls.vram = whole["total"] - whole["routed_experts"] // 2
+
+    @classmethod
+    def inspect(cls, *options):
+        result = cli.lean("inspect", cls.model, "--memory", "--json", *SIZES, *options)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout)["memory"]
+
+    def evaluate(self, *options):
+        result = cli.lean("eval", self.model, "--ids", IDS, "-n", 10, "--json", *SIZES, *options)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        return json.loads(result.stdout), result.stderr
+
+    def check(self, *options):
+        """The same bits; returns what was counted."""
+        expected, _ = self.evaluate("--device", "cpu")
+        answer, log = self.evaluate("--device", "emu", "--vram", self.vram, *options)
+        self.assertEqual([answer[key] for key in ("logits_xxh3", "generated")],
+                         [expected[key] for key in ("logits_xxh3", "generated")], options)
+        rank = answer["effective"]["ranks"][0]
+        self.assertEqual(rank["device_layers"], [0, 2])
+        experts = answer["effective"]["experts"]
+        device = experts["device"]
+        self.assertEqual(device["experts"], 3 * 64)
+        self.assertEqual(device["slots"], rank["device_slots"])
+        self.assertLess(device["slots"], device["experts"])
+        self.assertGreater(device["slots"], 48)
+        for phase in ("decode", "prefill"):
+            counts = device[phase]
+            self.assertEqual(counts["lookups"], counts["hits"] + counts["on_cpu"] + counts["copied"])
+        decode = device["decode"]
+        self.assertGreater(decode["hits"], 0)
+        self.assertGreater(decode["on_cpu"] + decode["copied"], 0)
+        self.assertRegex(log, r"layers 0 to 2 on emu:0 .*, [0-9]+ of 192 experts \([0-9]+%\) there")
+        return experts
+
+    def test_misses(self):
+        for miss in ("gpu", "cpu", "hybrid"):
+            device = self.check("--miss", miss)["device"]
+            self.assertEqual((device["miss"], device["mode"]), (miss, miss))
+            if miss == "cpu":
+                self.assertGreater(device["decode"]["on_cpu"], 0)
+            if miss == "gpu":
+                self.assertEqual(device["decode"]["on_cpu"], 0)
+                self.assertGreater(device["decode"]["copied_bytes"], 0)
+
+    def test_beside_memory_and_disk(self):
+        """What is not on the device is not all in memory either."""
+        experts = self.check("--expert-slots", "25%", "--profile", "none")
+        self.assertEqual(experts["slots"], 48)
+        self.assertEqual(experts["experts"], 192)
+        self.assertGreater(experts["read_bytes"], 0)
+        self.assertEqual(experts["device"]["miss"], "auto")
+
+    def test_as_planned(self):
+        plan = self.inspect("--device", "emu", "--vram", self.vram)
+        device = plan["device"]
+        self.assertTrue(device["paged"] and device["fits"])
+        self.assertLess(device["experts_in_memory"], 3 * 64)
+        self.assertAlmostEqual(plan["expected"]["vram_share"], device["experts_in_memory"] / 192)
+        self.assertFalse(plan["paged"]) # memory has all of them
+
+    @unittest.skipIf(ranks.why_no_mpi(), "needs Open MPI")
+    def test_two_ranks(self):
+        expected, _ = self.evaluate("--device", "cpu")
+        result = ranks.mpirun(2, "eval", self.model, "--ids", IDS, "-n", 10, "--json", *SIZES,
+                              "--device", "emu", "--vram", self.vram - 400000, "--partition", "1,2")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        answer = json.loads(result.stdout)
+        self.assertEqual(answer["logits_xxh3"], expected["logits_xxh3"])
+        slots = [rank.get("device_slots", 0) for rank in answer["effective"]["ranks"]]
+        device = answer["effective"]["experts"]["device"]
+        self.assertGreater(slots[1], 0)
+        self.assertEqual(device["slots"], sum(slots))
+        self.assertGreater(device["decode"]["hits"], 0)
+
+    def test_a_server_counts(self):
+        with serve.Server("--device", "emu", "--vram", self.vram, "--parallel", 1, "--cache-ram", 0,
+                          *SIZES, model=self.model) as server:
+            server.complete([1, 2, 3, 4], max_tokens=12, ignore_eos=True)
+            found = {result: server.metric("lean_device_expert_lookups_total", result=result)
+                     for result in ("hit", "cpu", "copied")}
+            self.assertGreater(found["hit"], 0)
+            self.assertGreater(found["cpu"] + found["copied"], 0)
+            self.assertGreater(server.metric("lean_device_expert_slots"), 48)
+            self.assertGreaterEqual(server.metric("lean_expert_cache_hits_total"), found["hit"])
+
+
+if not os.path.exists(PLUGIN):
+    print("skipped: built without the emulator of CUDA")
+    sys.exit(77)
+unittest.main(verbosity=2)
