@@ -171,8 +171,7 @@ static enum lm_status create_tier(struct worker *worker, struct lm_error *err)
                                             .n_expert = config->hp->n_expert,
                                             .n_expert_used = config->hp->n_expert_used,
                                             .n_slot = config->device_experts.n_slot,
-                                            .policy = config->pager.policy ? config->pager.policy
-                                                                           : &policy_lfru,
+                                            .policy = config->pager.policy,
                                             .miss = config->device_experts.miss};
     const enum lm_status status = device_tier_create(&worker->tier, &tier, err);
     const struct expert_pager_above above = {
@@ -286,6 +285,17 @@ static enum lm_status check_files(struct worker *worker, enum lm_status status,
                    loss.path, place, (unsigned long long)loss.offset + 1);
 }
 
+/* What a device copies from is best pinned, and a mapping is not: where all experts are to be in
+ * memory, they get slots there. */
+static void choose_slots(struct worker_config *config)
+{
+    struct pager_options *const pager = &config->pager;
+    if (!has_tier(config)) return;
+    if (!pager->n_slot)
+        pager->n_slot = hparams_n_expert_of(config->hp, config->layer_begin, config->layer_end);
+    if (!pager->policy) pager->policy = &policy_lfru;
+}
+
 static void log_reads(void *context)
 {
     const struct worker *worker = context;
@@ -298,6 +308,7 @@ enum lm_status worker_create(struct worker **out, const struct worker_config *co
     struct worker *worker = calloc(1, sizeof(*worker));
     if (!worker) return lm_fail(err, LM_E_NO_MEM, "worker: no memory");
     worker->config = *config;
+    choose_slots(&worker->config);
     guard_files(worker);
     const enum lm_status status = check_files(worker, create_parts(worker, err), err);
     if (status != LM_OK) {

@@ -25,7 +25,9 @@ struct transport_edge;
 struct worker;
 
 struct pager_options {
-    uint32_t n_slot; /* experts of the CPU's layers kept in memory; 0: all, in the mapping */
+    /* Experts kept in memory of the CPU's layers, and of a device's that does not keep all itself;
+     * 0: all, in the mapping or, for a device, in slots. */
+    uint32_t n_slot;
     const struct cache_policy *policy;
     enum prefetch prefetch;
     enum disk_engine engine;
