@@ -740,7 +740,7 @@ static void check_streaming(const struct subject *s)
 {
     enum { N_SLOTS = 2 };
     const struct backend_ops *const ops = s->backend->ops;
-    const size_t n_bytes = 1 + random_below(s->slow ? 9000 : 3000000),
+    const size_t n_bytes = 1 + random_below(s->slow ? 9000 : 200000),
                  n_piece = 2 + random_below(9);
     const bool pinned = random_below(2);
     const enum copy_lane lane = random_below(2) ? COPY_AHEAD : COPY_DEMAND;
