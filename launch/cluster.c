@@ -513,6 +513,7 @@ enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_size
     setup.n_cache_position = sizes->n_cache_position;
     setup.prefill_chunk = sizes->prefill_chunk;
     setup.n_draft = sizes->n_draft;
+    setup.mtp = (int32_t)sizes->mtp;
     setup.kv_type = (int32_t)sizes->kv_type;
     setup.edge_depth = sizes->n_edge_buffer;
     for (uint32_t i = 1; i < cluster->world->n_rank && status == LM_OK; i++) {

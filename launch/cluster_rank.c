@@ -137,6 +137,8 @@ static enum lm_status check_setup(const struct member *member, const Lean__Setup
                        setup->layer_end <= hp->n_layer &&
                        (setup->layer_end == hp->n_layer) == is_last && setup->n_ctx &&
                        setup->n_slot && setup->prefill_chunk && setup->n_draft <= STEP_DRAFT_MAX &&
+                       setup->mtp >= DRAFTING_OFF &&
+                       setup->mtp <= (hp->n_layer_mtp ? DRAFTING_AUTO : DRAFTING_OFF) &&
                        setup->local_rank < setup->n_local && setup->edge_depth >= 2 &&
                        setup->edge_depth < TRANSPORT_DEPTH && setup->kv_type >= 0 &&
                        setup->kv_type < TENSOR_TYPE_COUNT;
@@ -152,6 +154,7 @@ static enum lm_status load(struct member *member, const Lean__Setup *setup, stru
                                     .n_snapshot = setup->n_snapshot,
                                     .prefill_chunk = setup->prefill_chunk,
                                     .n_draft = setup->n_draft,
+                                    .mtp = (enum drafting)setup->mtp,
                                     .n_cache_position = setup->n_cache_position,
                                     .kv_type = (enum tensor_type)setup->kv_type,
                                     .n_edge_buffer = setup->edge_depth};

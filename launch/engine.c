@@ -67,6 +67,7 @@ enum lm_status engine_config_from_options(struct engine_config *config,
         .kv_type = options_string(options, "kv-type"),
         .prefill_chunk = (uint32_t)options_int(options, "prefill-chunk"),
         .prompt_lookup = drafting_of(options_string(options, "prompt-lookup")),
+        .mtp = drafting_of(options_string(options, "mtp")),
         .n_draft = (uint32_t)options_int(options, "draft-max"),
         .trace_path = options_string(options, "trace"),
         .n_snapshot = ENGINE_N_SNAPSHOT,
@@ -171,11 +172,16 @@ static enum lm_status settle_sizes(struct engine *engine, const struct engine_co
                            .n_slot = request->n_slot,
                            .n_snapshot = request->n_snapshot,
                            .prefill_chunk = plan->prefill_chunk,
-                           .n_draft = config->prompt_lookup ? config->n_draft : 0,
+                           .mtp = part->hp.n_layer_mtp ? config->mtp : DRAFTING_OFF,
                            .n_cache_position = request->n_cache_position,
                            .kv_type = request->kv_type,
                            .n_edge_buffer = config->cluster.edge_depth};
+    sizes->n_draft = config->prompt_lookup || sizes->mtp ? config->n_draft : 0;
     if (sizes->prefill_chunk > sizes->n_ctx) sizes->prefill_chunk = sizes->n_ctx;
+    if (status == LM_OK && config->mtp == DRAFTING_ON && !sizes->mtp)
+        return lm_fail(err, LM_E_UNSUPPORTED,
+                       "%s: no layer for multi-token prediction, which --mtp on asks for",
+                       config->model_path);
     return status;
 }
 
@@ -321,6 +327,7 @@ static enum lm_status create_scheduler(struct engine *engine, uint32_t checkpoin
                                             .n_ctx = sizes->n_ctx,
                                             .prefill_chunk = sizes->prefill_chunk,
                                             .prompt_lookup = engine->prompt_lookup,
+                                            .mtp = sizes->mtp,
                                             .n_draft = sizes->n_draft,
                                             .chunk_min = engine->part.n_expert_slot ? 0 : CHUNK_MIN,
                                             .checkpoint_every = checkpoint_every,

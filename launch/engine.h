@@ -46,7 +46,7 @@ struct engine_config {
     uint32_t n_slot;        /* sequences held at once; 0: 1 */
     const char *kv_type;    /* "f16" */
     uint32_t prefill_chunk; /* tokens; 0: auto */
-    enum drafting prompt_lookup;
+    enum drafting prompt_lookup, mtp;
     uint32_t n_draft;       /* of a sequence at most; <= STEP_DRAFT_MAX */
     bool reference;         /* weights decoded to F32, activations not quantized */
     const char *trace_path; /* routing trace, or NULL */

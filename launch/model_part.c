@@ -309,6 +309,8 @@ static enum lm_status create_worker(struct model_part *part, const struct part_c
         .n_position = (uint64_t)sizes->n_slot * sizes->n_ctx + sizes->n_cache_position,
         .n_batch = sizes->prefill_chunk + sizes->n_slot,
         .n_draft = sizes->n_draft,
+        .mtp = sizes->mtp == DRAFTING_ON ||
+               (sizes->mtp == DRAFTING_AUTO && !part->n_expert_slot && !part->device.backend),
         .kv_type = sizes->kv_type,
         .n_edge_buffer = sizes->n_edge_buffer,
         .trace_path = asked->trace_path,

@@ -17,6 +17,7 @@
 struct run_sizes {
     uint32_t n_ctx, n_slot, n_snapshot, prefill_chunk;
     uint32_t n_draft; /* of a sequence in one step at most */
+    enum drafting mtp;
     uint64_t n_cache_position;
     enum tensor_type kv_type;
     uint32_t n_edge_buffer; /* of several ranks */

@@ -18,6 +18,7 @@
 #include "proto/base/error.h"
 #include "proto/model/sampling.h"
 
+enum drafting { DRAFTING_OFF, DRAFTING_ON, DRAFTING_AUTO /* where it is faster */ };
 enum { STEP_DRAFT_MAX = 15 }; /* of one sequence in one step */
 
 enum step_output {
@@ -63,6 +64,12 @@ struct step_seq {
     uint32_t n_draft;               /* <= STEP_DRAFT_MAX, < n_token */
     struct sampled_token *accepted; /* [n_draft] */
     uint32_t *n_accepted;           /* set by the step; NULL without drafts */
+    /* Drafts of the tokens behind the sampled one that are wanted from the runner: it gives
+     * *n_drafted of them, or fewer, or none if it has no means to. */
+    uint32_t n_wanted;   /* <= STEP_DRAFT_MAX */
+    int32_t *drafts;     /* [n_wanted] */
+    uint32_t *n_drafted; /* set by the step; NULL: none are wanted */
+    int32_t next;        /* the token behind these where it is known, of a prompt; -1: it is not */
     enum step_output output;
     /* The tokens known so far, these included: sampling penalizes them, and of drafts those before
      * the row. */
@@ -119,8 +126,8 @@ struct step_runner {
      * may be part of several, if what it reads does not depend on what an earlier one samples. */
     uint32_t depth;
     /* What plan points to is borrowed for the call, but for sampled: [n_seq], set at the end for
-     * those that sample, and for the callbacks, contexts, usages, errors and accepted drafts of
-     * its sequences.
+     * those that sample, and for the callbacks, contexts, usages, errors and drafts of its
+     * sequences.
      * LM_E_LIMIT: no room for the new positions, and nothing has changed nor begun. */
     enum lm_status (*begin)(void *context, const struct step_plan *plan,
                             struct sampled_token *sampled, struct lm_error *err);

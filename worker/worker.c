@@ -8,9 +8,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "proto/base/log.h"
 #include "proto/base/map_guard.h"
 #include "proto/base/progress.h"
 #include "proto/gguf/gguf.h"
+#include "worker/graph/mtp.h"
 #include "worker/pager/policy.h"
 #include "worker/pager/trace.h"
 #include "worker/sampling/sampler.h"
@@ -28,6 +30,8 @@ struct worker {
     struct span span[2]; /* [n_span] in the order of their layers */
     uint32_t n_span;
     struct sampler *sampler;
+    struct mtp *mtp;    /* NULL: no drafts are made */
+    float *host_hidden; /* [n_batch][n_embd] for it; on the CPU that of the last span's graph */
 
     float *logits;      /* [LOGIT_ROWS][n_vocab], in memory of the last span's backend */
     float *host_logits; /* likewise, on the host; on the CPU the same */
@@ -75,6 +79,37 @@ static enum lm_status create_head(struct worker *worker, struct lm_error *err)
     if (!worker->host_logits)
         return lm_fail(err, LM_E_NO_MEM, "worker: no memory for %zu logits", LOGIT_ROWS * n_vocab);
     return sampler_create(&worker->sampler, (uint32_t)n_vocab, err);
+}
+
+static enum lm_status create_mtp(struct worker *worker, struct lm_error *err)
+{
+    const struct worker_config *config = &worker->config;
+    const struct mtp_config mtp = {.file = config->file,
+                                   .hp = config->hp,
+                                   .backend = config->backend,
+                                   .n_slot = config->n_slot,
+                                   .n_ctx = config->n_ctx,
+                                   .n_position = config->n_position,
+                                   .n_batch = config->n_batch,
+                                   .kv_type = config->kv_type};
+    struct span *const last = last_span(worker);
+    const size_t n_bytes = (size_t)config->n_batch * config->hp->n_embd * sizeof(float);
+    if (!config->mtp || !is_last(worker)) return LM_OK;
+    last->graph.hidden = last->backend->ops->alloc(last->backend, n_bytes, err);
+    if (!last->graph.hidden) return LM_E_NO_MEM;
+    worker->host_hidden = last->is_device ? malloc(n_bytes) : last->graph.hidden;
+    if (!worker->host_hidden) return lm_fail(err, LM_E_NO_MEM, "worker: no memory to draft");
+    return mtp_create(&worker->mtp, &mtp, err);
+}
+
+static void destroy_mtp(struct worker *worker)
+{
+    struct span *const last = worker->n_span ? last_span(worker) : NULL;
+    float *const hidden = last ? last->graph.hidden : NULL;
+    mtp_destroy(worker->mtp);
+    if (worker->host_hidden != hidden) free(worker->host_hidden);
+    if (hidden) last->backend->ops->free(last->backend, hidden);
+    if (last) last->graph.hidden = NULL;
 }
 
 static enum lm_status create_batch(struct worker *worker, struct lm_error *err)
@@ -240,6 +275,7 @@ static enum lm_status create_parts(struct worker *worker, struct lm_error *err)
     if (status == LM_OK) status = create_edges(worker, err);
     if (status == LM_OK) status = create_batch(worker, err);
     if (status == LM_OK) status = create_head(worker, err);
+    if (status == LM_OK) status = create_mtp(worker, err);
     return status;
 }
 
@@ -324,6 +360,7 @@ enum lm_status worker_close(struct worker *worker, struct lm_error *err)
 {
     if (!worker) return LM_OK;
     progress_set_log(worker->config.progress, NULL, NULL);
+    destroy_mtp(worker);
     sampler_destroy(worker->sampler);
     if (worker->host_logits != worker->logits) free(worker->host_logits);
     if (worker->logits)
@@ -384,6 +421,7 @@ static enum lm_status add_rows(struct worker *worker, const struct step_seq *seq
         }
     }
     if (seq->n_draft) *seq->n_accepted = 0;
+    if (seq->n_wanted) *seq->n_drafted = 0;
     return reserve(worker, seq->slot, seq->n_token, seq->n_draft, err);
 }
 
@@ -559,6 +597,23 @@ static void advance(struct worker *worker, const struct step_seq *seq)
         seq_state_advance(worker->span[i].state, seq->slot, seq->n_token);
 }
 
+/* Drafts for what follows. Without them the step is as good. */
+static void run_mtp(struct worker *worker, const struct step_plan *plan,
+                    const struct sampled_token *sampled)
+{
+    const struct span *const last = last_span(worker);
+    struct lm_error err;
+    enum lm_status status = LM_OK;
+    if (!worker->mtp) return;
+    if (last->is_device) {
+        last->backend->ops->download(last->backend, worker->host_hidden, last->graph.hidden,
+                                     x_bytes(worker));
+        status = last->backend->ops->sync(last->backend, &err);
+    }
+    if (status == LM_OK) status = mtp_follow(worker->mtp, plan, sampled, worker->host_hidden, &err);
+    if (status != LM_OK) log_debug("no drafts: %s", err.message);
+}
+
 enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
                            struct sampled_token *sampled, struct lm_error *err)
 {
@@ -574,6 +629,7 @@ enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
         advance(worker, &plan->seq[i]);
     if (failed.status == LM_OK && is_last(worker)) {
         failed.status = run_head(worker, plan, sampled, &failed);
+        if (failed.status == LM_OK) run_mtp(worker, plan, sampled);
         name_failure(worker, &failed);
     }
     progress_set(worker->config.progress, PROGRESS_IDLE, worker->n_step++);
@@ -595,6 +651,7 @@ static enum lm_status fork_slot(struct worker *worker, const struct seq_op *op,
 
 enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct lm_error *err)
 {
+    if (worker->mtp) mtp_seq(worker->mtp, op);
     switch (op->kind) {
     case SEQ_CLEAR:
         for (uint32_t i = 0; i < worker->n_span; i++)

@@ -30,8 +30,11 @@ struct place {
     uint32_t kept;           /* so many of them can be had again from a kept state */
     uint64_t order;          /* in which places were given */
     int32_t *ids;            /* [n_ctx + 1] the tokens known so far; drafts of steps under way */
-    struct prompt_lookup *lookup; /* NULL: no drafts */
-    struct draft_record drafts;
+    struct prompt_lookup *lookup;    /* NULL: no drafts of that kind */
+    struct draft_record found, made; /* by the lookup, by the runner */
+    int32_t *made_ids;               /* [n_made] by the runner, for what follows ids [n + 1] */
+    uint32_t n_made;
+    bool verifies_made; /* in the step under way */
     struct scheduler *owner;
 };
 
@@ -109,7 +112,8 @@ static enum lm_status create_places(struct scheduler *scheduler, struct lm_error
     for (uint32_t i = 0; complete && i < n; i++) {
         scheduler->place[i].owner = scheduler;
         scheduler->place[i].ids = calloc((size_t)scheduler->config.n_ctx + 1, sizeof(int32_t));
-        complete = scheduler->place[i].ids != NULL;
+        scheduler->place[i].made_ids = calloc(STEP_DRAFT_MAX, sizeof(int32_t));
+        complete = scheduler->place[i].ids && scheduler->place[i].made_ids;
     }
     const bool looks_up = scheduler->config.n_draft && scheduler->config.prompt_lookup;
     for (uint32_t i = 0; complete && looks_up && i < n; i++) {
@@ -153,6 +157,7 @@ void scheduler_destroy(struct scheduler *scheduler)
     prefix_index_destroy(scheduler->index);
     for (uint32_t i = 0; scheduler->place && i < scheduler->config.n_slot; i++) {
         prompt_lookup_destroy(scheduler->place[i].lookup);
+        free(scheduler->place[i].made_ids);
         free(scheduler->place[i].ids);
     }
     for (uint32_t i = 0; scheduler->step && i < scheduler->config.runner->depth; i++)
@@ -511,7 +516,8 @@ static void settle_places(struct scheduler *scheduler)
         request->start_s = log_now_s();
         memcpy(place->ids, request->prompt, request->n_prompt * sizeof(*place->ids));
         if (place->lookup) prompt_lookup_reset(place->lookup);
-        place->drafts = (struct draft_record){.n_tried = 0};
+        place->found = place->made = (struct draft_record){.n_tried = 0};
+        place->n_made = 0;
         place->request = request;
         place->waiting = true;
         place->awaited = 0;
@@ -642,6 +648,9 @@ static void add_to_step(struct under_way *step, struct place *place, uint32_t n,
                                      .n_draft = n_draft,
                                      .accepted = accepted_of(step, place->owner, i),
                                      .n_accepted = &step->n_accepted[i],
+                                     .drafts = place->made_ids,
+                                     .n_drafted = &place->n_made,
+                                     .next = end < n_prompt ? place->ids[end] : -1,
                                      .output = sample ? STEP_OUTPUT_SAMPLE : STEP_OUTPUT_NONE,
                                      .history = place->ids,
                                      .n_history = end,
@@ -684,6 +693,48 @@ static struct place *next_reader(struct scheduler *scheduler, const struct place
     return first;
 }
 
+/* Whether each next token is sampled like the one before. */
+static bool is_steered(const struct request *request)
+{
+    return request->sampling.allowed || request->sampling.is_forced;
+}
+
+/* Puts drafts behind the last token of a sequence; returns how many. n_row: rows of the step
+ * without drafts; n_left: so many more may it have. */
+static uint32_t draft(struct scheduler *scheduler, struct place *place, uint32_t n_row,
+                      uint32_t n_left)
+{
+    const struct request *request = place->request;
+    const size_t n_wanted = request->n_max - request->n_generated - 1;
+    const uint32_t n_known = place->n + 1, n_room = scheduler->config.n_ctx - n_known;
+    uint32_t n = least(least(scheduler->config.n_draft, n_left), n_room);
+    if (n_wanted < n) n = (uint32_t)n_wanted;
+    if (!n || is_steered(request)) return 0;
+    uint32_t n_found = 0;
+    place->verifies_made = false;
+    if (place->lookup)
+        n_found = prompt_lookup_find(place->lookup, place->ids, n_known, place->ids + n_known, n);
+    n_found = draft_pace_choose(&scheduler->draft_pace, &place->found,
+                                scheduler->config.prompt_lookup == DRAFTING_AUTO, n_row, n_found);
+    if (n_found || !place->n_made) return n_found;
+    place->verifies_made = true;
+    n = least(n, place->n_made);
+    memcpy(place->ids + n_known, place->made_ids, n * sizeof(*place->ids));
+    return n;
+}
+
+/* How many drafts the runner shall make of what follows the token that is sampled now. */
+static uint32_t want_drafts(struct scheduler *scheduler, const struct place *place, uint32_t n_row)
+{
+    const struct request *request = place->request;
+    const size_t n_behind = request->n_max - request->n_generated;
+    uint32_t n = scheduler->config.n_draft;
+    if (!scheduler->config.mtp || is_steered(request) || n_behind < 3) return 0;
+    if (n_behind - 2 < n) n = (uint32_t)n_behind - 2;
+    return draft_pace_choose(&scheduler->draft_pace, &place->made,
+                             scheduler->config.mtp == DRAFTING_AUTO, n_row, n);
+}
+
 /* Adds prompts, n_left tokens at most. */
 static void add_prompts(struct scheduler *scheduler, struct under_way *step, uint32_t n_left)
 {
@@ -697,6 +748,8 @@ static void add_prompts(struct scheduler *scheduler, struct under_way *step, uin
         step->keep[step->n_seq - 1] = end == checkpoint;
         place->held = end == checkpoint || end == awaited;
         step->n_prompt_token += n;
+        if (end == n_prompt && place->request->n_max)
+            step->seq[step->n_seq - 1].n_wanted = want_drafts(scheduler, place, 1);
         n_left -= n;
     }
 }
@@ -745,28 +798,6 @@ static uint32_t part_size(const struct scheduler *scheduler, uint32_t n_generati
     return least((n_left + n_part_left - 1) / n_part_left, (n_generating + n_part - 1) / n_part);
 }
 
-/* Whether each next token is sampled like the one before. */
-static bool is_steered(const struct request *request)
-{
-    return request->sampling.allowed || request->sampling.is_forced;
-}
-
-/* Puts drafts behind the last token of a sequence; returns how many. n_row: rows of the step
- * without drafts; n_left: so many more may it have. */
-static uint32_t draft(struct scheduler *scheduler, struct place *place, uint32_t n_row,
-                      uint32_t n_left)
-{
-    const struct request *request = place->request;
-    const size_t n_wanted = request->n_max - request->n_generated - 1;
-    const uint32_t n_known = place->n + 1, n_room = scheduler->config.n_ctx - n_known;
-    uint32_t n = least(least(scheduler->config.n_draft, n_left), n_room);
-    if (n_wanted < n) n = (uint32_t)n_wanted;
-    if (!n || !place->lookup || is_steered(request)) return 0;
-    n = prompt_lookup_find(place->lookup, place->ids, n_known, place->ids + n_known, n);
-    return draft_pace_choose(&scheduler->draft_pace, &place->drafts,
-                             scheduler->config.prompt_lookup == DRAFTING_AUTO, n_row, n);
-}
-
 /* A part of those who generate, then prompts as far as the chunk goes. Beside those who generate
  * one chunk is under way at a time, so that it does not hold up every part of them. */
 static void compose(struct scheduler *scheduler, struct under_way *step)
@@ -782,6 +813,8 @@ static void compose(struct scheduler *scheduler, struct under_way *step)
         const uint32_t n_left = scheduler->config.prefill_chunk - step->n_draft;
         const uint32_t n_draft = draft(scheduler, place, size + step->n_draft, n_left);
         add_to_step(step, place, 1 + n_draft, n_draft);
+        step->seq[step->n_seq - 1].n_wanted = want_drafts(scheduler, place, size);
+        place->n_made = 0;
     }
     step->n_generating = step->n_seq;
     const uint32_t n_left = scheduler->config.prefill_chunk - step->n_draft;
@@ -922,13 +955,14 @@ static void take_tokens(struct scheduler *scheduler, const struct under_way *ste
         lasts =
             pass_accepted(scheduler, place, accepted_of(step, scheduler, i), n_accepted, &goes_on);
     if (n_draft) {
-        draft_record_note(&place->drafts, n_draft, n_accepted);
+        draft_record_note(place->verifies_made ? &place->made : &place->found, n_draft, n_accepted);
         cut_slot(scheduler, place->slot, place->n);
     }
     if (lasts && goes_on && failed->status != LM_OK) {
         leave_place(scheduler, place, false, failed);
         return;
     }
+    if (!goes_on) place->n_made = 0; /* behind another token */
     if (lasts && goes_on && has_tokens) lasts = pass_token(scheduler, place, &step->sampled[i]);
     if (!lasts) leave_place(scheduler, place, true, NULL);
 }

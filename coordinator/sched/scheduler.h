@@ -13,8 +13,9 @@
  *   queued --free place--> [waiting for a prefix] --> reading --last chunk--> generating --> done
  *
  * A sequence that generates may have drafts of its next tokens verified in its step: those that
- * followed the last time when the same was said (prompt_lookup.h). What is sampled is the same
- * without; draft_pace.h says how many. Where sampling is steered from token to token (a grammar, a
+ * followed the last time when the same was said (prompt_lookup.h), or if there are none what the
+ * runner has drafted by the model itself. What is sampled is the same without; draft_pace.h says
+ * how many. Where sampling is steered from token to token (a grammar, a
  * token that is forced) there are none, and what was accepted behind the token with which that
  * begins is taken back.
  *
@@ -34,8 +35,6 @@
 
 struct scheduler;
 
-enum drafting { DRAFTING_OFF, DRAFTING_ON, DRAFTING_AUTO /* where it is faster */ };
-
 struct scheduler_config {
     const struct step_runner *runner; /* borrowed */
     uint32_t n_slot;                  /* sequences that run at once */
@@ -46,7 +45,7 @@ struct scheduler_config {
     uint32_t chunk_min;        /* where steps overlap, prompts are cut into chunks no shorter than
                                 * this, so that all of them are busy; 0: not for that reason */
     uint32_t checkpoint_every; /* tokens of a prompt; 0: none for that reason */
-    enum drafting prompt_lookup;
+    enum drafting prompt_lookup, mtp; /* mtp: the runner can draft, too */
     uint32_t n_draft; /* of a sequence at most, and <= STEP_DRAFT_MAX; the runner takes as many */
     bool can_cut;     /* states can be cut back anywhere: copies on the way are not needed */
     uint64_t state_bytes;     /* of one kept state, shared blocks not counted; for stats */

@@ -12,6 +12,7 @@ import serve
 TEXT = ("the kernel is a program. the driver is a module of the kernel. " * 4 +
         "Say that again: the kernel is a program.")
 N_TOKEN = 60
+OFF = ("--prompt-lookup", "off", "--mtp", "off")
 
 
 def ids_of(text, model=serve.DEMO):
@@ -26,11 +27,11 @@ def evaluate(*options, text=TEXT, n=N_TOKEN):
 class SameOutput(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.plain, n_accepted = evaluate("--prompt-lookup", "off")
+        cls.plain, n_accepted = evaluate(*OFF)
         assert n_accepted == 0
 
-    def check(self, *options):
-        generated, n_accepted = evaluate("--prompt-lookup", "on", *options)
+    def check(self, *options, kind=("--prompt-lookup", "on", "--mtp", "off")):
+        generated, n_accepted = evaluate(*kind, *options)
         self.assertEqual(generated, self.plain, options)
         self.assertGreater(n_accepted, N_TOKEN // 4, options)
 
@@ -39,6 +40,19 @@ class SameOutput(unittest.TestCase):
         self.check("--draft-max", 1, "--kernels", "ref", "--threads", 1)
         self.check("--draft-max", 15, "--prefill-chunk", 16)
 
+    def test_by_the_models_own_layer(self):
+        mtp = ("--prompt-lookup", "off", "--mtp", "on")
+        self.check(kind=mtp)
+        self.check("--draft-max", 1, "--kernels", "ref", "--threads", 1, kind=mtp)
+        self.check("--expert-slots", "min", kind=mtp)
+        self.check("--draft-max", 15, "--prefill-chunk", 16, kind=("--mtp", "on"))
+
+    def test_a_model_without_such_a_layer_is_refused(self):
+        model = os.path.join(golden.SUBSET, "models/llama-s-q8_0.gguf")
+        result = cli.lean("eval", model, "--ids", "1", "--mtp", "on")
+        self.assertEqual(result.returncode, 9, result.stderr)
+        self.assertIn("no layer for multi-token prediction", result.stderr)
+
     def test_with_few_experts_in_memory(self):
         self.check("--expert-slots", "min")
 
@@ -46,11 +60,11 @@ class SameOutput(unittest.TestCase):
                          "no emulated plugin was built")
     def test_on_a_device(self):
         short = {"text": "the kernel is a program. the kernel is", "n": 16} # it is a slow device
-        plain, _ = evaluate("--prompt-lookup", "off", **short)
-        drafted, n_accepted = evaluate("--prompt-lookup", "on", "--device", "emu", "--gpu-layers", 2,
-                                       **short)
-        self.assertEqual(drafted, plain)
-        self.assertGreater(n_accepted, 2)
+        plain, _ = evaluate(*OFF, **short)
+        for kind in ("--prompt-lookup", "on"), ("--mtp", "on"):
+            drafted, n_accepted = evaluate(*OFF, *kind, "--device", "emu", "--gpu-layers", 2, **short)
+            self.assertEqual(drafted, plain)
+            self.assertGreater(n_accepted, 2)
 
     def test_automatically(self):
         generated, _ = evaluate()
@@ -88,15 +102,16 @@ class Serving(unittest.TestCase):
         return found, counts, timings
 
     def test_the_same_answers(self):
-        plain, counts, timings = self.answers("--prompt-lookup", "off")
+        plain, counts, timings = self.answers(*OFF)
         self.assertEqual((counts, timings["draft_n"]), ([0, 0, 0], 0))
-        drafted, counts, timings = self.answers("--prompt-lookup", "on")
-        self.assertEqual(drafted, plain)
-        n_draft_step, n_draft, n_accepted = counts
-        self.assertGreater(n_accepted, 0)
-        self.assertGreaterEqual(n_draft, max(n_accepted, n_draft_step))
-        self.assertGreaterEqual(timings["draft_n"], timings["draft_n_accepted"])
-        self.assertGreater(timings["draft_n_accepted"], N_TOKEN // 4)
+        for kind in ("--prompt-lookup", "on"), ("--mtp", "on"):
+            drafted, counts, timings = self.answers(*OFF, *kind)
+            self.assertEqual(drafted, plain)
+            n_draft_step, n_draft, n_accepted = counts
+            self.assertGreater(n_accepted, 0)
+            self.assertGreaterEqual(n_draft, max(n_accepted, n_draft_step))
+            self.assertGreaterEqual(timings["draft_n"], timings["draft_n_accepted"])
+            self.assertGreater(timings["draft_n_accepted"], N_TOKEN // 4)
 
 
 if __name__ == "__main__":

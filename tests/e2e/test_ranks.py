@@ -361,7 +361,8 @@ class Run(unittest.TestCase):
 
     def answer(self, n_rank, *options):
         result = ranks.lean(n_rank, "run", serve.DEMO, "Tell me about the kernel.", "--json", "-n", 40,
-                            "--ignore-eos", "--progress", "none", "--prompt-lookup", "on", *options)
+                            "--ignore-eos", "--progress", "none", "--prompt-lookup", "on",
+                            "--mtp", "on", *options)
         self.assertEqual(result.returncode, 0, result.stderr)
         answer = json.loads(result.stdout)
         return answer["content"], answer["usage"], answer["experts"]["decode"]["lookups"]

@@ -39,6 +39,15 @@ static inline void project_back(struct graph *graph, const struct weight *w, con
     graph->backend->ops->linear(graph->backend, &args);
 }
 
+/* The tables of angles reach as far as the batch. */
+void graph_fill_rope(struct graph *graph);
+
+/* Whether behind the last layer's mixer only the wanted rows go on. */
+static inline bool graph_narrows(const struct graph *graph)
+{
+    return !graph->trace && !graph->hidden;
+}
+
 /* With a bank, at the end of a step: brings what all routers chose to the host, and when it has
  * come tells the trace and the pager. */
 void graph_fetch_choices(struct graph *graph);

@@ -202,7 +202,7 @@ void graph_fini(struct graph *graph)
     *graph = (struct graph){.memory = NULL};
 }
 
-static void fill_rope(struct graph *graph)
+void graph_fill_rope(struct graph *graph)
 {
     uint32_t n_position = 0;
     for (uint32_t it = 0; it < graph->n_token; it++)
@@ -227,10 +227,15 @@ enum lm_status graph_forward(struct graph *graph, struct lm_error *err)
 {
     graph->n_row = graph->n_token;
     graph->n_step++;
-    fill_rope(graph);
+    graph_fill_rope(graph);
     const enum lm_status status = forward_table[graph->hp->arch->id](graph, err);
     if (status != LM_OK && graph->tier) device_tier_abandon(graph->tier);
-    if (status == LM_OK && graph->model->layer_end == graph->hp->n_layer) keep_wanted(graph);
+    if (status != LM_OK || graph->model->layer_end != graph->hp->n_layer) return status;
+    if (graph->hidden)
+        graph->backend->ops->rms_norm(graph->backend, graph->x, graph->model->output_norm,
+                                      graph->hp->rms_eps, graph->n_row, graph->hp->n_embd,
+                                      graph->hidden);
+    keep_wanted(graph);
     return status;
 }
 
@@ -257,7 +262,7 @@ void graph_narrow(struct graph *graph, uint32_t il)
 {
     progress_move(graph->progress);
     /* a trace is of all tokens: then the rows are dropped at the end */
-    if (il + 1 == graph->hp->n_layer && !graph->trace) keep_wanted(graph);
+    if (il + 1 == graph->hp->n_layer && graph_narrows(graph)) keep_wanted(graph);
 }
 
 void graph_head(struct graph *graph, uint32_t first, uint32_t n, float *logits)

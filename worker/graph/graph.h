@@ -48,6 +48,8 @@ struct graph {
     float *expert_weights; /* likewise */
     int32_t *next_ids;     /* likewise, as the router behind would choose; and if paged: */
     float *next_weights;
+    float *hidden;                /* [n_batch][n_embd] set by who wants all rows of x behind the
+                                   * last layer, normed, in backend memory; or NULL */
     float *expert_out;            /* rows of ffn_experts */
     struct expert_view *views;    /* [n_expert] */
     struct expert_demand *demand; /* [n_expert] */

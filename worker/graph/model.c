@@ -59,21 +59,6 @@ enum {
     N_OTHER_COPY = 3 /* token_embd, output and its norm */
 };
 
-/* What the file has for a role that the layer may have; data NULL: nothing. */
-static struct weight find(const struct gguf_file *file, const struct hparams *hp,
-                          enum tensor_role role, uint32_t il)
-{
-    char name[TENSOR_NAME_MAX];
-    if (tensor_shape(hp, role, il).need == TENSOR_ABSENT) return (struct weight){.data = NULL};
-    const struct gguf_tensor *tensor = gguf_find_tensor(file, tensor_name(name, role, il, 0));
-    if (!tensor) return (struct weight){.data = NULL};
-    return (struct weight){.data = tensor->data,
-                           .type = tensor->type,
-                           .n_col = (uint32_t)tensor->ne[0],
-                           .n_row = (uint32_t)tensor->ne[1],
-                           .row_bytes = tensor_row_bytes(tensor->type, tensor->ne[0])};
-}
-
 /* Memory of the backend that is freed with the model; NULL: there is none left. */
 static void *take_copy(struct model *model, size_t n_bytes, struct lm_error *err)
 {
@@ -87,7 +72,7 @@ static enum lm_status find_vector(struct model *model, const struct gguf_file *f
                                   enum tensor_role role, uint32_t il, const float **out,
                                   struct lm_error *err)
 {
-    const struct weight found = find(file, model->hp, role, il);
+    const struct weight found = model_find_weight(file, model->hp, role, il);
     if (found.data && model->weights != MODEL_ON_DEVICE) *out = found.data;
     if (!found.data || model->weights != MODEL_ON_DEVICE) return LM_OK;
     const size_t n_bytes = found.n_row * found.row_bytes;
@@ -112,7 +97,7 @@ static enum lm_status bind_fused_qkv(struct model *model, struct layer *layer,
                                      struct lm_error *err)
 {
     const struct hparams *hp = model->hp;
-    const struct weight qkv = find(file, hp, ROLE_ATTN_QKV, il);
+    const struct weight qkv = model_find_weight(file, hp, ROLE_ATTN_QKV, il);
     const uint32_t n_q = (uint32_t)tensor_shape(hp, ROLE_ATTN_Q, il).ne[1];
     const uint32_t n_kv = (uint32_t)tensor_shape(hp, ROLE_ATTN_K, il).ne[1];
     if (!layer->q.data) layer->q = rows_of(qkv, 0, n_q);
@@ -164,18 +149,18 @@ static enum lm_status bind_delta_net(struct model *model, struct layer *layer,
 {
     const struct hparams *hp = model->hp;
     enum lm_status status = LM_OK;
-    layer->qkv = find(file, hp, ROLE_ATTN_QKV, il);
-    layer->z = find(file, hp, ROLE_ATTN_GATE, il);
+    layer->qkv = model_find_weight(file, hp, ROLE_ATTN_QKV, il);
+    layer->z = model_find_weight(file, hp, ROLE_ATTN_GATE, il);
     const uint32_t n_share = hp->n_head_v / hp->n_head_k; /* value heads of a key head */
     const uint32_t n_k = hp->dim_k, n_v = n_share * hp->dim_v;
     if (!layer->qkv.data || !layer->z.data) {
-        const struct weight in = find(file, hp, ROLE_SSM_IN, il);
+        const struct weight in = model_find_weight(file, hp, ROLE_SSM_IN, il);
         const struct row_part qkv[] = {{0, n_k}, {n_k, n_k}, {2 * n_k, n_v}};
         const struct row_part z[] = {{2 * n_k + n_v, n_v}};
         status = copy_rows(model, in, qkv, 3, &layer->qkv, err);
         if (status == LM_OK) status = copy_rows(model, in, z, 1, &layer->z, err);
     }
-    const struct weight ba = find(file, hp, ROLE_SSM_BA, il);
+    const struct weight ba = model_find_weight(file, hp, ROLE_SSM_BA, il);
     if (!ba.data || status != LM_OK) return status;
     const struct row_part beta[] = {{0, n_share}}, alpha[] = {{n_share, n_share}};
     status = copy_rows(model, ba, beta, 1, &layer->beta, err);
@@ -194,7 +179,7 @@ static enum lm_status bind_layer(struct model *model, const struct gguf_file *fi
                              (const float **)((char *)layer + vector_fields[i].offset), err);
     if (status != LM_OK) return status;
     for (size_t i = 0; i < N_MATRIX_FIELD; i++) {
-        const struct weight found = find(file, hp, matrix_fields[i].role, il);
+        const struct weight found = model_find_weight(file, hp, matrix_fields[i].role, il);
         if (found.data) memcpy((char *)layer + matrix_fields[i].offset, &found, sizeof(found));
     }
     if (!hp->arch->sandwich && layer->attn_post_norm) {
@@ -203,7 +188,7 @@ static enum lm_status bind_layer(struct model *model, const struct gguf_file *fi
         layer->attn_post_norm = NULL;
     }
     if (hp->layer[il].recurrent) return bind_delta_net(model, layer, file, il, err);
-    layer->gate = find(file, hp, ROLE_ATTN_GATE, il);
+    layer->gate = model_find_weight(file, hp, ROLE_ATTN_GATE, il);
     return bind_fused_qkv(model, layer, file, il, err);
 }
 
@@ -360,9 +345,9 @@ enum lm_status model_create(struct model **out, const struct gguf_file *file,
     *model = (struct model){.hp = hp,
                             .layer_begin = layer_begin,
                             .layer_end = layer_end,
-                            .token_embd = find(file, hp, ROLE_TOKEN_EMBD, 0),
-                            .output = find(file, hp, ROLE_OUTPUT, 0),
-                            .rope_freqs = find(file, hp, ROLE_ROPE_FREQS, 0).data,
+                            .token_embd = model_find_weight(file, hp, ROLE_TOKEN_EMBD, 0),
+                            .output = model_find_weight(file, hp, ROLE_OUTPUT, 0),
+                            .rope_freqs = model_find_weight(file, hp, ROLE_ROPE_FREQS, 0).data,
                             .weights = weights,
                             .backend = backend};
     if (hp->tied) model->output = model->token_embd;
@@ -395,4 +380,18 @@ void model_destroy(struct model *model)
     free(model->suppressed);
     free(model->layer);
     free(model);
+}
+
+struct weight model_find_weight(const struct gguf_file *file, const struct hparams *hp,
+                                enum tensor_role role, uint32_t il)
+{
+    char name[TENSOR_NAME_MAX];
+    if (tensor_shape(hp, role, il).need == TENSOR_ABSENT) return (struct weight){.data = NULL};
+    const struct gguf_tensor *tensor = gguf_find_tensor(file, tensor_name(name, role, il, 0));
+    if (!tensor) return (struct weight){.data = NULL};
+    return (struct weight){.data = tensor->data,
+                           .type = tensor->type,
+                           .n_col = (uint32_t)tensor->ne[0],
+                           .n_row = (uint32_t)tensor->ne[1],
+                           .row_bytes = tensor_row_bytes(tensor->type, tensor->ne[0])};
 }

@@ -15,6 +15,7 @@
 
 #include "kernels/backend.h"
 #include "proto/model/hparams.h"
+#include "proto/model/tensor_names.h"
 
 struct gguf_file;
 
@@ -80,5 +81,9 @@ enum lm_status model_create(struct model **out, const struct gguf_file *file,
                             const struct hparams *hp, struct backend *backend, uint32_t layer_begin,
                             uint32_t layer_end, enum model_weights weights, struct lm_error *err);
 void model_destroy(struct model *model);
+
+/* What the file has for a role that the layer may have; data NULL: nothing. */
+struct weight model_find_weight(const struct gguf_file *file, const struct hparams *hp,
+                                enum tensor_role role, uint32_t il);
 
 #endif

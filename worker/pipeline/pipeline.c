@@ -503,6 +503,15 @@ static enum lm_status deliver_seq(const struct step_seq *seq, const Lean__SeqRes
     for (size_t i = 0; i < result->n_accepted && status == LM_OK; i++)
         status = read_token(&seq->accepted[i], result->accepted[i], n_vocab, err);
     if (seq->n_draft) *seq->n_accepted = (uint32_t)result->n_accepted;
+    if (status == LM_OK && result->n_draft > seq->n_wanted)
+        return lm_fail(err, LM_E_FORMAT, "%zu drafts came, %u are wanted", result->n_draft,
+                       seq->n_wanted);
+    for (size_t i = 0; i < result->n_draft && status == LM_OK; i++) {
+        if ((uint32_t)result->draft[i] >= n_vocab)
+            return lm_fail(err, LM_E_FORMAT, "a draft came that there is not");
+        seq->drafts[i] = result->draft[i];
+    }
+    if (seq->n_wanted) *seq->n_drafted = (uint32_t)result->n_draft;
     if (result->failure)
         wire_unpack_failure(seq->error, result->failure);
     else if (status == LM_OK && result->token)

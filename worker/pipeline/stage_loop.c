@@ -35,6 +35,8 @@ struct stage_loop {
     struct sampled_token *sampled;
     struct sampled_token *accepted; /* [n_slot][STEP_DRAFT_MAX] of the step's sequences */
     uint32_t *n_accepted;           /* [n_slot] */
+    int32_t *drafts;                /* [n_slot][STEP_DRAFT_MAX] */
+    uint32_t *n_drafted;            /* [n_slot] */
     struct wire_target *target;     /* [target_size] */
     size_t n_target, target_size;
     struct lm_error failed; /* of a callback: the job cannot go on */
@@ -207,7 +209,9 @@ static void complete_plan(struct stage_loop *loop, struct wire_plan *plan,
         loop->n_draft[seq->slot] = seq->n_draft;
         seq->accepted = &loop->accepted[(size_t)i * STEP_DRAFT_MAX];
         seq->n_accepted = &loop->n_accepted[i];
-        loop->n_accepted[i] = 0;
+        loop->n_accepted[i] = loop->n_drafted[i] = 0;
+        seq->drafts = &loop->drafts[(size_t)i * STEP_DRAFT_MAX];
+        seq->n_drafted = &loop->n_drafted[i];
         if (!loop->last) continue;
         int32_t *const ids = loop->ids + (size_t)seq->slot * loop->limits.n_ctx;
         memcpy(ids + seq->n_history - seq->n_token, seq->ids, seq->n_token * sizeof(*ids));
@@ -335,8 +339,10 @@ static enum lm_status create_arrays(struct stage_loop *loop, struct lm_error *er
     loop->n_draft = calloc(n, sizeof(*loop->n_draft));
     loop->n_accepted = calloc(n, sizeof(*loop->n_accepted));
     loop->accepted = calloc(n * STEP_DRAFT_MAX, sizeof(*loop->accepted));
+    loop->drafts = calloc(n * STEP_DRAFT_MAX, sizeof(*loop->drafts));
+    loop->n_drafted = calloc(n, sizeof(*loop->n_drafted));
     bool complete = loop->error && loop->sampled && loop->experts && loop->n_draft &&
-                    loop->n_accepted && loop->accepted;
+                    loop->drafts && loop->n_drafted && loop->n_accepted && loop->accepted;
     if (loop->last) {
         loop->ids = calloc(n * loop->limits.n_ctx, sizeof(*loop->ids));
         loop->spoiled = calloc(n, sizeof(*loop->spoiled));
@@ -353,6 +359,8 @@ static void destroy_arrays(struct stage_loop *loop)
     free(loop->target);
     free(loop->spoiled);
     free(loop->ids);
+    free(loop->n_drafted);
+    free(loop->drafts);
     free(loop->accepted);
     free(loop->n_accepted);
     free(loop->n_draft);

@@ -145,6 +145,8 @@ static void fill_seq(Lean__PlanSeq *out, const struct step_seq *seq, uint32_t po
     out->target = (int32_t *)seq->targets;
     SET(out, n_target_top, seq->n_target_top);
     SET(out, n_draft, seq->n_draft);
+    SET(out, n_wanted, seq->n_wanted);
+    SET(out, next, seq->next);
 }
 
 enum lm_status wire_pack_plan(struct frame **out, uint64_t number, const struct step_plan *plan,
@@ -208,6 +210,9 @@ static const char *find_fault(const Lean__Plan *message, const struct wire_limit
         if (seq->n_draft > limits->n_draft || seq->n_draft >= seq->n_id ||
             (seq->n_draft && seq->output != LEAN__PLAN_SEQ__OUTPUT__SAMPLE))
             return "the number of drafts";
+        if (seq->n_wanted > limits->n_draft) return "the number of drafts that are wanted";
+        if (seq->next < -1 || seq->next >= (int64_t)limits->n_vocab)
+            return "a next token that there is not";
         if (seq->n_target > seq->n_id || seq->n_target_top > SAMPLING_MAX_LOGPROB)
             return "the number of targets";
         if (seq->n_prompt > seq->position + seq->n_id) return "the length of a prompt";
@@ -267,6 +272,8 @@ static struct step_seq read_seq(const Lean__PlanSeq *message,
                              .ids = message->id,
                              .n_token = (uint32_t)message->n_id,
                              .n_draft = message->n_draft,
+                             .n_wanted = message->n_wanted,
+                             .next = message->next,
                              .output = outputs[message->output],
                              .n_history = (size_t)message->position + message->n_id,
                              .n_prompt = message->n_prompt,
@@ -450,6 +457,8 @@ static void fill_result(struct result_messages *messages, const struct wire_resu
         out->accepted[k] = &messages->accepted[(size_t)i * STEP_DRAFT_MAX + k];
         fill_token(out->accepted[k], &seq->accepted[k]);
     }
+    out->n_draft = seq->n_wanted ? *seq->n_drafted : 0;
+    out->draft = seq->drafts;
     if (seq->error->status != LM_OK)
         wire_pack_failure(out->failure = &messages->part[i].failure, seq->error);
     else if (wants_sample(seq))

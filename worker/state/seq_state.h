@@ -46,7 +46,8 @@ enum lm_status seq_state_reserve(struct seq_state *state, uint32_t slot, uint32_
                                  uint32_t n_draft, struct lm_error *err);
 void seq_state_advance(struct seq_state *state, uint32_t slot, uint32_t n);
 /* Takes drafts of the last step back: the slot holds n positions then. Behind each step with
- * drafts, n the length if all of them stay. */
+ * drafts, n the length if all of them stay. Where all layers see everything
+ * it may be any length. */
 void seq_state_cut(struct seq_state *state, uint32_t slot, uint32_t n);
 
 void seq_state_clear(struct seq_state *state, uint32_t slot);

@@ -132,11 +132,25 @@ static inline void fake_sample(const struct fake_under_way *step, uint32_t i)
     }
 }
 
+/* Drafts of what follows the sampled token, now and then a wrong one. */
+static inline void fake_draft(struct fake_under_way *step, uint32_t i)
+{
+    const struct step_seq *seq = &step->seq[i];
+    const uint32_t n_accepted = seq->n_draft ? *seq->n_accepted : 0;
+    uint32_t n = step->length[i] - seq->n_draft + n_accepted;
+    for (uint32_t k = 0; k < seq->n_wanted && n + 1 < FAKE_N_CTX; k++) {
+        step->ids[i][n] = k ? seq->drafts[k - 1] : step->sampled[i].id;
+        n++;
+        seq->drafts[k] = fake_token(step->ids[i], n) + (n % 7 == 0);
+        *seq->n_drafted = k + 1;
+    }
+}
+
 static inline enum lm_status fake_end(void *context, struct lm_error *err)
 {
     struct fake_runner *runner = context;
     assert(runner->n_ended < runner->n_begun);
-    const struct fake_under_way *const step = &runner->begun[runner->n_ended++ % FAKE_DEPTH];
+    struct fake_under_way *const step = &runner->begun[runner->n_ended++ % FAKE_DEPTH];
     if (step->fails_with != LM_OK) return lm_fail(err, step->fails_with, "the step fails");
     for (uint32_t i = 0; i < step->n_seq; i++) {
         const struct step_seq *seq = &step->seq[i];
@@ -144,7 +158,7 @@ static inline enum lm_status fake_end(void *context, struct lm_error *err)
         if (step->bad_slot && seq->slot == step->bad_slot)
             lm_fail(seq->error, LM_E_FAIL, "no token is allowed");
         else if (seq->output == STEP_OUTPUT_SAMPLE)
-            fake_sample(step, i);
+            fake_sample(step, i), fake_draft(step, i);
     }
     return LM_OK;
 }

@@ -37,7 +37,7 @@ static void open_deep(struct fixture *fixture, uint32_t depth, uint32_t n_slot, 
 
 /* Drafts of up to n_draft tokens. */
 static void open_drafting(struct fixture *fixture, uint32_t depth, uint32_t n_slot, bool can_cut,
-                          enum drafting prompt_lookup, uint32_t n_draft)
+                          enum drafting prompt_lookup, enum drafting mtp, uint32_t n_draft)
 {
     struct lm_error err;
     open_deep(fixture, depth, n_slot, n_slot, can_cut);
@@ -49,6 +49,7 @@ static void open_drafting(struct fixture *fixture, uint32_t depth, uint32_t n_sl
                                             .prefill_chunk = CHUNK,
                                             .can_cut = can_cut,
                                             .prompt_lookup = prompt_lookup,
+                                            .mtp = mtp,
                                             .n_draft = n_draft,
                                             .logprob_bytes_max = 1 << 20};
     assert_int_equal(scheduler_create(&fixture->scheduler, &config, &err), LM_OK);
@@ -796,16 +797,15 @@ static void fill_repeating(int32_t *ids, size_t n, int32_t seed)
 }
 
 /* on_token holds every token against what is sampled without drafts. */
-static void test_drafts_change_no_token(void **state)
+static void check_drafts(enum drafting prompt_lookup, enum drafting mtp)
 {
-    (void)state;
     for (uint32_t depth = 1; depth <= FAKE_DEPTH; depth += 3) {
         for (uint32_t n_draft = 1; n_draft <= STEP_DRAFT_MAX; n_draft += 7) {
             struct fixture fixture;
             struct call calls[6];
             int32_t prompts[6][60];
             size_t n_draft_sum = 0, n_accepted_sum = 0;
-            open_drafting(&fixture, depth, 3, n_draft & 2, DRAFTING_ON, n_draft);
+            open_drafting(&fixture, depth, 3, n_draft & 2, prompt_lookup, mtp, n_draft);
             for (int32_t i = 0; i < 6; i++) {
                 fill_repeating(prompts[i], 60, 1000 * i);
                 submit(&fixture, &calls[i], prompts[i], 40 + (size_t)i, 100 + 40 * (uint32_t)i);
@@ -830,6 +830,14 @@ static void test_drafts_change_no_token(void **state)
     }
 }
 
+static void test_drafts_change_no_token(void **state)
+{
+    (void)state;
+    check_drafts(DRAFTING_ON, DRAFTING_OFF);
+    check_drafts(DRAFTING_OFF, DRAFTING_ON);
+    check_drafts(DRAFTING_ON, DRAFTING_ON);
+}
+
 /* A state that ends inside drafts is kept as one that never had any. */
 static void test_prefix_behind_drafts(void **state)
 {
@@ -841,7 +849,8 @@ static void test_prefix_behind_drafts(void **state)
             struct call call;
             int32_t prompt[40];
             fill_repeating(prompt, 40, 5);
-            open_drafting(&fixture, 1, 2, i & 1, drafts ? DRAFTING_ON : DRAFTING_OFF, 8);
+            open_drafting(&fixture, 1, 2, i & 1, drafts ? DRAFTING_ON : DRAFTING_OFF, DRAFTING_OFF,
+                          8);
             submit(&fixture, &call, prompt, 40, 50 + (uint32_t)i), run_all(&fixture);
             n_cached[drafts][i] = cached(&fixture, call.ids, 40 + 50 + (size_t)i, 20);
             assert_int_equal(scheduler_stats(fixture.scheduler).n_draft_accepted > 0, drafts);
@@ -875,7 +884,7 @@ static void test_stop_and_steer_inside_drafts(void **state)
     for (uint32_t i = 1; i < 40; i++) {
         struct fixture fixture;
         struct steered steered = {.n_stop = i + 5, .n_steer = i};
-        open_drafting(&fixture, 1, 1, true, DRAFTING_ON, 8);
+        open_drafting(&fixture, 1, 1, true, DRAFTING_ON, DRAFTING_OFF, 8);
         init_call(&steered.call, prompt, 40, 100);
         steered.call.request.on_token = on_token_steered;
         submit_call(&fixture, &steered.call), run_all(&fixture);
@@ -894,7 +903,7 @@ static void test_drafts_take_no_room(void **state)
     struct call call;
     int32_t prompt[40];
     fill_repeating(prompt, 40, 5);
-    open_drafting(&fixture, 1, 1, true, DRAFTING_ON, 8);
+    open_drafting(&fixture, 1, 1, true, DRAFTING_ON, DRAFTING_OFF, 8);
     fixture.fake.room = 100;
     submit(&fixture, &call, prompt, 40, 61), run_all(&fixture);
     assert_int_equal(call.request.status, LM_OK);
@@ -910,7 +919,7 @@ static void test_drafts_at_the_end_of_the_context(void **state)
     struct call call;
     int32_t prompt[40];
     fill_repeating(prompt, 40, 5);
-    open_drafting(&fixture, 1, 1, true, DRAFTING_ON, 15);
+    open_drafting(&fixture, 1, 1, true, DRAFTING_ON, DRAFTING_OFF, 15);
     submit(&fixture, &call, prompt, 40, UINT32_MAX), run_all(&fixture);
     assert_int_equal(call.request.status, LM_OK);
     assert_int_equal(call.n_token, N_CTX - 40 + 1);
@@ -924,7 +933,7 @@ static void test_failure_and_cancel_with_drafts(void **state)
     struct fixture fixture;
     struct call calls[2];
     int32_t prompts[2][40];
-    open_drafting(&fixture, FAKE_DEPTH, 2, true, DRAFTING_ON, 8);
+    open_drafting(&fixture, FAKE_DEPTH, 2, true, DRAFTING_ON, DRAFTING_OFF, 8);
     for (int32_t i = 0; i < 2; i++) {
         fill_repeating(prompts[i], 40, 500 * i);
         submit(&fixture, &calls[i], prompts[i], 40, 200);

@@ -1,0 +1,50 @@
+/* Drafts by the layer for multi-token prediction that some models have behind their decoder.
+ *
+ *   token t[p+1] --embedding, norm--+
+ *                                   +--> eh_proj --> attention, FFN --> norm --> head --> t[p+2]?
+ *   h[p], normed output of the decoder --norm--+                          |
+ *                                                                         +--> in place of h[p+1]
+ *
+ * The layer has keys and values of its own, for each position whose hidden state and next token are
+ * known: it follows each step of its sequences, all rows in one pass. Behind the last position it
+ * goes on alone, with its own output in place of the decoder's and the draft in place of the token,
+ * as far as drafts are wanted. What it holds of a sequence may lag behind, or be lost, when
+ * something of it fails: then there are no drafts, and nothing else changes.
+ *
+ * It runs on the CPU, its weights and experts in the mapping of the file.
+ *
+ * Ownership: borrows what its configuration names, owns the rest. Threads: the step thread.
+ * Source:    Qwen3.5's MTP module; DeepSeek-V3 (arXiv 2412.19437), section 2.2. */
+#ifndef LEAN_WORKER_GRAPH_MTP_H
+#define LEAN_WORKER_GRAPH_MTP_H
+
+#include "kernels/backend.h"
+#include "proto/step.h"
+
+struct gguf_file;
+struct hparams;
+struct mtp;
+
+struct mtp_config {
+    const struct gguf_file *file;
+    const struct hparams *hp; /* n_layer_mtp > 0 */
+    struct backend *backend;  /* the CPU's */
+    uint32_t n_slot, n_ctx;
+    uint64_t n_position; /* of all sequences together */
+    uint32_t n_batch;    /* rows of a step at most */
+    enum tensor_type kv_type;
+};
+
+enum lm_status mtp_create(struct mtp **out, const struct mtp_config *config, struct lm_error *err);
+void mtp_destroy(struct mtp *mtp); /* NULL is legal */
+
+/* As it was done to the slots of the decoder; a cut needs nothing. */
+void mtp_seq(struct mtp *mtp, const struct seq_op *op);
+
+/* Follows a step that has ended well, and drafts what its sequences want. sampled: [n_seq].
+ * hidden: [rows of the plan][n_embd], normed. LM_E_*: what it holds of these sequences is lost. */
+enum lm_status mtp_follow(struct mtp *mtp, const struct step_plan *plan,
+                          const struct sampled_token *sampled, const float *hidden,
+                          struct lm_error *err);
+
+#endif
