@@ -50,7 +50,7 @@ const struct option_spec options_engine[] = {
              "output; auto: while it is faster"},
     {"mtp", 0, OPTION_ENUM, "on|off|auto", .def = "auto", .key = "schedule.mtp",
      .help = "drafts by the model's own layer for multi-token prediction, verified: the same output; "
-             "auto: while it is faster, if all is in the CPU's memory"},
+             "auto: once that was faster, if all is in the CPU's memory"},
     {"draft-max", 0, OPTION_INT, "N", .def = "8", .key = "schedule.draft_max", .min = 1,
      .max = STEP_DRAFT_MAX, .help = "tokens that are drafted at once"},
     {"ram", 0, OPTION_SIZE, "SIZE", .key = "tiers.ram.size",

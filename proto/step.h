@@ -12,6 +12,7 @@
 #ifndef LEAN_PROTO_STEP_H
 #define LEAN_PROTO_STEP_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -64,6 +65,9 @@ struct step_seq {
     uint32_t n_draft;               /* <= STEP_DRAFT_MAX, < n_token */
     struct sampled_token *accepted; /* [n_draft] */
     uint32_t *n_accepted;           /* set by the step; NULL without drafts */
+    /* The runner keeps what it needs to draft for the sequence; without it from the beginning it
+     * cannot. */
+    bool is_drafted;
     /* Drafts of the tokens behind the sampled one that are wanted from the runner: it gives
      * *n_drafted of them, or fewer, or none if it has no means to. */
     uint32_t n_wanted;   /* <= STEP_DRAFT_MAX */

@@ -31,7 +31,8 @@ struct worker {
     uint32_t n_span;
     struct sampler *sampler;
     struct mtp *mtp;    /* NULL: no drafts are made */
-    float *host_hidden; /* [n_batch][n_embd] for it; on the CPU that of the last span's graph */
+    float *hidden;      /* [n_batch][n_embd] for it, of the last span's graph; */
+    float *host_hidden; /* on the CPU the same */
 
     float *logits;      /* [LOGIT_ROWS][n_vocab], in memory of the last span's backend */
     float *host_logits; /* likewise, on the host; on the CPU the same */
@@ -95,21 +96,19 @@ static enum lm_status create_mtp(struct worker *worker, struct lm_error *err)
     struct span *const last = last_span(worker);
     const size_t n_bytes = (size_t)config->n_batch * config->hp->n_embd * sizeof(float);
     if (!config->mtp || !is_last(worker)) return LM_OK;
-    last->graph.hidden = last->backend->ops->alloc(last->backend, n_bytes, err);
-    if (!last->graph.hidden) return LM_E_NO_MEM;
-    worker->host_hidden = last->is_device ? malloc(n_bytes) : last->graph.hidden;
+    worker->hidden = last->backend->ops->alloc(last->backend, n_bytes, err);
+    if (!worker->hidden) return LM_E_NO_MEM;
+    worker->host_hidden = last->is_device ? malloc(n_bytes) : worker->hidden;
     if (!worker->host_hidden) return lm_fail(err, LM_E_NO_MEM, "worker: no memory to draft");
     return mtp_create(&worker->mtp, &mtp, err);
 }
 
 static void destroy_mtp(struct worker *worker)
 {
-    struct span *const last = worker->n_span ? last_span(worker) : NULL;
-    float *const hidden = last ? last->graph.hidden : NULL;
     mtp_destroy(worker->mtp);
-    if (worker->host_hidden != hidden) free(worker->host_hidden);
-    if (hidden) last->backend->ops->free(last->backend, hidden);
-    if (last) last->graph.hidden = NULL;
+    if (worker->host_hidden != worker->hidden) free(worker->host_hidden);
+    if (worker->hidden)
+        last_span(worker)->backend->ops->free(last_span(worker)->backend, worker->hidden);
 }
 
 static enum lm_status create_batch(struct worker *worker, struct lm_error *err)
@@ -597,6 +596,13 @@ static void advance(struct worker *worker, const struct step_seq *seq)
         seq_state_advance(worker->span[i].state, seq->slot, seq->n_token);
 }
 
+static bool is_drafted(const struct step_plan *plan)
+{
+    for (uint32_t i = 0; i < plan->n_seq; i++)
+        if (plan->seq[i].is_drafted) return true;
+    return false;
+}
+
 /* Drafts for what follows. Without them the step is as good. */
 static void run_mtp(struct worker *worker, const struct step_plan *plan,
                     const struct sampled_token *sampled)
@@ -604,9 +610,9 @@ static void run_mtp(struct worker *worker, const struct step_plan *plan,
     const struct span *const last = last_span(worker);
     struct lm_error err;
     enum lm_status status = LM_OK;
-    if (!worker->mtp) return;
+    if (!last->graph.hidden) return;
     if (last->is_device) {
-        last->backend->ops->download(last->backend, worker->host_hidden, last->graph.hidden,
+        last->backend->ops->download(last->backend, worker->host_hidden, worker->hidden,
                                      x_bytes(worker));
         status = last->backend->ops->sync(last->backend, &err);
     }
@@ -622,6 +628,7 @@ enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
         const enum lm_status status = add_rows(worker, &plan->seq[i], i, err);
         if (status != LM_OK) return status;
     }
+    if (worker->mtp) last_span(worker)->graph.hidden = is_drafted(plan) ? worker->hidden : NULL;
     struct lm_error failed = {.status = LM_OK};
     const enum lm_status status = run_stage(worker, plan, &failed, err);
     if (status != LM_OK) return status;

@@ -34,6 +34,7 @@ struct place {
     struct draft_record found, made; /* by the lookup, by the runner */
     int32_t *made_ids;               /* [n_made] by the runner, for what follows ids [n + 1] */
     uint32_t n_made;
+    bool is_drafted;    /* the runner makes drafts */
     bool verifies_made; /* in the step under way */
     struct scheduler *owner;
 };
@@ -48,7 +49,7 @@ struct under_way {
     bool *keep;                     /* [n_slot] its state behind the step is to be kept */
     struct sampled_token *accepted; /* [n_slot][n_draft of the configuration] */
     uint32_t *n_accepted;           /* [n_slot] */
-    uint32_t n_draft;               /* of all */
+    uint32_t n_draft, n_wanted;     /* of all */
     uint32_t n_seq, n_token, n_prompt_token, n_generating;
     double begin_s;
 };
@@ -62,11 +63,14 @@ struct scheduler {
     struct request *queue; /* by priority, then by arrival */
     uint64_t n_started;
     struct pace pace;
-    struct draft_pace draft_pace;
-    struct under_way *step;    /* [depth of the runner] ring */
-    uint64_t n_begun, n_ended; /* steps */
-    uint32_t n_chunk, n_part;  /* of the steps under way, those with prompts, with tokens */
-    uint32_t n_awaited;        /* tokens under way */
+    struct draft_pace pace_found, pace_made; /* steps with drafts found, with drafts made */
+    struct draft_trial {
+        double n_token, seconds; /* of steps of one sequence */
+    } trial[2];                  /* without and with drafts that the runner makes */
+    struct under_way *step;      /* [depth of the runner] ring */
+    uint64_t n_begun, n_ended;   /* steps */
+    uint32_t n_chunk, n_part;    /* of the steps under way, those with prompts, with tokens */
+    uint32_t n_awaited;          /* tokens under way */
     double last_end_s;
     struct scheduler_stats stats;
 };
@@ -492,6 +496,18 @@ static struct place *idle_place(struct scheduler *scheduler)
     return NULL;
 }
 
+/* Whether the runner shall make drafts for the next sequence. To be able to costs time in every
+ * step, so automatically it shall once some sequence went faster with them than others without. */
+static bool is_to_be_drafted(const struct scheduler *scheduler)
+{
+    enum { TRIAL = 64 };
+    const struct draft_trial *plain = &scheduler->trial[0], *drafted = &scheduler->trial[1];
+    if (!scheduler->config.n_draft || scheduler->config.mtp != DRAFTING_AUTO)
+        return scheduler->config.n_draft && scheduler->config.mtp == DRAFTING_ON;
+    if (plain->n_token < TRIAL || drafted->n_token < TRIAL) return plain->n_token >= TRIAL;
+    return drafted->n_token * plain->seconds > DRAFT_PACE_GAIN * plain->n_token * drafted->seconds;
+}
+
 /* Requests that were cancelled leave, those that wait get places, and go on as far as others have
  * come. */
 static void settle_places(struct scheduler *scheduler)
@@ -518,6 +534,7 @@ static void settle_places(struct scheduler *scheduler)
         if (place->lookup) prompt_lookup_reset(place->lookup);
         place->found = place->made = (struct draft_record){.n_tried = 0};
         place->n_made = 0;
+        place->is_drafted = is_to_be_drafted(scheduler);
         place->request = request;
         place->waiting = true;
         place->awaited = 0;
@@ -650,6 +667,7 @@ static void add_to_step(struct under_way *step, struct place *place, uint32_t n,
                                      .n_accepted = &step->n_accepted[i],
                                      .drafts = place->made_ids,
                                      .n_drafted = &place->n_made,
+                                     .is_drafted = place->is_drafted,
                                      .next = end < n_prompt ? place->ids[end] : -1,
                                      .output = sample ? STEP_OUTPUT_SAMPLE : STEP_OUTPUT_NONE,
                                      .history = place->ids,
@@ -714,7 +732,7 @@ static uint32_t draft(struct scheduler *scheduler, struct place *place, uint32_t
     place->verifies_made = false;
     if (place->lookup)
         n_found = prompt_lookup_find(place->lookup, place->ids, n_known, place->ids + n_known, n);
-    n_found = draft_pace_choose(&scheduler->draft_pace, &place->found,
+    n_found = draft_pace_choose(&scheduler->pace_found, &place->found,
                                 scheduler->config.prompt_lookup == DRAFTING_AUTO, n_row, n_found);
     if (n_found || !place->n_made) return n_found;
     place->verifies_made = true;
@@ -729,9 +747,9 @@ static uint32_t want_drafts(struct scheduler *scheduler, const struct place *pla
     const struct request *request = place->request;
     const size_t n_behind = request->n_max - request->n_generated;
     uint32_t n = scheduler->config.n_draft;
-    if (!scheduler->config.mtp || is_steered(request) || n_behind < 3) return 0;
+    if (!place->is_drafted || is_steered(request) || n_behind < 3) return 0;
     if (n_behind - 2 < n) n = (uint32_t)n_behind - 2;
-    return draft_pace_choose(&scheduler->draft_pace, &place->made,
+    return draft_pace_choose(&scheduler->pace_made, &place->made,
                              scheduler->config.mtp == DRAFTING_AUTO, n_row, n);
 }
 
@@ -803,7 +821,8 @@ static uint32_t part_size(const struct scheduler *scheduler, uint32_t n_generati
 static void compose(struct scheduler *scheduler, struct under_way *step)
 {
     uint32_t n_generating = 0;
-    step->n_seq = step->n_token = step->n_prompt_token = step->n_draft = 0;
+    step->n_seq = step->n_token = step->n_prompt_token = 0;
+    step->n_draft = step->n_wanted = 0;
     for (uint32_t i = 0; i < scheduler->config.n_slot; i++)
         n_generating += is_generating(&scheduler->place[i]);
     const uint32_t size = part_size(scheduler, n_generating);
@@ -814,6 +833,7 @@ static void compose(struct scheduler *scheduler, struct under_way *step)
         const uint32_t n_draft = draft(scheduler, place, size + step->n_draft, n_left);
         add_to_step(step, place, 1 + n_draft, n_draft);
         step->seq[step->n_seq - 1].n_wanted = want_drafts(scheduler, place, size);
+        step->n_wanted += step->seq[step->n_seq - 1].n_wanted;
         place->n_made = 0;
     }
     step->n_generating = step->n_seq;
@@ -967,6 +987,21 @@ static void take_tokens(struct scheduler *scheduler, const struct under_way *ste
     if (!lasts) leave_place(scheduler, place, true, NULL);
 }
 
+/* A step that verifies drafts which the runner made is one of a row of such if it makes as many. */
+static void note_drafts(struct scheduler *scheduler, const struct under_way *step, double seconds)
+{
+    const struct place *const place = step->place[0];
+    struct draft_trial *const trial = &scheduler->trial[place->is_drafted];
+    /* who goes on from a kept state may find that the runner cannot */
+    if (step->n_seq == 1 && (!place->is_drafted || place->made.n_tried > 0)) {
+        trial->n_token += 1 + step->n_accepted[0];
+        trial->seconds += seconds;
+    }
+    if (!step->n_wanted) draft_pace_note(&scheduler->pace_found, step->n_token, seconds);
+    if (step->n_wanted == step->n_draft)
+        draft_pace_note(&scheduler->pace_made, step->n_token, seconds);
+}
+
 /* The time is counted from when the step could have had everything for itself. */
 static void record_step(struct scheduler *scheduler, const struct under_way *step)
 {
@@ -978,7 +1013,7 @@ static void record_step(struct scheduler *scheduler, const struct under_way *ste
                                   : step->n_generating  ? STEP_MIXED
                                                         : STEP_PREFILL;
     const double seconds = now_s - begin_s;
-    if (phase == STEP_DECODE) draft_pace_note(&scheduler->draft_pace, step->n_token, seconds);
+    if (phase == STEP_DECODE) note_drafts(scheduler, step, seconds);
     pace_note(&scheduler->pace, step->n_generating, step->n_prompt_token, seconds);
     scheduler->last_end_s = now_s;
     if (step->n_seq > stats->n_seq_max) stats->n_seq_max = step->n_seq;

@@ -257,6 +257,7 @@ static void follow_seq(struct mtp *mtp, const struct step_seq *seq, uint32_t ind
     const size_t d = mtp->hp.n_embd;
     uint32_t n = n_valid(seq);
     if (!samples && seq->next < 0) n--;
+    if (!seq->is_drafted) return;
     if (seq_state_length(mtp->state, slot) > begin) seq_state_cut(mtp->state, slot, begin);
     if (seq_state_length(mtp->state, slot) < begin || seq->error->status != LM_OK) lose(mtp, slot);
     if (mtp->lost[slot] || !n) return;

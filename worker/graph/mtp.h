@@ -41,7 +41,8 @@ void mtp_destroy(struct mtp *mtp); /* NULL is legal */
 /* As it was done to the slots of the decoder; a cut needs nothing. */
 void mtp_seq(struct mtp *mtp, const struct seq_op *op);
 
-/* Follows a step that has ended well, and drafts what its sequences want. sampled: [n_seq].
+/* Follows a step that has ended well, those of its sequences that are drafted, and drafts what they
+ * want. sampled: [n_seq].
  * hidden: [rows of the plan][n_embd], normed. LM_E_*: what it holds of these sequences is lost. */
 enum lm_status mtp_follow(struct mtp *mtp, const struct step_plan *plan,
                           const struct sampled_token *sampled, const float *hidden,

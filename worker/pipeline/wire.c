@@ -147,6 +147,7 @@ static void fill_seq(Lean__PlanSeq *out, const struct step_seq *seq, uint32_t po
     SET(out, n_draft, seq->n_draft);
     SET(out, n_wanted, seq->n_wanted);
     SET(out, next, seq->next);
+    SET(out, is_drafted, seq->is_drafted);
 }
 
 enum lm_status wire_pack_plan(struct frame **out, uint64_t number, const struct step_plan *plan,
@@ -274,6 +275,7 @@ static struct step_seq read_seq(const Lean__PlanSeq *message,
                              .n_draft = message->n_draft,
                              .n_wanted = message->n_wanted,
                              .next = message->next,
+                             .is_drafted = message->is_drafted,
                              .output = outputs[message->output],
                              .n_history = (size_t)message->position + message->n_id,
                              .n_prompt = message->n_prompt,

@@ -838,6 +838,25 @@ static void test_drafts_change_no_token(void **state)
     check_drafts(DRAFTING_ON, DRAFTING_ON);
 }
 
+/* One sequence without, one to see, then what was faster. */
+static void test_the_runner_drafts_once_that_was_faster(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    open_drafting(&fixture, 1, 1, true, DRAFTING_OFF, DRAFTING_AUTO, 8);
+    for (int32_t i = 0; i < 4; i++) {
+        struct call call;
+        int32_t prompt[40];
+        fill_repeating(prompt, 40, 500 * i);
+        submit(&fixture, &call, prompt, 40, 120), run_all(&fixture);
+        assert_int_equal(call.request.status, LM_OK);
+        assert_int_equal(call.n_token, 120);
+        if (i == 0) assert_int_equal(call.request.n_draft, 0);
+        if (i == 1) assert_true(call.request.n_draft_accepted > 0);
+    }
+    scheduler_destroy(fixture.scheduler);
+}
+
 /* A state that ends inside drafts is kept as one that never had any. */
 static void test_prefix_behind_drafts(void **state)
 {
@@ -978,6 +997,7 @@ int main(void)
         cmocka_unit_test(test_prompts_are_held_to_the_context),
         cmocka_unit_test(test_random_requests),
         cmocka_unit_test(test_drafts_change_no_token),
+        cmocka_unit_test(test_the_runner_drafts_once_that_was_faster),
         cmocka_unit_test(test_prefix_behind_drafts),
         cmocka_unit_test(test_stop_and_steer_inside_drafts),
         cmocka_unit_test(test_drafts_take_no_room),

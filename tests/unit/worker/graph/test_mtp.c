@@ -224,6 +224,7 @@ static uint32_t follow(struct mtp *mtp, uint32_t slot, uint32_t begin, uint32_t 
                                  .n_accepted = &n_accepted,
                                  .output = samples ? STEP_OUTPUT_SAMPLE : STEP_OUTPUT_NONE,
                                  .n_history = begin + n + n_draft,
+                                 .is_drafted = true,
                                  .n_wanted = samples ? N_WANTED : 0,
                                  .drafts = drafts,
                                  .n_drafted = &n_drafted,
