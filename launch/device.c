@@ -15,6 +15,7 @@
  */
 enum { DEVICE_MAX = 64, RESERVE_SHARE = 32 };
 #define RESERVE_MAX (UINT64_C(512) << 20)
+#define FREE_MIN (UINT64_C(16) << 20)
 
 struct choice {
     const char *kind;   /* "cuda" */
@@ -45,13 +46,17 @@ static enum lm_status parse(struct choice *out, const char *text, struct lm_erro
     return LM_OK;
 }
 
+static uint64_t without_reserve(uint64_t free_bytes)
+{
+    const uint64_t share = free_bytes / RESERVE_SHARE;
+    return free_bytes - (share < RESERVE_MAX ? share : RESERVE_MAX);
+}
+
 /* Which part of what is free may be used. */
 static uint64_t budget(uint64_t free_bytes, uint64_t asked_bytes, const char *name)
 {
     char asked[24], left[24];
-    const uint64_t share = free_bytes / RESERVE_SHARE;
-    const uint64_t usable = free_bytes - (share < RESERVE_MAX ? share : RESERVE_MAX);
-    if (!asked_bytes) return usable;
+    if (!asked_bytes) return without_reserve(free_bytes);
     if (asked_bytes > free_bytes)
         log_warning("%s: %s of its memory are free, not %s", name,
                     log_format_bytes(free_bytes, left), log_format_bytes(asked_bytes, asked));
@@ -93,6 +98,8 @@ static enum lm_status open_choice(struct device *out, const struct choice *choic
     if (!choice->plugin) snprintf(out->uuid, sizeof(out->uuid), "%s", info[config.device].uuid);
     out->budget_bytes = budget(info[config.device].free_bytes, settings->vram_bytes, out->name);
     out->fast = config.fast;
+    out->plugin = config.plugin;
+    out->index = config.device;
     return LM_OK;
 }
 
@@ -128,6 +135,33 @@ void device_close(struct device *device)
 {
     if (device->backend) device->backend->ops->destroy(device->backend);
     *device = (struct device){.backend = NULL};
+}
+
+static bool free_bytes_of(const struct device *device, uint64_t *out)
+{
+    struct cuda_device_info info[DEVICE_MAX];
+    uint32_t n;
+    if (backend_cuda_devices(device->plugin, info, DEVICE_MAX, &n, NULL) != LM_OK ||
+        device->index >= n || device->index >= DEVICE_MAX)
+        return false;
+    *out = info[device->index].free_bytes;
+    return true;
+}
+
+uint64_t device_spare_bytes(const struct device *device)
+{
+    uint64_t free_bytes;
+    return free_bytes_of(device, &free_bytes) ? without_reserve(free_bytes) : UINT64_MAX;
+}
+
+void device_recheck(const struct device *device)
+{
+    char left[24];
+    uint64_t free_bytes;
+    if (!device->backend || !free_bytes_of(device, &free_bytes) || free_bytes >= FREE_MIN) return;
+    log_warning("%s: %s of its memory are left for other programs and the driver; a smaller --vram "
+                "leaves more",
+                device->name, log_format_bytes(free_bytes, left));
 }
 
 /* ---- one for several -------------------------------------------------------------------- */

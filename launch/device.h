@@ -23,7 +23,9 @@ struct device {
     char kind[24];           /* "cuda:0" */
     char uuid[40];           /* "": it is emulated, and every process has its own */
     uint64_t budget_bytes;   /* of its memory */
-    bool fast;               /* its numerics are */
+    const char *plugin;      /* as of struct backend_cuda_config */
+    uint32_t index;
+    bool fast; /* its numerics are */
 };
 
 /* LM_E_USAGE: --device is no device, or there is no such one. LM_E_UNSUPPORTED: what was asked for
@@ -31,6 +33,11 @@ struct device {
 enum lm_status device_open(struct device *out, const struct rank_settings *settings,
                            struct local_rank local, struct lm_error *err);
 void device_close(struct device *device); /* legal of none */
+/* What is free of an open device's memory now, but the reserve; UINT64_MAX: it does not say. */
+uint64_t device_spare_bytes(const struct device *device);
+/* When everything is allocated: a warning if hardly anything is left, for then whatever another
+ * program takes slows both down, or ends one of them. */
+void device_recheck(const struct device *device);
 
 /* What one rank of a job wants of its device. */
 struct device_claim {

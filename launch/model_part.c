@@ -324,6 +324,32 @@ static enum lm_status create_worker(struct model_part *part, const struct part_c
     return status;
 }
 
+/* Plans and loads within the device's budget. made: of the host. */
+static enum lm_status load_worker(struct model_part *part, const struct part_config *config,
+                                  const struct run_sizes *sizes, struct memory_plan *made,
+                                  struct lm_error *err)
+{
+    const enum lm_status status = plan(part, config, sizes, made, err);
+    return status == LM_OK ? create_worker(part, config, sizes, err) : status;
+}
+
+/* Whether experts of a device that had less memory than was planned may do with fewer slots: by
+ * what is free now, and by an eighth of them at least. end: of the rank's layers. */
+static bool shrink(struct model_part *part, uint32_t end, const struct lm_error *err)
+{
+    const uint32_t split = part->device_begin;
+    char budget[24];
+    if (!part->device.backend || !part->n_device_slot || err->status != LM_E_NO_MEM) return false;
+    const uint64_t slot_bytes =
+        device_tier_slot_bytes(part->store, split, end, part->hp.n_expert, part->n_device_slot);
+    const uint64_t less = part->device.budget_bytes - slot_bytes / 8;
+    const uint64_t spare = device_spare_bytes(&part->device);
+    part->device.budget_bytes = spare < less ? spare : less;
+    log_warning("%s; once more with %s of it", err->message,
+                log_format_bytes(part->device.budget_bytes, budget));
+    return true;
+}
+
 enum lm_status model_part_load(struct model_part *part, const struct part_config *config,
                                const struct run_sizes *sizes, struct lm_error *err)
 {
@@ -331,15 +357,20 @@ enum lm_status model_part_load(struct model_part *part, const struct part_config
                                            .kernels = config->settings.kernels,
                                            .pin = config->pin};
     struct memory_plan made;
+    struct lm_error why = {.status = LM_OK};
     const uint64_t vram_bytes = config->settings.vram_bytes;
     if (vram_bytes && vram_bytes < part->device.budget_bytes)
         part->device.budget_bytes = vram_bytes; /* others have it, too */
-    enum lm_status status = plan(part, config, sizes, &made, err);
-    if (status == LM_OK) status = backend_cpu_create(&part->backend, &cpu, err);
-    if (status == LM_OK) status = create_worker(part, config, sizes, err);
+    enum lm_status status = backend_cpu_create(&part->backend, &cpu, err);
+    if (status != LM_OK) return status;
+    status = load_worker(part, config, sizes, &made, &why);
+    if (status != LM_OK && shrink(part, config->layer_end, &why))
+        status = load_worker(part, config, sizes, &made, &why);
+    if (status != LM_OK && err) *err = why;
     if (status == LM_OK && (part->n_expert_slot || part->n_device_slot || config->settings.profile))
         status = routing_profile_load(worker_pager(part->worker), part->file, &part->hp,
                                       config->settings.profile, err);
+    if (status == LM_OK) device_recheck(&part->device);
     if (status == LM_OK) memory_plan_recheck(&made, host_memory_taken(), host_memory_available());
     return status;
 }

@@ -2,6 +2,7 @@
 becomes of the others, wherever they are kept; and what is counted and told of it."""
 import json
 import os
+import re
 import sys
 import tempfile
 import unittest
@@ -87,6 +88,18 @@ class Tier(unittest.TestCase):
         self.assertLess(device["experts_in_memory"], 3 * 64)
         self.assertAlmostEqual(plan["expected"]["vram_share"], device["experts_in_memory"] / 192)
         self.assertFalse(plan["paged"]) # memory has all of them
+
+    def test_less_memory_than_was_found(self):
+        """Another program took some meanwhile: fewer experts once, then the error. The emulator fails
+        again, since its countdown begins anew when it is asked for what is free."""
+        result = cli.lean("eval", self.model, "--ids", IDS, "--json", *SIZES, "--device", "emu",
+                          "--vram", self.vram, LEAN_EMU_FAIL="malloc:8")
+        self.assertEqual(result.returncode, 9, result.stderr)
+        slots = [int(n) for n in re.findall("([0-9]+) of 192 experts", result.stderr)]
+        self.assertEqual(len(slots), 2, result.stderr)
+        self.assertLess(slots[1], slots[0])
+        self.assertRegex(result.stderr, "warning: .*no memory for .*; once more with .* of it")
+        self.assertEqual(result.stderr.count("lean: error:"), 1)
 
     @unittest.skipIf(ranks.why_no_mpi(), "needs Open MPI")
     def test_two_ranks(self):
