@@ -349,6 +349,10 @@ static void print_paging(const struct inspect_memory *memory)
     const uint32_t n_expert = hparams_n_expert_of(&part->hp, 0, host_end(part));
     const uint32_t n = n_in_memory(memory);
     char bank[24], expectation[PAGER_EXPECTATION_BYTES];
+    if (n == n_expert) {
+        printf("experts in memory  all %u\n", n);
+        return;
+    }
     printf("experts in memory  %u of %u (%.0f%%) of %s, the others are read when needed%s%s\n", n,
            n_expert, 100.0 * n / n_expert, log_format_bytes(memory->plans.host.expert_bytes, bank),
            part->n_device_slot ? "" : "; ",

@@ -97,6 +97,17 @@ static uint32_t device_slots(const struct model_part *part, uint64_t n_bytes, ui
                                  n_bytes > room ? n_bytes - room : 0);
 }
 
+/* The same on the host. A device copies from slots alone: there are some for all of them then, if
+ * alignment leaves so much. */
+static uint32_t host_slots(const struct model_part *part, const struct memory_plan *plan,
+                           uint32_t begin, uint32_t end)
+{
+    const uint64_t left =
+        plan->budget_bytes > plan->total_bytes ? plan->budget_bytes - plan->total_bytes : 0;
+    return expert_pager_slots_for(part->store, begin, end, part->hp.n_expert,
+                                  plan->slot_bytes + left);
+}
+
 enum lm_status model_part_place(struct model_part *part, const struct rank_settings *settings,
                                 struct memory_request *request, struct device_plan *out,
                                 struct lm_error *err)
@@ -123,13 +134,11 @@ enum lm_status model_part_place(struct model_part *part, const struct rank_setti
     }
     part->device_begin = split;
     part->n_expert_slot = part->n_device_slot = 0;
-    if (out->host.paged)
-        part->n_expert_slot =
-            n_slot ? n_slot
-                   : expert_pager_slots_for(part->store, begin, all_there ? split : end,
-                                            hp->n_expert, out->host.slot_bytes);
     if (out->device.paged)
         part->n_device_slot = device_slots(part, out->device.slot_bytes, split, end);
+    if (out->host.paged || out->device.paged)
+        part->n_expert_slot =
+            n_slot ? n_slot : host_slots(part, &out->host, begin, all_there ? split : end);
     return status;
 }
 
