@@ -77,6 +77,11 @@ enum lm_status engine_config_from_options(struct engine_config *config,
 
 /* ---- opening ------------------------------------------------------------------------------ */
 
+static uint32_t draft_max(const struct engine_config *config)
+{
+    return config->prompt_lookup || config->mtp ? config->n_draft : 0;
+}
+
 enum lm_status engine_memory_request(struct memory_request *out, const struct engine_config *config,
                                      struct lm_error *err)
 {
@@ -87,6 +92,7 @@ enum lm_status engine_memory_request(struct memory_request *out, const struct en
     *out = (struct memory_request){.n_ctx = config->n_ctx,
                                    .n_slot = n_slot,
                                    .n_snapshot = config->n_snapshot,
+                                   .n_draft = draft_max(config),
                                    .prefill_chunk = config->prefill_chunk,
                                    .kv_type = (enum tensor_type)kv_type,
                                    .budget_bytes = config->own.ram_bytes};
@@ -176,7 +182,7 @@ static enum lm_status settle_sizes(struct engine *engine, const struct engine_co
                            .n_cache_position = request->n_cache_position,
                            .kv_type = request->kv_type,
                            .n_edge_buffer = config->cluster.edge_depth};
-    sizes->n_draft = config->prompt_lookup || sizes->mtp ? config->n_draft : 0;
+    sizes->n_draft = draft_max(config);
     if (sizes->prefill_chunk > sizes->n_ctx) sizes->prefill_chunk = sizes->n_ctx;
     if (status == LM_OK && config->mtp == DRAFTING_ON && !sizes->mtp)
         return lm_fail(err, LM_E_UNSUPPORTED,

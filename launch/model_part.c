@@ -151,6 +151,7 @@ enum lm_status model_part_request(const struct model_part *part, const struct pa
                                        .n_ctx = sizes->n_ctx,
                                        .n_slot = sizes->n_slot,
                                        .n_snapshot = sizes->n_snapshot,
+                                       .n_draft = sizes->n_draft,
                                        .n_cache_position = sizes->n_cache_position,
                                        .prefill_chunk = sizes->prefill_chunk,
                                        .kv_type = sizes->kv_type,

@@ -68,10 +68,12 @@ static uint64_t recurrent_bytes(const struct hparams *hp, const struct memory_re
 {
     const uint64_t n_conv = hp->n_conv ? (uint64_t)(hp->n_conv - 1) * hparams_conv_dim(hp) : 0;
     const uint64_t n_state = (uint64_t)hp->n_head_v * hp->dim_v * hp->dim_k;
+    const uint64_t n_row = request->n_draft ? request->n_draft + 1 : 0;
+    const uint64_t n_kept = n_row * (hparams_conv_dim(hp) + 2 * (uint64_t)hp->n_head_v);
     uint64_t n_layer = 0;
     for (uint32_t il = request->layer_begin; il < layer_end(request, hp); il++)
         n_layer += hp->layer[il].recurrent;
-    return n_held * n_layer * (n_conv + n_state) * sizeof(float);
+    return n_held * n_layer * (n_conv + n_state + n_kept) * sizeof(float);
 }
 
 uint64_t memory_plan_position_bytes(const struct memory_request *request, const struct hparams *hp)

@@ -4,7 +4,8 @@
  *                  all but the routed experts in memory, and of these as many as there is room for
  *   KV cache       whole blocks of 128 positions for every sequence; a layer with a window keeps
  *                  the window and one step
- *   recurrent      records of the gated delta net layers, one for each sequence and snapshot
+ *   recurrent      records of the gated delta net layers, one for each sequence and snapshot, and rows
+ *                  that such layers keep of drafts
  *   angles         sine and cosine of the rotary angles of every position
  *   scratch        activations of one step, logits
  *   log-probs      of prompts whose states are kept, as many bytes as was said
@@ -38,6 +39,7 @@ struct memory_request {
     uint32_t n_ctx;  /* tokens of one sequence; 0: as many as fit, at most the trained context */
     uint32_t n_slot; /* sequences held at once */
     uint32_t n_snapshot;       /* states of sequences kept besides */
+    uint32_t n_draft;          /* of a sequence in one step at most: recurrent layers keep rows */
     uint64_t n_cache_position; /* tokens of them whose keys and values are no running sequence's */
     uint64_t logprob_bytes;    /* log-probabilities of kept prompts */
     uint32_t prefill_chunk;    /* tokens of a prompt in one step; 0: chosen */

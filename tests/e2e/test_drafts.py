@@ -77,6 +77,7 @@ class Serving(unittest.TestCase):
         "seeded": {"temperature": 0.6, "top_p": 0.9, "seed": 7},
         "penalized": {"temperature": 0.3, "seed": 3, "presence_penalty": 0.2, "logprobs": 3},
         "stopped": {"temperature": 0, "stop": ["module"]},
+        "steered": {"temperature": 0, "grammar": 'root ::= ("the kernel is a " ("program" | "module") ". ")+'},
     }
 
     def answers(self, *options):
