@@ -39,6 +39,17 @@ static const struct cuda_plugin *plugin_of(const struct backend *backend)
     return ((const struct cuda_backend_head *)backend)->plugin;
 }
 
+enum lm_status backend_cuda_stream(struct backend *backend, struct device_stream **out,
+                                   struct lm_error *err)
+{
+    return plugin_of(backend)->open_stream(backend, out, err);
+}
+
+const char *backend_cuda_nccl_file(const struct backend *backend)
+{
+    return plugin_of(backend)->nccl_file();
+}
+
 void backend_cuda_read(struct backend *backend, const void *memory, size_t n_bytes, void *sink)
 {
     plugin_of(backend)->read(backend, memory, n_bytes, sink);

@@ -14,6 +14,8 @@
 #define CUDA_PLUGIN_FILE "liblean_cuda.so"
 #define CUDA_EMU_PLUGIN_FILE "liblean_cuda_emu.so"
 
+struct device_stream;
+
 struct backend_cuda_config {
     const char *plugin;
     uint32_t device; /* index among the visible ones */
@@ -57,6 +59,12 @@ struct backend_cuda_counters {
     bool lost;             /* the device is gone: every sync fails from here on */
 };
 const struct backend_cuda_counters *backend_cuda_counters(const struct backend *backend);
+
+/* The backend's stream beside its operations: proto/base/device_stream.h. */
+enum lm_status backend_cuda_stream(struct backend *backend, struct device_stream **out,
+                                   struct lm_error *err);
+/* The library by which it reaches other devices. */
+const char *backend_cuda_nccl_file(const struct backend *backend);
 
 /* Loads to measure a device by, put off like operations. read: reads memory once, n_bytes a
  * multiple of 16. multiply: products of bytes in the tensor cores, by the instruction that the

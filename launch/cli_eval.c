@@ -345,6 +345,8 @@ static struct json_object *device_json(const struct backend_cuda_counters *devic
 static struct json_object *ranks_json(const struct engine *engine)
 {
     struct json_object *ranks = json_object_new_array();
+    struct pager_snapshot told;
+    struct edges_stats edges;
     for (uint32_t i = 0; i < engine_n_rank(engine); i++) {
         const struct engine_rank rank = engine_rank(engine, i);
         struct json_object *json = json_object_new_object();
@@ -361,6 +363,12 @@ static struct json_object *ranks_json(const struct engine *engine)
         add(json, "ram", json_object_new_uint64(rank.ram_bytes));
         if (rank.n_expert_slot)
             add(json, "expert_slots", json_object_new_int((int)rank.n_expert_slot));
+        if (rank.transport) {
+            engine_rank_told(engine, i, &told, &edges);
+            add(json, "transport", json_object_new_string(rank.transport));
+            add(json, "received_bytes", json_object_new_uint64(edges.received_bytes));
+            add(json, "received_device_bytes", json_object_new_uint64(edges.received_device_bytes));
+        }
         if (rank.host) add(json, "host", json_object_new_string(rank.host));
         json_object_array_add(ranks, json);
     }

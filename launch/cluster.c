@@ -26,6 +26,7 @@ struct cluster {
     struct cluster_config config;
     struct world *world;
     struct transport_edge *edge;
+    struct device_link link;   /* of this rank */
     struct cluster_rank *rank; /* [n_rank] */
     double deadline_s;         /* of the start */
     bool ended;                /* the ranks have been told to end, or the job is lost */
@@ -214,25 +215,16 @@ static enum lm_status join(struct cluster *cluster, struct lm_error *err)
     return status;
 }
 
-static enum lm_status check_transport(const char *transport, struct lm_error *err)
-{
-    if (!transport || strcmp(transport, "nccl")) return LM_OK;
-    lm_fail(err, LM_E_UNSUPPORTED,
-            "--transport nccl: this program has no transport by NCCL, activations go over MPI");
-    return lm_hint(err, "--transport auto");
-}
-
 enum lm_status cluster_open(struct cluster **out, const struct cluster_config *config,
                             struct lm_error *err)
 {
     uint32_t rank, n_rank;
     *out = NULL;
     if (!config->enabled || !world_mpi_launched(&rank, &n_rank) || n_rank < 2) return LM_OK;
-    const enum lm_status possible = check_transport(config->transport, err);
-    if (possible != LM_OK) return possible;
     struct cluster *cluster = calloc(1, sizeof(*cluster));
     if (!cluster) return lm_fail(err, LM_E_NO_MEM, "no memory for a cluster");
     cluster->config = *config;
+    if (!config->transport) cluster->config.transport = "auto";
     cluster->deadline_s = log_now_s() + config->startup_timeout_s;
     const enum lm_status status = join(cluster, err);
     if (status != LM_OK) {
@@ -488,6 +480,11 @@ enum lm_status cluster_cut(struct cluster *cluster, const struct gguf_file *file
     return status;
 }
 
+static bool may_link(const struct cluster *cluster)
+{
+    return strcmp(cluster->config.transport, "mpi");
+}
+
 static void put_settings(Lean__Setup *setup, const struct rank_settings *settings)
 {
     setup->ram_bytes = settings->ram_bytes;
@@ -516,6 +513,7 @@ enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_size
     setup.mtp = (int32_t)sizes->mtp;
     setup.kv_type = (int32_t)sizes->kv_type;
     setup.edge_depth = sizes->n_edge_buffer;
+    setup.nccl = may_link(cluster);
     for (uint32_t i = 1; i < cluster->world->n_rank && status == LM_OK; i++) {
         const struct cluster_rank *rank = &cluster->rank[i];
         setup.layer_begin = rank->layer_begin;
@@ -547,6 +545,7 @@ static enum lm_status take_ready(struct cluster *cluster, const struct frame *fr
     rank->device_begin = ready->device_begin;
     rank->fast = rank_settings_fast(&rank->settings) && strcmp(rank->device, "cpu") != 0;
     rank->n_device_slot = ready->n_device_slot;
+    cluster_read_offer(&rank->offer, ready);
     lean__ready__free_unpacked(ready, NULL);
     return LM_OK;
 }
@@ -554,6 +553,123 @@ static enum lm_status take_ready(struct cluster *cluster, const struct frame *fr
 enum lm_status cluster_wait_ready(struct cluster *cluster, struct lm_error *err)
 {
     return gather(cluster, LEAN__FRAME_TYPE__READY, take_ready, err);
+}
+
+/* ---- edges between devices ---------------------------------------------------------------- */
+
+static enum lm_status take_linked(struct cluster *cluster, const struct frame *frame,
+                                  struct lm_error *err)
+{
+    Lean__Linked *linked = cluster_unpack(frame, &lean__linked__descriptor, err);
+    if (!linked) return LM_E_FORMAT;
+    struct cluster_rank *const rank = &cluster->rank[frame->from];
+    snprintf(rank->offer.why_not, sizeof(rank->offer.why_not), "%s",
+             linked->error ? linked->error : "");
+    lean__linked__free_unpacked(linked, NULL);
+    return LM_OK;
+}
+
+/* The id of the edge behind a rank; NULL: it is MPI's. */
+static const struct nccl_id *id_behind(const struct cluster *cluster, uint32_t rank)
+{
+    const bool nccl = rank + 1 < cluster->world->n_rank && cluster->rank[rank + 1].nccl;
+    return nccl ? &cluster->rank[rank].offer.id : NULL;
+}
+
+static enum lm_status send_link(struct cluster *cluster, uint32_t rank, struct lm_error *err)
+{
+    Lean__Link link = LEAN__LINK__INIT;
+    const struct nccl_id *const in = id_behind(cluster, rank - 1);
+    const struct nccl_id *const out = id_behind(cluster, rank);
+    link.has_in_id = in != NULL;
+    link.has_out_id = out != NULL;
+    if (in) link.in_id = (ProtobufCBinaryData){sizeof(*in), (uint8_t *)in->bytes};
+    if (out) link.out_id = (ProtobufCBinaryData){sizeof(*out), (uint8_t *)out->bytes};
+    return cluster_send(cluster->world, rank, LEAN__FRAME_TYPE__LINK, &link.base, err);
+}
+
+/* On all ranks at once. Why one could not is kept with its offer. */
+static enum lm_status open_links(struct cluster *cluster, struct model_part *own,
+                                 struct lm_error *err)
+{
+    enum lm_status status = LM_OK;
+    for (uint32_t i = 1; i < cluster->world->n_rank && status == LM_OK; i++)
+        status = send_link(cluster, i, err);
+    if (status != LM_OK) return status;
+    struct lm_error why = {.status = LM_OK};
+    struct link_offer *const offer = &cluster->rank[0].offer;
+    device_link_open(&cluster->link, own, cluster->world, NULL, id_behind(cluster, 0), &why);
+    snprintf(offer->why_not, sizeof(offer->why_not), "%.255s", why.message);
+    if (why.status == LM_OK) *offer->why_not = '\0';
+    return gather(cluster, LEAN__FRAME_TYPE__LINKED, take_linked, err);
+}
+
+/* Why not all could be opened, of the first rank that says; LM_OK: they all are. */
+static enum lm_status check_links(const struct cluster *cluster, struct lm_error *err)
+{
+    for (uint32_t i = 0; i < cluster->world->n_rank; i++) {
+        const struct cluster_rank *const rank = &cluster->rank[i];
+        if (*rank->offer.why_not)
+            return lm_fail(err, LM_E_FAIL, "%s: %s", rank->name, rank->offer.why_not);
+    }
+    return LM_OK;
+}
+
+static enum lm_status settle_links(struct cluster *cluster, struct model_part *own, bool kept,
+                                   struct lm_error *err)
+{
+    Lean__Link link = LEAN__LINK__INIT;
+    link.settled = true;
+    link.kept = kept;
+    enum lm_status status = send_to_all(cluster, LEAN__FRAME_TYPE__LINK, &link.base, err);
+    if (status == LM_OK) status = device_link_settle(&cluster->link, own, kept, err);
+    for (uint32_t i = 0; i < cluster->world->n_rank; i++)
+        cluster->rank[i].nccl &= kept;
+    return status == LM_OK ? gather(cluster, LEAN__FRAME_TYPE__LINKED, take_linked, err) : status;
+}
+
+static enum lm_status choose_links(struct cluster *cluster, bool *any, struct lm_error *err)
+{
+    const uint32_t n = cluster->world->n_rank;
+    bool *const nccl = calloc(n, sizeof(*nccl));
+    if (!nccl) return lm_fail(err, LM_E_NO_MEM, "no memory for %u ranks", n);
+    const enum lm_status status =
+        device_link_choose(nccl, cluster->rank, n, cluster->config.transport, err);
+    for (uint32_t i = 1; i < n && status == LM_OK; i++)
+        *any |= cluster->rank[i].nccl = nccl[i - 1];
+    free(nccl);
+    return status;
+}
+
+enum lm_status cluster_link(struct cluster *cluster, struct model_part *own, struct lm_error *err)
+{
+    struct cluster_rank *const first = &cluster->rank[0];
+    struct lm_error why = {.status = LM_OK};
+    const bool wanted = !strcmp(cluster->config.transport, "nccl");
+    bool any = false;
+    first->device_begin = own->device_begin;
+    if (may_link(cluster)) device_link_offer(&cluster->link, own, cluster->world);
+    first->offer = cluster->link.offer;
+    enum lm_status status = choose_links(cluster, &any, err);
+    if (status == LM_OK && any) status = open_links(cluster, own, err);
+    if (status == LM_OK && any && check_links(cluster, &why) != LM_OK && !wanted)
+        log_warning("activations go over the host: %s", why.message);
+    if (status == LM_OK) status = settle_links(cluster, own, any && why.status == LM_OK, err);
+    for (uint32_t i = 1; i < cluster->world->n_rank && status == LM_OK; i++)
+        log_verbose("activations reach %s by %s", cluster->rank[i].name,
+                    cluster->rank[i].nccl ? "NCCL" : "MPI");
+    if (status != LM_OK || why.status == LM_OK || !wanted) return status;
+    if (err) *err = why;
+    return why.status;
+}
+
+const char *cluster_transport(const struct cluster *cluster)
+{
+    uint32_t n_nccl = 0;
+    const uint32_t n_edge = cluster->world->n_rank - 1;
+    for (uint32_t i = 1; i <= n_edge; i++)
+        n_nccl += cluster->rank[i].nccl;
+    return n_nccl == n_edge ? "nccl" : n_nccl ? "mixed" : cluster->world->ops->name;
 }
 
 /* ---- the end ------------------------------------------------------------------------------ */
@@ -592,6 +708,7 @@ void cluster_close(struct cluster *cluster)
             lm_fail(&err, LM_E_FAIL, "the ranks did not end within %d s", END_TIMEOUT_S);
         if (status != LM_OK && status != LM_E_RANK_LOST) world->ops->abort(world, &err);
     }
+    device_link_fini(&cluster->link);
     if (cluster->edge) cluster->edge->ops->close(cluster->edge);
     for (uint32_t i = 0; cluster->rank && i < world->n_rank; i++)
         options_destroy(cluster->rank[i].kept);

@@ -6,7 +6,9 @@
  *   cluster_share_model   --> MODEL           opened, its fingerprint compared: nothing is loaded
  *                         <-- INVENTORY       before that
  *   cluster_cut, cluster_send_setup --> SETUP loads its layers
- *   cluster_wait_ready    <-- READY           runs steps (worker/pipeline/stage.h)
+ *   cluster_wait_ready    <-- READY           is loaded
+ *   cluster_link          --> LINK, LINKED    opens its ends of edges between devices, and once all
+ *                         <--                 have, runs steps (worker/pipeline/stage.h)
  *   cluster_close         --> DRAIN           ends
  *
  * A rank that fails says why instead; that is then the error of rank 0, with the rank's name.
@@ -16,6 +18,7 @@
 #define LEAN_LAUNCH_CLUSTER_H
 
 #include "coordinator/plan/partition.h"
+#include "launch/device_link.h"
 #include "launch/inventory.h"
 #include "launch/model_part.h"
 
@@ -25,7 +28,7 @@ struct world;
 struct cluster_config {
     bool enabled;                      /* else one rank, whatever launched this process */
     const char *partition, *interface; /* or NULL */
-    const char *transport;             /* "auto", "mpi", "nccl" */
+    const char *transport;             /* "auto", "mpi", "nccl"; NULL: "auto" */
     enum partition_objective objective;
     uint32_t slack, edge_depth;
     double startup_timeout_s, liveness_timeout_s, stall_timeout_s;
@@ -54,6 +57,8 @@ struct cluster_rank {
     char device[24];                      /* "cpu" if none */
     uint32_t device_begin, n_device_slot; /* n_device_slot: experts on it; 0: all */
     bool fast;                            /* its device's numerics */
+    struct link_offer offer;
+    bool nccl; /* its edge from the rank before is, once they are linked */
 };
 
 struct cluster;
@@ -86,6 +91,11 @@ enum lm_status cluster_cut(struct cluster *cluster, const struct gguf_file *file
 enum lm_status cluster_send_setup(struct cluster *cluster, const struct run_sizes *sizes,
                                   bool trace, struct lm_error *err);
 enum lm_status cluster_wait_ready(struct cluster *cluster, struct lm_error *err);
+/* Opens what edges there are between devices, of all ranks. own: this rank's, loaded; closed before
+ * the cluster. LM_E_UNSUPPORTED, LM_E_FAIL: --transport nccl cannot be had. */
+enum lm_status cluster_link(struct cluster *cluster, struct model_part *own, struct lm_error *err);
+/* "mpi", "nccl", or "mixed" */
+const char *cluster_transport(const struct cluster *cluster);
 /* The pipeline has ended the ranks. */
 void cluster_drained(struct cluster *cluster);
 

@@ -2,11 +2,15 @@
 #include "launch/cluster_message.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
+
+#include "launch/device_link.h"
 
 uint64_t cluster_build_id(void)
 {
@@ -45,4 +49,25 @@ void *cluster_unpack(const struct frame *frame, const ProtobufCMessageDescriptor
         lm_fail(err, LM_E_FORMAT, "rank %u sent a malformed message %s", frame->from,
                 descriptor->short_name);
     return message;
+}
+
+void cluster_put_offer(Lean__Ready *ready, const struct link_offer *offer)
+{
+    ready->gpu = (char *)offer->gpu;
+    ready->has_nccl_id = offer->has_id;
+    ready->nccl_id = (ProtobufCBinaryData){sizeof(offer->id), (uint8_t *)offer->id.bytes};
+    ready->has_nccl_version = true;
+    ready->nccl_version = offer->nccl_version;
+    ready->nccl_error = (char *)offer->why_not;
+}
+
+/* An id of another length is none. */
+void cluster_read_offer(struct link_offer *offer, const Lean__Ready *ready)
+{
+    *offer = (struct link_offer){.nccl_version = ready->nccl_version};
+    offer->has_id = ready->has_nccl_id && ready->nccl_id.len == sizeof(offer->id);
+    if (offer->has_id) memcpy(&offer->id, ready->nccl_id.data, sizeof(offer->id));
+    snprintf(offer->gpu, sizeof(offer->gpu), "%s", ready->gpu ? ready->gpu : "");
+    snprintf(offer->why_not, sizeof(offer->why_not), "%s",
+             ready->nccl_error ? ready->nccl_error : "");
 }

@@ -14,4 +14,9 @@ enum lm_status cluster_send(struct world *world, uint32_t to, Lean__FrameType ty
 void *cluster_unpack(const struct frame *frame, const ProtobufCMessageDescriptor *descriptor,
                      struct lm_error *err);
 
+/* What a rank offers for edges between devices, into a message, which borrows it, and out of it. */
+struct link_offer;
+void cluster_put_offer(Lean__Ready *ready, const struct link_offer *offer);
+void cluster_read_offer(struct link_offer *offer, const Lean__Ready *ready);
+
 #endif

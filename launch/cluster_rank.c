@@ -19,6 +19,7 @@ struct member {
     struct transport_edge *in, *out;
     char host[65], name[96];
     struct binding *binding;
+    struct device_link link;
     bool drained; /* rank 0 said that all is done */
 };
 
@@ -192,9 +193,12 @@ static enum lm_status answer_setup(struct member *member, struct lm_error *err)
     Lean__Setup *setup = wait_for(member, LEAN__FRAME_TYPE__SETUP, &lean__setup__descriptor, err);
     if (!setup) return err->status;
     status = load(member, setup, err);
+    if (status == LM_OK && setup->nccl)
+        device_link_offer(&member->link, &member->part, member->world);
     lean__setup__free_unpacked(setup, NULL);
     if (status != LM_OK) return status;
     Lean__Ready ready = LEAN__READY__INIT;
+    cluster_put_offer(&ready, &member->link.offer);
     ready.n_expert_slot = member->part.n_expert_slot;
     ready.n_thread = backend_cpu_n_thread(member->part.backend);
     ready.weight_bytes = member->part.weight_bytes;
@@ -205,6 +209,53 @@ static enum lm_status answer_setup(struct member *member, struct lm_error *err)
     ready.device_begin = member->part.device_begin;
     ready.n_device_slot = member->part.n_device_slot;
     return cluster_send(member->world, 0, LEAN__FRAME_TYPE__READY, &ready.base, err);
+}
+
+/* *out: the id, or NULL if there is none. */
+static enum lm_status read_id(struct nccl_id *id, const struct nccl_id **out, bool present,
+                              const ProtobufCBinaryData *bytes, struct lm_error *err)
+{
+    *out = present ? id : NULL;
+    if (!present) return LM_OK;
+    if (bytes->len != sizeof(*id))
+        return lm_fail(err, LM_E_FORMAT, "rank 0 gave an id of %zu bytes, not %zu", bytes->len,
+                       sizeof(*id));
+    memcpy(id, bytes->data, sizeof(*id));
+    return LM_OK;
+}
+
+/* why: that edges cannot be opened is for rank 0 to judge. */
+static enum lm_status open_links(struct member *member, const Lean__Link *link,
+                                 struct lm_error *why, struct lm_error *err)
+{
+    struct nccl_id ids[2];
+    const struct nccl_id *in, *out;
+    enum lm_status status = read_id(&ids[0], &in, link->has_in_id, &link->in_id, err);
+    if (status == LM_OK) status = read_id(&ids[1], &out, link->has_out_id, &link->out_id, err);
+    if (status == LM_OK)
+        device_link_open(&member->link, &member->part, member->world, in, out, why);
+    return status;
+}
+
+/* Until all edges are settled. */
+static enum lm_status answer_links(struct member *member, struct lm_error *err)
+{
+    for (bool settled = false; !settled;) {
+        struct lm_error why = {.status = LM_OK};
+        Lean__Link *link = wait_for(member, LEAN__FRAME_TYPE__LINK, &lean__link__descriptor, err);
+        if (!link) return err->status;
+        Lean__Linked answer = LEAN__LINKED__INIT;
+        settled = link->settled;
+        enum lm_status status =
+            settled ? device_link_settle(&member->link, &member->part, link->kept, err)
+                    : open_links(member, link, &why, err);
+        lean__link__free_unpacked(link, NULL);
+        if (why.status != LM_OK) answer.error = why.message;
+        if (status == LM_OK)
+            status = cluster_send(member->world, 0, LEAN__FRAME_TYPE__LINKED, &answer.base, err);
+        if (status != LM_OK) return status;
+    }
+    return LM_OK;
 }
 
 /* Tells rank 0, whose error it becomes, and waits to be told to end. */
@@ -232,6 +283,7 @@ static enum lm_status run(struct member *member, struct lm_error *err)
     enum lm_status status = say_hello(member, err);
     if (status == LM_OK) status = answer_model(member, err);
     if (status == LM_OK && !member->drained) status = answer_setup(member, err);
+    if (status == LM_OK && !member->drained) status = answer_links(member, err);
     if (status == LM_OK && !member->drained) return stage_run(world, member->part.worker, err);
     if (status != LM_OK && status != LM_E_RANK_LOST) status = report(member, err);
     if (member->drained) status = cluster_send(world, 0, LEAN__FRAME_TYPE__BYE, NULL, err);
@@ -257,6 +309,7 @@ enum lm_status cluster_run_rank(const struct cluster_config *config, struct lm_e
     if (status != LM_OK) return status;
     status = run(&member, err);
     model_part_close(&member.part, NULL);
+    device_link_fini(&member.link);
     binding_end(member.binding);
     if (member.in) member.in->ops->close(member.in);
     if (member.out) member.out->ops->close(member.out);

@@ -316,6 +316,7 @@ static enum lm_status create_runner(struct engine *engine, const struct engine_c
                                            .on_stats = asked->on_experts,
                                            .stats_context = asked->experts_context};
     enum lm_status status = cluster_wait_ready(engine->cluster, err);
+    if (status == LM_OK) status = cluster_link(engine->cluster, &engine->part, err);
     if (status == LM_OK) status = pipeline_create(&engine->pipeline, &config, err);
     if (status == LM_OK) engine->runner = pipeline_runner(engine->pipeline);
     return status;
@@ -534,7 +535,8 @@ struct engine_rank engine_rank(const struct engine *engine, uint32_t rank)
                                 .device = of->device,
                                 .numerics = of->fast ? "fast" : "exact",
                                 .device_begin = of->device_begin,
-                                .n_device_slot = of->n_device_slot};
+                                .n_device_slot = of->n_device_slot,
+                                .transport = of->nccl ? "nccl" : "mpi"};
 }
 
 struct engine_stats engine_stats(const struct engine *engine)
@@ -550,7 +552,7 @@ struct engine_stats engine_stats(const struct engine *engine)
         .pager = expert_pager_stats(engine_pager(engine)),
         .tuned = *engine->tuned_text ? engine->tuned_text : NULL,
         .n_ahead = engine->runner.depth,
-        .transport = engine->cluster ? cluster_world(engine->cluster)->ops->name : NULL,
+        .transport = engine->cluster ? cluster_transport(engine->cluster) : NULL,
         .n_draft_accepted = scheduler_stats(engine->scheduler).n_draft_accepted,
         .n_seq_max = scheduler_stats(engine->scheduler).n_seq_max};
 }

@@ -149,6 +149,7 @@ struct engine_rank {
     uint32_t device_begin;  /* the layers from there on are on it; layer_end: none */
     uint32_t n_device_slot; /* experts of them on it; 0: all */
     const char *numerics;   /* "exact" or "fast"; on the CPU always "exact" */
+    const char *transport;  /* by which activations come; NULL: none do */
 };
 uint32_t engine_n_rank(const struct engine *engine);
 /* Whether any rank's device computes with fast numerics. */

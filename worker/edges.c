@@ -26,6 +26,11 @@ struct edges {
         *own[EDGES_BUFFER_MAX]; /* own: made here. Who computes may change buffers. */
     size_t n_expected_byte[EDGES_BUFFER_MAX];
     uint64_t n_step, n_expected, n_sent; /* steps ended, receives begun, sends ended */
+    /* between devices */
+    struct backend *device;
+    struct transport_edge *link_in, *link_out; /* or NULL */
+    float *device_buffer[EDGES_BUFFER_MAX];    /* [n_x - 1] being sent; none: x itself is */
+    uint64_t n_link_begun, n_link_ended;       /* sends: of the steps that did not fail */
     struct edges_stats stats;
     struct {
         struct trailer trailer;
@@ -78,10 +83,43 @@ enum lm_status edges_create(struct edges **out, const struct edges_config *confi
 void edges_destroy(struct edges *edges)
 {
     if (!edges) return;
+    if (edges->link_in) edges->link_in->ops->close(edges->link_in);
+    if (edges->link_out) edges->link_out->ops->close(edges->link_out);
+    for (uint32_t i = 0; i < EDGES_BUFFER_MAX; i++)
+        if (edges->device_buffer[i])
+            edges->device->ops->free(edges->device, edges->device_buffer[i]);
     for (uint32_t i = 0; i < edges->n_x; i++)
         if (edges->own[i]) edges->config.backend->ops->free(edges->config.backend, edges->own[i]);
     free(edges->tail);
     free(edges);
+}
+
+/* What a stage sends to a device is copied first, so that it can go on while the next one is busy.
+ * Where x comes from a device, too, that would not help: what comes next has to wait, on the one
+ * stream of both, until this has gone. */
+enum lm_status edges_link(struct edges *edges, struct backend *device, struct transport_edge *in,
+                          struct transport_edge *out, struct lm_error *err)
+{
+    assert(edges->n_step == 0 && !edges->link_in && !edges->link_out);
+    edges->device = device;
+    edges->link_in = in;
+    edges->link_out = out;
+    for (uint32_t i = 0; out && !in && i + 1 < edges->n_x; i++) {
+        edges->device_buffer[i] =
+            device->ops->alloc(device, row_bytes(edges, edges->config.n_batch), err);
+        if (!edges->device_buffer[i]) return LM_E_NO_MEM;
+    }
+    return LM_OK;
+}
+
+bool edges_link_in(const struct edges *edges)
+{
+    return edges && edges->link_in;
+}
+
+bool edges_link_out(const struct edges *edges)
+{
+    return edges && edges->link_out;
 }
 
 static enum lm_status lost(enum lm_status status, struct lm_error *err)
@@ -110,17 +148,31 @@ enum lm_status edges_expect(struct edges *edges, uint32_t n_token, uint32_t n_se
 {
     struct transport_edge *in = edges->config.in;
     const uint64_t step = edges->n_expected;
+    const size_t at = edges->link_in ? row_bytes(edges, n_token) : 0; /* only what is behind x */
     const size_t n_bytes = row_bytes(edges, n_token) + tail_bytes(n_seq);
     assert(in && step < edges->n_step + AHEAD_MAX);
     const enum lm_status status = free_buffer(edges, step, err);
     if (status != LM_OK) return status;
     edges->n_expected++;
     edges->n_expected_byte[step % edges->n_x] = n_bytes;
-    return lost(in->ops->recv_begin(in, edges->x[step % edges->n_x], n_bytes, err), err);
+    char *const buffer = (char *)edges->x[step % edges->n_x];
+    return lost(in->ops->recv_begin(in, buffer + at, n_bytes - at, err), err);
+}
+
+/* The sender has said that it is on its way. */
+static enum lm_status receive_link(struct edges *edges, float *device_x, size_t n_bytes,
+                                   struct lm_error *err)
+{
+    struct transport_edge *const in = edges->link_in;
+    if (!in) return LM_OK;
+    edges->stats.received_device_bytes += n_bytes;
+    const enum lm_status status = in->ops->recv_begin(in, device_x, n_bytes, err);
+    return lost(status == LM_OK ? in->ops->recv_end(in, err) : status, err);
 }
 
 enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, uint32_t n_token,
-                             float **x, struct lm_error *failed, struct lm_error *err)
+                             float *device_x, float **x, struct lm_error *failed,
+                             struct lm_error *err)
 {
     struct backend *backend = edges->config.backend;
     struct transport_edge *in = edges->config.in;
@@ -150,11 +202,43 @@ enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, 
                 trailer->message);
     for (uint32_t j = 0; j < plan->n_seq; j++)
         if (plan->seq[j].experts) expert_usage_add(plan->seq[j].experts, &edges->tail->usage[j]);
+    return failed->status == LM_OK ? receive_link(edges, device_x, n_row, err) : LM_OK;
+}
+
+/* A buffer of the device that is no longer being sent, with a copy of x; or x itself. */
+static enum lm_status take_device_buffer(struct edges *edges, float **x, size_t n_bytes,
+                                         struct lm_error *err)
+{
+    struct transport_edge *const out = edges->link_out;
+    const uint64_t n_buffer = edges->device_buffer[0] ? edges->n_x - 1 : EDGES_BUFFER_MAX;
+    const double begin_s = log_now_s();
+    while (edges->n_link_begun - edges->n_link_ended >= n_buffer) {
+        edges->n_link_ended++;
+        const enum lm_status status = out->ops->send_end(out, err);
+        if (status != LM_OK) return lost(status, err);
+    }
+    edges->stats.send_wait_s += log_now_s() - begin_s;
+    if (!edges->device_buffer[0]) return LM_OK;
+    float *const buffer = edges->device_buffer[edges->n_link_begun % n_buffer];
+    edges->device->ops->copy(edges->device, buffer, *x, n_bytes);
+    *x = buffer;
     return LM_OK;
 }
 
+/* Before the message that tells of it. */
+static enum lm_status send_link(struct edges *edges, float *x, size_t n_bytes, struct lm_error *err)
+{
+    struct transport_edge *const out = edges->link_out;
+    const enum lm_status status = take_device_buffer(edges, &x, n_bytes, err);
+    if (status != LM_OK) return status;
+    edges->n_link_begun++;
+    edges->stats.sent_device_bytes += n_bytes;
+    return lost(out->ops->send_begin(out, x, n_bytes, err), err);
+}
+
 enum lm_status edges_send(struct edges *edges, const struct step_plan *plan, uint32_t n_token,
-                          float *x, const struct lm_error *failed, struct lm_error *err)
+                          float *x, float *device_x, const struct lm_error *failed,
+                          struct lm_error *err)
 {
     struct backend *backend = edges->config.backend;
     struct transport_edge *out = edges->config.out;
@@ -172,8 +256,13 @@ enum lm_status edges_send(struct edges *edges, const struct step_plan *plan, uin
         edges->tail->usage[j] =
             plan->seq[j].experts ? *plan->seq[j].experts : (struct expert_usage){0};
     backend->ops->upload(backend, (char *)x + n_row, edges->tail, n_tail);
+    if (edges->link_out && failed->status == LM_OK) {
+        const enum lm_status status = send_link(edges, device_x, n_row, err);
+        if (status != LM_OK) return status;
+    }
+    const size_t at = edges->link_out ? n_row : 0;
     edges->stats.sent_bytes += n_row + n_tail;
-    return lost(out->ops->send_begin(out, x, n_row + n_tail, err), err);
+    return lost(out->ops->send_begin(out, (char *)x + at, n_row + n_tail - at, err), err);
 }
 
 struct edges_stats edges_stats(const struct edges *edges)

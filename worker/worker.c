@@ -489,7 +489,7 @@ static void run_layers(struct worker *worker, const struct step_plan *plan, stru
 }
 
 /* Runs the layers of this stage between its edges. failed: of this step, here or before. What the
- * edges carry is on the host: on the CPU x is the message itself. */
+ * edges carry is on the host, on the CPU x is the message itself; but for links between devices. */
 static enum lm_status run_stage(struct worker *worker, const struct step_plan *plan,
                                 struct lm_error *failed, struct lm_error *err)
 {
@@ -499,20 +499,22 @@ static enum lm_status run_stage(struct worker *worker, const struct step_plan *p
     struct progress *const progress = worker->config.progress;
     enum lm_status status = LM_OK;
     progress_set(progress, PROGRESS_WAITING, worker->n_step);
-    if (edges) status = edges_receive(edges, plan, worker->n_token, &x, failed, err);
+    if (edges)
+        status = edges_receive(edges, plan, worker->n_token, first->graph.x, &x, failed, err);
     progress_set(progress, PROGRESS_COMPUTING, worker->n_step);
     if (edges && !first->is_device) first->graph.x = x;
-    if (status == LM_OK && failed->status == LM_OK && first->is_device && !is_first(worker))
+    if (status == LM_OK && failed->status == LM_OK && first->is_device && !is_first(worker) &&
+        !edges_link_in(edges))
         first->backend->ops->upload(first->backend, first->graph.x, x, x_bytes(worker));
     if (status == LM_OK && failed->status == LM_OK) run_layers(worker, plan, failed);
     if (status != LM_OK || !edges) return status;
     if (!first->is_device) x = first->graph.x;
-    if (failed->status == LM_OK && last->is_device && !is_last(worker)) {
+    if (failed->status == LM_OK && last->is_device && !is_last(worker) && !edges_link_out(edges)) {
         last->backend->ops->download(last->backend, x, last->graph.x, x_bytes(worker));
         failed->status = last->backend->ops->sync(last->backend, failed);
         name_failure(worker, failed);
     }
-    return edges_send(edges, plan, worker->n_token, x, failed, err);
+    return edges_send(edges, plan, worker->n_token, x, last->graph.x, failed, err);
 }
 
 /* Samples behind row i of a sequence, if what was sampled before is what this row has read. */
@@ -755,6 +757,12 @@ bool worker_take_trace(struct worker *worker, const uint8_t **records, size_t *n
 {
     if (worker->config.trace_kept) route_trace_take(worker->trace, records, n_bytes);
     return worker->config.trace_kept;
+}
+
+enum lm_status worker_link(struct worker *worker, struct transport_edge *in,
+                           struct transport_edge *out, struct lm_error *err)
+{
+    return edges_link(worker->edges, worker->config.device, in, out, err);
 }
 
 struct edges_stats worker_edges(const struct worker *worker)

@@ -96,6 +96,10 @@ uint32_t worker_length(const struct worker *worker, uint32_t slot);
 
 const struct worker_config *worker_settings(const struct worker *worker);
 
+/* Edges between devices, for x alone, where the first layer or the last one is on the device; or
+ * NULL. Before the first step. They are taken over. */
+enum lm_status worker_link(struct worker *worker, struct transport_edge *in,
+                           struct transport_edge *out, struct lm_error *err);
 /* The records of the last step as of pager/trace.h; false: none are kept. */
 bool worker_take_trace(struct worker *worker, const uint8_t **records, size_t *n_bytes);
 /* What has passed the stage's ends; between steps only. */

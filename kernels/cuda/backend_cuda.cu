@@ -39,6 +39,7 @@ struct cuda_backend {
     int device;
     uint32_t n_multiprocessor;
     cudaStream_t stream;
+    struct device_stream *side; /* NULL: nobody has asked for it */
     struct chunk_list scratch, stage;
     cudaEvent_t staged[2]; /* the copies out of host[0], host[1] are done */
     uint32_t stage_turn;   /* which of host is being filled */
@@ -75,7 +76,7 @@ static bool is_lost(const struct cuda_backend *cuda)
 }
 
 /* Notes the first failure for sync. false if code is one. */
-static bool check(struct cuda_backend *cuda, cudaError_t code, const char *call)
+bool check(struct cuda_backend *cuda, cudaError_t code, const char *call)
 {
     if (code == cudaSuccess) return true;
     cudaGetLastError(); /* kept here, not there */
@@ -86,7 +87,6 @@ static bool check(struct cuda_backend *cuda, cudaError_t code, const char *call)
                 cudaGetErrorString(code), cuda->head.counters.lost ? "; the device is lost" : "");
     return false;
 }
-#define CUDA_CHECK(cuda, call) check(cuda, call, #call)
 
 /* The device is the thread's, and another backend may have been used by it. */
 static void use_device(const struct cuda_backend *cuda)
@@ -326,6 +326,13 @@ static void finish_all(struct cuda_backend *cuda)
     flush(cuda);
     CUDA_CHECK(cuda, cudaStreamSynchronize(cuda->stream));
     CUDA_CHECK(cuda, copies_wait(cuda->copies));
+}
+
+cudaStream_t operations_stream(struct cuda_backend *cuda)
+{
+    use_device(cuda);
+    flush(cuda);
+    return cuda->stream;
 }
 
 /* Before each operation: scratch is free again. false: the device is lost, nothing is done. */
@@ -583,6 +590,7 @@ static void op_destroy(struct backend *backend)
     use_device(cuda);
     if (cuda->stream) cudaStreamSynchronize(cuda->stream);
     copies_destroy(cuda->copies);
+    side_stream_destroy(cuda->side);
     graph_cache_destroy(cuda->graphs);
     cublas_close(cuda->cublas);
     free_chunks(&cuda->scratch);
@@ -715,6 +723,15 @@ static enum lm_status create(struct backend **out, const struct backend_cuda_con
     return LM_OK;
 }
 
+static enum lm_status open_stream(struct backend *backend, struct device_stream **out,
+                                  struct lm_error *err)
+{
+    struct cuda_backend *cuda = self(backend);
+    const enum lm_status status = cuda->side ? LM_OK : side_stream_create(&cuda->side, cuda, err);
+    *out = cuda->side;
+    return status;
+}
+
 static void print_uuid(const char bytes[16], char out[40])
 {
     char *at = out;
@@ -757,6 +774,8 @@ const struct cuda_plugin cuda_plugin_table = {
     .devices = list_devices,
     .read = op_read,
     .multiply = op_multiply,
+    .open_stream = open_stream,
+    .nccl_file = nccl_file,
 };
 
 extern "C" PLUGIN_EXPORT const struct plugin_head *lean_plugin_v1(void)

@@ -53,6 +53,12 @@ enum not_finite_where {
 };
 /* Notes an error of the host's side for sync. */
 void fail(struct cuda_backend *cuda, const char *what);
+/* The first error of a call of CUDA is kept for sync. false: it was one. */
+bool check(struct cuda_backend *cuda, cudaError_t code, const char *call);
+#define CUDA_CHECK(cuda, call) check(cuda, call, #call)
+/* The stream of the operations; all that were called so far are begun. The device becomes that of
+ * the calling thread. */
+cudaStream_t operations_stream(struct cuda_backend *cuda);
 /* Multiprocessors of the device, for persistent grids. */
 uint32_t n_multiprocessor(const struct cuda_backend *cuda);
 
@@ -81,6 +87,12 @@ struct cublas *cublas_of(const struct cuda_backend *cuda);
 /* Whether the device can run what this plugin holds: cudaErrorNoKernelImageForDevice or
  * cudaErrorInvalidDeviceFunction if it was compiled for others only. rows.cu */
 cudaError_t cuda_probe_rows(void);
+
+/* A stream beside the operations: proto/base/device_stream.h. device_stream.cu */
+struct device_stream;
+enum lm_status side_stream_create(struct device_stream **out, struct cuda_backend *cuda,
+                                  struct lm_error *err);
+void side_stream_destroy(struct device_stream *stream); /* NULL is legal */
 
 /* ---- the operations; contracts in kernels/backend.h ---- */
 

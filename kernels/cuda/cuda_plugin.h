@@ -13,6 +13,9 @@ struct cuda_plugin {
                               struct lm_error *err);
     void (*read)(struct backend *backend, const void *memory, size_t n_bytes, void *sink);
     uint64_t (*multiply)(struct backend *backend, uint32_t n_round, void *sink);
+    enum lm_status (*open_stream)(struct backend *backend, struct device_stream **out,
+                                  struct lm_error *err);
+    const char *(*nccl_file)(void);
 };
 
 /* How every backend of the plugin begins. */

@@ -34,6 +34,11 @@
 template <class Args> static inline void register_kernel(void (*)(Args))
 {
 }
+/* The library of NCCL that goes with these devices. */
+static inline const char *nccl_file(void)
+{
+    return "libnccl.so.2";
+}
 #else
 #include "kernels/cuda/emu/cuemu.h" /* the same words among the rest */
 #endif

@@ -108,6 +108,15 @@ enum lm_status frame_queue_pop(struct frame_queue *queue, double timeout_s, stru
     return status;
 }
 
+enum lm_status frame_queue_check(struct frame_queue *queue, struct lm_error *err)
+{
+    pthread_mutex_lock(&queue->lock);
+    const enum lm_status status = queue->failed.status;
+    if (status != LM_OK && err) *err = queue->failed;
+    pthread_mutex_unlock(&queue->lock);
+    return status;
+}
+
 void frame_queue_fail(struct frame_queue *queue, const struct lm_error *why)
 {
     pthread_mutex_lock(&queue->lock);

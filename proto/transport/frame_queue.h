@@ -28,6 +28,8 @@ enum lm_status frame_queue_push(struct frame_queue *queue, struct frame *frame,
 /* As recv of world.h. What has arrived before the queue failed is lost: the job is. */
 enum lm_status frame_queue_pop(struct frame_queue *queue, double timeout_s, struct frame **out,
                                struct lm_error *err);
+/* LM_OK, or what it failed with. */
+enum lm_status frame_queue_check(struct frame_queue *queue, struct lm_error *err);
 /* From now on everything fails with why; the first failure counts. */
 void frame_queue_fail(struct frame_queue *queue, const struct lm_error *why);
 

@@ -42,6 +42,8 @@ struct world_ops {
      * timeout_s < 0: for ever; LM_E_BUSY: none came in time. */
     enum lm_status (*recv)(struct world *world, double timeout_s, struct frame **out,
                            struct lm_error *err);
+    /* LM_OK, or why the job is lost. From any thread. */
+    enum lm_status (*check)(struct world *world, struct lm_error *err);
     /* The sending end of the edge to rank + 1, or the receiving end of that from rank - 1. */
     enum lm_status (*edge_open)(struct world *world, bool sending, struct transport_edge **out,
                                 struct lm_error *err);

@@ -37,6 +37,11 @@ static enum lm_status loopback_recv(struct world *world, double timeout_s, struc
     return frame_queue_pop(&((struct loopback_rank *)world)->arrived, timeout_s, out, err);
 }
 
+static enum lm_status loopback_check(struct world *world, struct lm_error *err)
+{
+    return frame_queue_check(&((struct loopback_rank *)world)->arrived, err);
+}
+
 static enum lm_status loopback_edge_open(struct world *world, bool sending,
                                          struct transport_edge **out, struct lm_error *err)
 {
@@ -80,6 +85,7 @@ static const struct world_ops loopback_ops = {
     .name = "loopback",
     .send = loopback_send,
     .recv = loopback_recv,
+    .check = loopback_check,
     .edge_open = loopback_edge_open,
     .abort = loopback_abort,
     .close = loopback_close,

@@ -514,14 +514,19 @@ static void *run_comm(void *context)
 
 /* -- edges ---------------------------------------------------------------------------------- */
 
+static enum lm_status mpi_check(struct world *world, struct lm_error *err)
+{
+    struct mpi_world *w = (struct mpi_world *)world;
+    if (!atomic_load(&w->is_lost)) return LM_OK;
+    if (err) *err = w->lost;
+    return w->lost.status;
+}
+
 /* LM_OK, or why this edge cannot be used any more. */
 static enum lm_status side_status(struct side *side, struct lm_error *err)
 {
-    struct mpi_world *w = side->world;
-    if (atomic_load(&w->is_lost)) {
-        if (err) *err = w->lost;
-        return w->lost.status;
-    }
+    const enum lm_status status = mpi_check(&side->world->world, err);
+    if (status != LM_OK) return status;
     if (atomic_load(&side->aborted)) return lm_fail(err, LM_E_RANK_LOST, "edge was aborted");
     return LM_OK;
 }
@@ -862,6 +867,7 @@ static const struct world_ops mpi_ops = {
     .name = "mpi",
     .send = mpi_send,
     .recv = mpi_recv,
+    .check = mpi_check,
     .edge_open = mpi_edge_open,
     .abort = mpi_abort,
     .close = mpi_close,

@@ -209,10 +209,10 @@ class Settings(unittest.TestCase):
             self.assertEqual(answer["effective"]["steps_ahead"], 2 + slack)
             self.assertEqual(answer["effective"]["transport"], "mpi")
 
-    def test_nccl_is_not_there(self):
-        result = ranks.lean(2, "eval", self.MODEL, "--ids", "1", "--transport", "nccl")
+    def test_nccl_needs_gpus(self):
+        result = ranks.lean(2, "eval", self.MODEL, "--ids", "1", "--transport", "nccl", "--device", "cpu")
         self.assertEqual(result.returncode, 9, result.stderr)
-        self.assertIn("no transport by NCCL", result.stderr)
+        self.assertIn("between no two ranks do activations go from a GPU to a GPU", result.stderr)
 
     def test_buffers_of_an_edge(self):
         """Any number gives the same bits, more of them take more memory."""

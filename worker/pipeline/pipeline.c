@@ -660,6 +660,8 @@ void pipeline_read_rank(struct pipeline *pipeline, uint32_t rank, struct pager_s
         wire_read_stats(out, stats);
         *edges = (struct edges_stats){.sent_bytes = stats->sent_bytes,
                                       .received_bytes = stats->received_bytes,
+                                      .sent_device_bytes = stats->sent_device_bytes,
+                                      .received_device_bytes = stats->received_device_bytes,
                                       .send_wait_s = stats->send_wait_s,
                                       .receive_wait_s = stats->receive_wait_s};
     }

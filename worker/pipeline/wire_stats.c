@@ -161,6 +161,9 @@ static void fill_edges(Lean__Stats *out, const struct edges_stats *edges)
 {
     out->has_sent_bytes = out->has_received_bytes = out->has_send_wait_s = out->has_receive_wait_s =
         true;
+    out->has_sent_device_bytes = out->has_received_device_bytes = true;
+    out->sent_device_bytes = edges->sent_device_bytes;
+    out->received_device_bytes = edges->received_device_bytes;
     out->sent_bytes = edges->sent_bytes;
     out->received_bytes = edges->received_bytes;
     out->send_wait_s = edges->send_wait_s;

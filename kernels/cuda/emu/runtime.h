@@ -190,6 +190,8 @@ static inline void emu_check_read(const void *from)
     if ((size_t)((const unsigned char *)from - emu_devices) >= EMU_DEVICES_SPAN_BYTES)
         emu_check_host_read(from);
 }
+/* The library of NCCL that goes with these devices: this one. nccl.cpp */
+const char *nccl_file(void);
 
 /* ---- between runtime.cpp and fibers.cpp ---- */
 
