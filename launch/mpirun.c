@@ -66,7 +66,8 @@ static void add_variables(struct words *words)
     for (char **entry = environ; *entry; entry++) {
         char name[128];
         const size_t n = strcspn(*entry, "=");
-        if (strncmp(*entry, "LEAN_", 5) || n >= sizeof(name)) continue;
+        const bool ours = !strncmp(*entry, "LEAN_", 5) || !strncmp(*entry, "NCCL_", 5);
+        if (!ours || n >= sizeof(name)) continue;
         snprintf(name, sizeof(name), "%.*s", (int)n, *entry);
         add_all(words, "-x", name, NULL);
     }

@@ -103,7 +103,7 @@ const struct option_spec options_cluster[] = {
      .key = "cluster.partition.objective",
      .help = "what the layers are shared out for: many sequences at once, or one"},
     {"transport", 0, OPTION_ENUM, "auto|mpi|nccl", .def = "auto", .key = "cluster.transport",
-     .help = "what carries activations from rank to rank; auto: MPI"},
+     .help = "what carries activations from rank to rank; auto: NCCL between GPUs, else MPI"},
     {"slack", 0, OPTION_INT, "N", .def = "1", .key = "schedule.slack", .min = 0, .max = 8,
      .help = "steps under way beyond one for each rank, for where one waits for its disk"},
     {"edge-depth", 0, OPTION_INT, "N", .def = "3", .key = "cluster.edge_depth", .min = 2, .max = 7,

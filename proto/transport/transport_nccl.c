@@ -88,7 +88,8 @@ static enum lm_status wait_point(struct nccl_edge *edge, uint64_t point, double 
     for (;;) {
         bool reached;
         enum lm_status status = stream->ops->reached(stream, point, &reached, err);
-        if (status == LM_OK && reached) return LM_OK;
+        /* of an aborted edge it means nothing */
+        if (status == LM_OK && reached && !atomic_load(&edge->aborted)) return LM_OK;
         if (status == LM_OK) status = wait_more(edge, &wait, err);
         if (status != LM_OK) return status;
     }

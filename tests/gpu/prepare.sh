@@ -12,12 +12,12 @@ folder=${1:-build/gpu-bundle}
 limit_mib=64
 
 cmake --preset release >/dev/null
-cmake --build --preset release --target lean lean_cuda lean_cuda_emu test_kernels_backend \
+cmake --build --preset release --target lean lean_cuda lean_cuda_emu test_kernels_backend test_kernels_nccl \
     test_kernels_fast test_cuda_backend bench_kernels_gpu
 rm -rf "$folder"
 mkdir -p "$folder"/build/{tests,bench,lib/lean,shared} "$folder"/tests/{gpu,e2e,data/golden}
 cp build/lean "$folder/build/"
-cp build/tests/test_{kernels_backend,kernels_fast,cuda_backend} "$folder/build/tests/"
+cp build/tests/test_{kernels_backend,kernels_fast,kernels_nccl,cuda_backend} "$folder/build/tests/"
 cp build/bench/bench_kernels_gpu "$folder/build/bench/"
 cp build/lib/lean/liblean_cuda{,_emu}.so "$folder/build/lib/lean/"
 for plugin in liblean_cuda liblean_cuda_emu; do

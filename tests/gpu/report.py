@@ -70,6 +70,8 @@ def check_kernels(report):
     for operation in OPERATIONS:
         report.run(f"bits of {operation}", [CHECK, "--backend", report.backend, "--only", operation,
                                             *cases])
+    report.run("NCCL, one rank", [os.path.join(BUILD, "tests/test_kernels_nccl"), "--backend",
+                                  report.backend])
     report.run("errors, graphs, memory", [os.path.join(BUILD, "tests/test_cuda_backend")],
                where="emulator")
 

@@ -1,0 +1,257 @@
+/* Edges by NCCL between two emulated devices of this process, each rank a thread: what is sent
+ * comes, in order, also when the receiver is late; what does not match never ends, and ends with an
+ * abort. */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "kernels/backend_cuda.h"
+#include "proto/base/device_stream.h"
+#include "proto/transport/transport_nccl.h"
+#include "proto/transport/world.h"
+#include "tests/unit/cmocka_all.h"
+#include "tests/unit/proto/transport/world_exercise.h"
+
+enum { N_BYTES_MAX = 4096 * 4 };
+
+/* A rank: its device, and its end of the edge. */
+struct end {
+    struct world *world;
+    struct nccl_library *nccl;
+    struct nccl_id id;
+    bool sending;
+    struct backend *device;
+    struct device_stream *stream;
+    struct transport_edge *edge;
+    void *memory[2]; /* of the device */
+    enum lm_status opened;
+    struct lm_error err;
+    pthread_t thread;
+};
+
+static void settings(const char *devices, const char *network)
+{
+    setenv("LEAN_EMU_DEVICES", devices, 1);
+    setenv("LEAN_EMU_NCCL", network, 1);
+}
+
+static void *open_end(void *context)
+{
+    struct end *const end = context;
+    const struct transport_nccl_config config = {.nccl = end->nccl,
+                                                 .id = end->id,
+                                                 .sending = end->sending,
+                                                 .stream = end->stream,
+                                                 .world = end->world,
+                                                 .timeout_s = 20,
+                                                 .memory = end->memory[0]};
+    end->opened = transport_nccl_open(&end->edge, &config, &end->err);
+    return NULL;
+}
+
+/* end[0] sends. devices: of the two. */
+static void connect_both(struct end end[2], const uint32_t devices[2])
+{
+    struct lm_error err;
+    struct world *world[2];
+    memset(end, 0, 2 * sizeof(*end));
+    assert_int_equal(world_loopback_create(world, 2, &err), LM_OK);
+    for (int i = 0; i < 2; i++) {
+        const struct backend_cuda_config config = {.plugin = CUDA_EMU_PLUGIN_FILE,
+                                                   .device = devices[i]};
+        end[i].world = world[i];
+        end[i].sending = i == 0;
+        assert_int_equal(backend_cuda_create(&end[i].device, &config, &err), LM_OK);
+        assert_int_equal(backend_cuda_stream(end[i].device, &end[i].stream, &err), LM_OK);
+        const char *const file = backend_cuda_nccl_file(end[i].device);
+        assert_int_equal(nccl_library_open(&end[i].nccl, file, &err), LM_OK);
+        for (int k = 0; k < 2; k++)
+            end[i].memory[k] = end[i].device->ops->alloc(end[i].device, N_BYTES_MAX, &err);
+    }
+    assert_int_equal(nccl_library_make_id(end[0].nccl, &end[0].id, &err), LM_OK);
+    end[1].id = end[0].id;
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(pthread_create(&end[i].thread, NULL, open_end, &end[i]), 0);
+    for (int i = 0; i < 2; i++)
+        pthread_join(end[i].thread, NULL);
+}
+
+static void close_both(struct end end[2])
+{
+    for (int i = 0; i < 2; i++) {
+        if (end[i].edge) end[i].edge->ops->close(end[i].edge);
+        for (int k = 0; k < 2; k++)
+            end[i].device->ops->free(end[i].device, end[i].memory[k]);
+        end[i].device->ops->destroy(end[i].device);
+        nccl_library_close(end[i].nccl);
+        end[i].world->ops->close(end[i].world);
+    }
+    settings("8.6", "");
+}
+
+static size_t size_of(int message)
+{
+    return message == 0 ? 16 : (size_t)(message * 977 % N_BYTES_MAX) / 16 * 16 + 16;
+}
+
+static void fill(uint8_t *bytes, int message)
+{
+    for (size_t i = 0; i < size_of(message); i++)
+        bytes[i] = (uint8_t)(i * 31 + (size_t)message * 7);
+}
+
+enum { N_MESSAGE = 12 };
+
+/* Two buffers take turns, each filled again as soon as it is free. */
+static void *send_all(void *context)
+{
+    struct end *const end = context;
+    const struct backend_ops *const ops = end->device->ops;
+    uint8_t *const bytes = malloc(N_BYTES_MAX);
+    for (int i = 0; i < N_MESSAGE; i++) {
+        if (i >= 2) CHECK_OK(end->edge->ops->send_end(end->edge, &end->err), end->err);
+        fill(bytes, i);
+        ops->upload(end->device, end->memory[i % 2], bytes, size_of(i));
+        CHECK_OK(end->edge->ops->send_begin(end->edge, end->memory[i % 2], size_of(i), &end->err),
+                 end->err);
+    }
+    free(bytes);
+    return NULL;
+}
+
+static void *receive_all(void *context)
+{
+    struct end *const end = context;
+    const struct backend_ops *const ops = end->device->ops;
+    uint8_t *const wanted = malloc(N_BYTES_MAX), *const got = malloc(N_BYTES_MAX);
+    for (int i = 0; i < N_MESSAGE; i++) {
+        if (i % 3 == 0) nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
+        CHECK_OK(end->edge->ops->recv_begin(end->edge, end->memory[0], size_of(i), &end->err),
+                 end->err);
+        CHECK_OK(end->edge->ops->recv_end(end->edge, &end->err), end->err);
+        ops->copy(end->device, end->memory[1], end->memory[0],
+                  size_of(i)); /* waits on the device */
+        ops->download(end->device, got, end->memory[1], size_of(i));
+        CHECK_OK(ops->sync(end->device, &end->err), end->err);
+        fill(wanted, i);
+        CHECK(!memcmp(got, wanted, size_of(i)), "message %d", i);
+    }
+    free(wanted);
+    free(got);
+    return NULL;
+}
+
+static void test_all_arrives_in_order(void **state)
+{
+    (void)state;
+    static const char *const networks[] = {"", "delay:2,rate:1000000"};
+    for (int i = 0; i < 2; i++) {
+        struct end end[2];
+        settings("8.6,9.0", networks[i]);
+        connect_both(end, (uint32_t[]){0, 1});
+        for (int k = 0; k < 2; k++)
+            assert_int_equal(end[k].opened, LM_OK);
+        pthread_create(&end[0].thread, NULL, send_all, &end[0]);
+        pthread_create(&end[1].thread, NULL, receive_all, &end[1]);
+        for (int k = 0; k < 2; k++)
+            pthread_join(end[k].thread, NULL);
+        close_both(end);
+    }
+}
+
+/* Of what is under way when one end is aborted nothing comes; both go on to their ends. */
+static void check_stuck(struct end end[2], size_t n_sent, size_t n_expected)
+{
+    struct transport_edge *const out = end[0].edge, *const in = end[1].edge;
+    const struct timespec a_while = {.tv_nsec = 50000000};
+    struct lm_error err;
+    bool reached = true;
+    assert_int_equal(out->ops->send_begin(out, end[0].memory[0], n_sent, &err), LM_OK);
+    const uint64_t point = end[0].stream->ops->mark(end[0].stream);
+    if (n_expected)
+        assert_int_equal(in->ops->recv_begin(in, end[1].memory[0], n_expected, &err), LM_OK);
+    nanosleep(&a_while, NULL);
+    assert_int_equal(end[0].stream->ops->reached(end[0].stream, point, &reached, &err), LM_OK);
+    assert_false(reached);
+    out->ops->abort(out);
+    assert_int_equal(out->ops->send_end(out, &err), LM_E_RANK_LOST);
+    assert_int_equal(out->ops->send_begin(out, end[0].memory[0], n_sent, &err), LM_E_RANK_LOST);
+    assert_string_equal(err.message, "edge was aborted");
+    in->ops->abort(in); /* as the guard does on the other rank */
+    assert_int_equal(end[1].device->ops->sync(end[1].device, &err), LM_OK);
+}
+
+static void test_what_does_not_match_never_ends(void **state)
+{
+    (void)state;
+    static const size_t n_bytes[][2] = {{64, 128}, {64, 0}};
+    for (int i = 0; i < 2; i++) {
+        struct end end[2];
+        settings("8.6,8.6", "");
+        connect_both(end, (uint32_t[]){0, 1});
+        assert_int_equal(end[0].opened, LM_OK);
+        check_stuck(end, n_bytes[i][0], n_bytes[i][1]);
+        close_both(end);
+    }
+}
+
+/* A job that is lost ends the wait for a partner. */
+static void test_a_lost_job(void **state)
+{
+    (void)state;
+    struct end end[2];
+    struct lm_error err, why;
+    settings("8.6,8.6", "lose:3"); /* the first two connect */
+    connect_both(end, (uint32_t[]){0, 1});
+    struct transport_edge *const out = end[0].edge;
+    assert_int_equal(out->ops->send_begin(out, end[0].memory[0], 64, &err), LM_OK);
+    lm_fail(&why, LM_E_FAIL, "out of luck");
+    end[1].world->ops->abort(end[1].world, &why);
+    assert_int_equal(out->ops->send_end(out, &err), LM_E_RANK_LOST);
+    assert_non_null(strstr(err.message, "rank 1 (a thread of this process): out of luck"));
+    close_both(end);
+}
+
+static void test_what_cannot_be_connected(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t devices[2];
+        const char *network, *text;
+    } cases[] = {{{0, 0}, "", "the two ranks are on the same device"},
+                 {{0, 1}, "refuse", "the other rank does not answer"}};
+    for (int i = 0; i < 2; i++) {
+        struct end end[2];
+        settings("8.6,8.6", cases[i].network);
+        connect_both(end, cases[i].devices);
+        for (int k = 0; k < 2; k++) {
+            assert_int_equal(end[k].opened, LM_E_FAIL);
+            assert_non_null(strstr(end[k].err.message, cases[i].text));
+        }
+        close_both(end);
+    }
+}
+
+static void test_no_library(void **state)
+{
+    (void)state;
+    struct nccl_library *nccl;
+    struct lm_error err;
+    assert_int_equal(nccl_library_open(&nccl, "libnccl-none.so.2", &err), LM_E_UNSUPPORTED);
+    assert_non_null(strstr(err.message, "libnccl-none.so.2: cannot open shared object file"));
+    assert_int_equal(nccl_library_open(&nccl, "libm.so.6", &err), LM_E_UNSUPPORTED);
+    assert_string_equal(err.message, "NCCL: libm.so.6 has no ncclGetVersion");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_all_arrives_in_order),
+        cmocka_unit_test(test_what_does_not_match_never_ends),
+        cmocka_unit_test(test_a_lost_job),
+        cmocka_unit_test(test_what_cannot_be_connected),
+        cmocka_unit_test(test_no_library),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
