@@ -457,6 +457,12 @@ static void end_visit(struct device_tier *tier)
     reap(tier);
 }
 
+/* Two rows for each expert, in the mean: the fewer there are, the more pays what decoding does. */
+static bool needs_streaming(const struct device_tier *tier, uint32_t n_row)
+{
+    return (uint64_t)n_row * tier->config.n_expert_used >= 2 * (uint64_t)tier->config.n_expert;
+}
+
 /* ---- what is fastest ---------------------------------------------------------------------- */
 
 static int by_value(const void *left, const void *right)
@@ -593,9 +599,9 @@ void device_tier_step(struct device_tier *tier, uint32_t n_token, bool prefill)
     forget_ahead(tier);
     for (size_t i = 0; i < N_HALF; i++)
         tier->half[i] = (struct half){.n = 0};
-    tier->prefill = prefill;
+    tier->prefill = prefill && needs_streaming(tier, n_token);
     tier->n_admitted_step = 0;
-    expert_cache_advance(tier->cache, n_token, prefill);
+    expert_cache_advance(tier->cache, n_token, tier->prefill);
     go_on_preloading(tier);
     choose_mode(tier, n_token);
     choose_gathering(tier, n_token);
@@ -622,11 +628,6 @@ struct expert_gather_args device_tier_gather(const struct device_tier *tier, uin
         .n_room = (uint32_t)(N_HALF * tier->half_max * tier->unit_bytes / gathered_bytes(experts)),
         .view = (struct expert_view *)(void *)(views_end + (64 - (uintptr_t)views_end % 64)),
     };
-}
-
-static bool needs_streaming(const struct device_tier *tier, uint32_t n_row)
-{
-    return (uint64_t)n_row * tier->config.n_expert_used >= 2 * (uint64_t)tier->config.n_expert;
 }
 
 bool device_tier_wants_cpu(const struct device_tier *tier, uint32_t n_row)

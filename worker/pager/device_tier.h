@@ -61,7 +61,8 @@ uint64_t device_tier_room_bytes(const struct expert_store *store, uint32_t layer
 /* The most rows of a step that the CPU ever computes with: with more, experts are streamed. */
 uint32_t device_tier_cpu_rows(uint32_t n_expert, uint32_t n_expert_used);
 
-/* Steps of many tokens of a sequence (prefill) and all others are counted apart. */
+/* Steps of many tokens of a sequence, which are streamed (prefill), and all others are counted
+ * apart. */
 struct device_tier_counts {
     uint64_t n_lookup; /* distinct experts per layer and step: n_hit + n_cpu + n_copied */
     uint64_t n_hit;    /* of them in the device's memory before anything was done for the layer */
@@ -110,7 +111,8 @@ void device_tier_destroy(struct device_tier *tier); /* NULL is legal */
 void device_tier_seed(struct device_tier *tier, struct expert_key key, float rate);
 void device_tier_preload(struct device_tier *tier);
 
-/* A step of n_token tokens; prefill: a sequence has more than one of them. */
+/* A step of n_token tokens; prefill: a sequence has more than one of them. If they are few (a
+ * draft that is verified), it is still treated as any other. */
 void device_tier_step(struct device_tier *tier, uint32_t n_token, bool prefill);
 /* The device has done what the step asked of it. */
 void device_tier_end_step(struct device_tier *tier);

@@ -553,6 +553,7 @@ void expert_pager_preload(struct expert_pager *pager)
         for (uint32_t i = 0; i < pager->classes.n; i++)
             pager->give_way[i] = pager->n_preload;
         go_on_preloading(pager);
+        preload_rest(pager);
     }
     if (pager->above.preload) pager->above.preload(pager->above.context);
 }
@@ -605,7 +606,7 @@ void expert_pager_step(struct expert_pager *pager, uint32_t n_token, bool prefil
     pager->prefill = prefill;
     pager->n_step_token = n_token;
     pager->step_wait_s = 0;
-    if (!pager->n_token) preload_rest(pager);
+    if (!pager->n_token) preload_rest(pager); /* if there is no profile */
     pager->n_token += n_token;
     if (!pager->cache) return;
     forget_ahead(pager);
