@@ -11,7 +11,7 @@ prediction from the machine's rates beside the measurement. --peer adds llama.cp
 (bench/compare_llamacpp.py, PyPI's `xllamacpp`), with the ratio of each round and its spread.
 
 README's table is what readme.json lists: speed against llama.cpp, in less memory than the model needs, over HTTP,
-over ranks; --quick makes it in about four minutes with shorter runs. What is measured is kept in
+over ranks; --quick makes it in about five minutes with shorter runs. What is measured is kept in
 FOLDER/measured.jsonl, so that a call that was interrupted goes on where it was; --again forgets it. A file or a
 setting that is not what it was is measured anew, another commit too.
 
@@ -191,7 +191,7 @@ def main():
     parser.add_argument("--peer", action="store_true", help="llama.cpp too")
     parser.add_argument("--into", metavar="FILE")
     parser.add_argument("--readme", action="store_true", help="README's table")
-    parser.add_argument("--quick", action="store_true", help="of --readme: in about four minutes")
+    parser.add_argument("--quick", action="store_true", help="of --readme: in about five minutes")
     parser.add_argument("--again", action="store_true", help="of --readme: what was kept does not count")
     parser.add_argument("--prompt", type=int, help="tokens [512; quick: 256]")
     parser.add_argument("--tokens", type=int, help="to generate [128; quick: 32]")

@@ -67,8 +67,11 @@ def against(args, path, spec):
 
 def alone(args, path, spec):
     """Decode without a peer."""
-    rows = json.loads(run([args.program, "bench", path, "-p", 0, "-n", args.tokens, "-r", args.repeat, "-o", "json",
-                           "--progress", "none", "--no-tuned"]))
+    try:
+        rows = json.loads(run([args.program, "bench", path, "-p", 0, "-n", args.tokens, "-r", args.repeat, "-o", "json",
+                               "--progress", "none", "--no-tuned"], timeout=60 if args.quick else None))
+    except subprocess.TimeoutExpired:
+        raise CannotMeasure("not in the page cache, and reading it takes longer than a quick run may") from None
     return [row(f"decode of {args.tokens}", "tok/s", rows[0]["samples_tok_s"],
                 note="experts are paged: it does not fit into memory now" if rows[0]["experts"] else "")]
 

@@ -590,6 +590,27 @@ static enum lm_status fit_config(struct engine_config *config, const struct engi
     return LM_OK;
 }
 
+/* A test that is longer than what the model was trained for would give nonsense, after hours. */
+static enum lm_status check_trained(const char *path, const struct engine_plan *plan,
+                                    struct lm_error *err)
+{
+    char name[ENGINE_TEST_NAME_BYTES];
+    struct gguf_file *file;
+    struct hparams hp;
+    enum lm_status status = gguf_open(&file, path, err);
+    if (status != LM_OK) return status;
+    status = hparams_read(&hp, file, err);
+    for (size_t i = 0; i < plan->n_test && status == LM_OK; i++) {
+        const uint32_t needed = engine_test_n_ctx(&plan->test[i]);
+        if (hp.n_ctx_train && needed > hp.n_ctx_train)
+            status =
+                lm_fail(err, LM_E_LIMIT, "%s needs a context of %u tokens, %s was trained with %u",
+                        engine_test_name(&plan->test[i], name), needed, path, hp.n_ctx_train);
+    }
+    gguf_close(file);
+    return status;
+}
+
 enum lm_status engine_rows_measure(struct json_object *rows, const struct options *options,
                                    const struct engine_plan *plan, struct lm_error *err)
 {
@@ -603,6 +624,11 @@ enum lm_status engine_rows_measure(struct json_object *rows, const struct option
         status = model_ref_resolve(options, options_n_arg(options) ? options_arg(options, 0) : NULL,
                                    &path, &is_demo, err);
     if (status != LM_OK) return status;
+    status = check_trained(path, plan, err);
+    if (status != LM_OK) {
+        free(path);
+        return status;
+    }
     config.cluster = cluster_config_from_options(options);
     config.model_path = path;
     inventory_take(&of.machine, path, config.own.n_thread); /* while nothing else runs */

@@ -85,22 +85,82 @@ static void write_data(FILE *out, const struct plot *plot)
     fputs("EOD\n", out);
 }
 
+/* Colours that stay apart, also for those who see fewer of them (Okabe and Ito), on white. */
+static const char *const colors[] = {"#0072b2", "#d55e00", "#009e73", "#cc79a7",
+                                     "#56b4e9", "#8b6508", "#e69f00", "#000000"};
+enum { N_COLOR = sizeof(colors) / sizeof(colors[0]) };
+
+static double coordinate(const struct plot_point *point, bool y)
+{
+    return y ? point->y : point->x;
+}
+
+/* A logarithmic axis as wide as the points, with ticks at round numbers. */
+static void write_log_axis(FILE *out, const struct plot *plot, bool y)
+{
+    double least = INFINITY, most = 0;
+    for (size_t i = 0; i < plot->n_series; i++)
+        for (size_t k = 0; k < plot->series[i].n; k++) {
+            const double at = coordinate(&plot->series[i].point[k], y);
+            if (at > 0) least = fmin(least, at);
+            most = fmax(most, at);
+        }
+    if (!(most > 0)) least = most = 1;
+    least /= 1.3;
+    most *= 1.3;
+    const char axis = y ? 'y' : 'x';
+    fprintf(out, "set logscale %c\nset %crange [%.9g:%.9g]\nset %ctics (", axis, axis, least, most,
+            axis);
+    /* more of them on a short axis */
+    static const double few[] = {1}, some[] = {1, 2, 5}, many[] = {1, 1.5, 2, 3, 4, 5, 7};
+    const double decades = log10(most / least);
+    const double *const steps = decades > 2.5 ? few : decades > 0.8 ? some : many;
+    const int n_step = decades > 2.5 ? 1 : decades > 0.8 ? 3 : 7;
+    const char *separator = "";
+    for (int decade = (int)floor(log10(least)); pow(10, decade) <= most; decade++)
+        for (int i = 0; i < n_step; i++) {
+            const double at = steps[i] * pow(10, decade);
+            if (at < least || at > most) continue;
+            fprintf(out, "%s'%g' %.9g", separator, at, at);
+            separator = ", ";
+        }
+    fputs(")\n", out);
+}
+
+static void write_axis(FILE *out, const struct plot *plot, bool y)
+{
+    if (y ? plot->log_y : plot->log_x)
+        write_log_axis(out, plot, y);
+    else
+        fprintf(out, "set %crange [0:*]\n", y ? 'y' : 'x');
+}
+
 static void write_series(FILE *out, const struct plot *plot)
 {
+    static const size_t shapes[] = {7, 5, 9, 11, 13};
+    static const int dashes[] = {2, 4, 5};
+    enum { N_SHAPE = sizeof(shapes) / sizeof(shapes[0]) };
+    enum { N_DASH = sizeof(dashes) / sizeof(dashes[0]) };
+    size_t n_curve = 0;
     for (size_t i = 0; i < plot->n_series; i++) {
         const struct plot_series *series = &plot->series[i];
         bool spreads = false;
         for (size_t k = 0; k < series->n; k++)
             spreads |= series->point[k].spread > 0;
-        fprintf(out, "%s $data%zu using 1:2 with %s lc %zu pt 7 ps 0.5 title ", i ? "," : "plot", i,
-                series->curve  ? "lines dt 2"
+        const char *color = colors[i % N_COLOR];
+        char style[24];
+        snprintf(style, sizeof(style), "lines lw 1.5 dt %d", dashes[n_curve % N_DASH]);
+        n_curve += series->curve;
+        fprintf(out, "%s $data%zu using 1:2 with %s lc rgb '%s' pt %zu ps 0.6 title ",
+                i ? "," : "plot", i,
+                series->curve  ? style
                 : series->bare ? "points"
                                : "linespoints",
-                i + 1);
+                color, series->bare ? shapes[i % N_SHAPE] : shapes[0]);
         quote(out, series->name);
         if (spreads)
-            fprintf(out, ", $data%zu using 1:2:3 with yerrorbars lc %zu pt 7 ps 0.5 notitle", i,
-                    i + 1);
+            fprintf(out, ", $data%zu using 1:2:3 with yerrorbars lc rgb '%s' pt 7 ps 0.6 notitle",
+                    i, color);
     }
     putc('\n', out);
 }
@@ -121,13 +181,17 @@ static void write_script(FILE *out, const struct plot *plot, const char *id)
         fprintf(out,
                 "set palette defined (0 '#f7fbff', 0.5 '#6baed6', 1 '#08306b')\nunset key\n"
                 "set xrange [-0.5:%zu.5]\nset yrange [-0.5:%zu.5]\n"
-                "plot $heat matrix with image\n",
-                plot->n_column - 1, plot->n_row - 1);
+                "set ytics 0,%zu\nset cblabel ",
+                plot->n_column - 1, plot->n_row - 1, plot->n_row / 12 + 1);
+        quote(out, plot->heat_label);
+        /* rectangles: a picture would be smoothed by whoever shows it */
+        fputs("\nplot $heat matrix with image pixels\n", out);
         return;
     }
     fputs("set key outside right top font ',10'\n", out);
-    fprintf(out, "set %s\n", plot->log_x ? "logscale x" : "xrange [0:*]");
-    fprintf(out, "set %s\n", plot->log_y ? "logscale y" : "yrange [0:*]");
+    write_axis(out, plot, false);
+    write_axis(out, plot, true);
+    if (plot->whole_x) fputs("set xtics 1\n", out);
     write_series(out, plot);
 }
 

@@ -24,10 +24,12 @@ struct plot_series {
 struct plot {
     const char *title, *x_label, *y_label;
     bool log_x, log_y;
+    bool whole_x;               /* x counts things */
     struct plot_series *series; /* [n_series] */
     size_t n_series;
     /* Instead of series: a picture of n_row by n_column values, rows upwards. */
     const double *heat;
+    const char *heat_label; /* what the values are */
     size_t n_row, n_column;
 };
 

@@ -131,7 +131,10 @@ def check_refused():
             (("-t", "0"), 2, "--threads"),
             (("-t", "1,x"), 2, "--threads"),
             (("-p", "9-3"), 2, "--n-prompt"),
-            (("--ctx", "16"), None, "context")):
+            (("--ctx", "16"), None, "context"),
+            (("-p", "5000000"), None, "pp5000000 needs a context of 5000000 tokens"),
+            (("-d", "500000"), None, "was trained with"),
+            (("-p", "99999999"), None, "must be at most 16777216")):
         run = cli.lean("bench", "demo", *words)
         assert run.returncode == code or (code is None and run.returncode), (words, run)
         assert expected in run.stderr and run.stderr.count("error:") == 1, (words, run.stderr)

@@ -96,6 +96,31 @@ def check_interruption(folder):
     assert facts(rows_of(out)) == EXPECTED, facts(rows_of(out))
 
 
+def check_full_file_system(folder):
+    """One that has no room for a second case, where we may mount one: the first case stays whole, and with room the
+    sweep goes on."""
+    out = os.path.join(folder, "small")
+    os.mkdir(out)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", out], capture_output=True).returncode:
+        print("no file system may be mounted: only the limit on files' sizes was tried")
+        return
+    try:
+        path = write(folder, "small.textproto", SWEEP)
+        done = cli.lean("bench", "sweep", path, "-o", out)
+        assert done.returncode == 6 and "No space left" in done.stderr, (done.returncode, done.stderr)
+        with open(os.path.join(out, "results.jsonl"), encoding="utf-8") as file:
+            before = file.read()
+        assert before and all(json.loads(line)["status"] for line in before.splitlines())
+        assert before == "" or before.endswith("\n")
+        assert not [name for name in os.listdir(out) if name.endswith(".partial")]
+        subprocess.run(["mount", "-o", "remount,size=8m", out], check=True)
+        assert cli.lean("bench", "sweep", path, "-o", out).returncode == 0
+        with open(os.path.join(out, "results.jsonl"), encoding="utf-8") as file:
+            assert file.read().startswith(before)
+    finally:
+        subprocess.run(["umount", out], check=True)
+
+
 def check_full_disk(folder):
     path, out = write(folder, "full.textproto", SWEEP), os.path.join(folder, "full")
     limit = 6000  # bytes of a file: some cases fit
@@ -150,6 +175,7 @@ def main():
         check_sweep(folder)
         check_interruption(folder)
         check_full_disk(folder)
+        check_full_file_system(folder)
         check_refused(folder)
         check_examples()
     finally:
