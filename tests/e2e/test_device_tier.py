@@ -81,6 +81,17 @@ class Tier(unittest.TestCase):
         self.assertGreater(experts["read_bytes"], 0)
         self.assertEqual(experts["device"]["miss"], "auto")
 
+    def test_beside_layers_on_the_cpu(self):
+        """The pager has the experts of both, and predicts those of the CPU's layers alone."""
+        whole = self.inspect("--device", "emu", "--gpu-layers", 2)["device"]
+        options = ("--vram", whole["total"] - whole["routed_experts"] // 2, "--gpu-layers", 2,
+                   "--expert-slots", "30%", "--profile", "none", "--prefetch", "on")
+        expected, _ = self.evaluate("--device", "cpu")
+        answer, _ = self.evaluate("--device", "emu", *options)
+        self.assertEqual(answer["logits_xxh3"], expected["logits_xxh3"])
+        self.assertEqual(answer["effective"]["ranks"][0]["device_layers"], [1, 2])
+        self.assertGreater(answer["effective"]["experts"]["device"]["decode"]["hits"], 0)
+
     def test_as_planned(self):
         plan = self.inspect("--device", "emu", "--vram", self.vram)
         device = plan["device"]

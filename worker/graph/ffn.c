@@ -118,6 +118,12 @@ static void tell_prediction(struct graph *graph, uint32_t il, enum prediction_po
     expert_pager_predict(graph->pager, il, point, graph->predicted, (size_t)n_row * k);
 }
 
+/* Whether the layer is computed here, too, and a prediction for it would be used. */
+static bool wants_prediction(const struct graph *graph, uint32_t il, enum prediction_point point)
+{
+    return il < graph->model->layer_end && expert_pager_wants_prediction(graph->pager, il, point);
+}
+
 /* Tells the pager what the router of a layer makes of its input as far as that can be guessed now.
  * Uses expert_out, changes `normed`. */
 static enum lm_status predict(struct graph *graph, uint32_t il, enum prediction_point point,
@@ -136,8 +142,7 @@ static enum lm_status predict(struct graph *graph, uint32_t il, enum prediction_
 
 enum lm_status graph_foresee(struct graph *graph, uint32_t il, struct lm_error *err)
 {
-    if (!graph->n_row || !graph->foresight ||
-        !expert_pager_wants_prediction(graph->pager, il, PREDICT_LATE))
+    if (!graph->n_row || !graph->foresight || !wants_prediction(graph, il, PREDICT_LATE))
         return LM_OK;
     return predict(graph, il, PREDICT_LATE, err);
 }
@@ -348,8 +353,7 @@ static enum lm_status run_tier(struct graph *graph, uint32_t il, struct lm_error
         run_unasked(graph, il, &args);
         return LM_OK;
     }
-    const bool predicts =
-        expert_pager_wants_prediction(graph->pager, il + 1, PREDICT_EARLY); /* with the same sync */
+    const bool predicts = wants_prediction(graph, il + 1, PREDICT_EARLY); /* with the same sync */
     route(graph, il, graph->expert_ids, graph->expert_weights);
     if (predicts) guess_next(graph, il + 1);
     ops->download(graph->backend, graph->chosen_ids, graph->expert_ids, n_pair * sizeof(int32_t));
@@ -393,7 +397,7 @@ enum lm_status graph_moe(struct graph *graph, uint32_t il, struct lm_error *err)
 
     const size_t n_demand = collect_demand(graph, graph->expert_ids);
     expert_pager_request(graph->pager, il, graph->demand, n_demand);
-    if (expert_pager_wants_prediction(graph->pager, il + 1, PREDICT_EARLY)) {
+    if (wants_prediction(graph, il + 1, PREDICT_EARLY)) {
         status = predict(graph, il + 1, PREDICT_EARLY, err);
         if (status != LM_OK) return status;
         norm_input(graph, w); /* as it was */
