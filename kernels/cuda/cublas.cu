@@ -128,7 +128,7 @@ static cudaError_t put_product(cudaStream_t stream, const void *args)
     (void)stream; /* the handle's */
     const int status =
         cublas->gemm(cublas->handle, OP_T, OP_N, (int)p->n_row, (int)p->n_token, (int)p->n_col,
-                     &one, p->w, TYPE_BF16, (int)p->n_col, p->x, TYPE_BF16, (int)p->n_col, &beta,
+                     &one, p->w, TYPE_BF16, (int)p->w_stride, p->x, TYPE_BF16, (int)p->n_col, &beta,
                      p->y, TYPE_F32, (int)p->y_stride, COMPUTE_F32, ALGORITHM_ANY);
     if (status == STATUS_SUCCESS) return cudaSuccess;
     char what[160];

@@ -18,15 +18,16 @@ struct cublas;
 enum lm_status cublas_open(struct cublas **out, cudaStream_t stream, struct lm_error *err);
 void cublas_close(struct cublas *cublas); /* legal of NULL */
 
-/* y[t][r] (+)= sum over k of w[r][k] * x[t][k]: w [n_row][n_col] and x [n_token][n_col] of BF16,
+/* y[t][r] (+)= sum over k of w[r][k] * x[t][k]: w [n_row][w_stride] and x [n_token][n_col] of BF16,
  * y [n_token][y_stride] of F32; sums in F32, of no particular order. */
 struct cublas_product {
     struct cuda_backend *cuda;
     const uint16_t *w, *x;
     float *y;
     uint64_t y_stride;
-    uint32_t n_row, n_col, n_token;
+    uint32_t n_row, n_col, n_token, w_stride;
     uint32_t add; /* to what y holds */
+    uint32_t unused;
 };
 void cublas_multiply(struct cuda_backend *cuda, const struct cublas_product *product);
 

@@ -17,13 +17,18 @@ struct decode_args {
     uint32_t n_row, n_col;
 };
 
+DEVICE uint32_t pack_bf16(float low, float high)
+{
+    return float_to_bf16(low) | (uint32_t)float_to_bf16(high) << 16;
+}
+
 /* 16 values, 32-byte aligned. */
 DEVICE void store_16(uint16_t *to, const float *value)
 {
     uint32_t word[8];
 #pragma unroll
     for (int i = 0; i < 8; i++)
-        word[i] = float_to_bf16(value[2 * i]) | (uint32_t)float_to_bf16(value[2 * i + 1]) << 16;
+        word[i] = pack_bf16(value[2 * i], value[2 * i + 1]);
     reinterpret_cast<uint4 *>(to)[0] = make_uint4(word[0], word[1], word[2], word[3]);
     reinterpret_cast<uint4 *>(to)[1] = make_uint4(word[4], word[5], word[6], word[7]);
 }
@@ -125,6 +130,15 @@ KERNEL(ROUND_WARPS *WARP) round_rows(const struct round_args a)
     note_not_finite(c, a.not_finite, a.where);
     const uint32_t first = QK * b + 8 * (uint32_t)lane_of();
     uint16_t *const out = a.out + (size_t)it * a.n_col + first;
+    if (a.n_col % 8 == 0) { /* then rows are 16-byte aligned */
+        if (first >= a.n_col) return;
+        uint32_t word[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            word[i] = pack_bf16(c.x[2 * i], c.x[2 * i + 1]);
+        *reinterpret_cast<uint4 *>(out) = make_uint4(word[0], word[1], word[2], word[3]);
+        return;
+    }
 #pragma unroll
     for (int i = 0; i < 8; i++)
         if (first + i < a.n_col) out[i] = float_to_bf16(c.x[i]);
@@ -195,11 +209,11 @@ struct bias_args {
     uint32_t n_row, unused;
 };
 
-/* Grid (rows / BIAS_THREADS, n_token). */
+/* Grid (n_token, rows / BIAS_THREADS). */
 KERNEL(BIAS_THREADS) add_bias(const struct bias_args a)
 {
-    const uint32_t row = blockIdx.x * BIAS_THREADS + threadIdx.x;
-    if (row < a.n_row) a.y[blockIdx.y * a.y_stride + row] += a.bias[row];
+    const uint32_t row = blockIdx.y * BIAS_THREADS + threadIdx.x;
+    if (row < a.n_row) a.y[blockIdx.x * a.y_stride + row] += a.bias[row];
 }
 
 bool fast_takes(const struct cuda_backend *cuda, enum tensor_type type, uint32_t n_token)
@@ -218,10 +232,10 @@ void fast_multiply(struct cuda_backend *cuda, const struct weight *w, const stru
     product.n_token = rows->n_token;
     product.add = residual != NULL;
     float *const to = residual ? residual : y;
-    const bool ready = w->type == TENSOR_BF16 && w->row_bytes == w->n_col * sizeof(uint16_t);
-    const uint32_t n_fit =
-        ready || w->n_col > TILE_ELEMENTS ? 1 : (uint32_t)(TILE_ELEMENTS / w->n_col);
+    const bool ready = w->type == TENSOR_BF16;
+    const uint32_t n_fit = w->n_col > TILE_ELEMENTS ? 1 : (uint32_t)(TILE_ELEMENTS / w->n_col);
     const uint32_t step = ready ? w->n_row : n_fit;
+    product.w_stride = ready ? (uint32_t)(w->row_bytes / sizeof(uint16_t)) : w->n_col;
     for (uint32_t row = 0; row < w->n_row; row += step) {
         const uint8_t *const from = (const uint8_t *)w->data + row * w->row_bytes;
         product.n_row = w->n_row - row < step ? w->n_row - row : step;
@@ -234,6 +248,6 @@ void fast_multiply(struct cuda_backend *cuda, const struct weight *w, const stru
     }
     if (!bias) return;
     const struct bias_args args = {bias, to, product.y_stride, w->n_row, 0};
-    launch(cuda, add_bias, dim3((w->n_row + BIAS_THREADS - 1) / BIAS_THREADS, rows->n_token),
+    launch(cuda, add_bias, dim3(rows->n_token, (w->n_row + BIAS_THREADS - 1) / BIAS_THREADS),
            dim3(BIAS_THREADS), 0, args);
 }
