@@ -40,9 +40,8 @@ struct slot {
 
 /* One half of the room. */
 struct half {
-    uint64_t mark;   /* behind the operations that read it */
-    uint64_t ticket; /* of the last copy into it */
-    size_t n;        /* experts in it */
+    uint64_t mark; /* behind the operations that read it */
+    size_t n;      /* experts in it */
 };
 
 /* One expert of the current request that the device has, or gets. */
@@ -98,14 +97,13 @@ struct device_tier {
 
     /* the current request */
     uint32_t layer;
-    bool streams;
-    bool hits_lent;
-    bool pager_has_more;
-    struct expert_group group;     /* of the pager; from next on it is still to be served, */
-    size_t next, n_link;           /* by copies before n_link, by the CPU behind */
-    uint32_t *order;               /* [n_expert] of the group's entries */
-    struct expert_demand *missing; /* [n_expert] */
-    int32_t *pinned;               /* [n_expert] slots that this visit reads */
+    bool streams;                   /* nearly all experts are needed */
+    bool hits_lent, pager_has_more; /* how far acquire has come */
+    struct expert_group group;      /* of the pager; from next on it is still to be served, */
+    size_t next, n_link;            /* by copies before n_link, by the CPU behind */
+    uint32_t *order;                /* [n_expert] of the group's entries, the hottest first */
+    struct expert_demand *missing;  /* [n_expert] */
+    int32_t *pinned;                /* [n_expert] slots that this visit reads */
     size_t n_pinned;
     struct ready *hit, *ready; /* [n_expert] */
     size_t n_hit, n_ready;
@@ -133,12 +131,18 @@ struct device_tier {
 
 /* ---- sizes -------------------------------------------------------------------------------- */
 
+/* Bytes from one part of an expert to the next. */
+static size_t part_stride(const struct expert_layer *layer, uint32_t part)
+{
+    return expert_room_bytes(layer->part_bytes[part], 0, 0);
+}
+
 static uint64_t slot_bytes_of(const struct expert_layer *layer)
 {
-    const size_t part[EXPERT_PART_MAX] = {layer->part_bytes[0], layer->part_bytes[1],
-                                          layer->part_bytes[2]};
-    return expert_room_bytes(part[0], layer->n_part > 1 ? part[1] : 0,
-                             layer->n_part > 2 ? part[2] : 0);
+    uint64_t n_bytes = 0;
+    for (uint32_t i = 0; i < layer->n_part; i++)
+        n_bytes += part_stride(layer, i);
+    return n_bytes;
 }
 
 uint32_t device_tier_slot_count(const struct expert_store *store, uint32_t layer_begin,
@@ -336,7 +340,7 @@ static struct ready copy_expert(struct device_tier *tier, struct expert_key key,
         copy->ticket =
             backend->ops->fetch(backend, to, source[i], layer->part_bytes[i], after, lane);
         part[i] = to;
-        to += (layer->part_bytes[i] + 255) / 256 * 256;
+        to += part_stride(layer, i);
     }
     return (struct ready){key.expert, copy->ticket, lane == COPY_AHEAD,
                           expert_layer_view(layer, part)};
@@ -349,7 +353,7 @@ static struct expert_view slot_view(const struct device_tier *tier, uint32_t il,
     const uint8_t *at = tier->slot[index].memory;
     for (uint32_t i = 0; i < layer->n_part; i++) {
         part[i] = at;
-        at += (layer->part_bytes[i] + 255) / 256 * 256;
+        at += part_stride(layer, i);
     }
     return expert_layer_view(layer, part);
 }

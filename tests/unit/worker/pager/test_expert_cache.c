@@ -178,6 +178,17 @@ static bool naive_beats(const struct naive *naive, struct expert_key key, bool *
            naive_worth(naive, key) > advantage * naive_worth(naive, *least);
 }
 
+/* Whether an expert that need not be placed is worth more than what would go for it. */
+static bool naive_deserves(const struct naive *naive, struct expert_key key,
+                           struct expert_key *least)
+{
+    const double advantage = naive->config.policy->prefill_advantage;
+    if (!naive_least(naive, key.layer, least) || naive_used_now(naive, *least)) return false;
+    if (below_floor(naive, key.layer)) return true;
+    return advantage == INFINITY ? naive_goes_first(naive, *least, true, key)
+                                 : naive_worth(naive, key) > advantage * naive_worth(naive, *least);
+}
+
 static void naive_demote(struct naive *naive, struct expert_key key)
 {
     naive_at(naive, key)->admitted = false;
@@ -202,6 +213,10 @@ static struct cache_placement naive_choose(struct naive *naive, struct expert_ke
         if (has_oldest && !naive_used_now(naive, placement.victim)) return placement;
         if (n_transient >= naive->n_transient_max[class_index]) return none;
         return naive_least_idle(naive, key.layer, &placement.victim) ? placement : none;
+    }
+    if (kind == PLACE_ADMISSION) {
+        if (has_oldest && !naive_used_now(naive, placement.victim)) return placement;
+        return naive_deserves(naive, key, &placement.victim) ? placement : none;
     }
     placement.admitted = naive_beats(naive, key, &found, &least);
     if (has_oldest) {
@@ -436,6 +451,7 @@ static void run_step(struct pair *pair, uint32_t n_used)
         }
         run_layer(pair, il, experts, n);
         if (chance(4)) guess(pair, PLACE_SPECULATIVE);
+        if (chance(4)) guess(pair, PLACE_ADMISSION);
     }
 }
 

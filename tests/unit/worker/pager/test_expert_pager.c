@@ -178,6 +178,31 @@ static void test_lends_the_bytes_of_the_file(void **state)
     }
 }
 
+/* What is held stays readable where it is, whatever else is read meanwhile. */
+static void test_held_experts_stay(void **state)
+{
+    struct fixture *f = *state;
+    struct expert_pager *pager = open_pager(f, 6 * f->hp.n_layer);
+    struct expert_view view;
+    const struct expert_key key = {0, 1};
+    assert_false(expert_pager_hold(pager, key, &view));
+    expert_pager_step(pager, 1, false);
+    assert_int_equal(visit(f, pager, 0, 0, 2, NULL), LM_OK);
+    for (int i = 0; i < 2; i++)
+        assert_true(expert_pager_hold(pager, key, &view));
+    for (int step = 0; step < 30; step++) {
+        expert_pager_step(pager, 16, step % 2);
+        for (uint32_t il = 0; il < f->hp.n_layer; il++)
+            assert_int_equal(visit(f, pager, il, 2, f->hp.n_expert - 2, NULL), LM_OK);
+        check_view(f, 0, 1, &view);
+        if (step == 10) expert_pager_unhold(pager, key);
+    }
+    assert_true(expert_pager_stats(pager).n_evicted > 0);
+    expert_pager_unhold(pager, key);
+    expert_pager_step(pager, 1, false);
+    expert_pager_destroy(pager);
+}
+
 static void test_preload_gives_way_and_fills(void **state)
 {
     struct fixture *f = *state;
@@ -380,6 +405,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_lends_the_bytes_of_the_file, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_held_experts_stay, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_preload_gives_way_and_fills, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_wrong_predictions_end, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_late_predictions_are_in_time, set_up, tear_down),
