@@ -1,10 +1,11 @@
 /* The CUDA backend's inside: what its operations share. Each operation is a file of this folder
  * and implements one member of struct backend_ops for arguments in device memory.
  *
- * Work is not started call by call. An operation appends launches to the step's list; `flush`
- * (by sync, download, and when the list is full) hands the whole list to the GPU. A list that
- * equals an earlier one, launch by launch and argument by argument, replays that one's CUDA graph;
- * so what changes from token to token must not be in a kernel's arguments but in staged memory:
+ * Work is not started call by call. An operation appends launches to the step's list; `flush` (by
+ * sync, download, start, mark, await, and when the list is full) hands the whole list to the GPU. A
+ * list that equals an earlier one, launch by launch and argument by argument, replays that one's
+ * CUDA graph; so what changes from token to token must not be in a kernel's arguments but in staged
+ * memory:
  *
  *   args        sizes, device pointers, scales: constant for a shape of the batch
  *   staged      token positions, rows to gather, block tables: copied to the device in one piece
