@@ -193,6 +193,15 @@ static char *share_cell(const struct result_column *column, struct json_object *
     return asprintf(&text, "%.1f%%", 100 * json_object_get_double(value)) < 0 ? NULL : text;
 }
 
+static char *device_share_cell(const struct result_column *column, struct json_object *row)
+{
+    char *text = NULL;
+    struct json_object *device = field(row, "experts", "device"), *value;
+    if (!device || !json_object_object_get_ex(device, column->key, &value) || !value)
+        return strdup("");
+    return asprintf(&text, "%.1f%%", 100 * json_object_get_double(value)) < 0 ? NULL : text;
+}
+
 static char *disk_cell(const struct result_column *column, struct json_object *row)
 {
     char *text = NULL;
@@ -217,6 +226,13 @@ static bool has_experts(struct json_object *rows)
 {
     for (size_t i = 0; i < json_object_array_length(rows); i++)
         if (field(json_object_array_get_idx(rows, i), NULL, "experts")) return true;
+    return false;
+}
+
+static bool has_device_experts(struct json_object *rows)
+{
+    for (size_t i = 0; i < json_object_array_length(rows); i++)
+        if (field(json_object_array_get_idx(rows, i), "experts", "device")) return true;
     return false;
 }
 
@@ -254,6 +270,10 @@ static enum lm_status print_rows(FILE *out, enum result_format format, struct js
     put(columns, &n, "size", "size_bytes", true, bytes_cell);
     put(columns, &n, "params", "n_params", true, count_cell);
     put_settings(columns, &n, rows);
+    if (has_device_experts(rows)) {
+        put(columns, &n, "VRAM hits", "hit_rate", true, device_share_cell);
+        put(columns, &n, "misses on CPU", "cpu_share", true, device_share_cell);
+    }
     if (has_experts(rows)) {
         put(columns, &n, "resident", "resident_share", true, share_cell);
         put(columns, &n, "hits", "hit_rate", true, share_cell);

@@ -182,6 +182,7 @@ struct expert_sums {
     uint64_t n_lookup, n_hit, n_joined, n_miss, miss_bytes;
     uint64_t n_chosen, n_recalled, n_speculated, n_useful, n_evicted, read_bytes;
     double wait_s, busy_s;
+    struct device_tier_stats device; /* the last run's, with sums in decode and prefill */
 };
 
 static void add_counts(struct expert_sums *sums, const struct expert_pager_counts *now,
@@ -193,6 +194,30 @@ static void add_counts(struct expert_sums *sums, const struct expert_pager_count
     sums->n_miss += now->n_miss - then->n_miss;
     sums->miss_bytes += now->miss_bytes - then->miss_bytes;
     sums->wait_s += now->wait_s - then->wait_s;
+}
+
+/* What has come since. */
+static void add_device_counts(struct device_tier_counts *sum, const struct device_tier_counts *now,
+                              const struct device_tier_counts *then)
+{
+    sum->n_lookup += now->n_lookup - then->n_lookup;
+    sum->n_hit += now->n_hit - then->n_hit;
+    sum->n_cpu += now->n_cpu - then->n_cpu;
+    sum->n_copied += now->n_copied - then->n_copied;
+    sum->copied_bytes += now->copied_bytes - then->copied_bytes;
+    sum->wait_s += now->wait_s - then->wait_s;
+    sum->cpu_s += now->cpu_s - then->cpu_s;
+}
+
+static void add_device_run(struct expert_sums *sums, const struct device_tier_stats *now,
+                           const struct device_tier_stats *then)
+{
+    struct device_tier_stats sum = *now;
+    sum.decode = sums->device.decode;
+    sum.prefill = sums->device.prefill;
+    add_device_counts(&sum.decode, &now->decode, &then->decode);
+    add_device_counts(&sum.prefill, &now->prefill, &then->prefill);
+    sums->device = sum;
 }
 
 static void add_run(struct expert_sums *sums, const struct expert_pager_stats *now,
@@ -216,6 +241,27 @@ static struct json_object *ratio(double part, double whole)
     if (!(whole > 0)) return NULL;
     snprintf(text, sizeof(text), "%.6f", part / whole);
     return json_object_new_double_s(part / whole, text);
+}
+
+/* Hits on a device are those of decode: a prompt is streamed past its slots. */
+static struct json_object *device_experts_json(const struct device_tier_stats *of)
+{
+    const struct device_tier_counts *decode = &of->decode, *prefill = &of->prefill;
+    if (!of->n_slot) return NULL;
+    struct json_object *json = json_object_new_object();
+    add_number(json, "slots", of->n_slot);
+    add_number(json, "experts", of->n_expert);
+    add_number(json, "slot_bytes", of->slot_bytes);
+    add(json, "hit_rate", ratio((double)decode->n_hit, (double)decode->n_lookup));
+    add(json, "cpu_share",
+        ratio((double)decode->n_cpu, (double)(decode->n_cpu + decode->n_copied)));
+    add(json, "prefill_hit_rate", ratio((double)prefill->n_hit, (double)prefill->n_lookup));
+    add_number(json, "copied_bytes", decode->copied_bytes + prefill->copied_bytes);
+    add(json, "wait_s", number(decode->wait_s + prefill->wait_s));
+    add(json, "cpu_s", number(decode->cpu_s + prefill->cpu_s));
+    add(json, "copy_bytes_s", of->copy_bytes_s > 0 ? number(of->copy_bytes_s) : NULL);
+    add(json, "cpu_bytes_s", of->cpu_bytes_s > 0 ? number(of->cpu_bytes_s) : NULL);
+    return json;
 }
 
 static struct json_object *experts_json(const struct measurement *of,
@@ -248,6 +294,7 @@ static struct json_object *experts_json(const struct measurement *of,
     add(json, "policy", last->policy ? json_object_new_string(last->policy) : NULL);
     add(json, "io", last->disk.engine ? json_object_new_string(last->disk.engine) : NULL);
     add(json, "direct", json_object_new_boolean(last->disk.direct));
+    add(json, "device", device_experts_json(&sums->device));
     return json;
 }
 
@@ -528,7 +575,9 @@ static enum lm_status measure_test(struct measurement *of, const struct options 
         status = run_once(of, test, i, sample, err);
         room.n_first += sample->n_first;
         room.n_gap += sample->n_gap;
-        if (status == LM_OK) add_run(&sums, &sample->after, &sample->before);
+        if (status != LM_OK) break;
+        add_run(&sums, &sample->after, &sample->before);
+        add_device_run(&sums, &sample->device_after, &sample->device_before);
     }
     if (status == LM_OK) {
         struct json_object *row = make_row(of, options, test, room.sample, &sums, room.scratch);

@@ -177,12 +177,13 @@ static uint64_t now_ns(void)
 }
 
 static enum lm_status read_experts(const struct engine *engine, struct expert_pager_stats *out,
-                                   struct lm_error *err)
+                                   struct device_tier_stats *device, struct lm_error *err)
 {
     struct pager_snapshot *const snapshot = malloc(sizeof(*snapshot));
     if (!snapshot) return lm_fail(err, LM_E_NO_MEM, "no memory for the experts' counters");
     const enum lm_status status = engine_experts(engine, snapshot, err);
     if (status == LM_OK) *out = snapshot->total;
+    if (status == LM_OK) *device = snapshot->device;
     free(snapshot);
     return status;
 }
@@ -190,7 +191,7 @@ static enum lm_status read_experts(const struct engine *engine, struct expert_pa
 static enum lm_status run_timed(struct engine *engine, struct sequence *sequences, uint32_t n,
                                 struct engine_sample *out, struct lm_error *err)
 {
-    enum lm_status status = read_experts(engine, &out->before, err);
+    enum lm_status status = read_experts(engine, &out->before, &out->device_before, err);
     if (status != LM_OK) return status;
     const double energy_j = energy_read_j();
     out->n_first = out->n_gap = 0;
@@ -200,7 +201,7 @@ static enum lm_status run_timed(struct engine *engine, struct sequence *sequence
     status = run_all(engine, sequences, n, err);
     out->elapsed_ns = now_ns() - begin_ns;
     out->energy_j = energy_since_j(energy_j);
-    return status == LM_OK ? read_experts(engine, &out->after, err) : status;
+    return status == LM_OK ? read_experts(engine, &out->after, &out->device_after, err) : status;
 }
 
 enum lm_status engine_test_run(const struct engine_test *test, struct engine *engine,

@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "worker/pager/device_tier.h"
 #include "worker/pager/expert_pager.h"
 
 struct engine;
@@ -46,6 +47,7 @@ struct engine_sample {
     uint64_t elapsed_ns;
     double energy_j; /* of the processors' packages; negative: not to be read here */
     struct expert_pager_stats before, after; /* of all ranks, when the clock started and stopped */
+    struct device_tier_stats device_before, device_after; /* n_slot 0: no device has slots */
 };
 
 /* trace: which tokens; another one for each repetition. run: no other run of this engine has the

@@ -126,6 +126,15 @@ class Tier(unittest.TestCase):
         self.assertEqual(device["slots"], sum(slots))
         self.assertGreater(device["decode"]["hits"], 0)
 
+    def test_bench(self):
+        result = cli.lean("bench", self.model, "-p", 0, "-n", 8, "-r", 1, "--device", "emu", "--vram",
+                          self.vram, "--prefill-chunk", 64, "-o", "json", "--warmup", 0)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        (row,) = json.loads(result.stdout)
+        device = row["experts"]["device"]
+        self.assertEqual(device["experts"], 192)
+        self.assertTrue(0 < device["hit_rate"] < 1 and 0 <= device["cpu_share"] <= 1, device)
+
     def test_a_server_counts(self):
         with serve.Server("--device", "emu", "--vram", self.vram, "--parallel", 1, "--cache-ram", 0,
                           *SIZES, model=self.model) as server:
