@@ -27,7 +27,7 @@ constexpr uint32_t FAST_WARPS = 4, FAST_THREADS = FAST_WARPS * WARP;
 constexpr uint32_t TILE_ROWS = 16; /* of an mma: the queries of a warp */
 static_assert(FAST_QUERIES == FAST_WARPS * TILE_ROWS, "16 queries a warp");
 /* Fewer rows of a sequence are decoding, and go the EXACT way. */
-constexpr uint32_t FAST_ROWS_MIN = 16;
+constexpr uint32_t RUN_ROWS_MIN = 16;
 /* So many multiprocessors may be idle for one that works before splitting the context is faster. */
 constexpr uint32_t IDLE_SHARE = 4;
 
@@ -338,7 +338,7 @@ attend_fast(const struct attention_launch a)
 bool fast_attends(const struct cuda_backend *cuda, uint32_t head_dim, uint32_t n_row_max,
                   uint32_t n_cta)
 {
-    return cublas_of(cuda) && n_row_max >= FAST_ROWS_MIN && head_dim % 8 == 0 &&
+    return cublas_of(cuda) && n_row_max >= RUN_ROWS_MIN && head_dim % 8 == 0 &&
            n_cta * IDLE_SHARE >= n_multiprocessor(cuda);
 }
 

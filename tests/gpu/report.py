@@ -171,7 +171,8 @@ def check_fast_model(model, device):
 
 def check_fast(report):
     device = ["--device", report.options.device]
-    if not report.run("bounds of numerics fast", [CHECK_FAST, "--backend", report.backend]):
+    cases = ["--cases", "1"] if report.options.quick else []
+    if not report.run("bounds of numerics fast", [CHECK_FAST, "--backend", report.backend, *cases]):
         return
     begin, failed, n_good = time.monotonic(), [], 0
     models = ("llama-k-q4_k", "qwen3moe-s-q8_0", "qwen35moe-k-q4km")
