@@ -550,7 +550,8 @@ const struct command command_inspect = {
     .summary = "what a model is, and what it needs",
     .details =
         "Reads the headers of a GGUF file and, if it is split, of its siblings, or the manifest\n"
-        "of a pack; never the weights.",
+        "of a pack; never the weights. --memory with --vram SIZE plans for a device of that size,\n"
+        "whether there is one or not.",
     .options = (const struct option_spec *const[]){options_inspect, NULL},
     .reads_config = true,
     .run = run_inspect,

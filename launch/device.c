@@ -13,7 +13,7 @@
 
 /* DEVICE_MAX: that are looked at. The reserve is for what a driver and other programs take later.
  */
-enum { DEVICE_MAX = 64, RESERVE_SHARE = 32 };
+enum { DEVICE_MAX = 64, RESERVE_SHARE = 16 };
 #define RESERVE_MAX (UINT64_C(512) << 20)
 #define FREE_MIN (UINT64_C(16) << 20)
 
@@ -202,8 +202,8 @@ enum lm_status device_share(struct device_claim *claims, uint32_t n, struct lm_e
                 continue;
             status = lm_fail(err, LM_E_USAGE, "%s and %s have the same device, %s", claims[j].rank,
                              claims[i].rank, claims[i].name);
-            lm_hint(err, "--share-gpu lets ranks share a device; a device of its own each without "
-                         "a number in --device");
+            lm_hint(err, "without a number in --device each takes one of its own; --share-gpu lets "
+                         "them share");
         }
         part[i] = claims[i].asked_bytes ? claims[i].budget_bytes : part_of(claims, n, &claims[i]);
     }
