@@ -72,6 +72,8 @@ enum lm_status engine_config_from_options(struct engine_config *config,
         .trace_path = options_string(options, "trace"),
         .n_snapshot = ENGINE_N_SNAPSHOT,
     };
+    if (config->trace_path) /* which is of the tokens that there are, once each */
+        config->prompt_lookup = config->mtp = DRAFTING_OFF;
     return LM_OK;
 }
 

@@ -85,7 +85,8 @@ const struct option_spec options_engine[] = {
              "CPU (cpu), or some of each (hybrid); auto: what is faster"},
     {"tuned", 0, OPTION_FLAG, .def = "on", .key = "compute.tuned",
      .help = "leave out what lean bench tune has kept for the model on this machine"},
-    {"trace", 0, OPTION_PATH, "FILE", .help = "record the routing of every token and layer"},
+    {"trace", 0, OPTION_PATH, "FILE",
+     .help = "record the routing of every token and layer; nothing is drafted then"},
     {0},
 };
 
