@@ -50,9 +50,9 @@ struct cuda_backend {
     struct graph_cache *graphs;
     struct cublas *cublas; /* NULL: EXACT */
     struct copies *copies;
-    const void *large_kernel[64]; /* those allowed more than SHARED_BYTES_PLAIN */
-    size_t large_bytes[64];
-    uint32_t n_large;
+    size_t shared_bytes_max;   /* that a block may be allowed on this device */
+    const void **large_kernel; /* [n_large], those that are allowed them */
+    size_t n_large, n_large_max;
     struct lm_error kept; /* status LM_OK: none */
 };
 
@@ -81,10 +81,15 @@ bool check(struct cuda_backend *cuda, cudaError_t code, const char *call)
     if (code == cudaSuccess) return true;
     cudaGetLastError(); /* kept here, not there */
     if (is_lost(cuda)) cuda->head.counters.lost = true;
-    if (cuda->kept.status == LM_OK)
-        lm_fail(&cuda->kept, code == cudaErrorMemoryAllocation ? LM_E_NO_MEM : LM_E_FAIL,
-                "gpu %d: %.*s: %s%s", cuda->device, (int)strcspn(call, "("), call,
-                cudaGetErrorString(code), cuda->head.counters.lost ? "; the device is lost" : "");
+    if (cuda->kept.status != LM_OK) return false;
+    const bool lost = cuda->head.counters.lost;
+    lm_fail(&cuda->kept,
+            lost                                ? LM_E_DEVICE_LOST
+            : code == cudaErrorMemoryAllocation ? LM_E_NO_MEM
+                                                : LM_E_FAIL,
+            "gpu %d: %.*s: %s%s", cuda->device, (int)strcspn(call, "("), call,
+            cudaGetErrorString(code), lost ? "; the device is lost" : "");
+    if (lost) lm_hint(&cuda->kept, "--device cpu computes the same without it");
     return false;
 }
 
@@ -231,20 +236,22 @@ static bool reserve(struct cuda_backend *cuda, void **array, size_t *n_max, size
     return true;
 }
 
+/* A kernel that wants more than any may have is allowed all that there is: the attribute is the
+ * function's, so whatever another backend of the device sets, it is the same. */
 static bool allow_shared(struct cuda_backend *cuda, const void *kernel, size_t n_bytes)
 {
     if (n_bytes <= SHARED_BYTES_PLAIN) return true;
-    uint32_t i = 0;
-    while (i < cuda->n_large && cuda->large_kernel[i] != kernel)
-        i++;
-    if (i < cuda->n_large && cuda->large_bytes[i] >= n_bytes) return true;
-    if (!CUDA_CHECK(cuda, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               (int)n_bytes)))
+    for (size_t i = 0; i < cuda->n_large; i++)
+        if (cuda->large_kernel[i] == kernel) return true;
+    struct cudaFuncAttributes attributes;
+    if (!reserve(cuda, (void **)&cuda->large_kernel, &cuda->n_large_max, cuda->n_large + 1,
+                 sizeof(*cuda->large_kernel)) ||
+        !CUDA_CHECK(cuda, cudaFuncGetAttributes(&attributes, kernel)) ||
+        !CUDA_CHECK(
+            cuda, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       (int)(cuda->shared_bytes_max - attributes.sharedSizeBytes))))
         return false;
-    if (i == sizeof(cuda->large_kernel) / sizeof(cuda->large_kernel[0])) return true;
-    cuda->large_kernel[i] = kernel;
-    cuda->large_bytes[i] = n_bytes;
-    if (i == cuda->n_large) cuda->n_large++;
+    cuda->large_kernel[cuda->n_large++] = kernel;
     return true;
 }
 
@@ -287,29 +294,31 @@ struct cublas *cublas_of(const struct cuda_backend *cuda)
     return cuda->cublas;
 }
 
-static void copy_staged(struct cuda_backend *cuda)
+/* false: what the list needs is not on the device. */
+static bool copy_staged(struct cuda_backend *cuda)
 {
-    bool any = false;
+    bool any = false, done = true;
     for (uint32_t i = 0; i < cuda->stage.n; i++) {
         struct chunk *c = &cuda->stage.chunk[i];
         if (!c->used_bytes) continue;
-        CUDA_CHECK(cuda, cudaMemcpyAsync(c->device, c->host[cuda->stage_turn], c->used_bytes,
-                                         cudaMemcpyHostToDevice, cuda->stream));
+        done = CUDA_CHECK(cuda, cudaMemcpyAsync(c->device, c->host[cuda->stage_turn], c->used_bytes,
+                                                cudaMemcpyHostToDevice, cuda->stream)) &&
+               done;
         c->used_bytes = 0;
         any = true;
     }
-    if (!any) return;
-    CUDA_CHECK(cuda, cudaEventRecord(cuda->staged[cuda->stage_turn], cuda->stream));
+    if (!any) return true;
+    done = CUDA_CHECK(cuda, cudaEventRecord(cuda->staged[cuda->stage_turn], cuda->stream)) && done;
     cuda->stage_turn ^= 1;
     cuda->stage_free = false;
+    return done;
 }
 
 static void flush(struct cuda_backend *cuda)
 {
     if (!cuda->list.n_record) return;
     enum graph_use use = GRAPH_NONE;
-    copy_staged(cuda);
-    if (!cuda->head.counters.lost)
+    if (copy_staged(cuda) && !cuda->head.counters.lost)
         check(cuda, graph_cache_run(cuda->graphs, &cuda->list, cuda->stream, &use), "launch");
     cuda->list.n_record = cuda->list.args_bytes = 0;
     cuda->list.has_call = false;
@@ -367,8 +376,8 @@ static void *op_alloc(struct backend *backend, size_t n_bytes, struct lm_error *
     }
     cudaGetLastError();
     if (is_lost(cuda)) cuda->head.counters.lost = true;
-    lm_fail(err, LM_E_FAIL, "gpu %d: %zu bytes: %s", cuda->device, n_bytes,
-            cudaGetErrorString(code));
+    lm_fail(err, cuda->head.counters.lost ? LM_E_DEVICE_LOST : LM_E_FAIL, "gpu %d: %zu bytes: %s",
+            cuda->device, n_bytes, cudaGetErrorString(code));
     return NULL;
 }
 
@@ -601,6 +610,7 @@ static void op_destroy(struct backend *backend)
     if (cuda->stream) cudaStreamDestroy(cuda->stream);
     free(cuda->list.record);
     free(cuda->list.args);
+    free(cuda->large_kernel);
     free(cuda);
     cudaGetLastError();
 }
@@ -681,6 +691,7 @@ static enum lm_status choose_device(struct cuda_backend *cuda, uint32_t device,
     }
     if (code == cudaSuccess) {
         cuda->n_multiprocessor = (uint32_t)properties.multiProcessorCount;
+        cuda->shared_bytes_max = properties.sharedMemPerBlockOptin;
         return LM_OK;
     }
     return lm_fail(err, LM_E_FAIL, "gpu %u: %s", device, cudaGetErrorString(code));

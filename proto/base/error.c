@@ -24,6 +24,7 @@ static const struct {
     [LM_E_LIMIT] = {"limit exceeded", 9},
     [LM_E_MISMATCH] = {"comparison failed", 10},
     [LM_E_RANK_LOST] = {"rank lost", 11},
+    [LM_E_DEVICE_LOST] = {"device lost", 11},
     [LM_E_IO] = {"input/output error", 1},
     [LM_E_INTERRUPTED] = {"interrupted", 130},
 };

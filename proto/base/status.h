@@ -21,6 +21,7 @@ enum lm_status {
     LM_E_LIMIT,       /* a stated bound was exceeded */
     LM_E_MISMATCH,    /* a check or comparison that was asked for did not hold */
     LM_E_RANK_LOST,   /* a rank or link was lost */
+    LM_E_DEVICE_LOST, /* a GPU does not answer any more */
     LM_E_IO,          /* a read or write failed */
     LM_E_INTERRUPTED, /* stopped by SIGINT or by the caller */
     LM_STATUS_COUNT

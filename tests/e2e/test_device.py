@@ -57,6 +57,16 @@ class SameBits(unittest.TestCase):
             self.assertEqual(ran["device"]["flushes"], 4)
             self.assertGreater(ran["device"]["replays"], 0)
 
+    def test_dense_architectures(self):
+        """Whole, and split with other sequences beside."""
+        with tempfile.TemporaryDirectory() as folder:
+            for arch in ("qwen2", "qwen3", "qwen35"):
+                model = os.path.join(folder, arch)
+                made = cli.lean("synth", arch, "Q4_K_M", "-o", path(model))
+                self.assertEqual(made.returncode, 0, made.stderr)
+                self.check(model, 9)
+                self.check(model, 9, "--beside", 2, layers=("--gpu-layers", 2))
+
     def test_layers_on_both(self):
         self.check("qwen35moe-s-q8_0", 9, layers=("--gpu-layers", 1))
         self.check("qwen3next-s-q8_0", 9, layers=("--gpu-layers", 3))
@@ -260,7 +270,12 @@ class Failures(unittest.TestCase):
         self.refuse("launch:30", 1, "gpu 0")
 
     def test_lost_in_the_middle(self):
-        self.refuse("lost:60", 1, "the device is lost")
+        self.refuse("lost:60", RANK_LOST, "the device is lost", "hint: --device cpu ")
+        for command in (("run", self.MODEL, "--raw", "a", "-n", 4),
+                        ("bench", self.MODEL, "-p", 8, "-n", 4, "-r", 1)):
+            result = cli.lean(*command, "--device", "emu", LEAN_EMU_FAIL="lost:60")
+            self.assertEqual(result.returncode, RANK_LOST, (command, result.stderr))
+            self.assertIn("hint: --device cpu ", result.stderr)
 
     def test_a_server_ends(self):
         """What runs fails, and a server that can answer nothing any more ends with a lost rank's

@@ -365,13 +365,13 @@ static void test_a_device_that_is_lost(void **state)
     assert_true(run_step(&f, STEPS, 0));
     for (int i = 0; i < 3; i++) {
         assert_false(run_step(&f, STEPS, 0));
-        assert_int_equal(err.status, LM_E_FAIL);
+        assert_int_equal(err.status, LM_E_DEVICE_LOST);
         assert_non_null(strstr(err.message, "gpu 0: cudaStreamSynchronize: unspecified launch "
                                             "failure; the device is lost"));
     }
     assert_true(backend_cuda_counters(f.backend)->lost);
     assert_null(f.backend->ops->alloc(f.backend, 100, &err));
-    assert_int_equal(err.status, LM_E_FAIL);
+    assert_int_equal(err.status, LM_E_DEVICE_LOST);
     teardown(&f);
 }
 
