@@ -4,14 +4,17 @@
 #
 #   tests/gpu/prepare.sh [FOLDER]       default: build/gpu-bundle
 #
-# Here: a machine with launch/setup.sh's packages and nvcc. There: a driver of CUDA 13, Python,
-# a C library as new as ours; compute-sanitizer and cuBLAS 13 are used where they are.
+# Here: a machine with launch/setup.sh's packages and nvcc; the compute capability of the machine
+# there in LEAN_CUDA_ARCHITECTURES keeps the bundle small; build/llama, if tests/gpu/build_llama.sh
+# made it, goes along. There: a driver of CUDA 13, Python, a C library as new as ours;
+# compute-sanitizer and cuBLAS 13, which PyTorch brings, are used where they are.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 folder=${1:-build/gpu-bundle}
 limit_mib=64
 
-cmake --preset release >/dev/null
+cmake --preset release \
+    ${LEAN_CUDA_ARCHITECTURES:+"-DLEAN_CUDA_ARCHITECTURES=$LEAN_CUDA_ARCHITECTURES"} >/dev/null
 cmake --build --preset release --target lean lean_cuda lean_cuda_emu test_kernels_backend test_kernels_nccl \
     test_kernels_fast test_cuda_backend bench_kernels_gpu
 rm -rf "$folder"
@@ -37,6 +40,7 @@ ldd "$folder/build/lean" "$folder"/build/tests/test_* "$folder"/build/lib/lean/*
 cp -r tests/data/golden/{models,expected} "$folder/tests/data/golden/"
 cp tests/e2e/{cli,golden,test_goldens}.py "$folder/tests/e2e/"
 cp tests/gpu/{run.sh,report.py} "$folder/tests/gpu/"
+[ -x build/llama/llama-bench ] && tar -C build -cJf "$folder/build/llama.tar.xz" llama
 
 mib=$(du -sm --apparent-size "$folder" | cut -f1)
 [ "$mib" -le "$limit_mib" ] || { echo "$folder has $mib MiB, at most $limit_mib may travel" >&2; exit 1; }
