@@ -13,12 +13,14 @@
  *   x.d(), x.m()                                     blocks of 32; m where HAS_MIN
  *
  * Alignment: a matrix begins at a multiple of 16 bytes, so its blocks are aligned as their size
- * allows. What is not aligned for its load is read as aligned words and shifted: only words that
- * hold a wanted byte, so a buffer of whole words is never left.
- * Cost of the native layouts, load instructions a lane and 32 weights (16-byte ones where the
- * layout had been made for them: 2):
- *   Q4_K 2, Q5_K 3 (16 bytes each), Q2_K 7, IQ4_XS 3 (8 bytes), Q4_1 5, Q5_1 3 (8 bytes),
- *   Q6_K 13, Q3_K 15, Q8_0 11, Q4_0 and IQ4_NL 6, Q5_0 7, MXFP4 6 */
+ * allows. What is not aligned for its load is read as aligned pieces of 16 bytes and shifted: only
+ * pieces that hold a wanted byte, so a buffer of whole ones is never left.
+ * Cost of the layouts, which are those of the files, load instructions a lane and 32 weights:
+ *   of 16 bytes   Q4_K 2, Q5_K 3, Q4_0, Q4_1, IQ4_NL and MXFP4 2, Q5_0 and Q8_0 3
+ *   of 8 bytes    IQ4_XS 3, Q5_1 3
+ *   of 16, and of one to four     Q6_K 4 and 3, Q2_K 2 and 3, Q3_K 4 and 5
+ * The first-level cache answers for a line a cycle, so that it is these counts, more than bytes,
+ * that bound what a multiprocessor reads of the narrow types. */
 #ifndef LEAN_KERNELS_CUDA_WEIGHTS_CUH
 #define LEAN_KERNELS_CUDA_WEIGHTS_CUH
 
@@ -57,35 +59,60 @@ template <int PAIR> DEVICE int group_of(int s, int i)
 
 /* ---- loads ---- */
 
+/* BYTES bytes from an address that is a multiple of ALIGN, of them the words from byte SKIP on, and
+ * in *first those from byte 0 on. As pieces of 16 bytes, aligned, of which none is read that holds
+ * no wanted byte; then they are moved by their offset: by eight bytes, by four, by what is left.
+ * What two pieces or two lanes have in common comes from the first-level cache. */
+template <int ALIGN, int BYTES, int SKIP, int N>
+DEVICE void load_shifted(const uint8_t *from, uint32_t (&word)[N], uint32_t *first)
+{
+    enum { PIECES = (16 - ALIGN + BYTES + 15) / 16, WINDOW = 4 * PIECES };
+    const uint32_t offset = (uint32_t) reinterpret_cast<uintptr_t>(from) & 15;
+    const uint4 *const piece = reinterpret_cast<const uint4 *>(from - offset);
+    uint32_t window[WINDOW];
+#pragma unroll
+    for (int i = 0; i < PIECES; i++) {
+        const uint4 four = piece[min((uint32_t)i, (offset + BYTES - 1) / 16)];
+        window[4 * i] = four.x, window[4 * i + 1] = four.y;
+        window[4 * i + 2] = four.z, window[4 * i + 3] = four.w;
+    }
+    if (ALIGN <= 8)
+#pragma unroll
+        for (int i = 0; i + 2 < WINDOW; i++)
+            window[i] = offset & 8 ? window[i + 2] : window[i];
+    if (ALIGN <= 4)
+#pragma unroll
+        for (int i = 0; i + 1 < WINDOW; i++)
+            window[i] = offset & 4 ? window[i + 1] : window[i];
+    const uint32_t bytes = ALIGN < 4 ? offset & 3 : 0; /* bytes + SKIP <= 4 */
+    *first = __byte_perm(window[0], window[1], 0x3210u + 0x1111u * bytes);
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        word[i] = ALIGN < 4 || SKIP > 0
+                      ? __byte_perm(window[i], window[i + 1], 0x3210u + 0x1111u * (bytes + SKIP))
+                      : window[i];
+}
+
 /* n words from an address that is a multiple of ALIGN bytes. */
 template <int ALIGN, int N> DEVICE void load_words(const uint8_t *from, uint32_t (&word)[N])
 {
-    if (ALIGN >= 16 && N % 4 == 0) {
+    if constexpr (ALIGN >= 16 && N % 4 == 0) {
 #pragma unroll
         for (int i = 0; i < N; i += 4) {
             const uint4 four = load_once_128(from + 4 * i);
             word[i] = four.x, word[i + 1] = four.y, word[i + 2] = four.z, word[i + 3] = four.w;
         }
-    } else if (ALIGN >= 8 && N % 2 == 0) {
+    } else if constexpr (ALIGN >= 8 && N % 2 == 0) {
 #pragma unroll
         for (int i = 0; i < N; i += 2) {
             const uint2 two = *reinterpret_cast<const uint2 *>(from + 4 * i);
             word[i] = two.x, word[i + 1] = two.y;
         }
-    } else if (ALIGN >= 4) {
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            word[i] = reinterpret_cast<const uint32_t *>(from)[i];
+    } else if constexpr (ALIGN >= 4 && N == 1) {
+        word[0] = *reinterpret_cast<const uint32_t *>(from);
     } else {
-        const uint32_t offset = (uint32_t) reinterpret_cast<uintptr_t>(from) & 3;
-        const uint32_t *aligned = reinterpret_cast<const uint32_t *>(from - offset);
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            word[i] = aligned[i];
-        const uint32_t last = aligned[offset ? N : N - 1]; /* a load for all lanes, no branch */
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            word[i] = __funnelshift_r(word[i], i + 1 < N ? word[i + 1] : last, 8 * offset);
+        uint32_t first;
+        load_shifted<ALIGN, 4 * N, 0>(from, word, &first);
     }
 }
 
@@ -386,8 +413,9 @@ template <int CODES> struct slice_nibbles {
     uint16_t d_bits;
     MEMBER void load(const uint8_t *block, int)
     {
-        d_bits = aligned_u16(block);
-        load_words<2>(block + 2, qs);
+        uint32_t first;
+        load_shifted<2, BYTES, 2>(block, qs, &first);
+        d_bits = (uint16_t)first;
     }
     MEMBER codes_16 codes(int s, int i) const
     {
@@ -430,8 +458,9 @@ template <> struct slice<TENSOR_Q5_0> {
     uint16_t d_bits;
     MEMBER void load(const uint8_t *block, int)
     {
-        d_bits = aligned_u16(block);
-        load_words<2>(block + 2, word);
+        uint32_t first;
+        load_shifted<2, BYTES, 2>(block, word, &first);
+        d_bits = (uint16_t)first;
     }
     MEMBER codes_16 codes(int s, int i) const
     {
@@ -470,20 +499,20 @@ template <> struct slice<TENSOR_Q5_1> {
 
 template <> struct slice<TENSOR_Q8_0> {
     enum { COLUMNS = 32, BYTES = 34, PAIR = 1, SCALE_COLUMNS = 32, HAS_MIN = 0 };
-    uint32_t first[4], second[4];
+    uint32_t qs[8];
     uint16_t d_bits;
-    MEMBER void load(const uint8_t *block, int s)
+    MEMBER void load(const uint8_t *block, int)
     {
-        d_bits = aligned_u16(block);
-        load_words<2>(block + 2 + 16 * (s >> 2), first);
-        load_words<2>(block + 18 - 16 * (s >> 2), second);
+        uint32_t first;
+        load_shifted<2, BYTES, 2>(block, qs, &first);
+        d_bits = (uint16_t)first;
     }
-    MEMBER codes_16 codes(int, int i) const
+    MEMBER codes_16 codes(int s, int i) const
     {
         codes_16 out;
 #pragma unroll
         for (int k = 0; k < 4; k++)
-            out.word[k] = i ? second[k] : first[k];
+            out.word[k] = i ^ s >> 2 ? qs[4 + k] : qs[k];
         return out;
     }
     MEMBER float d(void) const
@@ -498,8 +527,9 @@ template <> struct slice<TENSOR_MXFP4> {
     uint8_t e;
     MEMBER void load(const uint8_t *block, int)
     {
-        e = block[0];
-        load_words<1>(block + 1, qs);
+        uint32_t first;
+        load_shifted<1, BYTES, 1>(block, qs, &first);
+        e = (uint8_t)first;
     }
     MEMBER codes_16 codes(int s, int i) const
     {
