@@ -12,6 +12,7 @@
 
 #include "coordinator/plan/cost_model.h"
 #include "coordinator/plan/weight_census.h"
+#include "launch/bench/accelerator.h"
 #include "launch/bench/kernel_probe.h"
 #include "launch/bench/machine.h"
 #include "launch/bench/statistics.h"
@@ -434,6 +435,12 @@ static void add_statistics(struct json_object *row, const char *unit, double *va
     }
 }
 
+/* Of runs; negative: of one it could not be read. */
+static double add_energy(double sum_j, double one_j)
+{
+    return sum_j < 0 || one_j < 0 ? -1 : sum_j + one_j;
+}
+
 /* samples: [n_repeat] */
 static struct json_object *make_row(const struct measurement *of, const struct options *options,
                                     const struct engine_test *test,
@@ -442,7 +449,7 @@ static struct json_object *make_row(const struct measurement *of, const struct o
 {
     const struct engine_plan *plan = of->plan;
     const double n_token = (double)(test->n_prompt + test->n_gen) * test->n_seq;
-    double elapsed_s = 0, energy_j = 0;
+    double elapsed_s = 0, energy_j = 0, device_j = 0;
     char name[ENGINE_TEST_NAME_BYTES];
     struct json_object *row = json_object_new_object(), *samples_ns = json_object_new_array();
     add(row, "test", json_object_new_string(engine_test_name(test, name)));
@@ -463,7 +470,8 @@ static struct json_object *make_row(const struct measurement *of, const struct o
     for (uint32_t i = 0; i < plan->n_repeat; i++) {
         scratch[i] = (double)samples[i].elapsed_ns;
         elapsed_s += scratch[i] / 1e9;
-        energy_j = samples[i].energy_j < 0 || energy_j < 0 ? -1 : energy_j + samples[i].energy_j;
+        energy_j = add_energy(energy_j, samples[i].energy_j);
+        device_j = add_energy(device_j, samples[i].accelerator_energy_j);
         json_object_array_add(samples_ns, json_object_new_uint64(samples[i].elapsed_ns));
     }
     add_statistics(row, "ns", scratch, plan->n_repeat);
@@ -480,6 +488,8 @@ static struct json_object *make_row(const struct measurement *of, const struct o
     add(row, "predicted",
         is_decode ? prediction_json(of, sums, (double)test->n_gen * plan->n_repeat) : NULL);
     add(row, "energy_j", energy_j < 0 ? NULL : number(energy_j / plan->n_repeat));
+    add(row, "accelerator_energy_j", device_j < 0 ? NULL : number(device_j / plan->n_repeat));
+    add(row, "accelerators", accelerator_list());
     add(row, "build", machine_build());
     add(row, "host", machine_host());
     add(row, "machine", machine_json(of));

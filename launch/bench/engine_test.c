@@ -7,6 +7,7 @@
 #include <time.h>
 
 #include "coordinator/sched/scheduler.h"
+#include "launch/bench/accelerator.h"
 #include "launch/bench/energy.h"
 #include "launch/bench/token_source.h"
 #include "launch/engine.h"
@@ -193,6 +194,7 @@ static enum lm_status run_timed(struct engine *engine, struct sequence *sequence
 {
     enum lm_status status = read_experts(engine, &out->before, &out->device_before, err);
     if (status != LM_OK) return status;
+    const double device_j = accelerator_energy_j();
     const double energy_j = energy_read_j();
     out->n_first = out->n_gap = 0;
     for (uint32_t i = 0; i < n; i++)
@@ -201,6 +203,8 @@ static enum lm_status run_timed(struct engine *engine, struct sequence *sequence
     status = run_all(engine, sequences, n, err);
     out->elapsed_ns = now_ns() - begin_ns;
     out->energy_j = energy_since_j(energy_j);
+    const double device_now_j = device_j < 0 ? -1 : accelerator_energy_j();
+    out->accelerator_energy_j = device_now_j < 0 ? -1 : device_now_j - device_j;
     return status == LM_OK ? read_experts(engine, &out->after, &out->device_after, err) : status;
 }
 

@@ -45,7 +45,8 @@ struct engine_sample {
     double *first_s, *gap_s;
     size_t n_first, n_gap;
     uint64_t elapsed_ns;
-    double energy_j; /* of the processors' packages; negative: not to be read here */
+    double energy_j;             /* of the processors' packages; negative: not to be read here */
+    double accelerator_energy_j; /* likewise */
     struct expert_pager_stats before, after; /* of all ranks, when the clock started and stopped */
     struct device_tier_stats device_before, device_after; /* n_slot 0: no device has slots */
 };

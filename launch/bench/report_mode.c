@@ -248,9 +248,10 @@ static void put_range(struct report *report, struct json_object *predicted)
 static void put_results(struct report *report)
 {
     static const char *const heads[] = {
-        "test",    "t/s",       "predicted t/s",   "by reads, t/s", "in memory",
-        "hits",    "recall",    "precision",       "waiting",       "disk GB/s",
-        "load, s", "J per run", "first token, ms", "itl p50, ms",   "itl p99, ms"};
+        "test",       "t/s",       "predicted t/s", "by reads, t/s",   "in memory",
+        "hits",       "recall",    "precision",     "waiting",         "disk GB/s",
+        "load, s",    "J per run", "device J",      "first token, ms", "itl p50, ms",
+        "itl p99, ms"};
     const size_t n_head = sizeof(heads) / sizeof(heads[0]);
     put_heading(report, "Results");
     begin_row(report, true);
@@ -277,6 +278,7 @@ static void put_results(struct report *report)
         put_number(report, "%.2f", number(row, "experts", "disk_bytes_s") / 1e9);
         put_number(report, "%.2f", number(row, NULL, "load_s"));
         put_number(report, "%.1f", number(row, NULL, "energy_j"));
+        put_number(report, "%.1f", number(row, NULL, "accelerator_energy_j"));
         put_number(report, "%.2f", number(row, "ttft_ms", "p50"));
         put_number(report, "%.2f", number(row, "itl_ms", "p50"));
         put_number(report, "%.2f", number(row, "itl_ms", "p99"));

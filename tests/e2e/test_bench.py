@@ -1,5 +1,6 @@
 """lean bench on a model: every format says the same, arms and ranks, and what is refused."""
 import csv
+import ctypes
 import io
 import json
 import math
@@ -7,6 +8,7 @@ import os
 import re
 import sqlite3
 import statistics
+import tempfile
 
 import cli
 import ranks
@@ -186,6 +188,23 @@ def check_predictions():
         assert cli.lean("bench", *words).returncode == code
 
 
+def check_accelerators():
+    """Without the vendor's library nothing is told; of one that stands in for it what it says."""
+    words = ("bench", "demo", "-p", "0", "-n", "2", "-r", "2", "-o", "json")
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        row = json.loads(cli.lean(*words).stdout)[0]
+        assert row["accelerators"] is None and row["accelerator_energy_j"] is None, row
+    build = os.environ.get("LEAN_BUILD_DIR", os.path.dirname(cli.LEAN))
+    with tempfile.TemporaryDirectory(prefix="lean-nvml-") as folder:
+        os.symlink(os.path.join(build, "tests", "nvml_shim.so"), os.path.join(folder, "libnvidia-ml.so.1"))
+        row = json.loads(cli.lean(*words, LD_LIBRARY_PATH=folder).stdout)[0]
+    assert row["accelerators"] == [{"name": "Stand-in 0", "driver": "600.1", "power_w": 123.456},
+                                   {"name": "Stand-in 1", "driver": "600.1", "power_w": None}], row["accelerators"]
+    assert row["accelerator_energy_j"] == 5, row["accelerator_energy_j"]
+
+
 def check_ranks():
     if ranks.why_no_mpi():
         print("ranks are not tried:", ranks.why_no_mpi())
@@ -211,6 +230,7 @@ def main():
     check_prompts()
     check_refused()
     check_predictions()
+    check_accelerators()
     check_ranks()
     print("bench: tests, formats, arms, prompts, refusals, predictions, ranks")
 
