@@ -45,12 +45,13 @@ const struct option_spec options_engine[] = {
      .help = "element type of the KV cache"},
     {"prefill-chunk", 0, OPTION_INT, "N|auto", .def = "auto", .key = "schedule.prefill_chunk",
      .min = 1, .max = 65536, .help = "prompt tokens computed in one step"},
-    {"prompt-lookup", 0, OPTION_ENUM, "on|off|auto", .def = "auto", .key = "schedule.prompt_lookup",
+    {"prompt-lookup", 0, OPTION_ENUM, "auto|on|off", .def = "auto", .key = "schedule.prompt_lookup",
      .help = "draft what followed when the last tokens occurred before, and verify that: the same "
              "output; auto: while it is faster"},
-    {"mtp", 0, OPTION_ENUM, "on|off|auto", .def = "auto", .key = "schedule.mtp",
-     .help = "drafts by the model's own layer for multi-token prediction, verified: the same output; "
-             "auto: once that was faster, if all is in the CPU's memory"},
+    {"mtp", 0, OPTION_ENUM, "auto|on|off", .def = "auto", .key = "schedule.mtp",
+     .help =
+         "drafts by the model's own layer for multi-token prediction, verified: the same output; "
+         "auto: once that was faster, if all is in the CPU's memory"},
     {"draft-max", 0, OPTION_INT, "N", .def = "8", .key = "schedule.draft_max", .min = 1,
      .max = STEP_DRAFT_MAX, .help = "tokens that are drafted at once"},
     {"ram", 0, OPTION_SIZE, "SIZE", .key = "tiers.ram.size",

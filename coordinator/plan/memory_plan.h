@@ -4,8 +4,8 @@
  *                  all but the routed experts in memory, and of these as many as there is room for
  *   KV cache       whole blocks of 128 positions for every sequence; a layer with a window keeps
  *                  the window and one step
- *   recurrent      records of the gated delta net layers, one for each sequence and snapshot, and rows
- *                  that such layers keep of drafts
+ *   recurrent      records of the gated delta net layers, one for each sequence and snapshot, and
+ *                  rows that such layers keep of drafts
  *   angles         sine and cosine of the rotary angles of every position
  *   scratch        activations of one step, logits
  *   log-probs      of prompts whose states are kept, as many bytes as was said
