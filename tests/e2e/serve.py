@@ -9,6 +9,7 @@ it, in test_serve_clients.py. A server that does not end with status 0, or that 
 of a sanitizer, fails the test that started it.
 """
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -27,6 +28,20 @@ import cli
 DEMO = os.path.join(cli.SOURCE_DIR, "configs/demo/lean-demo-q4_k_m.gguf")
 TINY = os.path.join(cli.SOURCE_DIR, "tests/data/golden/models/qwen35moe-s-q8_0.gguf")
 START_S = 60
+
+
+def sum_metric(text, name, **labels):
+    """The same in the text of /metrics."""
+    total, found = 0, False
+    for line in text.splitlines():
+        match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
+        if not match:
+            continue
+        has = dict(re.findall(r'(\w+)="([^"]*)"', match[1] or ""))
+        if all(has.get(key) == value for key, value in labels.items()):
+            total, found = total + float(match[2]), True
+    assert found, f"no metric {name} {labels}"
+    return total
 
 
 def packages(*names):
@@ -149,18 +164,13 @@ class Server:
                            % (path.encode(), len(data), data))
         return connection
 
+    def metrics(self):
+        """All metrics at one moment, to be asked like metric."""
+        return functools.partial(sum_metric, self.get("/metrics").body.decode())
+
     def metric(self, name, **labels):
         """Sum of a metric over its labels, of those that are as given."""
-        total, found = 0, False
-        for line in self.get("/metrics").body.decode().splitlines():
-            match = re.fullmatch(rf"{name}(?:\{{(.*)\}})? (\S+)", line)
-            if not match:
-                continue
-            has = dict(re.findall(r'(\w+)="([^"]*)"', match[1] or ""))
-            if all(has.get(key) == value for key, value in labels.items()):
-                total, found = total + float(match[2]), True
-        assert found, f"no metric {name} {labels}"
-        return total
+        return self.metrics()(name, **labels)
 
     def wait_idle(self, seconds):
         """Waits until no sequence runs or waits, at most the seconds; returns how long it took."""
