@@ -30,11 +30,10 @@ struct tuned {
 
 const struct option_spec *tuned_option(size_t i)
 {
-    static const char *const names[TUNED_COUNT] = {[TUNED_THREADS] = "threads",
-                                                   [TUNED_IO] = "io",
-                                                   [TUNED_PREFETCH] = "prefetch",
-                                                   [TUNED_POLICY] = "policy",
-                                                   [TUNED_PREFILL_CHUNK] = "prefill-chunk"};
+    static const char *const names[TUNED_COUNT] = {
+        [TUNED_THREADS] = "threads",   [TUNED_IO] = "io",
+        [TUNED_PREFETCH] = "prefetch", [TUNED_POLICY] = "policy",
+        [TUNED_MISS] = "miss",         [TUNED_PREFILL_CHUNK] = "prefill-chunk"};
     const struct option_spec *spec = options_engine;
     if (i >= TUNED_COUNT) return NULL;
     while (strcmp(spec->name, names[i]))
@@ -195,6 +194,9 @@ static void take(struct engine_config *config, size_t i, const char *value)
         break;
     case TUNED_POLICY:
         config->own.policy = value;
+        break;
+    case TUNED_MISS:
+        config->own.miss = value;
         break;
     case TUNED_PREFILL_CHUNK:
         config->prefill_chunk = number;

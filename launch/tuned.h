@@ -20,7 +20,15 @@ struct option_spec;
 struct tuned;
 
 /* The options that may be tuned. */
-enum { TUNED_THREADS, TUNED_IO, TUNED_PREFETCH, TUNED_POLICY, TUNED_PREFILL_CHUNK, TUNED_COUNT };
+enum {
+    TUNED_THREADS,
+    TUNED_IO,
+    TUNED_PREFETCH,
+    TUNED_POLICY,
+    TUNED_MISS,
+    TUNED_PREFILL_CHUNK,
+    TUNED_COUNT
+};
 const struct option_spec *tuned_option(size_t i); /* NULL after the last */
 
 /* NULL: nothing was kept, or it is not to be read. */

@@ -25,6 +25,7 @@
 #include "launch/tuned.h"
 #include "proto/base/log.h"
 #include "proto/gguf/gguf.h"
+#include "proto/model/hparams.h"
 
 const struct option_spec options_bench_tune[] = {
     {"time", 0, OPTION_TIME, "T", .def = "300s",
@@ -47,7 +48,7 @@ struct tune {
     struct tuned *kept;
     struct json_object *machine, *settings; /* what is told */
     double begin_s, end_s;
-    uint32_t n_gen, n_prompt;
+    uint32_t n_ctx_train, n_gen, n_prompt;
     double run_s, prompt_run_s; /* of one run, the start of the process included */
     struct json_object *base;   /* the row of a run with what counts now */
     struct log_bar bar;
@@ -232,6 +233,8 @@ static enum lm_status find_sizes(struct tune *tune, struct lm_error *err)
     tune->n_prompt = 2048;
     while (tune->n_prompt > 512 && tune->n_prompt / (4 * rate) > 5 * RUN_S)
         tune->n_prompt /= 2;
+    while (tune->n_prompt > tune->n_ctx_train)
+        tune->n_prompt /= 2;
     tune->prompt_run_s = run_s + tune->n_prompt / (4 * rate);
     return LM_OK;
 }
@@ -336,7 +339,10 @@ static enum lm_status try_setting(struct tune *tune, struct candidates *c, struc
             best = i;
     }
     for (size_t i = 0; i < c->n; i++)
-        tell(tune, c, i, i == best ? "kept" : "dropped");
+        tell(tune, c, i,
+             i == best       ? "kept"
+             : c->n_round[i] ? "dropped"
+                             : "not tried: what counts now could not be run");
     return best == SIZE_MAX ? LM_OK
                             : tuned_set(tune->kept, c->setting, c->value[best],
                                         median(c->ratio[best], N_ROUND) - 1, err);
@@ -389,7 +395,9 @@ static void add_chunks(struct tune *tune, struct candidates *c)
 
 static enum lm_status try_all(struct tune *tune, struct lm_error *err)
 {
+    static const char *const ways[] = {"gpu", "cpu", "hybrid"};
     const bool paged = field(tune->base, NULL, "experts") != NULL;
+    const bool lacks = field(tune->base, "experts", "device") != NULL;
     enum lm_status status = LM_OK;
     for (size_t setting = 0; setting < TUNED_COUNT && status == LM_OK; setting++) {
         struct candidates c = {.setting = setting};
@@ -407,6 +415,10 @@ static enum lm_status try_all(struct tune *tune, struct lm_error *err)
         case TUNED_POLICY:
             if (paged) add(&c, "lru");
             if (paged) add(&c, "static");
+            break;
+        case TUNED_MISS: /* of experts that a device lacks */
+            for (size_t i = 0; lacks && i < 3; i++)
+                add(&c, "%s", ways[i]);
             break;
         case TUNED_PREFILL_CHUNK:
             add_chunks(tune, &c);
@@ -497,7 +509,11 @@ static enum lm_status tune_model(struct tune *tune, struct lm_error *err)
     tune->begin_s = log_now_s();
     tune->end_s = tune->begin_s + time_s;
     log_info("at most %s", log_format_seconds(time_s, limit));
-    enum lm_status status = measure_memory(tune, err);
+    struct hparams hp;
+    enum lm_status status = hparams_read(&hp, tune->file, err);
+    if (status != LM_OK) return status;
+    tune->n_ctx_train = hp.n_ctx_train ? hp.n_ctx_train : UINT32_MAX;
+    status = measure_memory(tune, err);
     if (status == LM_OK) status = measure_disk(tune, err);
     if (status == LM_OK) status = measure_link(tune, err);
     if (status != LM_OK) return status;
