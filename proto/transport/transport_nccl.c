@@ -28,6 +28,7 @@ struct nccl_edge {
     atomic_bool aborted;
     uint64_t point[TRANSPORT_DEPTH]; /* ring */
     uint64_t n_begun, n_ended;
+    bool failed; /* a transfer may be half begun */
     pthread_mutex_t lock;
     struct nccl_comm *comm; /* guarded by lock; NULL: ended */
 };
@@ -80,6 +81,22 @@ static enum lm_status settle_locked(struct nccl_edge *edge, int result, const ch
     return nccl_library_fail(edge->nccl, result, call, edge->comm, err);
 }
 
+/* What NCCL has found out by itself since the last call: that the other end is gone. */
+static enum lm_status check_comm(struct nccl_edge *edge, struct lm_error *err)
+{
+    enum lm_status status = LM_OK;
+    int state = NCCL_SUCCESS;
+    pthread_mutex_lock(&edge->lock);
+    if (edge->comm) {
+        const int result = edge->nccl->comm_get_async_error(edge->comm, &state);
+        if (result != NCCL_SUCCESS) state = result;
+        if (state != NCCL_SUCCESS && state != NCCL_IN_PROGRESS)
+            status = nccl_library_fail(edge->nccl, state, "NCCL", edge->comm, err);
+    }
+    pthread_mutex_unlock(&edge->lock);
+    return status;
+}
+
 static enum lm_status wait_point(struct nccl_edge *edge, uint64_t point, double timeout_s,
                                  struct lm_error *err)
 {
@@ -90,6 +107,7 @@ static enum lm_status wait_point(struct nccl_edge *edge, uint64_t point, double 
         enum lm_status status = stream->ops->reached(stream, point, &reached, err);
         /* of an aborted edge it means nothing */
         if (status == LM_OK && reached && !atomic_load(&edge->aborted)) return LM_OK;
+        if (status == LM_OK) status = check_comm(edge, err);
         if (status == LM_OK) status = wait_more(edge, &wait, err);
         if (status != LM_OK) return status;
     }
@@ -120,6 +138,7 @@ static enum lm_status begin(struct nccl_edge *edge, void *buffer, size_t n_bytes
     pthread_mutex_lock(&edge->lock);
     const enum lm_status status = put_locked(edge, buffer, n_bytes, &wait, err);
     pthread_mutex_unlock(&edge->lock);
+    edge->failed |= status != LM_OK;
     if (status != LM_OK) return status;
     edge->point[edge->n_begun++ % TRANSPORT_DEPTH] = stream->ops->mark(stream);
     if (!edge->config.sending) stream->ops->before_operations(stream);
@@ -181,8 +200,10 @@ static void nccl_close(struct transport_edge *base)
     struct nccl_edge *const edge = (struct nccl_edge *)base;
     if (!edge) return;
     const uint64_t last = edge->n_begun - 1;
-    const bool done = !edge->n_begun || wait_point(edge, edge->point[last % TRANSPORT_DEPTH],
-                                                   CLOSE_TIMEOUT_S, NULL) == LM_OK;
+    bool done = !edge->failed && check_comm(edge, NULL) == LM_OK;
+    if (done && edge->n_begun)
+        done =
+            wait_point(edge, edge->point[last % TRANSPORT_DEPTH], CLOSE_TIMEOUT_S, NULL) == LM_OK;
     pthread_mutex_lock(&edge->lock);
     end_locked(edge, done ? edge->nccl->comm_destroy : edge->nccl->comm_abort);
     pthread_mutex_unlock(&edge->lock);

@@ -14,8 +14,9 @@
  * works among processes of one machine.
  *
  *   LEAN_EMU_NCCL   comma-separated: "delay:MS" before each operation's data, "rate:BYTES" a
- * second, "lose:N" the N-th operation of this process never ends, "refuse" no communicator comes
- * about, "file:NAME" another library is to be opened instead of this one
+ * second, "lose:N" the N-th operation of this process never ends, "error:N" likewise, and its
+ * communicator tells of an error, "refuse" no communicator comes about, "file:NAME" another library
+ * is to be opened instead of this one
  *
  * Threads: as NCCL's. */
 #include <dlfcn.h>
@@ -98,7 +99,7 @@ static struct network {
     std::map<std::string, int> listeners; /* by name, of ids made here that nobody has used yet */
     std::string last_error;
     double delay_s, bytes_per_s;
-    long lose; /* how many operations are left until one is lost; 0: none is */
+    long lose, error; /* how many operations are left until one is lost, fails; 0: none does */
     bool refuse;
 } &network = *new struct network();
 
@@ -134,10 +135,12 @@ static const char *setting(const char *name)
 static void read_settings(void)
 {
     guard held(network.lock);
-    const char *delay = setting("delay:"), *rate = setting("rate:"), *lose = setting("lose:");
+    const char *delay = setting("delay:"), *rate = setting("rate:"), *lose = setting("lose:"),
+               *error = setting("error:");
     network.delay_s = delay ? strtod(delay, nullptr) * 1e-3 : 0;
     network.bytes_per_s = rate ? strtod(rate, nullptr) : 0;
     network.lose = lose ? strtol(lose, nullptr, 10) : 0;
+    network.error = error ? strtol(error, nullptr, 10) : 0;
     network.refuse = setting("refuse") != nullptr;
 }
 
@@ -197,18 +200,20 @@ static bool transfer(const struct link *link, const operation &op)
 }
 
 /* The delay, and whether this operation is one that never ends. */
-static bool is_lost(size_t n_bytes)
+static bool is_lost(struct link *link, size_t n_bytes)
 {
     double pause_s;
-    bool lost;
+    bool lost, failed;
     {
         guard held(network.lock);
         pause_s = network.delay_s;
         if (network.bytes_per_s > 0) pause_s += (double)n_bytes / network.bytes_per_s;
         lost = network.lose && !--network.lose;
+        failed = network.error && !--network.error;
     }
     if (pause_s > 0) usleep((useconds_t)(pause_s * 1e6));
-    return lost;
+    if (failed) link->state = fail(ncclRemoteError, "the other rank is gone");
+    return lost || failed;
 }
 
 /* ---- operations in a stream ---- */
@@ -242,7 +247,8 @@ static void run_launch(void *data)
     size_t n_bytes = 0;
     for (const operation &op : l->ops)
         n_bytes += op.n_bytes;
-    if (l->link->aborted || is_lost(n_bytes) || !run_operations(l)) stand_still(l->link.get());
+    if (l->link->aborted || is_lost(l->link.get(), n_bytes) || !run_operations(l))
+        stand_still(l->link.get());
     delete l;
 }
 

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "kernels/backend_cuda.h"
 #include "proto/base/device_stream.h"
@@ -213,6 +214,25 @@ static void test_a_lost_job(void **state)
     close_both(end);
 }
 
+/* What NCCL finds out by itself ends the wait, when nobody else has found it. */
+static void test_an_error_of_nccl(void **state)
+{
+    (void)state;
+    struct end end[2];
+    struct lm_error err;
+    settings("8.6,8.6", "error:3"); /* the first two connect */
+    connect_both(end, (uint32_t[]){0, 1});
+    struct transport_edge *const out = end[0].edge;
+    alarm(20); /* it waits for ever */
+    assert_int_equal(out->ops->send_begin(out, end[0].memory[0], 64, &err), LM_OK);
+    assert_int_equal(out->ops->send_end(out, &err), LM_E_FAIL);
+    alarm(0);
+    assert_string_equal(err.message, "NCCL: remote process exited or there was a network error: "
+                                     "the other rank is gone");
+    assert_int_equal(out->ops->send_begin(out, end[0].memory[0], 64, &err), LM_E_FAIL);
+    close_both(end);
+}
+
 static void test_what_cannot_be_connected(void **state)
 {
     (void)state;
@@ -250,6 +270,7 @@ int main(void)
         cmocka_unit_test(test_all_arrives_in_order),
         cmocka_unit_test(test_what_does_not_match_never_ends),
         cmocka_unit_test(test_a_lost_job),
+        cmocka_unit_test(test_an_error_of_nccl),
         cmocka_unit_test(test_what_cannot_be_connected),
         cmocka_unit_test(test_no_library),
     };
