@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the folder that a bare machine with a GPU needs to run tests/gpu/run.sh: programs, plugins,
-# the shared libraries that they need, golden models, the scripts. At most 64 MiB.
+# the shared libraries that they need, golden models, the scripts; and FOLDER.tar.xz, at most 64 MiB.
 #
 #   tests/gpu/prepare.sh [FOLDER]       default: build/gpu-bundle
 #
@@ -40,8 +40,10 @@ ldd "$folder/build/lean" "$folder"/build/tests/test_* "$folder"/build/lib/lean/*
 cp -r tests/data/golden/{models,expected} "$folder/tests/data/golden/"
 cp tests/e2e/{cli,golden,test_goldens}.py "$folder/tests/e2e/"
 cp tests/gpu/{run.sh,report.py} "$folder/tests/gpu/"
-[ -x build/llama/llama-bench ] && tar -C build -cJf "$folder/build/llama.tar.xz" llama
+[ -x build/llama/llama-bench ] && cp -r build/llama "$folder/build/"
 
-mib=$(du -sm --apparent-size "$folder" | cut -f1)
-[ "$mib" -le "$limit_mib" ] || { echo "$folder has $mib MiB, at most $limit_mib may travel" >&2; exit 1; }
-echo "$folder: $mib MiB; there: tests/gpu/run.sh"
+archive=$folder.tar.xz
+tar -C "$(dirname "$folder")" -cf - "$(basename "$folder")" | xz -T0 -3 >"$archive"
+mib=$(du -m --apparent-size "$archive" | cut -f1)
+[ "$mib" -le "$limit_mib" ] || { echo "$archive has $mib MiB, at most $limit_mib may travel" >&2; exit 1; }
+echo "$archive: $mib MiB; there: tar xf, and in the folder tests/gpu/run.sh"

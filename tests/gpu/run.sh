@@ -11,6 +11,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 [ -n "${OUT:-}" ] && exec > >(tee "$OUT/gpu.txt") 2>&1
-[ -e build/llama.tar.xz ] && [ ! -d build/llama ] && tar -C build -xf build/llama.tar.xz
 export LD_LIBRARY_PATH=$PWD/build/shared:$PWD/build/llama${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 exec python3 tests/gpu/report.py "$@"
