@@ -14,7 +14,7 @@
 #include "tests/unit/cmocka_all.h"
 #include "tests/unit/proto/transport/world_exercise.h"
 
-enum { N_BYTES_MAX = 4096 * 4 };
+enum { N_BYTES_MAX = 4096 * 4, N_MEMORY = 3 };
 
 /* A rank: its device, and its end of the edge. */
 struct end {
@@ -25,7 +25,7 @@ struct end {
     struct backend *device;
     struct device_stream *stream;
     struct transport_edge *edge;
-    void *memory[2]; /* of the device */
+    void *memory[N_MEMORY]; /* of the device */
     enum lm_status opened;
     struct lm_error err;
     pthread_t thread;
@@ -67,7 +67,7 @@ static void connect_both(struct end end[2], const uint32_t devices[2])
         assert_int_equal(backend_cuda_stream(end[i].device, &end[i].stream, &err), LM_OK);
         const char *const file = backend_cuda_nccl_file(end[i].device);
         assert_int_equal(nccl_library_open(&end[i].nccl, file, &err), LM_OK);
-        for (int k = 0; k < 2; k++)
+        for (int k = 0; k < N_MEMORY; k++)
             end[i].memory[k] = end[i].device->ops->alloc(end[i].device, N_BYTES_MAX, &err);
     }
     assert_int_equal(nccl_library_make_id(end[0].nccl, &end[0].id, &err), LM_OK);
@@ -82,7 +82,7 @@ static void close_both(struct end end[2])
 {
     for (int i = 0; i < 2; i++) {
         if (end[i].edge) end[i].edge->ops->close(end[i].edge);
-        for (int k = 0; k < 2; k++)
+        for (int k = 0; k < N_MEMORY; k++)
             end[i].device->ops->free(end[i].device, end[i].memory[k]);
         end[i].device->ops->destroy(end[i].device);
         nccl_library_close(end[i].nccl);
@@ -104,7 +104,8 @@ static void fill(uint8_t *bytes, int message)
 
 enum { N_MESSAGE = 12 };
 
-/* Two buffers take turns, each filled again as soon as it is free. */
+/* Two buffers take turns, each filled again as soon as it is free, by an operation that the
+ * transfer has to wait for. */
 static void *send_all(void *context)
 {
     struct end *const end = context;
@@ -113,7 +114,8 @@ static void *send_all(void *context)
     for (int i = 0; i < N_MESSAGE; i++) {
         if (i >= 2) CHECK_OK(end->edge->ops->send_end(end->edge, &end->err), end->err);
         fill(bytes, i);
-        ops->upload(end->device, end->memory[i % 2], bytes, size_of(i));
+        ops->upload(end->device, end->memory[2], bytes, size_of(i));
+        ops->copy(end->device, end->memory[i % 2], end->memory[2], size_of(i));
         CHECK_OK(end->edge->ops->send_begin(end->edge, end->memory[i % 2], size_of(i), &end->err),
                  end->err);
     }
@@ -121,25 +123,31 @@ static void *send_all(void *context)
     return NULL;
 }
 
+/* Two at a time through one buffer: the second waits until what came first has been copied. */
 static void *receive_all(void *context)
 {
     struct end *const end = context;
     const struct backend_ops *const ops = end->device->ops;
-    uint8_t *const wanted = malloc(N_BYTES_MAX), *const got = malloc(N_BYTES_MAX);
+    uint8_t *const wanted = malloc(N_BYTES_MAX), *const got[] = {malloc(N_BYTES_MAX),
+                                                                 malloc(N_BYTES_MAX)};
     for (int i = 0; i < N_MESSAGE; i++) {
+        void *const kept = end->memory[1 + i % 2];
         if (i % 3 == 0) nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
         CHECK_OK(end->edge->ops->recv_begin(end->edge, end->memory[0], size_of(i), &end->err),
                  end->err);
         CHECK_OK(end->edge->ops->recv_end(end->edge, &end->err), end->err);
-        ops->copy(end->device, end->memory[1], end->memory[0],
-                  size_of(i)); /* waits on the device */
-        ops->download(end->device, got, end->memory[1], size_of(i));
+        ops->copy(end->device, kept, end->memory[0], size_of(i)); /* waits on the device */
+        ops->download(end->device, got[i % 2], kept, size_of(i));
+        if (i % 2 == 0) continue;
         CHECK_OK(ops->sync(end->device, &end->err), end->err);
-        fill(wanted, i);
-        CHECK(!memcmp(got, wanted, size_of(i)), "message %d", i);
+        for (int k = i - 1; k <= i; k++) {
+            fill(wanted, k);
+            CHECK(!memcmp(got[k % 2], wanted, size_of(k)), "message %d", k);
+        }
     }
     free(wanted);
-    free(got);
+    free(got[0]);
+    free(got[1]);
     return NULL;
 }
 
