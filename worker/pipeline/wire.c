@@ -126,6 +126,7 @@ static void fill_sampling(Lean__SamplingParams *out, const struct sampling_param
     SET(out, seed, params->seed);
     SET(out, n_logprob, params->n_logprob);
     if (params->is_forced) SET(out, forced_id, params->forced_id);
+    SET(out, of_processed, params->of_processed);
 }
 
 static void fill_seq(Lean__PlanSeq *out, const struct step_seq *seq, uint32_t position)
@@ -259,6 +260,7 @@ static struct sampling_params read_sampling(const Lean__SamplingParams *message,
         .n_logprob = message->n_logprob,
         .is_forced = message->has_forced_id,
         .forced_id = message->forced_id,
+        .of_processed = message->of_processed,
     };
 }
 

@@ -104,6 +104,8 @@ static inline const struct sampling_params *script_sampling(uint32_t slot)
     params[2].top_k = 60;
     params[2].bias = bias;
     params[2].n_bias = 3;
+    params[2].n_logprob = 4;
+    params[2].of_processed = true;
     params[3].temperature = 1.5f;
     params[3].seed = 99;
     params[3].allowed = odd;
