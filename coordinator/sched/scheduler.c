@@ -816,6 +816,13 @@ static uint32_t part_size(const struct scheduler *scheduler, uint32_t n_generati
     return least((n_left + n_part_left - 1) / n_part_left, (n_generating + n_part - 1) / n_part);
 }
 
+/* Drafts in the next step. They leave half of the chunk to prompts that can be read. */
+static uint32_t draft_room(struct scheduler *scheduler)
+{
+    const uint32_t chunk = scheduler->config.prefill_chunk;
+    return next_reader(scheduler, NULL) ? chunk / 2 : chunk;
+}
+
 /* A part of those who generate, then prompts as far as the chunk goes. Beside those who generate
  * one chunk is under way at a time, so that it does not hold up every part of them. */
 static void compose(struct scheduler *scheduler, struct under_way *step)
@@ -825,11 +832,11 @@ static void compose(struct scheduler *scheduler, struct under_way *step)
     step->n_draft = step->n_wanted = 0;
     for (uint32_t i = 0; i < scheduler->config.n_slot; i++)
         n_generating += is_generating(&scheduler->place[i]);
-    const uint32_t size = part_size(scheduler, n_generating);
+    const uint32_t size = part_size(scheduler, n_generating), room = draft_room(scheduler);
     for (uint32_t i = 0; i < scheduler->config.n_slot && step->n_seq < size; i++) {
         struct place *const place = &scheduler->place[i];
         if (!is_generating(place) || place->n_step) continue;
-        const uint32_t n_left = scheduler->config.prefill_chunk - step->n_draft;
+        const uint32_t n_left = room - step->n_draft;
         const uint32_t n_draft = draft(scheduler, place, size + step->n_draft, n_left);
         add_to_step(step, place, 1 + n_draft, n_draft);
         step->seq[step->n_seq - 1].n_wanted = want_drafts(scheduler, place, size);

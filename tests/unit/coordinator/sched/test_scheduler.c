@@ -914,6 +914,32 @@ static void test_stop_and_steer_inside_drafts(void **state)
     }
 }
 
+/* A prompt is read beside sequences whose drafts would fill each step. */
+static void test_drafts_leave_room_for_prompts(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call calls[3];
+    int32_t prompts[3][60];
+    open_drafting(&fixture, 1, 3, true, DRAFTING_ON, DRAFTING_OFF, 8);
+    for (int32_t i = 0; i < 3; i++)
+        fill_repeating(prompts[i], 60, 1000 * i);
+    for (int i = 0; i < 2; i++)
+        submit(&fixture, &calls[i], prompts[i], 40, 300);
+    while (calls[0].n_token < 60)
+        scheduler_step(fixture.scheduler);
+    submit(&fixture, &calls[2], prompts[2], 60, 10);
+    while (!calls[2].n_token) {
+        scheduler_step(fixture.scheduler);
+        assert_int_equal(scheduler_stats(fixture.scheduler).last.phase, STEP_MIXED);
+    }
+    run_all(&fixture);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(calls[i].request.n_generated, calls[i].request.n_max);
+    assert_true(fixture.fake.n_token_max <= CHUNK + 3);
+    scheduler_destroy(fixture.scheduler);
+}
+
 /* Drafts are given up before anything else is. */
 static void test_drafts_take_no_room(void **state)
 {
@@ -1000,6 +1026,7 @@ int main(void)
         cmocka_unit_test(test_the_runner_drafts_once_that_was_faster),
         cmocka_unit_test(test_prefix_behind_drafts),
         cmocka_unit_test(test_stop_and_steer_inside_drafts),
+        cmocka_unit_test(test_drafts_leave_room_for_prompts),
         cmocka_unit_test(test_drafts_take_no_room),
         cmocka_unit_test(test_drafts_at_the_end_of_the_context),
         cmocka_unit_test(test_failure_and_cancel_with_drafts),
