@@ -222,7 +222,8 @@ static enum lm_status take_device_buffer(struct edges *edges, float **x, size_t 
     float *const buffer = edges->device_buffer[edges->n_link_begun % n_buffer];
     edges->device->ops->copy(edges->device, buffer, *x, n_bytes);
     *x = buffer;
-    return LM_OK;
+    /* behind it nothing could stop the message any more */
+    return lost(edges->device->ops->sync(edges->device, err), err);
 }
 
 /* Before the message that tells of it. */

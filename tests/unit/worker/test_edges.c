@@ -1,0 +1,144 @@
+/* Edges between devices: a stage that computes ahead leaves what is being sent alone, and what the
+ * device could not prepare is never sent. */
+#include "tests/unit/cmocka_all.h"
+
+#include "proto/transport/transport.h"
+#include "worker/edges.h"
+
+enum { N_EMBD = 32, N_STEP = 9 };
+
+/* A sending end whose other end is slow: what is sent leaves the buffer when the sender waits. */
+struct slow_edge {
+    struct transport_edge edge;
+    const float *buffer[N_STEP]; /* of each message; float of step i are i + 1 */
+    uint32_t n_begun, n_ended;
+    bool carries_x;
+};
+
+static enum lm_status send_begin(struct transport_edge *edge, const void *buffer, size_t n_bytes,
+                                 struct lm_error *err)
+{
+    struct slow_edge *const slow = (struct slow_edge *)edge;
+    (void)err;
+    assert_true(n_bytes > 0 && slow->n_begun - slow->n_ended < TRANSPORT_DEPTH);
+    slow->buffer[slow->n_begun++] = buffer;
+    return LM_OK;
+}
+
+static enum lm_status send_end(struct transport_edge *edge, struct lm_error *err)
+{
+    struct slow_edge *const slow = (struct slow_edge *)edge;
+    (void)err;
+    assert_true(slow->n_ended < slow->n_begun);
+    const uint32_t step = slow->n_ended++;
+    for (int i = 0; i < N_EMBD && slow->carries_x; i++)
+        assert_float_equal(slow->buffer[step][i], (float)(step + 1), 0);
+    return LM_OK;
+}
+
+static void close_edge(struct transport_edge *edge)
+{
+    (void)edge;
+}
+
+static const struct transport_ops slow_ops = {
+    .name = "slow", .send_begin = send_begin, .send_end = send_end, .close = close_edge};
+
+static bool device_fails;
+
+static enum lm_status sync_device(struct backend *backend, struct lm_error *err)
+{
+    (void)backend;
+    return device_fails ? lm_fail(err, LM_E_FAIL, "out of order") : LM_OK;
+}
+
+/* The first stage of two, its x on a device. */
+struct stage {
+    struct backend *backend, *device;
+    struct backend_ops device_ops;
+    struct slow_edge out, link;
+    struct edges *edges;
+    float *x;
+};
+
+static void open_stage(struct stage *stage)
+{
+    const struct backend_cpu_config cpu = {.n_thread = 1, .kernels = "auto"};
+    struct lm_error err;
+    memset(stage, 0, sizeof(*stage));
+    device_fails = false;
+    assert_int_equal(backend_cpu_create(&stage->backend, &cpu, &err), LM_OK);
+    assert_int_equal(backend_cpu_create(&stage->device, &cpu, &err), LM_OK);
+    stage->device_ops = *stage->device->ops;
+    stage->device_ops.sync = sync_device;
+    stage->device->ops = &stage->device_ops;
+    stage->out = (struct slow_edge){.edge.ops = &slow_ops};
+    stage->link = (struct slow_edge){.edge.ops = &slow_ops, .carries_x = true};
+    const struct edges_config config = {
+        .backend = stage->backend, .out = &stage->out.edge, .n_embd = N_EMBD, .n_batch = 1};
+    assert_int_equal(edges_create(&stage->edges, &config, NULL, &err), LM_OK);
+    assert_int_equal(edges_link(stage->edges, stage->device, NULL, &stage->link.edge, &err), LM_OK);
+    stage->x = stage->device->ops->alloc(stage->device, N_EMBD * sizeof(float), &err);
+    assert_non_null(stage->x);
+}
+
+static void close_stage(struct stage *stage)
+{
+    edges_destroy(stage->edges);
+    stage->device->ops->free(stage->device, stage->x);
+    stage->device->ops->destroy(stage->device);
+    stage->backend->ops->destroy(stage->backend);
+}
+
+static enum lm_status run_step(struct stage *stage, int step, struct lm_error *err)
+{
+    const struct step_plan plan = {.n_seq = 0};
+    struct lm_error failed;
+    float *x;
+    const enum lm_status status = edges_receive(stage->edges, &plan, 1, stage->x, &x, &failed, err);
+    if (status != LM_OK) return status;
+    for (int i = 0; i < N_EMBD; i++)
+        stage->x[i] = (float)(step + 1);
+    return edges_send(stage->edges, &plan, 1, x, stage->x, &failed, err);
+}
+
+static void test_what_is_being_sent_stays(void **state)
+{
+    (void)state;
+    struct stage stage;
+    struct lm_error err;
+    open_stage(&stage);
+    for (int i = 0; i < N_STEP; i++)
+        assert_int_equal(run_step(&stage, i, &err), LM_OK);
+    assert_int_equal(stage.link.n_begun, N_STEP);
+    assert_int_equal(stage.link.n_ended, N_STEP - 2); /* as many as there are buffers go on */
+    while (stage.link.n_ended < N_STEP)
+        send_end(&stage.link.edge, &err);
+    close_stage(&stage);
+}
+
+/* Neither x nor the message that would tell of it. */
+static void test_a_device_that_fails_sends_nothing(void **state)
+{
+    (void)state;
+    struct stage stage;
+    struct lm_error err;
+    open_stage(&stage);
+    assert_int_equal(run_step(&stage, 0, &err), LM_OK);
+    device_fails = true;
+    assert_int_equal(run_step(&stage, 1, &err), LM_E_RANK_LOST);
+    assert_int_equal(err.status, LM_E_RANK_LOST);
+    assert_string_equal(err.message, "out of order");
+    assert_int_equal(stage.link.n_begun, 1);
+    assert_int_equal(stage.out.n_begun, 1);
+    close_stage(&stage);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_what_is_being_sent_stays),
+        cmocka_unit_test(test_a_device_that_fails_sends_nothing),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
