@@ -254,9 +254,10 @@ static void follow_seq(struct mtp *mtp, const struct step_seq *seq, uint32_t ind
 {
     const uint32_t slot = seq->slot, begin = (uint32_t)seq->n_history - seq->n_token;
     const bool samples = seq->output != STEP_OUTPUT_NONE;
+    const int32_t next = seq->next < 0 && samples ? sampled->id : seq->next;
     const size_t d = mtp->hp.n_embd;
     uint32_t n = n_valid(seq);
-    if (!samples && seq->next < 0) n--;
+    if (next < 0) n--;
     if (!seq->is_drafted) return;
     if (seq_state_length(mtp->state, slot) > begin) seq_state_cut(mtp->state, slot, begin);
     if (seq_state_length(mtp->state, slot) < begin || seq->error->status != LM_OK) lose(mtp, slot);
@@ -268,7 +269,7 @@ static void follow_seq(struct mtp *mtp, const struct step_seq *seq, uint32_t ind
     memcpy(mtp->input + mtp->n_row * d, hidden, n * d * sizeof(float));
     for (uint32_t i = 0; i < n; i++) {
         const bool inside = i + 1 < n_valid(seq);
-        add_row(mtp, slot, begin + i, inside ? seq->ids[i + 1] : samples ? sampled->id : seq->next);
+        add_row(mtp, slot, begin + i, inside ? seq->ids[i + 1] : next);
     }
     seq_state_advance(mtp->state, slot, n);
     if (!samples || !seq->n_wanted) return;

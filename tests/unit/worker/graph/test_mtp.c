@@ -204,14 +204,16 @@ static void make_sequence(void)
 
 /* Positions [begin, begin + n) with n_draft wrong drafts behind them; returns what is drafted. */
 static uint32_t follow(struct mtp *mtp, uint32_t slot, uint32_t begin, uint32_t n, uint32_t n_draft,
-                       bool samples, int32_t *drafts)
+                       enum step_output output, int32_t *drafts)
 {
     static float rows[N_POS + STEP_DRAFT_MAX][N_MAX];
     int32_t step_ids[N_POS + STEP_DRAFT_MAX];
     float packed[(N_POS + STEP_DRAFT_MAX) * N_MAX / 4];
     uint32_t n_accepted = 0, n_drafted = 0;
     struct lm_error error = {.status = LM_OK}, err;
-    const struct sampled_token sampled = {.id = ids[begin + n]};
+    const bool samples = output == STEP_OUTPUT_SAMPLE;
+    /* inside a prompt whose logits are wanted what is sampled is not what follows */
+    const struct sampled_token sampled = {.id = samples ? ids[begin + n] : 3};
     for (uint32_t i = 0; i < n + n_draft; i++) {
         step_ids[i] = i < n ? ids[begin + i] : 3;
         memcpy(rows[i], i < n ? hidden[begin + i] : hidden[0], sizeof(rows[i]));
@@ -222,7 +224,7 @@ static uint32_t follow(struct mtp *mtp, uint32_t slot, uint32_t begin, uint32_t 
                                  .n_token = n + n_draft,
                                  .n_draft = n_draft,
                                  .n_accepted = &n_accepted,
-                                 .output = samples ? STEP_OUTPUT_SAMPLE : STEP_OUTPUT_NONE,
+                                 .output = output,
                                  .n_history = begin + n + n_draft,
                                  .is_drafted = true,
                                  .n_wanted = samples ? N_WANTED : 0,
@@ -258,13 +260,15 @@ static void test_the_formulas(void **state)
     int32_t drafts[N_WANTED];
     make_sequence();
     assert_true(hp.n_embd <= N_MAX / 4);
-    /* a prompt in two chunks, then token by token, drafts of the step before among them */
-    assert_int_equal(follow(mtp, 0, 0, 9, 0, false, drafts), 0);
+    /* a prompt in three chunks, then token by token, drafts of the step before among them */
+    assert_int_equal(follow(mtp, 0, 0, 5, 0, STEP_OUTPUT_NONE, drafts), 0);
+    assert_int_equal(follow(mtp, 0, 5, 4, 0, STEP_OUTPUT_LOGITS, drafts), 0);
     uint32_t n = 0;
     for (uint32_t end = 20; end <= N_POS; end++) {
         const uint32_t begin = end == 20 ? 9 : end - 1;
-        assert_int_equal(follow(mtp, 0, begin, end - begin, end > 20 ? end % 3 : 0, true, drafts),
-                         N_WANTED);
+        assert_int_equal(
+            follow(mtp, 0, begin, end - begin, end > 20 ? end % 3 : 0, STEP_OUTPUT_SAMPLE, drafts),
+            N_WANTED);
         for (; n + 1 < end; n++) {
             for (uint32_t i = 0; i < hp.n_embd; i++)
                 h[i] = (double)hidden[n][i];
@@ -282,16 +286,16 @@ static void test_slots(void **state)
     struct mtp *mtp = create();
     int32_t drafts[2][N_WANTED];
     make_sequence();
-    follow(mtp, 0, 0, 20, 0, true, drafts[0]);
+    follow(mtp, 0, 0, 20, 0, STEP_OUTPUT_SAMPLE, drafts[0]);
     mtp_seq(mtp, &(struct seq_op){.kind = SEQ_FORK, .slot = 0, .to = 1, .n = 15});
-    assert_int_equal(follow(mtp, 1, 15, 5, 0, true, drafts[1]), N_WANTED);
+    assert_int_equal(follow(mtp, 1, 15, 5, 0, STEP_OUTPUT_SAMPLE, drafts[1]), N_WANTED);
     assert_memory_equal(drafts[0], drafts[1], sizeof(drafts[0]));
-    assert_int_equal(follow(mtp, 1, 25, 5, 0, true, drafts[1]), 0);
-    assert_int_equal(follow(mtp, 1, 30, 5, 0, true, drafts[1]), 0);
+    assert_int_equal(follow(mtp, 1, 25, 5, 0, STEP_OUTPUT_SAMPLE, drafts[1]), 0);
+    assert_int_equal(follow(mtp, 1, 30, 5, 0, STEP_OUTPUT_SAMPLE, drafts[1]), 0);
     mtp_seq(mtp, &(struct seq_op){.kind = SEQ_FORK, .slot = 1, .to = 0, .n = 35});
-    assert_int_equal(follow(mtp, 0, 35, 1, 0, true, drafts[1]), 0);
+    assert_int_equal(follow(mtp, 0, 35, 1, 0, STEP_OUTPUT_SAMPLE, drafts[1]), 0);
     mtp_seq(mtp, &(struct seq_op){.kind = SEQ_CLEAR, .slot = 0});
-    assert_int_equal(follow(mtp, 0, 0, 20, 0, true, drafts[1]), N_WANTED);
+    assert_int_equal(follow(mtp, 0, 0, 20, 0, STEP_OUTPUT_SAMPLE, drafts[1]), N_WANTED);
     assert_memory_equal(drafts[0], drafts[1], sizeof(drafts[0]));
     mtp_destroy(mtp);
 }
