@@ -42,7 +42,7 @@ class Install(unittest.TestCase):
         self.assertEqual(sorted(pages), sorted(["lean.1"] + [f"lean-{name}.1" for name in names]))
         for name in names:
             page = self.read("share/man/man1", f"lean-{name}.1")
-            shown = re.findall(r"^\s.*--([a-z][a-z0-9-]*)", lean("help", name).stdout, re.M)
+            shown = re.findall(r"^ {2,6}(?:-\w, )?--([a-z][a-z0-9-]*)", lean("help", name).stdout, re.M)
             self.assertIn("config", shown)
             for option in shown:
                 self.assertIn("\\-\\-" + option.replace("-", "\\-") + "\\fR", page, name)

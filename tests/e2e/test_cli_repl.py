@@ -155,11 +155,11 @@ class Keys(Repl):
         terminal.type("/und\t")
         self.assert_ends_in(terminal, [">>> /undo"])
         terminal.type("\x15/s\t\t")
-        terminal.wait_for(lambda t: "/set" in t.rows()[-2])
+        terminal.wait_for(lambda t: any("/set" in row for row in t.rows()[:-1]))
         terminal.type("\x15/set temp\t")
         self.assert_ends_in(terminal, [">>> /set temperature"])
         terminal.type(f"\x15/read {self.folder.name}/lo\t")
-        terminal.wait_for(lambda t: t.rows()[-1].endswith("long_name.txt"))
+        terminal.wait_for(lambda t: any(row.endswith("long_name.txt") for row in t.rows()[-1:]))
         self.ask(terminal, "\r")
         self.assertEqual(self.messages(terminal)[0], ("user", "from a file"))
 

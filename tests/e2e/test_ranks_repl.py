@@ -109,7 +109,7 @@ class Shell(one.Repl):
         self.shell.type("fg\r")
         self.wait_for_text(">>>")
         self.shell.type("hello\r", 0.5)
-        self.shell.wait_for(lambda t: t.rows()[-1] == ">>>")
+        self.shell.wait_for(lambda t: t.rows()[-1:] == [">>>"])
         self.shell.type("/bye\r")
         self.shell.type("echo status $?\r")
         self.wait_for_text("status 0")
@@ -119,7 +119,7 @@ class Shell(one.Repl):
         self.wait_for_text(">>>")
         self.shell.type("\x1a")
         self.shell.type("hello\r", 0.5)
-        self.shell.wait_for(lambda t: t.rows()[-1] == ">>>")
+        self.shell.wait_for(lambda t: t.rows()[-1:] == [">>>"])
         self.shell.type("\x04")
 
 

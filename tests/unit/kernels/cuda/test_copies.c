@@ -487,7 +487,7 @@ static void test_a_lost_device_hangs_nobody(void **state)
             for (int n = 0; !f.ops->fetched(f.backend, ticket[k]); n++)
                 assert_true(n < 1000000);
         for (int n = 0; n < 2; n++) {
-            assert_int_equal(f.ops->sync(f.backend, &err), LM_E_FAIL);
+            assert_int_equal(f.ops->sync(f.backend, &err), LM_E_DEVICE_LOST);
             assert_non_null(strstr(err.message, "the device is lost"));
         }
         f.ops->start(f.backend);
@@ -534,7 +534,7 @@ static void test_kernels_read_pinned_memory_only(void **state)
         dup2(saved, STDERR_FILENO);
         close(saved);
         fclose(null);
-        assert_int_equal(status, pinned ? LM_OK : LM_E_FAIL);
+        assert_int_equal(status, pinned ? LM_OK : LM_E_DEVICE_LOST);
         for (int i = 0; i < 5; i++)
             ops->free(backend, memory[i]);
         ops->destroy(backend);
