@@ -10,6 +10,7 @@ import cli
 import serve
 
 MODEL = serve.DEMO
+TINY = os.path.join(os.path.dirname(__file__), "../data/golden/models/qwen35moe-k-q4km.gguf")
 LIMITS_S = (8, 60)  # a busy machine needs longer to measure its memory and disk alone
 
 
@@ -19,16 +20,27 @@ def kept_file():
     return found[0] if found else None
 
 
-def check_tuning():
-    """Ends in time; keeps what its own ratios say, and nothing else."""
+def tune(*words):
+    """Ends in time."""
     for limit_s in LIMITS_S:
         begin = time.monotonic()
-        done = cli.lean("bench", "tune", MODEL, "--time", f"{limit_s}s", "--json", "--expert-slots", "50%")
+        done = cli.lean("bench", "tune", *words, "--time", f"{limit_s}s", "--json")
         if "no time for a run" not in done.stderr:
             break
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - begin < limit_s + 20, time.monotonic() - begin
-    result = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+def check_link():
+    result = tune(TINY, "--device", "emu")
+    assert result["machine"]["link_bytes_s"] > 1e6, result["machine"]
+    os.remove(kept_file())
+
+
+def check_tuning():
+    """Keeps what its own ratios say, and nothing else."""
+    result = tune(MODEL, "--expert-slots", "50%")
     machine = result["machine"]
     assert machine["memory_bytes_s"] > 1e8 and machine["link_bytes_s"] is None
     assert machine["kernels_beside_copy_bytes_s"] > 1e7 and machine["copy_beside_kernels_bytes_s"] > 1e6
@@ -120,6 +132,7 @@ def check_forgetting():
 
 
 def main():
+    check_link()
     text = check_tuning()
     check_what_counts(text)
     check_what_does_not(text)
