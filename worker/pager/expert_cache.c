@@ -46,7 +46,9 @@ struct layer {
 };
 
 struct slot_class {
-    uint32_t n_slot, n_layer, floor;
+    int32_t first;           /* slot */
+    uint32_t n_slot, n_made; /* that may be used, and are there */
+    uint32_t n_layer, floor;
     uint32_t n_free;
     int32_t free;                          /* first of a list by next */
     uint32_t n_transient, n_transient_max; /* pinned ones too; how many prefill makes */
@@ -57,8 +59,9 @@ struct expert_cache {
     const struct cache_policy *policy;
     double half_life; /* of heat, in tokens */
     uint32_t n_layer, n_expert, n_class;
-    uint64_t now; /* tokens at this step */
-    bool prefill; /* this step is one */
+    uint32_t floor, n_prefill_slot; /* as configured */
+    uint64_t now;                   /* tokens at this step */
+    bool prefill;                   /* this step is one */
     struct layer *layer;
     struct slot_class *class;
     struct expert *expert; /* [n_layer][n_expert] */
@@ -271,18 +274,17 @@ static bool used_now(const struct expert_cache *cache, int32_t slot)
     return expert->last_token && expert->last_token >= cache->now;
 }
 
-/* The least of the layers' least that this token has not used, for what is only predicted: the
- * layers behind have theirs. */
-static int32_t least_idle(const struct expert_cache *cache, struct expert_key key)
+/* The least of the layers' least above their floors. idle: of those that this token has not used.
+ */
+static int32_t least_of_class(const struct expert_cache *cache, uint32_t class_index, bool idle)
 {
-    const struct layer *own = &cache->layer[key.layer];
-    const uint32_t floor = cache->class[own->class_index].floor;
+    const uint32_t floor = cache->class[class_index].floor;
     int32_t least = NONE;
     struct rank least_rank = {0, 0};
     for (uint32_t il = 0; il < cache->n_layer; il++) {
         const struct layer *layer = &cache->layer[il];
-        if (layer->class_index != own->class_index || !layer->n_heap) continue;
-        if (layer->n_admitted <= floor || used_now(cache, layer->heap[0])) continue;
+        if (layer->class_index != class_index || !layer->n_heap) continue;
+        if (layer->n_admitted <= floor || (idle && used_now(cache, layer->heap[0]))) continue;
         const struct rank rank = rank_of(cache, cache->slot[layer->heap[0]].key);
         if (least != NONE && !rank_less(rank, least_rank)) continue;
         least = layer->heap[0];
@@ -337,8 +339,8 @@ static struct choice choose_speculative(const struct expert_cache *cache, struct
     struct choice choice = no_choice;
     if (class->oldest != NONE && !used_now(cache, class->oldest))
         choice.slot = class->oldest;
-    else if (class->n_transient < class->n_transient_max)
-        choice.slot = least_idle(cache, key);
+    else if (class->n_transient < class->n_transient_max) /* the layers behind have theirs */
+        choice.slot = least_of_class(cache, cache->layer[key.layer].class_index, true);
     return choice;
 }
 
@@ -366,13 +368,33 @@ static uint32_t clamp(double wanted, uint32_t low, uint32_t high)
     return n > low ? n : low < high ? low : high;
 }
 
-static void size_class(struct slot_class *class, const struct expert_cache_config *config)
+/* What follows from the number of slots. */
+static void size_class(const struct expert_cache *cache, struct slot_class *class)
 {
     const uint32_t n = class->n_slot;
-    class->floor = class->n_layer ? clamp(config->floor, 0, n / class->n_layer) : 0;
-    class->n_transient_max = config->n_prefill_slot ? clamp(config->n_prefill_slot, 1, n)
-                                                    : clamp(n / 8.0, 2 * class->floor + 1, n);
-    class->oldest = class->newest = class->free = NONE;
+    class->floor = class->n_layer ? clamp(cache->floor, 0, n / class->n_layer) : 0;
+    class->n_transient_max = cache->n_prefill_slot ? clamp(cache->n_prefill_slot, 1, n)
+                                                   : clamp(n / 8.0, 2 * class->floor + 1, n);
+}
+
+static bool is_occupied(const struct expert_cache *cache, int32_t slot)
+{
+    const struct expert_key key = cache->slot[slot].key; /* that it has, had, or 0 */
+    return cache->expert[(size_t)key.layer * cache->n_expert + key.expert].slot == slot;
+}
+
+/* The lowest first. */
+static void list_free(struct expert_cache *cache, struct slot_class *class)
+{
+    class->free = NONE;
+    class->n_free = 0;
+    for (uint32_t i = class->n_slot; i-- > 0;) {
+        const int32_t slot = class->first + (int32_t)i;
+        if (is_occupied(cache, slot)) continue;
+        cache->slot[slot].next = class->free;
+        class->free = slot;
+        class->n_free++;
+    }
 }
 
 static enum lm_status allocate(struct expert_cache *cache, size_t n_slot, size_t n_heap)
@@ -414,6 +436,8 @@ enum lm_status expert_cache_create(struct expert_cache **out,
     cache->n_layer = config->n_layer;
     cache->n_expert = config->n_expert;
     cache->n_class = config->n_class;
+    cache->floor = config->floor;
+    cache->n_prefill_slot = config->n_prefill_slot;
     if (allocate(cache, n_slot, n_heap) != LM_OK) {
         expert_cache_destroy(cache);
         return lm_fail(err, LM_E_NO_MEM, "expert cache: no memory for %zu slots", n_slot);
@@ -428,15 +452,15 @@ enum lm_status expert_cache_create(struct expert_cache **out,
     }
     for (size_t i = 0; i < (size_t)cache->n_layer * cache->n_expert; i++)
         cache->expert[i].slot = NONE;
-    int32_t slot = (int32_t)n_slot;
-    for (uint32_t i = config->n_class; i-- > 0;) {
+    int32_t first = 0;
+    for (uint32_t i = 0; i < config->n_class; i++) {
         struct slot_class *class = &cache->class[i];
-        class->n_slot = class->n_free = config->slot_of_class[i];
-        size_class(class, config);
-        for (uint32_t k = 0; k < class->n_slot; k++) {
-            cache->slot[--slot].next = class->free;
-            class->free = slot;
-        }
+        class->first = first;
+        class->n_slot = class->n_made = config->slot_of_class[i];
+        class->oldest = class->newest = NONE;
+        size_class(cache, class);
+        list_free(cache, class);
+        first += (int32_t) class->n_made;
     }
     *out = cache;
     return LM_OK;
@@ -601,6 +625,46 @@ void expert_cache_drop(struct expert_cache *cache, struct expert_key key)
     cache->slot[slot].next = class->free;
     class->free = slot;
     class->n_free++;
+}
+
+/* ---- how many slots there are ------------------------------------------------------------ */
+
+/* Of transients those that were moved count as new. */
+static void move(struct expert_cache *cache, int32_t from, int32_t to)
+{
+    make_unevictable(cache, from);
+    cache->slot[to] = cache->slot[from];
+    expert_of(cache, cache->slot[to].key)->slot = to;
+    make_evictable(cache, to);
+}
+
+size_t expert_cache_resize(struct expert_cache *cache, uint32_t class_index, uint32_t n_slot,
+                           struct cache_move *moves)
+{
+    struct slot_class *class = &cache->class[class_index];
+    const int32_t old_end = class->first + (int32_t) class->n_slot;
+    uint32_t n_occupied = class->n_slot - class->n_free;
+    size_t n = 0;
+    assert(n_slot <= class->n_made && !cache->n_pinned);
+    class->n_slot = n_slot;
+    size_class(cache, class);
+    for (; n_occupied > n_slot; n_occupied--) {
+        const int32_t least =
+            class->oldest != NONE ? class->oldest : least_of_class(cache, class_index, false);
+        assert(least != NONE); /* the floors of all layers fit */
+        moves[n++] = (struct cache_move){cache->slot[least].key, least, NONE};
+        evict(cache, least);
+    }
+    int32_t to = class->first;
+    for (int32_t from = class->first + (int32_t)n_slot; from < old_end; from++) {
+        if (!is_occupied(cache, from)) continue;
+        while (is_occupied(cache, to))
+            to++;
+        moves[n++] = (struct cache_move){cache->slot[from].key, from, to};
+        move(cache, from, to);
+    }
+    list_free(cache, class);
+    return n;
 }
 
 void expert_cache_pin(struct expert_cache *cache, int32_t slot)

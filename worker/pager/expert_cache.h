@@ -109,6 +109,17 @@ struct cache_placement expert_cache_place(struct expert_cache *cache, struct exp
 /* The expert leaves its slot, which becomes free, and its pins end: its bytes could not be read. */
 void expert_cache_drop(struct expert_cache *cache, struct expert_key key);
 
+/* From now on a class has the first n_slot of the slots that it was made with. Nothing is pinned.
+ * Of experts for which no slot is left those go that are worth least, and what is in slots that are
+ * no more moves to others: the caller copies it. moves: [slots it had]; returns how many. Those
+ * that leave come first. */
+struct cache_move {
+    struct expert_key key;
+    int32_t from, to; /* EXPERT_NO_SLOT: it leaves */
+};
+size_t expert_cache_resize(struct expert_cache *cache, uint32_t class_index, uint32_t n_slot,
+                           struct cache_move *moves);
+
 void expert_cache_pin(struct expert_cache *cache, int32_t slot);
 void expert_cache_unpin(struct expert_cache *cache, int32_t slot);
 

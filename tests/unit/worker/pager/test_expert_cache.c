@@ -31,7 +31,7 @@ struct naive_expert {
 struct naive {
     struct expert_cache_config config;
     uint32_t class_of[MAX_LAYER], slot_of_class[N_CLASS], floor[N_CLASS];
-    uint32_t n_transient_max[N_CLASS];
+    uint32_t n_transient_max[N_CLASS], made[N_CLASS], n_layer_of[N_CLASS];
     struct naive_expert expert[MAX_LAYER][MAX_EXPERT];
     double unit[MAX_LAYER];
     uint64_t clock[MAX_LAYER], now, n_arrived;
@@ -126,10 +126,10 @@ static bool naive_used_now(const struct naive *naive, struct expert_key key)
     return last && last >= naive->now;
 }
 
-/* Of every layer's least, if this token has not used it, the least. */
-static bool naive_least_idle(const struct naive *naive, uint32_t il, struct expert_key *out)
+/* Of every layer's least, if idle is false or this token has not used it, the least. */
+static bool naive_least_of_class(const struct naive *naive, uint32_t class_index, bool idle,
+                                 struct expert_key *out)
 {
-    const uint32_t class_index = naive->class_of[il];
     bool found = false;
     for (uint32_t jl = 0; jl < naive->config.n_layer; jl++) {
         struct expert_key least = {jl, 0};
@@ -145,7 +145,7 @@ static bool naive_least_idle(const struct naive *naive, uint32_t il, struct expe
             least = key;
             any = true;
         }
-        if (!any || naive_used_now(naive, least)) continue;
+        if (!any || (idle && naive_used_now(naive, least))) continue;
         if (!naive_goes_first(naive, least, found, *out)) continue;
         *out = least;
         found = true;
@@ -212,7 +212,7 @@ static struct cache_placement naive_choose(struct naive *naive, struct expert_ke
     if (kind == PLACE_SPECULATIVE) {
         if (has_oldest && !naive_used_now(naive, placement.victim)) return placement;
         if (n_transient >= naive->n_transient_max[class_index]) return none;
-        return naive_least_idle(naive, key.layer, &placement.victim) ? placement : none;
+        return naive_least_of_class(naive, class_index, true, &placement.victim) ? placement : none;
     }
     if (kind == PLACE_ADMISSION) {
         if (has_oldest && !naive_used_now(naive, placement.victim)) return placement;
@@ -273,6 +273,20 @@ struct pair {
     bool is_full[MAX_SLOT];
 };
 
+static void naive_size(struct naive *naive, uint32_t i, uint32_t n)
+{
+    const uint32_t n_layer = naive->n_layer_of[i] ? naive->n_layer_of[i] : 1;
+    uint32_t prefill = naive->config.n_prefill_slot;
+    naive->slot_of_class[i] = n;
+    naive->floor[i] = n / n_layer < naive->config.floor ? n / n_layer : naive->config.floor;
+    if (!naive->n_layer_of[i]) naive->floor[i] = 0;
+    if (!prefill) {
+        prefill = n / 8;
+        if (prefill < 2 * naive->floor[i] + 1) prefill = 2 * naive->floor[i] + 1;
+    }
+    naive->n_transient_max[i] = prefill < n ? prefill : n;
+}
+
 static void open_pair(struct pair *pair, const struct cache_policy *policy)
 {
     struct naive *naive = &pair->naive;
@@ -288,24 +302,15 @@ static void open_pair(struct pair *pair, const struct cache_policy *policy)
                                                  .policy = policy};
     naive->half_life =
         8.0 * naive->config.n_expert / (naive->config.floor ? naive->config.floor : 1);
-    uint32_t n_layer_of[N_CLASS] = {0};
     for (uint32_t il = 0; il < naive->config.n_layer; il++) {
         naive->class_of[il] = random_below(N_CLASS);
-        n_layer_of[naive->class_of[il]]++;
+        naive->n_layer_of[naive->class_of[il]]++;
         naive->unit[il] = 1;
     }
     for (uint32_t i = 0; i < N_CLASS; i++) {
-        const uint32_t n_layer = n_layer_of[i] ? n_layer_of[i] : 1;
-        const uint32_t n = 1 + random_below(random_below(2) ? 4 * n_layer : n_layer * MAX_EXPERT);
-        naive->slot_of_class[i] = n;
-        naive->floor[i] = n / n_layer < naive->config.floor ? n / n_layer : naive->config.floor;
-        if (!n_layer_of[i]) naive->floor[i] = 0;
-        uint32_t prefill = naive->config.n_prefill_slot;
-        if (!prefill) {
-            prefill = n / 8;
-            if (prefill < 2 * naive->floor[i] + 1) prefill = 2 * naive->floor[i] + 1;
-        }
-        naive->n_transient_max[i] = prefill < n ? prefill : n;
+        const uint32_t n_layer = naive->n_layer_of[i] ? naive->n_layer_of[i] : 1;
+        naive->made[i] = 1 + random_below(random_below(2) ? 4 * n_layer : n_layer * MAX_EXPERT);
+        naive_size(naive, i, naive->made[i]);
     }
     assert_int_equal(expert_cache_create(&pair->cache, &naive->config, &err), LM_OK);
     for (uint32_t il = 0; il < naive->config.n_layer; il++)
@@ -335,7 +340,7 @@ static void place_both(struct pair *pair, struct expert_key key, enum place_kind
         assert_memory_equal(&there, &got.victim, sizeof(there));
         assert_int_equal(expert_cache_find(pair->cache, got.victim), EXPERT_NO_SLOT);
     }
-    const uint32_t first = class_index ? pair->naive.slot_of_class[0] : 0;
+    const uint32_t first = class_index ? pair->naive.made[0] : 0;
     assert_in_range(got.slot, first, first + pair->naive.slot_of_class[class_index] - 1);
     pair->in_slot[got.slot] = key;
     pair->is_full[got.slot] = true;
@@ -455,6 +460,42 @@ static void run_step(struct pair *pair, uint32_t n_used)
     }
 }
 
+/* Another number of slots: those that leave are the least, nothing else does, and what stays is
+ * where there are slots. */
+static void resize_both(struct pair *pair)
+{
+    struct naive *naive = &pair->naive;
+    struct cache_move moves[MAX_SLOT];
+    const uint32_t i = random_below(N_CLASS), n_slot = 1 + random_below(naive->made[i]);
+    const size_t n = expert_cache_resize(pair->cache, i, n_slot, moves);
+    size_t at = 0;
+    naive_size(naive, i, n_slot);
+    for (; count_class(naive, i, COUNT_RESIDENT) > n_slot; at++) {
+        struct expert_key victim;
+        if (!naive_oldest(naive, i, &victim))
+            assert_true(naive_least_of_class(naive, i, false, &victim));
+        assert_true(at < n);
+        assert_memory_equal(&moves[at].key, &victim, sizeof(victim));
+        assert_int_equal(moves[at].to, EXPERT_NO_SLOT);
+        assert_memory_equal(&pair->in_slot[moves[at].from], &victim, sizeof(victim));
+        naive_at(naive, victim)->resident = false;
+        pair->is_full[moves[at].from] = false;
+    }
+    const int32_t end = (int32_t)((i ? naive->made[0] : 0) + n_slot);
+    for (; at < n; at++) {
+        const struct cache_move *move = &moves[at];
+        assert_true(move->from >= end && move->to < end && !pair->is_full[move->to]);
+        assert_memory_equal(&pair->in_slot[move->from], &move->key, sizeof(move->key));
+        pair->in_slot[move->to] = move->key;
+        pair->is_full[move->to] = true;
+        pair->is_full[move->from] = false;
+        if (!naive_at(naive, move->key)->admitted)
+            naive_at(naive, move->key)->arrived = ++naive->n_arrived;
+    }
+    for (uint32_t slot = (uint32_t)end; slot < naive->made[0] + (i ? naive->made[1] : 0); slot++)
+        assert_false(pair->is_full[slot]);
+}
+
 static void run_trace(const struct cache_policy *policy, uint64_t seed)
 {
     struct pair *pair = malloc(sizeof(*pair));
@@ -466,6 +507,9 @@ static void run_trace(const struct cache_policy *policy, uint64_t seed)
         guess(pair, PLACE_BACKGROUND);
     for (uint32_t i = 0; i < 60; i++) {
         run_step(pair, n_used);
+        check_pair(pair);
+        if (!chance(8)) continue;
+        resize_both(pair);
         check_pair(pair);
     }
     expert_cache_destroy(pair->cache);
