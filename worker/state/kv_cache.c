@@ -5,15 +5,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "worker/state/zero_memory.h"
+
 enum { NO_GROUP = UINT32_MAX };
 
 struct kv_cache {
     struct backend *backend;
     struct kv_cache_config config;
     uint32_t n_entry;   /* of a slot's table: blocks of n_ctx positions */
+    uint32_t n_ready;   /* groups that are not lent out */
     size_t group_bytes; /* n_layer * block_bytes */
     char *memory;       /* [n_group][n_layer] blocks, in backend memory */
-    uint32_t *n_user;   /* [n_group] slots that hold the group; 0: free */
+    uint32_t *n_user;   /* [n_group] slots that hold the group; 0: free, or lent out */
     uint32_t *free;     /* [n_free] stack of free groups */
     uint32_t n_free;
     uint32_t *group; /* [n_slot][n_entry] or NO_GROUP */
@@ -50,6 +53,14 @@ static void drop_entry(struct kv_cache *cache, uint32_t slot, uint32_t i)
     set_entry(cache, slot, i, NO_GROUP);
 }
 
+/* All that nobody holds, the lowest on top, so that a short run touches the front of the pool. */
+static void list_free(struct kv_cache *cache)
+{
+    cache->n_free = 0;
+    for (uint32_t group = cache->n_ready; group-- > 0;)
+        if (!cache->n_user[group]) cache->free[cache->n_free++] = group;
+}
+
 enum lm_status kv_cache_create(struct kv_cache **out, struct backend *backend,
                                const struct kv_cache_config *config, struct lm_error *err)
 {
@@ -57,6 +68,7 @@ enum lm_status kv_cache_create(struct kv_cache **out, struct backend *backend,
     if (!cache) return lm_fail(err, LM_E_NO_MEM, "KV cache: no memory");
     cache->backend = backend;
     cache->config = *config;
+    cache->n_ready = config->n_ready;
     cache->n_entry = (config->n_ctx + KV_BLOCK - 1) / KV_BLOCK;
     cache->group_bytes = config->n_layer * config->block_bytes;
     const size_t n_table = (size_t)config->n_slot * cache->n_entry;
@@ -78,9 +90,7 @@ enum lm_status kv_cache_create(struct kv_cache **out, struct backend *backend,
         cache->slots[i] = cache->block + (size_t)i * cache->n_entry;
     for (size_t i = 0; i < n_table; i++)
         cache->group[i] = NO_GROUP;
-    /* lowest first, so that a short run touches the front of the pool */
-    for (uint32_t group = config->n_group; group-- > 0;)
-        cache->free[cache->n_free++] = group;
+    list_free(cache);
     *out = cache;
     return LM_OK;
 }
@@ -137,6 +147,15 @@ enum lm_status kv_cache_reserve(struct kv_cache *cache, uint32_t slot, uint32_t 
     return LM_OK;
 }
 
+uint32_t kv_cache_n_lacking(const struct kv_cache *cache, uint32_t slot, uint32_t pos, uint32_t n)
+{
+    const uint32_t *table = cache->group + (size_t)slot * cache->n_entry;
+    uint32_t n_wanted = 0;
+    for (uint32_t i = pos / KV_BLOCK; i <= (pos + n - 1) / KV_BLOCK; i++)
+        n_wanted += table[i] == NO_GROUP || cache->n_user[table[i]] > 1;
+    return n_wanted > cache->n_free ? n_wanted - cache->n_free : 0;
+}
+
 bool kv_cache_can_truncate(const struct kv_cache *cache, uint32_t slot, uint32_t n)
 {
     const uint32_t *table = cache->group + (size_t)slot * cache->n_entry;
@@ -168,11 +187,49 @@ void kv_cache_share(struct kv_cache *cache, uint32_t from, uint32_t to, uint32_t
     }
 }
 
+struct kv_pool kv_cache_pool(const struct kv_cache *cache)
+{
+    return (struct kv_pool){.memory = (uint8_t *)cache->memory,
+                            .group_bytes = cache->group_bytes,
+                            .n_group = cache->config.n_group,
+                            .n_ready = cache->n_ready,
+                            .n_used = cache->n_ready - cache->n_free};
+}
+
+/* All that hold the group hold another one, which is free, with the same in it. */
+static void move_group(struct kv_cache *cache, uint32_t from, uint32_t to)
+{
+    cache->backend->ops->copy(cache->backend, block_at(cache, to, 0), block_at(cache, from, 0),
+                              cache->group_bytes);
+    for (uint32_t slot = 0; slot < cache->config.n_slot; slot++)
+        for (uint32_t i = 0; i < cache->n_entry; i++)
+            if (*entry_of(cache, slot, i) == from) set_entry(cache, slot, i, to);
+    cache->n_user[to] = cache->n_user[from];
+    cache->n_user[from] = 0;
+}
+
+void kv_cache_resize(struct kv_cache *cache, uint32_t n_ready)
+{
+    const uint32_t old = cache->n_ready;
+    uint32_t to = 0;
+    assert(n_ready <= cache->config.n_group && n_ready >= old - cache->n_free);
+    if (n_ready > old) /* whatever is in it now, keys and values were always numbers */
+        zero_memory(cache->backend, block_at(cache, old, 0), (n_ready - old) * cache->group_bytes);
+    for (uint32_t from = n_ready; from < old; from++) {
+        if (!cache->n_user[from]) continue;
+        while (cache->n_user[to])
+            to++;
+        move_group(cache, from, to);
+    }
+    cache->n_ready = n_ready;
+    list_free(cache);
+}
+
 struct seq_usage kv_cache_usage(const struct kv_cache *cache)
 {
-    const uint64_t n_group = cache->config.n_group;
-    return (struct seq_usage){.n_position = (n_group - cache->n_free) * KV_BLOCK,
-                              .n_position_max = n_group * KV_BLOCK};
+    const uint64_t n_used = cache->n_ready - cache->n_free;
+    return (struct seq_usage){.n_position = n_used * KV_BLOCK,
+                              .n_position_max = (uint64_t)cache->config.n_group * KV_BLOCK};
 }
 
 void *const *const *kv_cache_blocks(const struct kv_cache *cache, uint32_t i)

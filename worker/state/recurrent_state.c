@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "proto/model/hparams.h"
+#include "worker/state/zero_memory.h"
 
 struct recurrent_state {
     struct backend *backend;
@@ -107,16 +108,10 @@ void recurrent_state_touch(struct recurrent_state *state, uint32_t slot)
 
 void recurrent_state_clear(struct recurrent_state *state, uint32_t slot)
 {
-    static const float zeros[1 << 16];
     state->n_kept[slot] = 0;
     if (state->zero[slot]) return;
-    float *const record = state->memory + slot * state->record_floats;
-    for (size_t at = 0; at < state->record_floats;) {
-        const size_t left = state->record_floats - at, n_zero = sizeof(zeros) / sizeof(zeros[0]);
-        const size_t n = left < n_zero ? left : n_zero;
-        state->backend->ops->upload(state->backend, record + at, zeros, n * sizeof(float));
-        at += n;
-    }
+    zero_memory(state->backend, state->memory + slot * state->record_floats,
+                state->record_floats * sizeof(float));
     state->zero[slot] = true;
 }
 

@@ -51,7 +51,9 @@ static enum lm_status create_cache(struct seq_state *state, int which, struct ba
         if (n_bytes > cache.block_bytes) cache.block_bytes = n_bytes;
     }
     if (!cache.n_layer) return LM_OK;
-    cache.n_group = n_group(config, cache.window);
+    cache.n_group = cache.n_ready = n_group(config, cache.window);
+    const uint64_t n_ready = (config->n_position_ready + KV_BLOCK - 1) / KV_BLOCK;
+    if (which == GLOBAL && n_ready && n_ready < cache.n_group) cache.n_ready = (uint32_t)n_ready;
     return kv_cache_create(&state->cache[which], backend, &cache, err);
 }
 
@@ -202,6 +204,24 @@ enum lm_status seq_state_fork(struct seq_state *state, uint32_t from, uint32_t t
     state->length[to] = n;
     set_drafts(state, to, 0);
     return LM_OK;
+}
+
+struct kv_pool seq_state_pool(const struct seq_state *state)
+{
+    if (!state->cache[GLOBAL]) return (struct kv_pool){.memory = NULL};
+    return kv_cache_pool(state->cache[GLOBAL]);
+}
+
+void seq_state_resize_pool(struct seq_state *state, uint32_t n_ready)
+{
+    kv_cache_resize(state->cache[GLOBAL], n_ready);
+}
+
+uint32_t seq_state_n_lacking(const struct seq_state *state, uint32_t slot, uint32_t n)
+{
+    const uint32_t length = state->length[slot];
+    if (!state->cache[GLOBAL] || n > state->config.n_ctx - length) return 0;
+    return kv_cache_n_lacking(state->cache[GLOBAL], slot, length, n);
 }
 
 /* Of the layers that see everything, or if there are none of those with a window. */

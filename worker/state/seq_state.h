@@ -14,8 +14,7 @@
 #ifndef LEAN_WORKER_STATE_SEQ_STATE_H
 #define LEAN_WORKER_STATE_SEQ_STATE_H
 
-#include "kernels/backend.h"
-#include "proto/step.h"
+#include "worker/state/kv_cache.h"
 
 struct hparams;
 struct kept_rows;
@@ -26,8 +25,11 @@ struct seq_state_config {
     uint32_t n_slot;
     uint32_t n_ctx;      /* positions of one sequence at most */
     uint64_t n_position; /* positions of all sequences together that must fit */
-    uint32_t n_batch;    /* positions added to one sequence by one step at most */
-    uint32_t n_draft;    /* of those, drafts at most */
+    /* Of those, room at the beginning where layers see everything, the rest is lent out: see
+     * seq_state_pool. 0: all. */
+    uint64_t n_position_ready;
+    uint32_t n_batch; /* positions added to one sequence by one step at most */
+    uint32_t n_draft; /* of those, drafts at most */
     enum tensor_type kv_type;
 };
 
@@ -59,6 +61,12 @@ enum lm_status seq_state_can_fork(const struct seq_state *state, uint32_t from, 
  * seq_state_can_fork, and nothing changes then. */
 enum lm_status seq_state_fork(struct seq_state *state, uint32_t from, uint32_t to, uint32_t n,
                               struct lm_error *err);
+
+/* The pool of the layers that see everything; zeros where there are none. What is lent of it is
+ * taken back before a reserve that would lack groups: kv_cache.h. */
+struct kv_pool seq_state_pool(const struct seq_state *state);
+void seq_state_resize_pool(struct seq_state *state, uint32_t n_ready);
+uint32_t seq_state_n_lacking(const struct seq_state *state, uint32_t slot, uint32_t n);
 
 struct seq_usage seq_state_usage(const struct seq_state *state);
 

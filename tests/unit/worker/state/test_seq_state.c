@@ -28,8 +28,8 @@ struct fixture {
     struct seq_state *state;
 };
 
-static void open_fixture(struct fixture *fixture, const struct hparams *hp, uint32_t n_slot,
-                         uint64_t n_position)
+static void open_lending_fixture(struct fixture *fixture, const struct hparams *hp, uint32_t n_slot,
+                                 uint64_t n_position, uint64_t n_position_ready)
 {
     struct lm_error err;
     const struct backend_cpu_config cpu = {.n_thread = 1, .kernels = "ref"};
@@ -37,10 +37,17 @@ static void open_fixture(struct fixture *fixture, const struct hparams *hp, uint
                                             .n_slot = n_slot,
                                             .n_ctx = N_CTX,
                                             .n_position = n_position,
+                                            .n_position_ready = n_position_ready,
                                             .n_batch = BATCH,
                                             .kv_type = TENSOR_F32};
     assert_int_equal(backend_cpu_create(&fixture->backend, &cpu, &err), LM_OK);
     assert_int_equal(seq_state_create(&fixture->state, fixture->backend, hp, &config, &err), LM_OK);
+}
+
+static void open_fixture(struct fixture *fixture, const struct hparams *hp, uint32_t n_slot,
+                         uint64_t n_position)
+{
+    open_lending_fixture(fixture, hp, n_slot, n_position, 0);
 }
 
 static void close_fixture(struct fixture *fixture)
@@ -276,6 +283,81 @@ static void test_stages_hold_what_the_whole_holds(void **state)
     close_fixture(&whole);
 }
 
+/* ---- lending ---- */
+
+enum { BORROWED = 0x5a };
+
+/* What is lent out belongs to somebody else, who finds it as it was left. */
+static void check_borrowed(const struct fixture *fixture)
+{
+    const struct kv_pool pool = seq_state_pool(fixture->state);
+    for (size_t i = pool.n_ready * pool.group_bytes; i < pool.n_group * pool.group_bytes; i++)
+        assert_int_equal(pool.memory[i], BORROWED);
+}
+
+static void resize(struct fixture *fixture, uint32_t n_ready)
+{
+    struct kv_pool pool = seq_state_pool(fixture->state);
+    const uint32_t n_used = pool.n_used;
+    check_borrowed(fixture);
+    seq_state_resize_pool(fixture->state, n_ready);
+    pool = seq_state_pool(fixture->state);
+    assert_int_equal(pool.n_ready, n_ready);
+    assert_int_equal(pool.n_used, n_used);
+    memset(pool.memory + n_ready * pool.group_bytes, BORROWED,
+           (pool.n_group - n_ready) * pool.group_bytes);
+}
+
+/* Sequences come, fork, grow and go while memory goes back and forth: they read what they wrote. */
+static void test_pool_is_lent_and_taken_back(void **state)
+{
+    enum { N_SLOT = 4 };
+    struct fixture fixture;
+    uint32_t shared[N_SLOT] = {0}, random = 1, n_moved = 0, n_taken = 0;
+    float mark[N_SLOT] = {0}, below[N_SLOT] = {0}; /* behind and in the shared part */
+    (void)state;
+    open_lending_fixture(&fixture, shape(false), N_SLOT, N_SLOT * N_CTX, 100);
+    struct kv_pool pool = seq_state_pool(fixture.state);
+    assert_int_equal(pool.n_ready, 1);
+    memset(pool.memory + pool.group_bytes, BORROWED, (pool.n_group - 1) * pool.group_bytes);
+    for (int i = 0; i < 3000; i++) {
+        random = random * 1664525 + 1013904223;
+        const uint32_t slot = random >> 8 & 3, other = random >> 10 & 3,
+                       n = 1 + (random >> 12 & 63);
+        const uint32_t length = seq_state_length(fixture.state, slot);
+        pool = seq_state_pool(fixture.state);
+        if ((random >> 20 & 15) == 0) {
+            seq_state_clear(fixture.state, slot);
+            shared[slot] = 0;
+        } else if ((random >> 20 & 15) == 1 && slot != other && length) {
+            fork_whole(&fixture, slot, other);
+            /* the part behind a shared one has one mark only */
+            if (shared[slot]) seq_state_clear(fixture.state, other);
+            shared[other] = shared[slot] ? 0 : length;
+            below[other] = mark[slot];
+            mark[other] = (float)i + 20000;
+        } else if ((random >> 20 & 15) == 2) {
+            n_moved += pool.n_used < pool.n_ready;
+            resize(&fixture, pool.n_used + (n & 1));
+        } else if (length + n <= N_CTX) {
+            const uint32_t n_lacking = seq_state_n_lacking(fixture.state, slot, n);
+            if (!length) mark[slot] = (float)i;
+            if (n_lacking) resize(&fixture, pool.n_ready + n_lacking);
+            n_taken += n_lacking > 0;
+            assert_int_equal(extend(&fixture, slot, n, mark[slot]), LM_OK);
+        }
+        const uint32_t now = seq_state_length(fixture.state, slot);
+        if (now < shared[slot]) shared[slot] = 0;
+        for (uint32_t pos = 0; pos < now; pos++) {
+            const float from = pos < shared[slot] ? below[slot] : mark[slot];
+            assert_true(*cell(&fixture, 0, slot, pos) == from + (float)pos);
+        }
+    }
+    check_borrowed(&fixture);
+    assert_true(n_moved > 50 && n_taken > 50);
+    close_fixture(&fixture);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -285,6 +367,7 @@ int main(void)
         cmocka_unit_test(test_usage_counts_shared_blocks_once),
         cmocka_unit_test(test_fork_keeps_its_window),
         cmocka_unit_test(test_pool_and_context_have_ends),
+        cmocka_unit_test(test_pool_is_lent_and_taken_back),
         cmocka_unit_test(test_recurrent_records_are_copied_and_cleared),
         cmocka_unit_test(test_heads_must_be_whole_blocks),
     };
