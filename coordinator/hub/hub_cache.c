@@ -100,11 +100,12 @@ enum lm_status hub_cache_prepare(const char *root, const char *repo, struct lm_e
     return status;
 }
 
-/* A name beside path that nobody else uses. */
-static char *temporary_beside(const char *path)
+/* A name beside path, of what will be there: who is killed before the rename leaves it to the next
+ * who writes the same. */
+static char *temporary_beside(const char *path, const char *hash)
 {
     char *out;
-    return asprintf(&out, "%s.lean-%ld", path, (long)getpid()) < 0 ? NULL : out;
+    return asprintf(&out, "%s.lean-%s", path, hash) < 0 ? NULL : out;
 }
 
 /* From the folder that snapshots/COMMIT/PATH is in to the blob. */
@@ -134,18 +135,16 @@ enum lm_status hub_cache_link(const char *root, const char *repo, const char *co
 {
     char *snapshot = hub_cache_snapshot_path(root, repo, commit);
     char *link = snapshot ? joined(snapshot, path) : NULL;
-    char *temporary = link ? temporary_beside(link) : NULL;
+    char *temporary = link ? temporary_beside(link, hash) : NULL;
     char *target = relative_target(path, hash);
     enum lm_status status = temporary && target ? LM_OK : no_memory(err);
     /* a cache that may only be read, and has all, will do */
     const bool is_there = status == LM_OK && is_link_to(link, target);
     if (status == LM_OK && !is_there) status = hub_cache_make_parents(link, err);
     if (status == LM_OK && !is_there) {
-        unlink(temporary);
-        if (symlink(target, temporary) || rename(temporary, link)) {
+        const bool made = !symlink(target, temporary) || errno == EEXIST;
+        if ((!made || rename(temporary, link)) && !is_link_to(link, target))
             status = lm_fail_errno(err, "%s", link);
-            unlink(temporary);
-        }
     }
     free(snapshot);
     free(link);
@@ -176,13 +175,16 @@ enum lm_status hub_cache_write_ref(const char *root, const char *repo, const cha
         free(path);
         return LM_OK;
     }
-    char *temporary = path ? temporary_beside(path) : NULL;
+    char *temporary = path ? temporary_beside(path, commit) : NULL;
     enum lm_status status = temporary ? hub_cache_make_parents(path, err) : no_memory(err);
     if (status == LM_OK) {
-        const int fd = open(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-        const bool good = fd >= 0 && write(fd, commit, 40) == 40 && !fsync(fd);
+        const int fd = open(temporary, O_WRONLY | O_CREAT | O_CLOEXEC, 0666);
+        const bool written = fd >= 0 && write(fd, commit, 40) == 40 && !fsync(fd);
         if (fd >= 0) close(fd);
-        if (!good || rename(temporary, path)) {
+        /* the name is gone if another has written the same */
+        const bool done = written && (!rename(temporary, path) ||
+                                      (read_ref(path, found) && !strcmp(found, commit)));
+        if (!done) {
             status = lm_fail_errno(err, "%s", path);
             unlink(temporary);
         }

@@ -60,6 +60,22 @@ class Resume(PullCase):
         self.check_files(folder, {NAME: content})
         self.assertEqual(self.left_over(), [])
 
+    def test_killed_before_a_rename(self):
+        content = data(MIB)
+        hub = self.hub({NAME: content})
+        folder = self.pull(hub, REPO).stdout.strip()
+        link, commit = os.path.join(folder, NAME), os.path.basename(folder)
+        os.rename(link, f"{link}.lean-{os.path.basename(os.readlink(link))}")
+        ref = os.path.join(folder, "../../refs/main")
+        os.rename(ref, f"{ref}.lean-{commit}")
+        os.truncate(f"{ref}.lean-{commit}", 7)
+        self.assertEqual(len(self.left_over()), 2)
+        self.assertEqual(self.pull(hub, REPO).stdout.strip(), folder)
+        self.check_files(folder, {NAME: content})
+        with open(ref, encoding="utf-8") as file:
+            self.assertEqual(file.read(), commit)
+        self.assertEqual(self.left_over(), [])
+
     def test_interrupted(self):
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
             hub = self.hub({NAME: data(8 * MIB, int(number))}, rate=2 * MIB)
