@@ -129,6 +129,14 @@ static void timed_gather(struct backend *backend, const float *x, const uint32_t
     end(backend, STAGE_OTHER, 0);
 }
 
+static void timed_copy_rows(struct backend *backend, const float *x, const uint32_t *rows,
+                            uint32_t n_row, uint32_t n, float *y)
+{
+    struct backend *inner = begin(backend);
+    inner->ops->copy_rows(inner, x, rows, n_row, n, y);
+    end(backend, STAGE_OTHER, 0);
+}
+
 static void timed_linear(struct backend *backend, const struct linear_args *args)
 {
     const uint32_t n_vocab = ((struct timed *)backend)->n_vocab;
@@ -214,6 +222,7 @@ static const struct backend_ops timed_ops = {
     .embed = timed_embed,
     .rms_norm = timed_rms_norm,
     .gather = timed_gather,
+    .copy_rows = timed_copy_rows,
     .linear = timed_linear,
     .attention = timed_attention,
     .delta_net = timed_delta_net,

@@ -213,6 +213,9 @@ struct backend_ops {
     /* y[i] = x[rows[i]]. */
     void (*gather)(struct backend *backend, const float *x, const uint32_t *rows, uint32_t n_row,
                    uint32_t n, float *y);
+    /* y[rows[i]] = x[rows[i]]. x: backend memory, or pinned and left alone until sync. */
+    void (*copy_rows)(struct backend *backend, const float *x, const uint32_t *rows, uint32_t n_row,
+                      uint32_t n, float *y);
     void (*linear)(struct backend *backend, const struct linear_args *args);
     void (*attention)(struct backend *backend, const struct attention_args *args);
     void (*delta_net)(struct backend *backend, const struct delta_net_args *args);

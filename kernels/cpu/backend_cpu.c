@@ -233,6 +233,14 @@ static void cpu_gather(struct backend *backend, const float *x, const uint32_t *
         memcpy(y + (size_t)i * n, x + (size_t)rows[i] * n, n * sizeof(float));
 }
 
+static void cpu_copy_rows(struct backend *backend, const float *x, const uint32_t *rows,
+                          uint32_t n_row, uint32_t n, float *y)
+{
+    (void)backend;
+    for (uint32_t i = 0; i < n_row; i++)
+        memcpy(y + (size_t)rows[i] * n, x + (size_t)rows[i] * n, n * sizeof(float));
+}
+
 /* Where an expert is, it can be read. */
 static void cpu_gather_experts(struct backend *backend, const struct expert_gather_args *args)
 {
@@ -323,6 +331,7 @@ static const struct backend_ops cpu_ops = {
     .embed = cpu_embed,
     .rms_norm = cpu_rms_norm,
     .gather = cpu_gather,
+    .copy_rows = cpu_copy_rows,
     .linear = cpu_linear,
     .attention = cpu_attention,
     .delta_net = cpu_delta_net,

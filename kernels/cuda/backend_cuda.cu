@@ -458,6 +458,12 @@ static void op_gather(struct backend *backend, const float *x, const uint32_t *r
     if (begin(self(backend))) cuda_gather(backend, x, rows, n_row, n, y);
 }
 
+static void op_copy_rows(struct backend *backend, const float *x, const uint32_t *rows,
+                         uint32_t n_row, uint32_t n, float *y)
+{
+    if (begin(self(backend))) cuda_copy_rows(backend, x, rows, n_row, n, y);
+}
+
 static void op_linear(struct backend *backend, const struct linear_args *args)
 {
     if (begin(self(backend))) cuda_linear(backend, args);
@@ -627,6 +633,7 @@ static const struct backend_ops cuda_ops = {
     .embed = op_embed,
     .rms_norm = op_rms_norm,
     .gather = op_gather,
+    .copy_rows = op_copy_rows,
     .linear = op_linear,
     .attention = op_attention,
     .delta_net = op_delta_net,

@@ -102,7 +102,9 @@ void cuda_embed(struct backend *backend, const struct weight *table, const int32
 void cuda_rms_norm(struct backend *backend, const float *x, const float *norm, float eps,
                    uint32_t n_token, uint32_t n, float *y); /* rows.cu */
 void cuda_gather(struct backend *backend, const float *x, const uint32_t *rows, uint32_t n_row,
-                 uint32_t n, float *y);                                              /* rows.cu */
+                 uint32_t n, float *y); /* rows.cu */
+void cuda_copy_rows(struct backend *backend, const float *x, const uint32_t *rows, uint32_t n_row,
+                    uint32_t n, float *y);                                           /* rows.cu */
 void cuda_copy(struct backend *backend, void *to, const void *from, size_t n_bytes); /* rows.cu */
 void cuda_linear(struct backend *backend, const struct linear_args *args);           /* linear.cu */
 void cuda_attention(struct backend *backend, const struct attention_args *args); /* attention.cu */

@@ -46,7 +46,7 @@ KERNEL(32) rms_norm_kernel(const struct rms_norm_args a)
 struct gather_args {
     const float *x;
     const uint32_t *rows; /* [n_row] */
-    float *y;             /* [n_row][n] */
+    float *y;             /* [n_row][n]; of copy_rows as x */
     uint32_t n;
 };
 
@@ -55,6 +55,14 @@ KERNEL(256) gather_kernel(const struct gather_args a)
 {
     const uint32_t i = blockIdx.y * blockDim.x + threadIdx.x;
     if (i < a.n) a.y[(size_t)blockIdx.x * a.n + i] = a.x[(size_t)a.rows[blockIdx.x] * a.n + i];
+}
+
+/* Likewise. x may be in the host's memory: a warp reads 128 bytes of it at once. */
+KERNEL(256) copy_rows_kernel(const struct gather_args a)
+{
+    const uint32_t i = blockIdx.y * blockDim.x + threadIdx.x;
+    const size_t row = (size_t)a.rows[blockIdx.x] * a.n;
+    if (i < a.n) a.y[row + i] = a.x[row + i];
 }
 
 struct copy_args {
@@ -125,8 +133,8 @@ void cuda_rms_norm(struct backend *backend, const float *x, const float *norm, f
     launch((struct cuda_backend *)backend, rms_norm_kernel, dim3(n_token), dim3(WARP), 0, args);
 }
 
-void cuda_gather(struct backend *backend, const float *x, const uint32_t *rows, uint32_t n_row,
-                 uint32_t n, float *y)
+static void launch_rows(struct backend *backend, void (*kernel)(struct gather_args), const float *x,
+                        const uint32_t *rows, uint32_t n_row, uint32_t n, float *y)
 {
     struct cuda_backend *cuda = (struct cuda_backend *)backend;
     struct gather_args args = {};
@@ -134,8 +142,19 @@ void cuda_gather(struct backend *backend, const float *x, const uint32_t *rows, 
     args.rows = (const uint32_t *)stage(cuda, rows, n_row * sizeof(*rows));
     args.y = y;
     args.n = n;
-    if (args.rows)
-        launch(cuda, gather_kernel, dim3(n_row, ceil_div(n, 256)), threads_for(n), 0, args);
+    if (args.rows) launch(cuda, kernel, dim3(n_row, ceil_div(n, 256)), threads_for(n), 0, args);
+}
+
+void cuda_gather(struct backend *backend, const float *x, const uint32_t *rows, uint32_t n_row,
+                 uint32_t n, float *y)
+{
+    launch_rows(backend, gather_kernel, x, rows, n_row, n, y);
+}
+
+void cuda_copy_rows(struct backend *backend, const float *x, const uint32_t *rows, uint32_t n_row,
+                    uint32_t n, float *y)
+{
+    launch_rows(backend, copy_rows_kernel, x, rows, n_row, n, y);
 }
 
 void cuda_copy(struct backend *backend, void *to, const void *from, size_t n_bytes)

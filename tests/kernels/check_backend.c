@@ -606,6 +606,33 @@ static void check_delta_net(const struct subject *s)
     }
 }
 
+/* Rows that change their memory and not their place, out of pinned memory. y: as old. */
+static void check_copied_rows(const struct subject *s, float *old, uint32_t n_row, uint32_t n,
+                              float *y)
+{
+    enum { PAGE_BYTES = 4096 };
+    const size_t n_floats = (size_t)n_row * n;
+    const size_t n_bytes = (n_floats * sizeof(float) + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+    uint32_t rows[20], n_copied = 0;
+    void *memory;
+    if (posix_memalign(&memory, PAGE_BYTES, n_bytes)) abort();
+    float *const x = memory;
+    for (size_t i = 0; i < n_floats; i++)
+        x[i] = (float)i;
+    for (uint32_t it = 0; it < n_row; it++) {
+        if (random_below(3)) continue;
+        rows[n_copied++] = it;
+        memcpy(old + (size_t)it * n, x + (size_t)it * n, n * sizeof(float));
+    }
+    if (s->backend->ops->pin(s->backend, memory, n_bytes, NULL) != LM_OK) abort();
+    s->backend->ops->copy_rows(s->backend, x, rows, n_copied, n, y);
+    memset(rows, 0, sizeof(rows));
+    expect_sync(s);
+    s->backend->ops->unpin(s->backend, memory);
+    free(memory);
+    compare(s, "copied rows", y, old, n_floats * sizeof(float));
+}
+
 static void check_rows(const struct subject *s)
 {
     const struct backend_ops *ops = s->backend->ops;
@@ -639,6 +666,7 @@ static void check_rows(const struct subject *s)
     ops->gather(s->backend, y, rows, 0, n, z); /* no rows are no error */
     memset(rows, 0, sizeof(rows));
     expect_sync(s);
+    check_copied_rows(s, picked, n_token, n, z);
     compare(s, tensor_type_info(table.type)->name, x, row, n_bytes);
     compare(s, "norm", y, normed, n_bytes);
     compare(s, "gathered rows", z, picked, n_bytes);

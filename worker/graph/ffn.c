@@ -268,16 +268,39 @@ void graph_count_choices(struct graph *graph)
     graph->n_row = n_row;
 }
 
-/* The CPU's share of a layer's experts, and the rows that it makes of it on their way to the
- * device. The rows of the pairs that have these experts are adjacent here and there. */
-static enum lm_status compute_on_cpu(struct graph *graph, const struct ffn_args *device_args,
-                                     const int32_t *chosen, struct lm_error *err)
+/* Sends the rows that the CPU has made for the pairs that chose a selected expert. Of pinned memory
+ * the device fetches them itself, all at once; else adjacent ones are copied as one. */
+static void send_rows(struct graph *graph, const int32_t *chosen, float *expert_out)
 {
     struct backend *backend = graph->backend;
     const size_t n_embd = graph->hp->n_embd;
-    const size_t n_pair = (size_t)graph->n_row * graph->hp->n_expert_used;
-    struct ffn_args args = *device_args;
+    const uint32_t n_pair = graph->n_row * graph->hp->n_expert_used;
+    uint32_t n = 0;
     uint64_t ticket = 0;
+    for (uint32_t p = 0; p < n_pair; p++)
+        if (graph->selected[chosen[p]]) graph->sent_row[n++] = p;
+    if (graph->host_pinned) {
+        backend->ops->copy_rows(backend, graph->host_out, graph->sent_row, n, graph->hp->n_embd,
+                                expert_out);
+        return;
+    }
+    for (uint32_t i = 0, end; i < n; i = end) {
+        const uint32_t first = graph->sent_row[i];
+        for (end = i + 1; end < n && graph->sent_row[end] == first + (end - i);)
+            end++;
+        ticket = backend->ops->fetch(backend, expert_out + first * n_embd,
+                                     graph->host_out + first * n_embd,
+                                     (end - i) * n_embd * sizeof(float), 0, COPY_DEMAND);
+    }
+    if (ticket) backend->ops->await(backend, ticket);
+}
+
+/* The CPU's share of a layer's experts, and the rows that it makes of it on their way to the
+ * device. */
+static enum lm_status compute_on_cpu(struct graph *graph, const struct ffn_args *device_args,
+                                     const int32_t *chosen, struct lm_error *err)
+{
+    struct ffn_args args = *device_args;
     args.x = graph->host_normed;
     args.ids = chosen;
     args.expert_out = graph->host_out;
@@ -286,17 +309,7 @@ static enum lm_status compute_on_cpu(struct graph *graph, const struct ffn_args 
     args.epilogue = (struct epilogue){.residual = NULL};
     graph->cpu->ops->ffn_experts(graph->cpu, &args, graph->selected);
     const enum lm_status status = graph->cpu->ops->sync(graph->cpu, err);
-    for (size_t begin = 0, end; status == LM_OK && begin < n_pair; begin = end + 1) {
-        while (begin < n_pair && !graph->selected[chosen[begin]])
-            begin++;
-        for (end = begin; end < n_pair && graph->selected[chosen[end]];)
-            end++;
-        if (begin < end)
-            ticket = backend->ops->fetch(backend, device_args->expert_out + begin * n_embd,
-                                         graph->host_out + begin * n_embd,
-                                         (end - begin) * n_embd * sizeof(float), 0, COPY_DEMAND);
-    }
-    if (ticket) backend->ops->await(backend, ticket);
+    if (status == LM_OK) send_rows(graph, chosen, device_args->expert_out);
     return status;
 }
 

@@ -119,6 +119,8 @@ static enum lm_status create_host_buffers(struct graph *graph, const struct grap
     graph->host_next = (int32_t *)take_buffer(&at, n_next);
     graph->chosen_ids = (int32_t *)take_buffer(&at, n_kept);
     graph->chosen_weights = take_buffer(&at, n_kept);
+    graph->sent_row = calloc(n_row * hp->n_expert_used + 1, sizeof(*graph->sent_row));
+    if (!graph->sent_row) return lm_fail(err, LM_E_NO_MEM, "graph: no memory for %zu rows", n_row);
     graph->host_pinned =
         graph->backend->ops->pin(graph->backend, graph->host_memory, n_bytes, NULL) == LM_OK;
     return LM_OK;
@@ -188,6 +190,7 @@ void graph_fini(struct graph *graph)
     rope_table_destroy(graph->rope);
     foresight_destroy(graph->foresight);
     if (graph->host_pinned) graph->backend->ops->unpin(graph->backend, graph->host_memory);
+    free(graph->sent_row);
     free(graph->host_memory);
     free(graph->tier ? NULL : graph->chosen_weights);
     free(graph->tier ? NULL : graph->chosen_ids);

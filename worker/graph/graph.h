@@ -66,6 +66,7 @@ struct graph {
     float *host_normed; /* [n_cpu_row][n_embd] what the CPU computes with */
     float *host_out;    /* [n_cpu_row * n_expert_used][n_embd] and what it makes of it; also */
     int32_t *host_next; /* next_ids, and chosen_ids and chosen_weights */
+    uint32_t *sent_row; /* [n_cpu_row * n_expert_used] of host_out */
 
     /* The batch, set by the worker for each step. */
     uint32_t n_token;

@@ -1051,9 +1051,14 @@ enum lm_status device_tier_create(struct device_tier **out, const struct device_
     return LM_OK;
 }
 
-/* Of a device that has failed it is not known which copies it has made. */
+/* Of a device that has failed it is not known which copies it has made. Those under way end first:
+ * one that came later than the next of its slot would be what is computed with. */
 void device_tier_abandon(struct device_tier *tier)
 {
+    struct backend *backend = tier->config.backend;
+    for (size_t i = 0; i < tier->n_copy; i++)
+        backend->ops->await(backend, tier->copy[i].ticket);
+    if (tier->n_copy) backend->ops->sync(backend, NULL);
     end_visit(tier);
     forget_ahead(tier);
     while (tier->n_copy)

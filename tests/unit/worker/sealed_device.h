@@ -39,7 +39,8 @@ struct sealed_device {
     int n_copying;
     uint64_t n_ticket;
     int copy_polls; /* that a copy takes, unless an operation awaits it */
-    int n_fetch, n_pin, n_gathered;
+    int n_fetch, n_pin, n_gathered, n_copy_rows;
+    bool refuses_to_pin;
     int fail_fetch; /* the copy that fails, which the next sync says; -1: none */
     bool copy_failed;
     int lost_op; /* with which the device is lost; -1: none */
@@ -144,7 +145,7 @@ static enum lm_status sealed_pin(struct backend *backend, void *memory, size_t n
 {
     (void)memory;
     (void)n_bytes;
-    (void)err;
+    if (sealed(backend)->refuses_to_pin) return lm_fail(err, LM_E_NO_MEM, "sealed device: no");
     sealed(backend)->n_pin++;
     return LM_OK;
 }
@@ -253,6 +254,17 @@ static void sealed_gather(struct backend *backend, const float *x, const uint32_
     check_inside(backend, y);
     unseal(backend)->ops->gather(sealed(backend)->cpu, x, rows, n_row, n, y);
     seal(backend);
+}
+
+/* From where the host may write, too: it must be pinned. */
+static void sealed_copy_rows(struct backend *backend, const float *x, const uint32_t *rows,
+                             uint32_t n_row, uint32_t n, float *y)
+{
+    assert_true(sealed(backend)->n_pin > 0);
+    check_inside(backend, y);
+    unseal(backend)->ops->copy_rows(sealed(backend)->cpu, x, rows, n_row, n, y);
+    seal(backend);
+    sealed(backend)->n_copy_rows++;
 }
 
 static void sealed_linear(struct backend *backend, const struct linear_args *args)
@@ -393,6 +405,7 @@ static const struct backend_ops sealed_ops = {.name = "sealed",
                                               .embed = sealed_embed,
                                               .rms_norm = sealed_rms_norm,
                                               .gather = sealed_gather,
+                                              .copy_rows = sealed_copy_rows,
                                               .linear = sealed_linear,
                                               .attention = sealed_attention,
                                               .delta_net = sealed_delta_net,

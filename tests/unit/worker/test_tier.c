@@ -27,19 +27,21 @@ static void check_counts(const struct device_tier_stats *stats, enum miss_mode m
     assert_true(stats->n_slot <= 2 || decode->n_hit > 0);
     if (stats->n_slot == stats->n_expert) return; /* the prompt has brought them all */
     assert_int_equal(decode->n_cpu > 0, miss != MISS_GPU);
-    assert_int_equal(decode->n_copied > 0, miss != MISS_CPU);
+    assert_int_equal(decode->copied_bytes > 0, miss != MISS_CPU); /* but what was on its way */
     assert_true(miss == MISS_GPU || stats->n_slot <= 2 || stats->n_admitted > 0 ||
                 decode->n_copied > 0);
 }
 
 static void check_tier(const struct gguf_file *file, const struct hparams *hp,
-                       const struct rank *whole, const struct rank_layers *layers, int copy_polls)
+                       const struct rank *whole, const struct rank_layers *layers, int copy_polls,
+                       bool pins)
 {
     struct sealed_device device;
     struct rank rank = {.n_row = 0};
     struct rank_layers own = *layers;
     sealed_device_init(&device);
     device.copy_polls = copy_polls;
+    device.refuses_to_pin = !pins;
     own.device = &device.backend;
     open_rank(&rank, file, hp, &own);
     const int n_alloc = device.n_alloc;
@@ -49,6 +51,9 @@ static void check_tier(const struct gguf_file *file, const struct hparams *hp,
     const struct device_tier_stats stats = device_tier_stats(worker_tier(rank.worker));
     check_counts(&stats, own.device_experts.miss);
     const struct expert_pager_stats pager = expert_pager_stats(worker_pager(rank.worker));
+    /* what the CPU makes for a layer goes there at once, one time for each group */
+    assert_int_equal(device.n_copy_rows > 0, pins && stats.decode.n_cpu > 0);
+    assert_true((uint64_t)device.n_copy_rows <= stats.decode.n_cpu);
     const bool foresees = own.pager.prefetch != PREFETCH_OFF && own.pager.n_slot == 1;
     assert_int_equal(pager.n_predicted > 0, foresees);
     close_rank(&rank);
@@ -82,7 +87,7 @@ static void test_placement_changes_no_bit(void **state)
                                    .pager = {.n_slot = paged ? 1 : 0,
                                              .prefetch = k % 2 ? PREFETCH_ON : PREFETCH_OFF,
                                              .policy = &policy_lfru}},
-                               3 * (int)k);
+                               3 * (int)k, k != 1);
         close_rank(&whole);
         gguf_close(file);
     }
@@ -210,8 +215,11 @@ static void test_failed_copy(void **state)
                                             .device_experts = {8, (enum miss_mode)m},
                                             .pager = {.n_slot = 8, .policy = &policy_lfru}});
             run_rank(&rank);
-            assert_int_equal(rank.status, LM_E_FAIL);
-            assert_non_null(strstr(rank.err.message, "sealed device: a copy failed"));
+            assert_true(device.n_fetch > fail || fail > 50);
+            assert_int_equal(rank.status, device.n_fetch > fail ? LM_E_FAIL : LM_OK);
+            if (rank.status != LM_OK)
+                assert_non_null(strstr(rank.err.message, "sealed device: a copy failed"));
+            device.fail_fetch = -1;
             clear_rank(&rank);
             run_rank(&rank);
             check_same(&rank, &whole);
