@@ -100,7 +100,7 @@ static struct network {
     std::string last_error;
     double delay_s, bytes_per_s;
     long lose, error; /* how many operations are left until one is lost, fails; 0: none does */
-    bool refuse;
+    std::atomic<bool> refuse; /* read without the lock */
 } &network = *new struct network();
 
 typedef std::lock_guard<std::mutex> guard;

@@ -124,12 +124,13 @@ static inline void script_end_step(struct script *script)
     struct script_step *step = &script->step[script->n_ended++ % SCRIPT_DEPTH_MAX];
     struct lm_error err = {.message = ""};
     const enum lm_status status = script->runner.end(script->runner.context, &err);
-    if (status != LM_OK) fprintf(step->log, "failed: %d %s\n", status, err.message);
+    if (status != LM_OK)
+        fprintf(step->log, "failed: %s: %s\n", lm_status_name(status), err.message);
     for (uint32_t i = 0; status == LM_OK && i < step->n_seq; i++) {
         const struct step_seq *seq = &step->seq[i];
         if (seq->error->status != LM_OK) {
-            fprintf(step->log, "slot %u error: %d %s\n", seq->slot, seq->error->status,
-                    seq->error->message);
+            fprintf(step->log, "slot %u error: %s: %s\n", seq->slot,
+                    lm_status_name(seq->error->status), seq->error->message);
         } else if (seq->output != STEP_OUTPUT_NONE) {
             fprintf(step->log, "slot %u sampled", seq->slot);
             script_token(step->log, &step->sampled[i]);
@@ -205,7 +206,7 @@ static inline enum lm_status script_step(struct script *script, const struct scr
         free(step->text);
         free(step->target_text);
         script_end_all(script);
-        fprintf(script->log, "not begun: %d %s\n", status, err.message);
+        fprintf(script->log, "not begun: %s: %s\n", lm_status_name(status), err.message);
         return status;
     }
     script->n_begun++;
