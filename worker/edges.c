@@ -143,6 +143,22 @@ static enum lm_status free_buffer(struct edges *edges, uint64_t step, struct lm_
     return LM_OK;
 }
 
+/* Waits until what the next step sends from is no longer being sent: before it computes, so that a
+ * stage whose next one takes long is not taken for one that computes and stands still. */
+static enum lm_status free_device_buffer(struct edges *edges, struct lm_error *err)
+{
+    struct transport_edge *const out = edges->link_out;
+    const uint64_t n_buffer = edges->device_buffer[0] ? edges->n_x - 1 : 1;
+    const double begin_s = log_now_s();
+    while (edges->n_link_begun - edges->n_link_ended >= n_buffer) {
+        edges->n_link_ended++;
+        const enum lm_status status = out->ops->send_end(out, err);
+        if (status != LM_OK) return lost(status, err);
+    }
+    edges->stats.send_wait_s += log_now_s() - begin_s;
+    return LM_OK;
+}
+
 enum lm_status edges_expect(struct edges *edges, uint32_t n_token, uint32_t n_seq,
                             struct lm_error *err)
 {
@@ -182,6 +198,8 @@ enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, 
     enum lm_status status = LM_OK;
     *x = edges->x[i];
     failed->status = LM_OK;
+    if (edges->link_out) status = free_device_buffer(edges, err);
+    if (status != LM_OK) return status;
     if (!in) return free_buffer(edges, edges->n_step, err);
     if (edges->n_expected == edges->n_step) status = edges_expect(edges, n_token, plan->n_seq, err);
     const double begin_s = log_now_s();
@@ -205,21 +223,12 @@ enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, 
     return failed->status == LM_OK ? receive_link(edges, device_x, n_row, err) : LM_OK;
 }
 
-/* A buffer of the device that is no longer being sent, with a copy of x; or x itself. */
-static enum lm_status take_device_buffer(struct edges *edges, float **x, size_t n_bytes,
-                                         struct lm_error *err)
+/* What is sent: a copy of x in a free buffer of the device, or x itself. */
+static enum lm_status copy_to_send(struct edges *edges, float **x, size_t n_bytes,
+                                   struct lm_error *err)
 {
-    struct transport_edge *const out = edges->link_out;
-    const uint64_t n_buffer = edges->device_buffer[0] ? edges->n_x - 1 : EDGES_BUFFER_MAX;
-    const double begin_s = log_now_s();
-    while (edges->n_link_begun - edges->n_link_ended >= n_buffer) {
-        edges->n_link_ended++;
-        const enum lm_status status = out->ops->send_end(out, err);
-        if (status != LM_OK) return lost(status, err);
-    }
-    edges->stats.send_wait_s += log_now_s() - begin_s;
     if (!edges->device_buffer[0]) return LM_OK;
-    float *const buffer = edges->device_buffer[edges->n_link_begun % n_buffer];
+    float *const buffer = edges->device_buffer[edges->n_link_begun % (edges->n_x - 1)];
     edges->device->ops->copy(edges->device, buffer, *x, n_bytes);
     *x = buffer;
     /* behind it nothing could stop the message any more */
@@ -230,7 +239,7 @@ static enum lm_status take_device_buffer(struct edges *edges, float **x, size_t 
 static enum lm_status send_link(struct edges *edges, float *x, size_t n_bytes, struct lm_error *err)
 {
     struct transport_edge *const out = edges->link_out;
-    const enum lm_status status = take_device_buffer(edges, &x, n_bytes, err);
+    const enum lm_status status = copy_to_send(edges, &x, n_bytes, err);
     if (status != LM_OK) return status;
     edges->n_link_begun++;
     edges->stats.sent_device_bytes += n_bytes;

@@ -54,9 +54,9 @@ bool edges_link_out(const struct edges *edges);
  * first stage. */
 enum lm_status edges_expect(struct edges *edges, uint32_t n_token, uint32_t n_seq,
                             struct lm_error *err);
-/* The buffer of the next step, on all stages but the first with its input; with a link in, that is
- * where device_x is, for operations called from here on. failed: how the step went before; the
- * experts of plan's sequences are added to. */
+/* The buffer of the next step, on all stages but the first with its input; waits until a link out
+ * has room for its result. With a link in, that is where device_x is, for operations called from
+ * here on. failed: how the step went before; the experts of plan's sequences are added to. */
 enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, uint32_t n_token,
                              float *device_x, float **x, struct lm_error *failed,
                              struct lm_error *err);

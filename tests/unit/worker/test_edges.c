@@ -1,5 +1,5 @@
-/* Edges between devices: a stage that computes ahead leaves what is being sent alone, and what the
- * device could not prepare is never sent. */
+/* Edges between devices: a stage that computes ahead leaves what is being sent alone, waits for
+ * room before it computes and not behind, and what the device could not prepare is never sent. */
 #include "tests/unit/cmocka_all.h"
 
 #include "proto/transport/transport.h"
@@ -15,6 +15,12 @@ struct slow_edge {
     bool carries_x;
 };
 
+static bool computes; /* the stage: it may not wait */
+static struct {
+    char bytes[2048];
+    size_t n_bytes;
+} message; /* the last that the first stage sent */
+
 static enum lm_status send_begin(struct transport_edge *edge, const void *buffer, size_t n_bytes,
                                  struct lm_error *err)
 {
@@ -22,6 +28,10 @@ static enum lm_status send_begin(struct transport_edge *edge, const void *buffer
     (void)err;
     assert_true(n_bytes > 0 && slow->n_begun - slow->n_ended < TRANSPORT_DEPTH);
     slow->buffer[slow->n_begun++] = buffer;
+    if (slow->carries_x) return LM_OK;
+    assert_true(n_bytes <= sizeof(message.bytes));
+    memcpy(message.bytes, buffer, n_bytes);
+    message.n_bytes = n_bytes;
     return LM_OK;
 }
 
@@ -29,10 +39,28 @@ static enum lm_status send_end(struct transport_edge *edge, struct lm_error *err
 {
     struct slow_edge *const slow = (struct slow_edge *)edge;
     (void)err;
-    assert_true(slow->n_ended < slow->n_begun);
+    assert_true(slow->n_ended < slow->n_begun && !computes);
     const uint32_t step = slow->n_ended++;
     for (int i = 0; i < N_EMBD && slow->carries_x; i++)
         assert_float_equal(slow->buffer[step][i], (float)(step + 1), 0);
+    return LM_OK;
+}
+
+static enum lm_status recv_begin(struct transport_edge *edge, void *buffer, size_t n_bytes,
+                                 struct lm_error *err)
+{
+    const struct slow_edge *const slow = (const struct slow_edge *)edge;
+    (void)err;
+    if (slow->carries_x) return LM_OK; /* the test fills x */
+    assert_int_equal(n_bytes, message.n_bytes);
+    memcpy(buffer, message.bytes, n_bytes);
+    return LM_OK;
+}
+
+static enum lm_status recv_end(struct transport_edge *edge, struct lm_error *err)
+{
+    (void)edge;
+    (void)err;
     return LM_OK;
 }
 
@@ -41,8 +69,12 @@ static void close_edge(struct transport_edge *edge)
     (void)edge;
 }
 
-static const struct transport_ops slow_ops = {
-    .name = "slow", .send_begin = send_begin, .send_end = send_end, .close = close_edge};
+static const struct transport_ops slow_ops = {.name = "slow",
+                                              .send_begin = send_begin,
+                                              .send_end = send_end,
+                                              .recv_begin = recv_begin,
+                                              .recv_end = recv_end,
+                                              .close = close_edge};
 
 static bool device_fails;
 
@@ -52,16 +84,16 @@ static enum lm_status sync_device(struct backend *backend, struct lm_error *err)
     return device_fails ? lm_fail(err, LM_E_FAIL, "out of order") : LM_OK;
 }
 
-/* The first stage of two, its x on a device. */
+/* A stage but the last, its x on a device. */
 struct stage {
     struct backend *backend, *device;
     struct backend_ops device_ops;
-    struct slow_edge out, link;
+    struct slow_edge out, link, in, link_in;
     struct edges *edges;
     float *x;
 };
 
-static void open_stage(struct stage *stage)
+static void open_stage(struct stage *stage, bool is_first)
 {
     const struct backend_cpu_config cpu = {.n_thread = 1, .kernels = "auto"};
     struct lm_error err;
@@ -74,10 +106,17 @@ static void open_stage(struct stage *stage)
     stage->device->ops = &stage->device_ops;
     stage->out = (struct slow_edge){.edge.ops = &slow_ops};
     stage->link = (struct slow_edge){.edge.ops = &slow_ops, .carries_x = true};
-    const struct edges_config config = {
-        .backend = stage->backend, .out = &stage->out.edge, .n_embd = N_EMBD, .n_batch = 1};
+    stage->in = (struct slow_edge){.edge.ops = &slow_ops};
+    stage->link_in = (struct slow_edge){.edge.ops = &slow_ops, .carries_x = true};
+    const struct edges_config config = {.backend = stage->backend,
+                                        .in = is_first ? NULL : &stage->in.edge,
+                                        .out = &stage->out.edge,
+                                        .n_embd = N_EMBD,
+                                        .n_batch = 1};
     assert_int_equal(edges_create(&stage->edges, &config, NULL, &err), LM_OK);
-    assert_int_equal(edges_link(stage->edges, stage->device, NULL, &stage->link.edge, &err), LM_OK);
+    assert_int_equal(edges_link(stage->edges, stage->device, is_first ? NULL : &stage->link_in.edge,
+                                &stage->link.edge, &err),
+                     LM_OK);
     stage->x = stage->device->ops->alloc(stage->device, N_EMBD * sizeof(float), &err);
     assert_non_null(stage->x);
 }
@@ -99,7 +138,10 @@ static enum lm_status run_step(struct stage *stage, int step, struct lm_error *e
     if (status != LM_OK) return status;
     for (int i = 0; i < N_EMBD; i++)
         stage->x[i] = (float)(step + 1);
-    return edges_send(stage->edges, &plan, 1, x, stage->x, &failed, err);
+    computes = true;
+    const enum lm_status sent = edges_send(stage->edges, &plan, 1, x, stage->x, &failed, err);
+    computes = false;
+    return sent;
 }
 
 static void test_what_is_being_sent_stays(void **state)
@@ -107,14 +149,32 @@ static void test_what_is_being_sent_stays(void **state)
     (void)state;
     struct stage stage;
     struct lm_error err;
-    open_stage(&stage);
+    open_stage(&stage, true);
     for (int i = 0; i < N_STEP; i++)
         assert_int_equal(run_step(&stage, i, &err), LM_OK);
     assert_int_equal(stage.link.n_begun, N_STEP);
-    assert_int_equal(stage.link.n_ended, N_STEP - 2); /* as many as there are buffers go on */
+    assert_int_equal(stage.link.n_ended, N_STEP - 2); /* as many go on as there are buffers */
     while (stage.link.n_ended < N_STEP)
         send_end(&stage.link.edge, &err);
     close_stage(&stage);
+}
+
+/* Where x comes in by a link, too, it is what is sent, and is received again only behind that. */
+static void test_x_is_sent_before_the_next(void **state)
+{
+    (void)state;
+    struct stage first, stage;
+    struct lm_error err;
+    open_stage(&first, true);
+    open_stage(&stage, false);
+    for (int i = 0; i < N_STEP; i++) {
+        assert_int_equal(run_step(&first, i, &err), LM_OK);
+        assert_int_equal(run_step(&stage, i, &err), LM_OK);
+        assert_ptr_equal(stage.link.buffer[i], stage.x);
+        assert_int_equal(stage.link.n_ended, i);
+    }
+    close_stage(&stage);
+    close_stage(&first);
 }
 
 /* Neither x nor the message that would tell of it. */
@@ -123,7 +183,7 @@ static void test_a_device_that_fails_sends_nothing(void **state)
     (void)state;
     struct stage stage;
     struct lm_error err;
-    open_stage(&stage);
+    open_stage(&stage, true);
     assert_int_equal(run_step(&stage, 0, &err), LM_OK);
     device_fails = true;
     assert_int_equal(run_step(&stage, 1, &err), LM_E_RANK_LOST);
@@ -138,6 +198,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_what_is_being_sent_stays),
+        cmocka_unit_test(test_x_is_sent_before_the_next),
         cmocka_unit_test(test_a_device_that_fails_sends_nothing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
