@@ -22,6 +22,9 @@ struct backend_cuda_config {
     /* The FAST mode of kernels/NUMERICS.md: many rows at once by cuBLAS, which is opened now, and
      * by tensor cores in floating point. */
     bool fast;
+    /* As many as launches are made for; 0: as the device has. Few let small shapes go the ways that
+     * large ones take, for tests. */
+    uint32_t n_multiprocessor;
 };
 
 /* LM_E_UNSUPPORTED: no plugin, no driver or one too old, no device, one before compute capability

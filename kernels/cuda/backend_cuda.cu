@@ -671,9 +671,10 @@ static enum lm_status count_devices(int *n_device, struct lm_error *err)
     return lm_fail(err, LM_E_FAIL, "cudaGetDeviceCount: %s", cudaGetErrorString(code));
 }
 
-static enum lm_status choose_device(struct cuda_backend *cuda, uint32_t device,
-                                    struct lm_error *err)
+static enum lm_status choose_device(struct cuda_backend *cuda,
+                                    const struct backend_cuda_config *config, struct lm_error *err)
 {
+    const uint32_t device = config->device;
     int n_device;
     struct cudaDeviceProp properties;
     const enum lm_status status = count_devices(&n_device, err);
@@ -697,7 +698,9 @@ static enum lm_status choose_device(struct cuda_backend *cuda, uint32_t device,
                        properties.major, properties.minor);
     }
     if (code == cudaSuccess) {
-        cuda->n_multiprocessor = (uint32_t)properties.multiProcessorCount;
+        cuda->n_multiprocessor = config->n_multiprocessor
+                                     ? config->n_multiprocessor
+                                     : (uint32_t)properties.multiProcessorCount;
         cuda->shared_bytes_max = properties.sharedMemPerBlockOptin;
         return LM_OK;
     }
@@ -713,7 +716,7 @@ static enum lm_status create(struct backend **out, const struct backend_cuda_con
     if (!cuda) return lm_fail(err, LM_E_NO_MEM, "no memory for %zu bytes", sizeof(*cuda));
     cuda->head.base.ops = &cuda_ops;
     cuda->head.plugin = &cuda_plugin_table;
-    const enum lm_status status = choose_device(cuda, config->device, err);
+    const enum lm_status status = choose_device(cuda, config, err);
     if (status != LM_OK) {
         free(cuda);
         return status;

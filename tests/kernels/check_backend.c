@@ -768,8 +768,7 @@ static void check_streaming(const struct subject *s)
 {
     enum { N_SLOTS = 2 };
     const struct backend_ops *const ops = s->backend->ops;
-    const size_t n_bytes = 1 + random_below(s->slow ? 9000 : 200000),
-                 n_piece = 2 + random_below(9);
+    const size_t n_bytes = 1 + random_below(s->slow ? 9000 : 200000), n_piece = 2 + random_below(9);
     const bool pinned = random_below(2);
     const enum copy_lane lane = random_below(2) ? COPY_AHEAD : COPY_DEMAND;
     const size_t host_bytes = (n_piece * n_bytes + 4095) / 4096 * 4096;
@@ -1004,9 +1003,15 @@ static void check_cpu(const struct options *o)
     if (backend_cpu_create(&none, &unknown, NULL) != LM_E_USAGE) n_failed++;
 }
 
-static void check_cuda(const struct options *o, const char *plugin, const char *order, int n_case)
+/* Multiprocessors to make launches for: few, so that small cases go the ways of large ones; or as
+ * many as a large device has. */
+enum { FEW = 3, MANY = 132 };
+
+static void check_cuda(const struct options *o, const char *plugin, const char *order,
+                       uint32_t n_multiprocessor, int n_case)
 {
-    const struct backend_cuda_config config = {.plugin = plugin};
+    const struct backend_cuda_config config = {.plugin = plugin,
+                                               .n_multiprocessor = n_multiprocessor};
     struct subject s = {.ref = kernels_select("ref"), .slow = order};
     struct lm_error err;
     if (order) setenv("LEAN_EMU_ORDER", order, 1);
@@ -1014,8 +1019,8 @@ static void check_cuda(const struct options *o, const char *plugin, const char *
         printf("%s: %s\n", o->backend, err.message);
         exit(1);
     }
-    snprintf(s.name, sizeof(s.name), "%s%s%s", o->backend, order ? ", order " : "",
-             order ? order : "");
+    snprintf(s.name, sizeof(s.name), "%s, for %u%s%s", o->backend, n_multiprocessor,
+             order ? ", order " : "", order ? order : "");
     check_subject(&s, o, n_case);
     s.backend->ops->destroy(s.backend);
 }
@@ -1034,11 +1039,13 @@ int main(int argc, char **argv)
             o.seed = strtoull(argv[i], NULL, 0);
     }
     if (!strcmp(o.backend, "cuda")) {
-        check_cuda(&o, CUDA_PLUGIN_FILE, NULL, 40);
+        check_cuda(&o, CUDA_PLUGIN_FILE, NULL, FEW, 20);
+        check_cuda(&o, CUDA_PLUGIN_FILE, NULL, MANY, 20);
     } else if (!strcmp(o.backend, "cuda-emu")) {
-        check_cuda(&o, CUDA_EMU_PLUGIN_FILE, "forward", 24);
-        check_cuda(&o, CUDA_EMU_PLUGIN_FILE, "reverse", 4);
-        check_cuda(&o, CUDA_EMU_PLUGIN_FILE, "random", 4);
+        check_cuda(&o, CUDA_EMU_PLUGIN_FILE, "forward", FEW, 20);
+        check_cuda(&o, CUDA_EMU_PLUGIN_FILE, "reverse", FEW, 4);
+        check_cuda(&o, CUDA_EMU_PLUGIN_FILE, "random", FEW, 4);
+        check_cuda(&o, CUDA_EMU_PLUGIN_FILE, "forward", MANY, 4);
     } else {
         check_cpu(&o);
     }

@@ -605,7 +605,9 @@ static void check_attentions(void)
 
 static struct backend *create(const char *plugin, bool is_fast)
 {
-    const struct backend_cuda_config config = {.plugin = plugin, .fast = is_fast};
+    /* few multiprocessors, which the small cases here keep busy: else they go the EXACT way */
+    const struct backend_cuda_config config = {
+        .plugin = plugin, .fast = is_fast, .n_multiprocessor = 3};
     struct backend *backend;
     struct lm_error err;
     check(backend_cuda_create(&backend, &config, &err), &err);
