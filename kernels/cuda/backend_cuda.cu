@@ -22,8 +22,10 @@ enum {
 };
 static const size_t SCRATCH_CHUNK_BYTES = (size_t)8 << 20, STAGE_CHUNK_BYTES = (size_t)1 << 20;
 
-/* Memory is lent from chunks, the first with room; it grows by further ones, never moves, and in
- * steady state not at all. Equal requests in equal order get equal addresses. */
+/* Memory is lent from chunks, the first with room; it grows by further ones, and in steady state
+ * not at all. Equal requests in equal order get equal addresses. Those of scratch become one behind
+ * the operation that grew them, so that prompts of rising length leave no row of chunks, each too
+ * small for the next. */
 struct chunk {
     uint8_t *device;
     uint8_t *host[2]; /* staging: pinned; one is filled while the other may still be copied */
@@ -344,6 +346,19 @@ cudaStream_t operations_stream(struct cuda_backend *cuda)
     return cuda->stream;
 }
 
+/* One chunk of scratch with room for n_bytes instead of all, which what runs still uses. A graph
+ * that names one of those is replayed only if its addresses are lent once more. */
+static void merge_scratch(struct cuda_backend *cuda, size_t n_bytes)
+{
+    flush(cuda);
+    if (!CUDA_CHECK(cuda, cudaStreamSynchronize(cuda->stream))) return;
+    for (uint32_t i = 0; i < cuda->scratch.n; i++)
+        cuda->head.counters.inner_bytes -= cuda->scratch.chunk[i].n_bytes;
+    free_chunks(&cuda->scratch);
+    cuda->scratch.n = 0;
+    find_chunk(cuda, &cuda->scratch, n_bytes, SCRATCH_CHUNK_BYTES, false);
+}
+
 /* Before each operation: scratch is free again. false: the device is lost, nothing is done. */
 static bool begin(struct cuda_backend *cuda)
 {
@@ -351,9 +366,13 @@ static bool begin(struct cuda_backend *cuda)
     use_device(cuda);
     const bool much_staged = cuda->stage.n > 1 && cuda->stage.chunk[1].used_bytes;
     if (cuda->list.n_record >= LAUNCHES_PER_LIST || much_staged) flush(cuda);
-    for (uint32_t i = 0; i < cuda->scratch.n; i++)
+    size_t used_bytes = 0;
+    for (uint32_t i = 0; i < cuda->scratch.n; i++) {
+        used_bytes += cuda->scratch.chunk[i].used_bytes;
         cuda->scratch.chunk[i].used_bytes = 0;
-    return true;
+    }
+    if (cuda->scratch.n > 1) merge_scratch(cuda, used_bytes);
+    return !cuda->head.counters.lost;
 }
 
 /* ---- memory ---- */

@@ -332,6 +332,49 @@ static void test_staging_grows(void **state)
     teardown(&f);
 }
 
+/* Prompts of rising length: scratch is what the longest takes, and no length is one too many. */
+static void test_scratch_grows(void **state)
+{
+    (void)state;
+    enum { N_EMBD = 32, N_FF = 1024, LONGEST = 18000, STEP = 600 };
+    struct fixture f;
+    setup(&f, NULL);
+    const struct backend_ops *ops = f.backend->ops;
+    const bool selected[2] = {false, false}; /* what would take long is not computed */
+    struct weight matrix = {.type = TENSOR_F32, .n_col = N_EMBD, .n_row = N_FF};
+    matrix.row_bytes = N_EMBD * sizeof(float);
+    struct weight down = {.type = TENSOR_F32, .n_col = N_FF, .n_row = N_EMBD};
+    down.row_bytes = N_FF * sizeof(float);
+    struct ffn_args args = {.n_embd = N_EMBD,
+                            .n_expert = 2,
+                            .n_expert_used = 1,
+                            .n_ff_exp = N_FF,
+                            .gate_exp = matrix,
+                            .up_exp = matrix,
+                            .down_exp = down};
+    void *const ids = ops->alloc(f.backend, LONGEST * sizeof(int32_t), &err);
+    void *const table = ops->alloc(f.backend, 2 * sizeof(struct expert_view), &err);
+    float *const x = ops->alloc(f.backend, LONGEST * N_EMBD * sizeof(float), &err);
+    float *const out = ops->alloc(f.backend, LONGEST * N_EMBD * sizeof(float), &err);
+    args.ids = ids;
+    args.table = table;
+    args.x = x;
+    args.expert_out = out;
+    for (args.n_token = STEP; args.n_token <= LONGEST; args.n_token += STEP) {
+        ops->ffn_experts(f.backend, &args, selected);
+        assert_int_equal(ops->sync(f.backend, &err), LM_OK);
+    }
+    const size_t hidden_bytes = (size_t)LONGEST * N_FF * sizeof(float);
+    assert_true(run_step(&f, STEPS, 0));
+    assert_in_range(backend_cuda_counters(f.backend)->inner_bytes, hidden_bytes,
+                    hidden_bytes + (8 << 20));
+    ops->free(f.backend, ids);
+    ops->free(f.backend, table);
+    ops->free(f.backend, x);
+    ops->free(f.backend, out);
+    teardown(&f);
+}
+
 /* ---- failures ---- */
 
 /* A launch that is refused is reported once; the next step is none the worse. */
@@ -417,6 +460,7 @@ int main(void)
         cmocka_unit_test(test_a_graph_is_updated),
         cmocka_unit_test(test_graphs_make_room),
         cmocka_unit_test(test_staging_grows),
+        cmocka_unit_test(test_scratch_grows),
         cmocka_unit_test(test_a_launch_that_fails),
         cmocka_unit_test(test_a_device_that_is_lost),
         cmocka_unit_test(test_every_allocation_may_fail),
