@@ -29,6 +29,14 @@ enum lm_status backend_cuda_devices(const char *file, struct cuda_device_info *o
     return status == LM_OK ? plugin->devices(out, n_max, n, err) : status;
 }
 
+enum lm_status backend_cuda_free_bytes(const char *file, uint32_t device, uint64_t *out,
+                                       struct lm_error *err)
+{
+    const struct cuda_plugin *plugin;
+    const enum lm_status status = open_plugin(&plugin, file, err);
+    return status == LM_OK ? plugin->free_bytes(device, out, err) : status;
+}
+
 const struct backend_cuda_counters *backend_cuda_counters(const struct backend *backend)
 {
     return &((const struct cuda_backend_head *)backend)->counters;

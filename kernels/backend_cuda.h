@@ -38,13 +38,18 @@ struct cuda_device_info {
     char name[64];
     char uuid[40]; /* "8-4-4-4-12" hexadecimal digits */
     uint32_t major, minor, n_multiprocessor;
-    uint64_t total_bytes, free_bytes;
+    uint64_t total_bytes;
 };
 
-/* What devices there are. out: [n_max]; *n: how many there are, of which n_max at most are told.
- * Errors as of backend_cuda_create, but a device that is too old is told like the others. */
+/* What devices there are, without taking anything of them: who only asks for names leaves no trace
+ * in the memory of those that others use, and one that is busy hides none. out: [n_max]; *n: how
+ * many there are, of which n_max at most are told. Errors as of backend_cuda_create, but a device
+ * that is too old is told like the others. */
 enum lm_status backend_cuda_devices(const char *plugin, struct cuda_device_info *out,
                                     uint32_t n_max, uint32_t *n, struct lm_error *err);
+/* What is left of one's memory, after the driver's own part for this process. */
+enum lm_status backend_cuda_free_bytes(const char *plugin, uint32_t device, uint64_t *out,
+                                       struct lm_error *err);
 
 /* What a CUDA backend has done since it was made. */
 struct backend_cuda_counters {

@@ -149,12 +149,14 @@ static void check_accelerators(struct doctor *doctor)
         return;
     }
     for (uint32_t i = 0; i < n && i < MAX_DEVICES; i++) {
-        char total[24], free_text[24];
+        char total[24], text[24], left[32] = "busy";
+        uint64_t free_bytes;
+        if (backend_cuda_free_bytes(NULL, i, &free_bytes, NULL) == LM_OK)
+            snprintf(left, sizeof(left), "%s free", log_format_bytes(free_bytes, text));
         tell(doctor, devices[i].major >= 8 ? STATE_OK : STATE_NOTE, "accelerator",
-             "needs compute capability 8.0", "%s, compute capability %u.%u, %s, %s free",
+             "needs compute capability 8.0", "%s, compute capability %u.%u, %s, %s",
              devices[i].name, devices[i].major, devices[i].minor,
-             log_format_bytes(devices[i].total_bytes, total),
-             log_format_bytes(devices[i].free_bytes, free_text));
+             log_format_bytes(devices[i].total_bytes, total), left);
     }
 }
 

@@ -90,13 +90,14 @@ static enum lm_status open_choice(struct device *out, const struct choice *choic
         status = map_device(info, n, choice, settings, local, &config.device, err);
     if (status != LM_OK) return status;
     status = backend_cuda_create(&out->backend, &config, err);
-    /* once more, since the device's own part of its memory is taken now */
-    if (status == LM_OK) status = backend_cuda_devices(choice->plugin, info, DEVICE_MAX, &n, err);
+    uint64_t free_bytes;
+    if (status == LM_OK)
+        status = backend_cuda_free_bytes(choice->plugin, config.device, &free_bytes, err);
     if (status != LM_OK) return status;
     snprintf(out->kind, sizeof(out->kind), "%s:%u", choice->kind, config.device);
     snprintf(out->name, sizeof(out->name), "%s (%s)", out->kind, info[config.device].name);
     if (!choice->plugin) snprintf(out->uuid, sizeof(out->uuid), "%s", info[config.device].uuid);
-    out->budget_bytes = budget(info[config.device].free_bytes, settings->vram_bytes, out->name);
+    out->budget_bytes = budget(free_bytes, settings->vram_bytes, out->name);
     out->fast = config.fast;
     out->plugin = config.plugin;
     out->index = config.device;
@@ -139,13 +140,7 @@ void device_close(struct device *device)
 
 static bool free_bytes_of(const struct device *device, uint64_t *out)
 {
-    struct cuda_device_info info[DEVICE_MAX];
-    uint32_t n;
-    if (backend_cuda_devices(device->plugin, info, DEVICE_MAX, &n, NULL) != LM_OK ||
-        device->index >= n || device->index >= DEVICE_MAX)
-        return false;
-    *out = info[device->index].free_bytes;
-    return true;
+    return backend_cuda_free_bytes(device->plugin, device->index, out, NULL) == LM_OK;
 }
 
 uint64_t device_spare_bytes(const struct device *device)

@@ -690,16 +690,21 @@ static enum lm_status count_devices(int *n_device, struct lm_error *err)
     return lm_fail(err, LM_E_FAIL, "cudaGetDeviceCount: %s", cudaGetErrorString(code));
 }
 
+static enum lm_status find_device(uint32_t device, struct lm_error *err)
+{
+    int n_device;
+    const enum lm_status status = count_devices(&n_device, err);
+    if (status != LM_OK || device < (uint32_t)n_device) return status;
+    return lm_fail(err, LM_E_USAGE, "gpu %u: there are %d, numbered from 0", device, n_device);
+}
+
 static enum lm_status choose_device(struct cuda_backend *cuda,
                                     const struct backend_cuda_config *config, struct lm_error *err)
 {
     const uint32_t device = config->device;
-    int n_device;
     struct cudaDeviceProp properties;
-    const enum lm_status status = count_devices(&n_device, err);
+    const enum lm_status status = find_device(device, err);
     if (status != LM_OK) return status;
-    if (device >= (uint32_t)n_device)
-        return lm_fail(err, LM_E_USAGE, "gpu %u: there are %d, numbered from 0", device, n_device);
     cuda->device = (int)device;
     cudaError_t code = cudaGetDeviceProperties(&properties, cuda->device);
     if (code == cudaSuccess && properties.major < COMPUTE_MAJOR_MIN)
@@ -788,10 +793,7 @@ static enum lm_status list_devices(struct cuda_device_info *out, uint32_t n_max,
     if (status != LM_OK) return status;
     for (int i = 0; i < n_device && (uint32_t)i < n_max; i++) {
         struct cudaDeviceProp p;
-        size_t free_bytes = 0, total_bytes = 0;
-        cudaError_t code = cudaGetDeviceProperties(&p, i);
-        if (code == cudaSuccess) code = cudaSetDevice(i);
-        if (code == cudaSuccess) code = cudaMemGetInfo(&free_bytes, &total_bytes);
+        const cudaError_t code = cudaGetDeviceProperties(&p, i);
         if (code != cudaSuccess)
             return lm_fail(err, LM_E_FAIL, "gpu %d: %s", i, cudaGetErrorString(code));
         struct cuda_device_info *info = &out[i];
@@ -801,10 +803,22 @@ static enum lm_status list_devices(struct cuda_device_info *out, uint32_t n_max,
         info->major = (uint32_t)p.major;
         info->minor = (uint32_t)p.minor;
         info->n_multiprocessor = (uint32_t)p.multiProcessorCount;
-        info->total_bytes = total_bytes;
-        info->free_bytes = free_bytes;
+        info->total_bytes = p.totalGlobalMem;
     }
     *n = (uint32_t)n_device;
+    return LM_OK;
+}
+
+static enum lm_status ask_free_bytes(uint32_t device, uint64_t *out, struct lm_error *err)
+{
+    const enum lm_status status = find_device(device, err);
+    if (status != LM_OK) return status;
+    size_t free_bytes = 0, total_bytes = 0;
+    cudaError_t code = cudaSetDevice((int)device);
+    if (code == cudaSuccess) code = cudaMemGetInfo(&free_bytes, &total_bytes);
+    if (code != cudaSuccess)
+        return lm_fail(err, LM_E_FAIL, "gpu %u: %s", device, cudaGetErrorString(code));
+    *out = free_bytes;
     return LM_OK;
 }
 
@@ -812,6 +826,7 @@ const struct cuda_plugin cuda_plugin_table = {
     .head = {.size = sizeof(struct cuda_plugin), .build_id = LEAN_BUILD_ID},
     .create = create,
     .devices = list_devices,
+    .free_bytes = ask_free_bytes,
     .read = op_read,
     .multiply = op_multiply,
     .open_stream = open_stream,

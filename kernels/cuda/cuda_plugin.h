@@ -11,6 +11,7 @@ struct cuda_plugin {
                              struct lm_error *err);
     enum lm_status (*devices)(struct cuda_device_info *out, uint32_t n_max, uint32_t *n,
                               struct lm_error *err);
+    enum lm_status (*free_bytes)(uint32_t device, uint64_t *out, struct lm_error *err);
     void (*read)(struct backend *backend, const void *memory, size_t n_bytes, void *sink);
     uint64_t (*multiply)(struct backend *backend, uint32_t n_round, void *sink);
     enum lm_status (*open_stream)(struct backend *backend, struct device_stream **out,

@@ -63,6 +63,7 @@ static struct machine {
     size_t vram_bytes;
     emu_order order;
     bool no_driver, old_driver, no_image, no_function;
+    long busy; /* a device that others have for themselves; -1: none */
     countdown fails[4] = {{"malloc:", 0}, {"host:", 0}, {"launch:", 0}, {"lost:", 0}};
     int n_open; /* depth of open_memory */
 } &machine = *new struct machine();
@@ -161,6 +162,7 @@ static void read_settings(void)
     machine.old_driver = fail && !strcmp(fail, "old_driver");
     machine.no_image = fail && !strcmp(fail, "image");
     machine.no_function = fail && !strcmp(fail, "function");
+    machine.busy = fail && !strncmp(fail, "busy:", 5) ? strtol(fail + 5, nullptr, 10) : -1;
     for (countdown &c : machine.fails) {
         const size_t n = strlen(c.name);
         c.left = fail && !strncmp(fail, c.name, n) ? strtol(fail + n, nullptr, 10) : 0;
@@ -238,6 +240,7 @@ cudaError_t cudaSetDevice(int device)
     guard held(machine.lock);
     if (device < 0 || (size_t)device >= machine.devices.size())
         return set_error(cudaErrorInvalidDevice);
+    if (device == machine.busy) return set_error(cudaErrorDevicesUnavailable);
     current_device = device;
     return set_error(machine.devices[device].lost);
 }

@@ -16,7 +16,7 @@
  *   LEAN_EMU_VRAM      bytes of a device (default 1 GiB)
  *   LEAN_EMU_DEVICES   "8.6,9.0": how many there are, and their compute capabilities (default 8.6)
  *   LEAN_EMU_FAIL      "driver" (none), "old_driver" (too old), "function" (no kernel can run),
- *                      "cublas" (that library is missing), or
+ *                      "cublas" (that library is missing), "busy:N" (device N is another's), or
  *                      "malloc:N", "host:N", "launch:N", "lost:N": the N-th allocation of device or
  *                      host memory fails, the N-th kernel that runs fails, or the device is gone
  *                      from the N-th on

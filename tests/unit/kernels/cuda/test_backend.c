@@ -116,6 +116,30 @@ static void test_devices_are_listed(void **state)
                      LM_E_UNSUPPORTED);
 }
 
+/* One that another process has for itself is in nobody's way. */
+static void test_a_busy_device_is_left_alone(void **state)
+{
+    (void)state;
+    struct cuda_device_info info[2];
+    struct backend *backend;
+    uint64_t free_bytes = 0;
+    uint32_t n;
+    set_machine("8.6,9.0", "1000000", "busy:1");
+    assert_int_equal(backend_cuda_devices(CUDA_EMU_PLUGIN_FILE, info, 2, &n, &err), LM_OK);
+    assert_int_equal(n, 2);
+    assert_int_equal(info[1].total_bytes, 1000000);
+    assert_int_equal(create(&backend, 0), LM_OK);
+    backend->ops->destroy(backend);
+    assert_int_equal(backend_cuda_free_bytes(CUDA_EMU_PLUGIN_FILE, 0, &free_bytes, &err), LM_OK);
+    assert_int_equal(free_bytes, 1000000);
+    assert_int_equal(create(&backend, 1), LM_E_FAIL);
+    assert_string_equal(err.message, "gpu 1: CUDA-capable device(s) is/are busy or unavailable");
+    assert_int_equal(backend_cuda_free_bytes(CUDA_EMU_PLUGIN_FILE, 1, &free_bytes, &err),
+                     LM_E_FAIL);
+    assert_int_equal(backend_cuda_free_bytes(CUDA_EMU_PLUGIN_FILE, 2, &free_bytes, &err),
+                     LM_E_USAGE);
+}
+
 /* Two backends, on two devices, keep apart. */
 static void test_each_device_has_its_memory(void **state)
 {
@@ -453,6 +477,7 @@ int main(void)
         cmocka_unit_test(test_what_is_missing_is_said),
         cmocka_unit_test(test_fast_without_cublas),
         cmocka_unit_test(test_devices_are_listed),
+        cmocka_unit_test(test_a_busy_device_is_left_alone),
         cmocka_unit_test(test_each_device_has_its_memory),
         cmocka_unit_test(test_out_of_memory_says_how_much),
         cmocka_unit_test(test_uploads_take_the_data_at_once),
