@@ -7,6 +7,9 @@
 enum { DECODE_THREADS = 256, ROUND_WARPS = 8, BIAS_THREADS = 256, SWIGLU_THREADS = 256 };
 /* Weights of a tile: 32 MiB, of which a large second-level cache keeps much until they are read. */
 static const size_t TILE_ELEMENTS = (size_t)16 << 20;
+/* A tile's rows are a multiple of this, if it has as many: what the next ones give is as aligned as
+ * what the first do, and no piece that cuBLAS multiplies at a time is cut. */
+enum { TILE_ROWS = 128 };
 
 /* ---- weights ---- */
 
@@ -216,6 +219,13 @@ KERNEL(BIAS_THREADS) add_bias(const struct bias_args a)
     if (row < a.n_row) a.y[blockIdx.x * a.y_stride + row] += a.bias[row];
 }
 
+/* Rows of a tile. */
+static uint32_t tile_rows(uint32_t n_col)
+{
+    const uint32_t n_fit = n_col > TILE_ELEMENTS ? 1 : (uint32_t)(TILE_ELEMENTS / n_col);
+    return n_fit < TILE_ROWS ? n_fit : n_fit / TILE_ROWS * TILE_ROWS;
+}
+
 bool fast_takes(const struct cuda_backend *cuda, enum tensor_type type, uint32_t n_token)
 {
     return cublas_of(cuda) && n_token >= FAST_ROWS_MIN && type != TENSOR_F32;
@@ -233,8 +243,7 @@ void fast_multiply(struct cuda_backend *cuda, const struct weight *w, const stru
     product.add = residual != NULL;
     float *const to = residual ? residual : y;
     const bool ready = w->type == TENSOR_BF16;
-    const uint32_t n_fit = w->n_col > TILE_ELEMENTS ? 1 : (uint32_t)(TILE_ELEMENTS / w->n_col);
-    const uint32_t step = ready ? w->n_row : n_fit;
+    const uint32_t step = ready ? w->n_row : tile_rows(w->n_col);
     product.w_stride = ready ? (uint32_t)(w->row_bytes / sizeof(uint16_t)) : w->n_col;
     for (uint32_t row = 0; row < w->n_row; row += step) {
         const uint8_t *const from = (const uint8_t *)w->data + row * w->row_bytes;

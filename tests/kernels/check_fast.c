@@ -246,6 +246,27 @@ static void check_few_rows_are_exact(void)
     end_case();
 }
 
+/* More weights than are decoded at a time: the results on both sides of the seam. */
+static void check_tiles(void)
+{
+    enum { N_COL = 8192, SEAM = 2048, N_ROW = SEAM + 70, BEGIN = SEAM - 9, N = 20 };
+    struct product p = random_product(TENSOR_Q4_0, ROWS_FAST_MIN, N_ROW, N_COL);
+    p.residual = p.post_norm = NULL;
+    p.device_post_norm = NULL;
+    const uint64_t n_before = n_product();
+    const float *const got = run_product(fast, &p);
+    expect(n_product() - n_before == 2, "not a product for each of two tiles");
+    struct product seam = p;
+    seam.w.n_row = N;
+    seam.w.data = (const uint8_t *)p.w.data + BEGIN * p.w.row_bytes;
+    if (p.bias) seam.bias = p.bias + BEGIN;
+    float *const of_seam = take(ROWS_FAST_MIN * N * sizeof(float));
+    for (size_t it = 0; it < ROWS_FAST_MIN; it++)
+        memcpy(of_seam + it * N, got + it * N_ROW + BEGIN, N * sizeof(float));
+    compare_product(&seam, of_seam);
+    end_case();
+}
+
 /* Matrices of several types that share their rows, one of them F32: each into its own place. */
 static void check_mixed_types(void)
 {
@@ -637,6 +658,7 @@ int main(int argc, char **argv)
         random_state = seed + (uint64_t)n;
         for (size_t i = 0; i < N_WEIGHT_TYPE; i++)
             check_linear(weight_types[i]);
+        if (n == 0) check_tiles();
         check_few_rows_are_exact();
         check_mixed_types();
         check_nan_is_reported();
