@@ -30,7 +30,7 @@ fi
 [ "${1:-}" = --packages ] && exit
 
 # The CUDA backend is built for the GPUs that are here; for others where LEAN_CUDA_ARCHITECTURES asks
-# for it ("80;86;89;90;100;120"), which takes nvcc some minutes.
+# for it ("86;90"), which takes nvcc some minutes; the preset all-gpus has all.
 gpus=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | sort -nu | paste -sd';') || true
 architectures=${LEAN_CUDA_ARCHITECTURES:-$gpus}
 cmake --preset release ${architectures:+"-DLEAN_CUDA_ARCHITECTURES=$architectures"}
