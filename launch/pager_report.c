@@ -156,6 +156,13 @@ static void print_device(FILE *out, const struct device_tier_stats *stats)
             percent(stats->prefill.n_hit, stats->prefill.n_lookup),
             percent(of->n_copied, of->n_copied + of->n_cpu),
             log_format_bytes(stats->decode.copied_bytes + stats->prefill.copied_bytes, copied));
+    if (stats->prediction.n_chosen)
+        fprintf(out,
+                "device  predicted %.1f%%, %" PRIu64 " copied, %" PRIu64 " used, %" PRIu64
+                " of them in time   %" PRIu64 " wasted\n",
+                percent(stats->prediction.n_recalled, stats->prediction.n_chosen),
+                stats->prediction.n_read, stats->prediction.n_used, stats->prediction.n_in_time,
+                stats->n_wasted);
 }
 
 void pager_report_print(FILE *out, const struct pager_snapshot *experts,
@@ -212,7 +219,18 @@ static struct metrics_device device_of(const struct device_tier_stats *stats)
                                    .n_resident = stats->n_resident,
                                    .n_free = stats->n_slot - stats->n_resident,
                                    .n_evicted = stats->n_evicted,
-                                   .background_bytes = stats->background_bytes};
+                                   .background_bytes = stats->background_bytes,
+                                   .n_admitted = stats->n_admitted,
+                                   .n_preloaded = stats->n_preloaded,
+                                   .n_warmed = stats->n_warmed,
+                                   .n_named = stats->prediction.n_named,
+                                   .n_chosen = stats->prediction.n_chosen,
+                                   .n_recalled = stats->prediction.n_recalled,
+                                   .n_predicted = stats->prediction.n_read,
+                                   .n_predicted_used = stats->prediction.n_used,
+                                   .n_predicted_wasted = stats->n_wasted,
+                                   .predicted_bytes = stats->predicted_bytes,
+                                   .predicted_used_bytes = stats->useful_bytes};
 }
 
 bool pager_report_metrics(struct metrics_experts *out, const struct pager_snapshot *experts)
@@ -291,6 +309,18 @@ static struct json_object *device_counts_json(const struct device_tier_counts *c
     return json;
 }
 
+static struct json_object *prediction_json(const struct expert_pager_prediction *prediction)
+{
+    struct json_object *json = json_object_new_object();
+    add(json, "named", json_object_new_uint64(prediction->n_named));
+    add(json, "chosen", json_object_new_uint64(prediction->n_chosen));
+    add(json, "recalled", json_object_new_uint64(prediction->n_recalled));
+    add(json, "read", json_object_new_uint64(prediction->n_read));
+    add(json, "used", json_object_new_uint64(prediction->n_used));
+    add(json, "in_time", json_object_new_uint64(prediction->n_in_time));
+    return json;
+}
+
 static struct json_object *device_json(const struct device_tier_stats *stats)
 {
     struct json_object *json = json_object_new_object();
@@ -308,8 +338,14 @@ static struct json_object *device_json(const struct device_tier_stats *stats)
     add(json, "cpu_bytes_s", json_object_new_double(stats->cpu_bytes_s));
     add(json, "admitted", json_object_new_uint64(stats->n_admitted));
     add(json, "preloaded", json_object_new_uint64(stats->n_preloaded));
+    add(json, "warmed", json_object_new_uint64(stats->n_warmed));
     add(json, "background_bytes", json_object_new_uint64(stats->background_bytes));
+    add(json, "preload_bytes_s", json_object_new_double(stats->preload_bytes_s));
     add(json, "evicted", json_object_new_uint64(stats->n_evicted));
+    add(json, "prediction", prediction_json(&stats->prediction));
+    add(json, "wasted", json_object_new_uint64(stats->n_wasted));
+    add(json, "predicted_bytes", json_object_new_uint64(stats->predicted_bytes));
+    add(json, "useful_bytes", json_object_new_uint64(stats->useful_bytes));
     add(json, "decode", device_counts_json(&stats->decode));
     add(json, "prefill", device_counts_json(&stats->prefill));
     return json;
@@ -350,17 +386,8 @@ struct json_object *pager_report_usage_json(const struct expert_usage *usage)
 static struct json_object *predictions_json(const struct expert_pager_stats *stats)
 {
     struct json_object *list = json_object_new_object();
-    for (int point = 0; point < PREDICT_POINT_COUNT; point++) {
-        const struct expert_pager_prediction *prediction = &stats->prediction[point];
-        struct json_object *json = json_object_new_object();
-        add(json, "named", json_object_new_uint64(prediction->n_named));
-        add(json, "chosen", json_object_new_uint64(prediction->n_chosen));
-        add(json, "recalled", json_object_new_uint64(prediction->n_recalled));
-        add(json, "read", json_object_new_uint64(prediction->n_read));
-        add(json, "used", json_object_new_uint64(prediction->n_used));
-        add(json, "in_time", json_object_new_uint64(prediction->n_in_time));
-        add(list, point_names[point], json);
-    }
+    for (int point = 0; point < PREDICT_POINT_COUNT; point++)
+        add(list, point_names[point], prediction_json(&stats->prediction[point]));
     return list;
 }
 

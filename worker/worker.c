@@ -206,6 +206,7 @@ static enum lm_status create_tier(struct worker *worker, struct lm_error *err)
                                             .n_expert_used = config->hp->n_expert_used,
                                             .n_slot = config->device_experts.n_slot,
                                             .policy = config->pager.policy,
+                                            .prefetch = config->pager.prefetch,
                                             .miss = config->device_experts.miss};
     const enum lm_status status = device_tier_create(&worker->tier, &tier, err);
     const struct expert_pager_above above = {

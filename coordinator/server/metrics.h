@@ -102,6 +102,10 @@ struct metrics_experts {
             double wait_s, cpu_s;
         } decode, prefill;
         uint64_t n_resident, n_free, n_evicted, background_bytes;
+        uint64_t n_admitted, n_preloaded, n_warmed;
+        uint64_t n_named, n_chosen, n_recalled;                     /* likewise predicted */
+        uint64_t n_predicted, n_predicted_used, n_predicted_wasted; /* and copied */
+        uint64_t predicted_bytes, predicted_used_bytes;
     } device;
     uint32_t n_layer; /* that have experts */
     struct metrics_expert_layer {

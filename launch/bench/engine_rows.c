@@ -183,7 +183,8 @@ struct expert_sums {
     uint64_t n_lookup, n_hit, n_joined, n_miss, miss_bytes;
     uint64_t n_chosen, n_recalled, n_speculated, n_useful, n_evicted, read_bytes;
     double wait_s, busy_s;
-    struct device_tier_stats device; /* the last run's, with sums in decode and prefill */
+    struct device_tier_stats
+        device; /* the last run's; sums in decode and prefill, and of predictions */
 };
 
 static void add_counts(struct expert_sums *sums, const struct expert_pager_counts *now,
@@ -210,6 +211,18 @@ static void add_device_counts(struct device_tier_counts *sum, const struct devic
     sum->cpu_s += now->cpu_s - then->cpu_s;
 }
 
+static void add_prediction(struct expert_pager_prediction *sum,
+                           const struct expert_pager_prediction *now,
+                           const struct expert_pager_prediction *then)
+{
+    sum->n_named += now->n_named - then->n_named;
+    sum->n_chosen += now->n_chosen - then->n_chosen;
+    sum->n_recalled += now->n_recalled - then->n_recalled;
+    sum->n_read += now->n_read - then->n_read;
+    sum->n_used += now->n_used - then->n_used;
+    sum->n_in_time += now->n_in_time - then->n_in_time;
+}
+
 static void add_device_run(struct expert_sums *sums, const struct device_tier_stats *now,
                            const struct device_tier_stats *then)
 {
@@ -218,6 +231,11 @@ static void add_device_run(struct expert_sums *sums, const struct device_tier_st
     sum.prefill = sums->device.prefill;
     add_device_counts(&sum.decode, &now->decode, &then->decode);
     add_device_counts(&sum.prefill, &now->prefill, &then->prefill);
+    sum.prediction = sums->device.prediction;
+    add_prediction(&sum.prediction, &now->prediction, &then->prediction);
+    sum.predicted_bytes =
+        sums->device.predicted_bytes + now->predicted_bytes - then->predicted_bytes;
+    sum.useful_bytes = sums->device.useful_bytes + now->useful_bytes - then->useful_bytes;
     sums->device = sum;
 }
 
@@ -260,6 +278,15 @@ static struct json_object *device_experts_json(const struct device_tier_stats *o
     add_number(json, "copied_bytes", decode->copied_bytes + prefill->copied_bytes);
     add(json, "wait_s", number(decode->wait_s + prefill->wait_s));
     add(json, "cpu_s", number(decode->cpu_s + prefill->cpu_s));
+    add(json, "prefetch_recall",
+        ratio((double)of->prediction.n_recalled, (double)of->prediction.n_chosen));
+    add(json, "prefetch_precision",
+        ratio((double)of->prediction.n_used, (double)of->prediction.n_read));
+    add_number(json, "predicted_bytes", of->predicted_bytes);
+    add_number(json, "predicted_useful_bytes", of->useful_bytes);
+    add_number(json, "preloaded", of->n_preloaded);
+    add(json, "preload_bytes_s", of->preload_bytes_s > 0 ? number(of->preload_bytes_s) : NULL);
+    add_number(json, "warmed", of->n_warmed);
     add(json, "copy_bytes_s", of->copy_bytes_s > 0 ? number(of->copy_bytes_s) : NULL);
     add(json, "cpu_bytes_s", of->cpu_bytes_s > 0 ? number(of->cpu_bytes_s) : NULL);
     return json;

@@ -106,16 +106,15 @@ static void route(struct graph *graph, uint32_t il, int32_t *ids, float *weights
     route_by(graph, il, graph->normed, ids, weights);
 }
 
-/* Tells the pager what the router of a layer will probably choose. guessed: [n_row][n_expert_used]
- * on the host. */
-static void tell_prediction(struct graph *graph, uint32_t il, enum prediction_point point,
-                            const int32_t *guessed)
+/* Turns what routers will probably choose, by row, into the best rank of all rows first. guessed:
+ * [n_row][n_expert_used] on the host. Returns how many there are. */
+static size_t rank_prediction(struct graph *graph, const int32_t *guessed)
 {
     const uint32_t k = graph->hp->n_expert_used, n_row = graph->n_row;
-    for (uint32_t rank = 0; rank < k; rank++) /* by row; turned into best rank first */
+    for (uint32_t rank = 0; rank < k; rank++)
         for (uint32_t it = 0; it < n_row; it++)
             graph->predicted[(size_t)rank * n_row + it] = guessed[(size_t)it * k + rank];
-    expert_pager_predict(graph->pager, il, point, graph->predicted, (size_t)n_row * k);
+    return (size_t)n_row * k;
 }
 
 /* Whether the layer is computed here, too, and a prediction for it would be used. */
@@ -136,8 +135,10 @@ static enum lm_status predict(struct graph *graph, uint32_t il, enum prediction_
                                   graph->normed);
     route(graph, il, graph->next_ids, graph->next_weights);
     const enum lm_status status = graph->backend->ops->sync(graph->backend, err);
-    if (status == LM_OK) tell_prediction(graph, il, point, graph->next_ids);
-    return status;
+    if (status != LM_OK) return status;
+    const size_t n = rank_prediction(graph, graph->next_ids);
+    expert_pager_predict(graph->pager, il, point, graph->predicted, n);
+    return LM_OK;
 }
 
 enum lm_status graph_foresee(struct graph *graph, uint32_t il, struct lm_error *err)
@@ -366,9 +367,10 @@ static enum lm_status run_tier(struct graph *graph, uint32_t il, struct lm_error
         run_unasked(graph, il, &args);
         return LM_OK;
     }
-    const bool predicts = wants_prediction(graph, il + 1, PREDICT_EARLY); /* with the same sync */
+    const bool to_memory = wants_prediction(graph, il + 1, PREDICT_EARLY);
+    const bool to_device = device_tier_wants_prediction(graph->tier, il + 1);
     route(graph, il, graph->expert_ids, graph->expert_weights);
-    if (predicts) guess_next(graph, il + 1);
+    if (to_memory || to_device) guess_next(graph, il + 1); /* with the same sync */
     ops->download(graph->backend, graph->chosen_ids, graph->expert_ids, n_pair * sizeof(int32_t));
     if (graph->trace)
         ops->download(graph->backend, graph->chosen_weights, graph->expert_weights,
@@ -383,7 +385,12 @@ static enum lm_status run_tier(struct graph *graph, uint32_t il, struct lm_error
 
     const size_t n_demand = collect_demand(graph, graph->chosen_ids);
     device_tier_request(graph->tier, il, graph->demand, n_demand, graph->n_row);
-    if (predicts) tell_prediction(graph, il + 1, PREDICT_EARLY, graph->host_next);
+    if (to_memory || to_device) {
+        const size_t n = rank_prediction(graph, graph->host_next);
+        if (to_memory)
+            expert_pager_predict(graph->pager, il + 1, PREDICT_EARLY, graph->predicted, n);
+        if (to_device) device_tier_predict(graph->tier, il + 1, graph->predicted, n);
+    }
     args.expert = graph->views;
     args.expert_out = graph->expert_out;
     return run_groups(graph, &args, graph->chosen_ids, err);

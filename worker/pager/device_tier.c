@@ -21,21 +21,32 @@ enum {
 /* Of the misses of one layer that are admitted, and of a token's lookups, at most: what is copied
  * in the background must leave the link to what is waited for. */
 enum { ADMIT_PER_LAYER = 2, ADMIT_SHARE = 16 };
+/* Likewise of the experts predicted for a layer; and what they and the admitted ones take of the
+ * link's time, but that a step may always have one. */
+enum { PREDICTED_COPIES_MAX = 2 };
+static const double BACKGROUND_SHARE = 0.25;
 
 /* A copy under way out of the pager's memory, which is held for it. */
 struct copy {
     uint64_t ticket;
     struct expert_key key;
-    size_t n_bytes;
     int32_t slot; /* it goes to; NO_SLOT: to the room */
-    double start_s;
-    bool timed; /* nothing went before it */
 };
 
 struct slot {
     uint8_t *memory;
     uint64_t ticket;    /* of the copy into it; 0: it is done */
     bool in_background; /* nobody waits for it */
+    bool predicted;     /* copied on a prediction, and not chosen yet; */
+    size_t rank;        /* at which it was named */
+};
+
+/* What the layer behind will probably choose. */
+struct prediction {
+    uint32_t layer;
+    uint32_t *expert; /* [n_expert] likeliest first */
+    size_t n;         /* 0: there is none, or its layer has been requested */
+    bool used;        /* what is worth it has been copied */
 };
 
 /* One half of the room. */
@@ -111,6 +122,17 @@ struct device_tier {
     uint32_t *lent_expert;         /* [n_expert] */
     struct expert_view *lent_view; /* [n_expert] */
     size_t n_admitted_layer, n_admitted_step, n_in_background;
+    uint64_t behind_bytes; /* of this step, copied in the background */
+    double step_s;         /* mean time of a step lately; 0: not known */
+    /* the layer behind */
+    struct prediction prediction;
+    struct speculation speculation;
+    int32_t *kept; /* [n_expert] slots of what was predicted, pinned until its layer is reached; */
+    size_t n_kept, n_brought; /* the last ones have been brought */
+    double idle_since_s;      /* the visit's copies have been asked for; 0: not yet */
+    /* copies since there was none: */
+    double burst_since_s;
+    uint64_t burst_bytes, n_burst;
     /* what is in the room for the layer behind */
     uint32_t ahead_layer; /* UINT32_MAX: nothing is */
     struct ready *ahead;  /* [half_max] */
@@ -125,6 +147,7 @@ struct device_tier {
     /* the profile's experts, hottest first */
     struct seed *seed; /* [n_expert of all layers] */
     size_t n_seed;
+    uint32_t n_step_token;
     bool prefill;
     struct device_tier_stats stats;
 };
@@ -265,12 +288,17 @@ static bool is_done(const struct device_tier *tier, uint64_t ticket)
     return tier->config.backend->ops->fetched(tier->config.backend, ticket);
 }
 
-static void measure_copy(struct device_tier *tier, const struct copy *copy)
+/* All copies are over. That is seen late, never early, so that the fastest is nearest the truth. */
+static void measure_burst(struct device_tier *tier)
 {
-    const double copy_s = log_now_s() - copy->start_s, old = tier->stats.copy_bytes_s;
-    if (!copy->timed || copy_s <= 0) return;
-    const double rate = (double)copy->n_bytes / copy_s;
-    tier->stats.copy_bytes_s = old > 0 ? old + (rate - old) / 16 : rate;
+    enum { FADE = 256 };
+    const double burst_s = log_now_s() - tier->burst_since_s, best = tier->stats.copy_bytes_s;
+    if (!tier->n_burst || burst_s <= 0) return;
+    const double rate = (double)tier->burst_bytes / burst_s;
+    tier->stats.copy_bytes_s = rate > best ? rate : best + (rate - best) / FADE;
+    const double bytes = (double)tier->burst_bytes / (double)tier->n_burst;
+    speculation_measure_reads(&tier->speculation, bytes / tier->stats.copy_bytes_s, 1);
+    tier->burst_bytes = tier->n_burst = 0;
 }
 
 /* A copy is over: what it read and where it went are let go. */
@@ -288,11 +316,9 @@ static void end_copy(struct device_tier *tier, size_t at)
 
 static void reap(struct device_tier *tier)
 {
-    for (size_t i = tier->n_copy; i-- > 0;) {
-        if (!is_done(tier, tier->copy[i].ticket)) continue;
-        measure_copy(tier, &tier->copy[i]);
-        end_copy(tier, i);
-    }
+    for (size_t i = tier->n_copy; i-- > 0;)
+        if (is_done(tier, tier->copy[i].ticket)) end_copy(tier, i);
+    if (!tier->n_copy) measure_burst(tier);
 }
 
 /* Waits for all copies. */
@@ -330,12 +356,13 @@ static struct ready copy_expert(struct device_tier *tier, struct expert_key key,
     struct copy *copy = &tier->copy[tier->n_copy];
     assert(tier->n_copy < tier->copy_max);
     find_parts(layer, from, source);
-    *copy = (struct copy){.key = key,
-                          .n_bytes = layer->n_bytes,
-                          .slot = NO_SLOT,
-                          .start_s = log_now_s(),
-                          .timed = !tier->n_copy};
-    tier->n_copy++;
+    *copy = (struct copy){.key = key, .slot = NO_SLOT};
+    if (!tier->n_copy++) {
+        tier->burst_since_s = log_now_s();
+        tier->burst_bytes = tier->n_burst = 0;
+    }
+    tier->burst_bytes += layer->n_bytes;
+    tier->n_burst++;
     for (uint32_t i = 0; i < layer->n_part; i++) {
         copy->ticket =
             backend->ops->fetch(backend, to, source[i], layer->part_bytes[i], after, lane);
@@ -381,13 +408,29 @@ static bool copy_to_slot(struct device_tier *tier, struct expert_key key, enum p
         expert_cache_drop(tier->cache, key);
         return false;
     }
-    const bool ahead = kind == PLACE_ADMISSION;
+    const bool ahead = kind == PLACE_ADMISSION || kind == PLACE_SPECULATIVE;
     *out = copy_expert(tier, key, &from, slot->memory, 0, ahead ? COPY_AHEAD : COPY_DEMAND);
     tier->copy[tier->n_copy - 1].slot = placement.slot;
     slot->ticket = out->ticket;
     slot->in_background = ahead;
+    slot->predicted = kind == PLACE_SPECULATIVE;
     tier->n_in_background += ahead;
     return true;
+}
+
+/* Whether the step's share of the link has room for one more in the background. */
+static bool has_background(const struct device_tier *tier, uint32_t layer)
+{
+    const double n_bytes = (double)(tier->behind_bytes + layer_of(tier, layer)->n_bytes);
+    const double rate = tier->stats.copy_bytes_s;
+    return !tier->behind_bytes || rate <= 0 || tier->step_s <= 0 ||
+           n_bytes <= BACKGROUND_SHARE * tier->step_s * rate;
+}
+
+static void count_background(struct device_tier *tier, uint32_t layer)
+{
+    tier->behind_bytes += layer_of(tier, layer)->n_bytes;
+    tier->stats.background_bytes += layer_of(tier, layer)->n_bytes;
 }
 
 /* Copies an expert that the pager lends into the room. False: the half is full. */
@@ -444,6 +487,130 @@ static const struct ready *find_ahead(const struct device_tier *tier, uint32_t i
     for (size_t i = 0; il == tier->ahead_layer && i < tier->n_ahead; i++)
         if (tier->ahead[i].expert == expert) return &tier->ahead[i];
     return NULL;
+}
+
+/* ---- predictions -------------------------------------------------------------------------- */
+
+static uint32_t n_class_slot(const struct device_tier *tier, uint32_t il)
+{
+    return tier->classes.class[tier->class_of[il]].n_slot;
+}
+
+static bool is_worth_copying(const struct device_tier *tier, size_t rank, size_t n_before)
+{
+    return tier->config.prefetch == PREFETCH_ON ||
+           speculation_pays(&tier->speculation, PREDICT_EARLY, rank, n_before);
+}
+
+bool device_tier_wants_prediction(const struct device_tier *tier, uint32_t layer)
+{
+    return tier->config.prefetch != PREFETCH_OFF && !tier->prefill && !tier->gathers &&
+           layer >= tier->config.layer_begin && layer < tier->config.layer_end &&
+           tier->class_of[layer] != UINT32_MAX &&
+           expert_cache_n_resident(tier->cache, layer) < tier->config.n_expert &&
+           is_worth_copying(tier, 0, 0);
+}
+
+static bool is_named(const struct prediction *prediction, uint32_t expert)
+{
+    for (size_t i = 0; i < prediction->n; i++)
+        if (prediction->expert[i] == expert) return true;
+    return false;
+}
+
+static void keep(struct device_tier *tier, int32_t index)
+{
+    expert_cache_pin(tier->cache, index);
+    tier->kept[tier->n_kept++] = index;
+}
+
+/* What was predicted may go; what of it was brought and not chosen was brought in vain. */
+static void end_prediction(struct device_tier *tier)
+{
+    const size_t first_brought = tier->n_kept - tier->n_brought;
+    for (size_t i = 0; i < tier->n_kept; i++) {
+        const struct slot *slot = &tier->slot[tier->kept[i]];
+        expert_cache_unpin(tier->cache, tier->kept[i]);
+        if (i >= first_brought)
+            speculation_count(&tier->speculation, PREDICT_EARLY, slot->rank, !slot->predicted);
+    }
+    tier->n_kept = tier->n_brought = 0;
+    tier->prediction.n = 0;
+    tier->idle_since_s = 0;
+}
+
+/* The likeliest keep their slots until then, but enough are left for what this layer needs. */
+void device_tier_predict(struct device_tier *tier, uint32_t layer, const int32_t *expert, size_t n)
+{
+    struct prediction *const prediction = &tier->prediction;
+    const size_t n_kept_max = expert_ahead_reads(n_class_slot(tier, layer));
+    end_prediction(tier);
+    prediction->layer = layer;
+    prediction->used = false;
+    for (size_t i = 0; i < n; i++)
+        if (!is_named(prediction, (uint32_t)expert[i]))
+            prediction->expert[prediction->n++] = (uint32_t)expert[i];
+    for (size_t i = 0; i < prediction->n && tier->n_kept < n_kept_max; i++) {
+        const struct expert_key key = {layer, prediction->expert[i]};
+        const int32_t index = expert_cache_find(tier->cache, key);
+        if (index != NO_SLOT) keep(tier, index);
+    }
+}
+
+/* The visit's copies have been asked for, and the link may have time until the next. Nothing in the
+ * background is waiting for it. */
+static void bring_predicted(struct device_tier *tier)
+{
+    struct prediction *const prediction = &tier->prediction;
+    struct expert_pager *const pager = tier->config.pager;
+    struct ready unused;
+    if (!prediction->n || prediction->used) return;
+    prediction->used = true;
+    tier->idle_since_s = log_now_s();
+    reap(tier);
+    if (tier->n_in_background) return;
+    for (size_t i = 0; i < prediction->n && tier->n_brought < PREDICTED_COPIES_MAX; i++) {
+        const struct expert_key key = {prediction->layer, prediction->expert[i]};
+        const size_t rank = i / tier->n_step_token;
+        if (expert_cache_find(tier->cache, key) != NO_SLOT ||
+            !expert_pager_is_resident(pager, key) || !is_worth_copying(tier, rank, tier->n_brought))
+            continue;
+        if (tier->n_copy >= expert_pager_hold_max(pager, key.layer) ||
+            !has_background(tier, key.layer) ||
+            !copy_to_slot(tier, key, PLACE_SPECULATIVE, &unused))
+            return;
+        const int32_t index = tier->copy[tier->n_copy - 1].slot;
+        tier->slot[index].rank = rank;
+        keep(tier, index);
+        tier->n_brought++;
+        tier->stats.prediction.n_read++;
+        tier->stats.predicted_bytes += layer_of(tier, key.layer)->n_bytes;
+        count_background(tier, key.layer);
+    }
+}
+
+/* How well the layer that is requested was predicted. */
+static void count_recall(struct device_tier *tier, const struct expert_demand *demand, size_t n)
+{
+    struct expert_pager_prediction *const stats = &tier->stats.prediction;
+    const struct prediction *const prediction = &tier->prediction;
+    if (!prediction->n || prediction->layer != tier->layer) return;
+    stats->n_named += prediction->n;
+    stats->n_chosen += n;
+    for (size_t i = 0; i < n; i++)
+        stats->n_recalled += is_named(prediction, demand[i].expert);
+    if (tier->idle_since_s > 0)
+        speculation_measure_gap(&tier->speculation, PREDICT_EARLY,
+                                log_now_s() - tier->idle_since_s);
+}
+
+static void count_use(struct device_tier *tier, struct slot *slot)
+{
+    if (!slot->predicted) return;
+    slot->predicted = false;
+    tier->stats.prediction.n_used++;
+    tier->stats.prediction.n_in_time += !slot->ticket;
+    tier->stats.useful_bytes += layer_of(tier, tier->layer)->n_bytes;
 }
 
 /* ---- requests ----------------------------------------------------------------------------- */
@@ -514,9 +681,10 @@ static void choose_mode(struct device_tier *tier, uint32_t n_token)
 void device_tier_end_step(struct device_tier *tier)
 {
     struct trial *trial = &tier->trial;
+    const double step_s = log_now_s() - tier->step_since_s;
+    if (!tier->prefill) tier->step_s += (step_s - tier->step_s) * (tier->step_s > 0 ? 1 / 16. : 1);
     if (!trial->runs) return;
-    trial->step_s[trial->n_step % N_TRIED][trial->n_step / N_TRIED] =
-        log_now_s() - tier->step_since_s;
+    trial->step_s[trial->n_step % N_TRIED][trial->n_step / N_TRIED] = step_s;
     if (++trial->n_step == N_TRIED * TRIAL_ROUNDS) end_trial(tier);
     trial->runs = false;
 }
@@ -600,11 +768,15 @@ static void choose_gathering(struct device_tier *tier, uint32_t n_token)
 void device_tier_step(struct device_tier *tier, uint32_t n_token, bool prefill)
 {
     end_visit(tier);
+    end_prediction(tier); /* of a step that failed */
+    speculation_fade(&tier->speculation);
     forget_ahead(tier);
     for (size_t i = 0; i < N_HALF; i++)
         tier->half[i] = (struct half){.n = 0};
     tier->prefill = prefill && needs_streaming(tier, n_token);
+    tier->n_step_token = n_token;
     tier->n_admitted_step = 0;
+    tier->behind_bytes = 0;
     expert_cache_advance(tier->cache, n_token, tier->prefill);
     go_on_preloading(tier);
     choose_mode(tier, n_token);
@@ -667,7 +839,8 @@ static bool look_up(struct device_tier *tier, const struct expert_demand *demand
         return true;
     }
     if (index == NO_SLOT) return false;
-    const struct slot *slot = &tier->slot[index];
+    struct slot *slot = &tier->slot[index];
+    count_use(tier, slot);
     const struct ready found = {demand->expert, slot->ticket, slot->in_background,
                                 slot_view(tier, tier->layer, index)};
     pin_slot(tier, index);
@@ -692,11 +865,13 @@ void device_tier_request(struct device_tier *tier, uint32_t layer,
     tier->hits_lent = false;
     tier->n_admitted_layer = 0;
     counts(tier)->n_lookup += n;
+    count_recall(tier, demand, n);
     for (size_t i = 0; i < n; i++)
         expert_cache_use(tier->cache, (struct expert_key){layer, demand[i].expert},
                          demand[i].n_row);
     for (size_t i = 0; i < n; i++)
         if (!look_up(tier, &demand[i])) tier->missing[n_missing++] = demand[i];
+    end_prediction(tier);
     tier->ahead_layer = UINT32_MAX; /* what was chosen of it is ready, and keeps its place */
     tier->n_ahead = 0;
     tier->pager_has_more = true; /* at least it reads for the layer behind */
@@ -830,14 +1005,14 @@ static void admit(struct device_tier *tier, struct expert_key key)
     const uint32_t n_layer = tier->config.layer_end - tier->config.layer_begin;
     const size_t step_max = (size_t)n_layer * tier->config.n_expert_used / ADMIT_SHARE + 1;
     if (tier->n_admitted_layer == ADMIT_PER_LAYER || tier->n_admitted_step >= step_max ||
-        tier->n_in_background >= AHEAD_COPIES_MAX ||
+        tier->n_in_background >= AHEAD_COPIES_MAX || !has_background(tier, key.layer) ||
         tier->n_copy >= expert_pager_hold_max(tier->config.pager, key.layer) ||
         !copy_to_slot(tier, key, PLACE_ADMISSION, &unused))
         return;
     tier->n_admitted_layer++;
     tier->n_admitted_step++;
     tier->stats.n_admitted++;
-    tier->stats.background_bytes += layer_of(tier, key.layer)->n_bytes;
+    count_background(tier, key.layer);
 }
 
 /* Lends what is left of the pager's group to the CPU. */
@@ -894,6 +1069,7 @@ enum lm_status device_tier_acquire(struct device_tier *tier, struct device_group
         return LM_OK;
     }
     look_ahead(tier);
+    bring_predicted(tier);
     *out = (struct device_group){.n = 0};
     return LM_OK;
 }
@@ -909,6 +1085,8 @@ void device_tier_count(struct device_tier *tier, uint32_t layer, const struct ex
     counts(tier)->n_lookup += n;
     for (size_t i = 0; i < n; i++) {
         const struct expert_key key = {layer, demand[i].expert};
+        const int32_t index = expert_cache_find(tier->cache, key);
+        if (index != NO_SLOT) count_use(tier, &tier->slot[index]);
         expert_cache_use(tier->cache, key, demand[i].n_row);
         expert_pager_count_use(tier->config.pager, key, demand[i].n_row);
         if (!remote[key.expert]) {
@@ -929,7 +1107,9 @@ struct device_tier_stats device_tier_stats(const struct device_tier *tier)
     for (uint32_t il = tier->config.layer_begin; il < tier->config.layer_end; il++)
         if (tier->class_of[il] != UINT32_MAX)
             stats.n_resident += expert_cache_n_resident(tier->cache, il);
-    stats.n_evicted = expert_cache_stats(tier->cache).n_evicted;
+    const struct expert_cache_stats cache = expert_cache_stats(tier->cache);
+    stats.n_evicted = cache.n_evicted;
+    stats.n_wasted = cache.n_speculative_wasted;
     stats.cpu_share = stats.mode == MISS_HYBRID ? tier->cpu_share : stats.mode == MISS_CPU;
     return stats;
 }
@@ -952,11 +1132,14 @@ static enum lm_status create_tables(struct device_tier *tier, struct lm_error *e
     tier->hit = calloc(n, sizeof(*tier->hit));
     tier->ready = calloc(n, sizeof(*tier->ready));
     tier->ahead = calloc(tier->half_max, sizeof(*tier->ahead));
+    tier->prediction.expert = calloc(n, sizeof(*tier->prediction.expert));
+    tier->kept = calloc(n, sizeof(*tier->kept));
     tier->lent_expert = calloc(n, sizeof(*tier->lent_expert));
     tier->lent_view = calloc(n, sizeof(*tier->lent_view));
     tier->seed = calloc(tier->stats.n_expert + 1, sizeof(*tier->seed));
     if (tier->copy && tier->order && tier->missing && tier->pinned && tier->hit && tier->ready &&
-        tier->ahead && tier->lent_expert && tier->lent_view && tier->seed)
+        tier->ahead && tier->prediction.expert && tier->kept && tier->lent_expert &&
+        tier->lent_view && tier->seed)
         return LM_OK;
     return lm_fail(err, LM_E_NO_MEM, "device tier: no memory for %zu experts", n);
 }
@@ -1059,7 +1242,9 @@ void device_tier_abandon(struct device_tier *tier)
     for (size_t i = 0; i < tier->n_copy; i++)
         backend->ops->await(backend, tier->copy[i].ticket);
     if (tier->n_copy) backend->ops->sync(backend, NULL);
+    tier->n_burst = 0;
     end_visit(tier);
+    end_prediction(tier);
     forget_ahead(tier);
     while (tier->n_copy)
         end_copy(tier, tier->n_copy - 1);
@@ -1084,6 +1269,8 @@ void device_tier_destroy(struct device_tier *tier)
     free(tier->seed);
     free(tier->lent_view);
     free(tier->lent_expert);
+    free(tier->kept);
+    free(tier->prediction.expert);
     free(tier->ahead);
     free(tier->ready);
     free(tier->hit);

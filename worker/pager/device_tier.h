@@ -18,10 +18,17 @@
  * one ends.
  *
  * What was computed on the CPU and is worth a slot is copied in the background, a few in each step.
+ * So are experts that the layer behind will probably choose, at most two, if that pays
+ * (speculation.h): behind all copies that the visit asked for, while the link would have nothing to
+ * do until that layer asks, and never beside other copies in the background. Those of them that are
+ * there keep their slots until then. All that is copied in the background takes a quarter of the
+ * link's time at most.
  *
  * Where the pager has all experts in pinned memory the device brings what it misses itself
  * (gather), by a table in its memory that says where each expert is: no layer asks the host, which
  * counts the choices when the step is over, and then changes slots and table for the steps to come.
+ * Nothing is predicted then: a copy on a prediction is begun by the host, which would have to hear
+ * of the prediction between two layers, and that is what such steps do without.
  *
  * Ownership: owns the device's memory; borrows store, backend and pager.
  * Threads:   one caller, the step thread.
@@ -30,12 +37,11 @@
 #ifndef LEAN_WORKER_PAGER_DEVICE_TIER_H
 #define LEAN_WORKER_PAGER_DEVICE_TIER_H
 
+#include "worker/pager/expert_pager.h"
 #include "worker/pager/expert_store.h"
 
 struct cache_policy;
 struct device_tier;
-struct expert_demand;
-struct expert_pager;
 
 /* What becomes of a chosen expert that is not in the device's memory. None changes a bit. */
 enum miss_mode {
@@ -80,13 +86,19 @@ struct device_tier_stats {
     uint64_t slot_bytes, room_bytes, bank_bytes; /* bank: all experts of the tier's layers */
     uint64_t n_admitted;  /* copied in the background, since they were worth it */
     uint64_t n_preloaded; /* likewise, on account of a profile, or by a prefill into free slots */
+    uint64_t n_warmed;    /* likewise, since a prompt chose them most */
     uint64_t background_bytes; /* copied before they were chosen */
+    double preload_bytes_s;    /* at which a profile's experts came, while some did; 0: not yet */
     uint64_t n_evicted;
-    enum miss_mode asked; /* for */
-    enum miss_mode mode;  /* in use: as asked, or with MISS_AUTO what that has chosen so far */
-    bool gathers;         /* GPU: the device brings misses itself, from memory that is pinned */
-    double cpu_share;     /* HYBRID: of misses, aimed at */
-    double copy_bytes_s, cpu_bytes_s; /* measured while both were busy; 0: not yet */
+    struct expert_pager_prediction prediction; /* of layers behind; read: copied */
+    uint64_t n_wasted;                         /* of these evicted before they were chosen */
+    uint64_t predicted_bytes, useful_bytes;    /* copied on predictions, and of them chosen */
+    enum miss_mode asked;                      /* for */
+    enum miss_mode mode; /* in use: as asked, or with MISS_AUTO what that has chosen so far */
+    bool gathers;        /* GPU: the device brings misses itself, from memory that is pinned */
+    double cpu_share;    /* HYBRID: of misses, aimed at */
+    double copy_bytes_s; /* lately at best, since the host hears of the end of a copy late */
+    double cpu_bytes_s;  /* measured beside copies; 0, as the other: not yet */
     const char *policy;
 };
 
@@ -99,6 +111,7 @@ struct device_tier_config {
     uint32_t n_slot; /* over all layers; raised to the least that works */
     const struct cache_policy *policy;
     enum miss_mode miss;
+    enum prefetch prefetch; /* of predicted experts */
 };
 
 /* LM_E_NO_MEM: of the device or the host. */
@@ -132,6 +145,12 @@ bool device_tier_wants_cpu(const struct device_tier *tier, uint32_t n_row);
 /* demand: [n], distinct. n_row: rows of the layer. */
 void device_tier_request(struct device_tier *tier, uint32_t layer,
                          const struct expert_demand *demand, size_t n, uint32_t n_row);
+
+/* Whether a prediction for the layer would be used, and so is worth computing. */
+bool device_tier_wants_prediction(const struct device_tier *tier, uint32_t layer);
+/* The experts that a layer will probably choose for each row of the step, likeliest first, rank by
+ * rank; between the request of the layer before and its first acquire. */
+void device_tier_predict(struct device_tier *tier, uint32_t layer, const int32_t *expert, size_t n);
 
 /* Experts lent by acquire until the next acquire, request or step. On the device they may be read
  * by operations called from here on; what has been called must begin to run soon (start). */

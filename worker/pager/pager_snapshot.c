@@ -6,7 +6,7 @@
 /* Who adds a counter adds it here too, and to worker/pipeline/wire_stats.c. */
 static_assert(sizeof(struct expert_pager_stats) == 456 &&
                   sizeof(struct expert_pager_layer_stats) == 128 &&
-                  sizeof(struct device_tier_stats) == 264,
+                  sizeof(struct device_tier_stats) == 352,
               "all counters are summed");
 
 void pager_snapshot_take(struct pager_snapshot *out, const struct expert_pager *pager,
@@ -91,8 +91,14 @@ static void add_device(struct device_tier_stats *sum, const struct device_tier_s
     sum->bank_bytes += next->bank_bytes;
     sum->n_admitted += next->n_admitted;
     sum->n_preloaded += next->n_preloaded;
+    sum->n_warmed += next->n_warmed;
     sum->background_bytes += next->background_bytes;
     sum->n_evicted += next->n_evicted;
+    add_prediction(&sum->prediction, &next->prediction);
+    sum->n_wasted += next->n_wasted;
+    sum->predicted_bytes += next->predicted_bytes;
+    sum->useful_bytes += next->useful_bytes;
+    sum->preload_bytes_s = slower(sum->preload_bytes_s, next->preload_bytes_s);
     sum->copy_bytes_s = slower(sum->copy_bytes_s, next->copy_bytes_s);
     sum->cpu_bytes_s = slower(sum->cpu_bytes_s, next->cpu_bytes_s);
 }

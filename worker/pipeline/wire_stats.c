@@ -56,7 +56,12 @@
     DO(gathers)                                                                                    \
     DO(cpu_share)                                                                                  \
     DO(copy_bytes_s)                                                                               \
-    DO(cpu_bytes_s)
+    DO(cpu_bytes_s)                                                                                \
+    DO(n_wasted)                                                                                   \
+    DO(predicted_bytes)                                                                            \
+    DO(useful_bytes)                                                                               \
+    DO(n_warmed)                                                                                   \
+    DO(preload_bytes_s)
 
 /* ---- packing ------------------------------------------------------------------------------ */
 
@@ -195,6 +200,7 @@ static enum lm_status pack(struct frame **out, const struct worker *worker,
     Lean__ExpertCounts decode, prefill;
     Lean__DeviceExperts device = LEAN__DEVICE_EXPERTS__INIT;
     Lean__DeviceCounts device_decode, device_prefill;
+    Lean__ExpertPrediction device_prediction;
     Lean__ExpertPrediction prediction[PREDICT_POINT_COUNT];
     Lean__ExpertPrediction *predictions[PREDICT_POINT_COUNT];
     const struct expert_pager_stats *total = &snapshot->total;
@@ -211,6 +217,7 @@ static enum lm_status pack(struct frame **out, const struct worker *worker,
     fill_device(&device, &snapshot->device);
     fill_device_counts(device.decode = &device_decode, &snapshot->device.decode);
     fill_device_counts(device.prefill = &device_prefill, &snapshot->device.prefill);
+    fill_prediction(device.prediction = &device_prediction, &snapshot->device.prediction);
     if (snapshot->device.n_slot) message.device = &device;
     for (int i = 0; i < PREDICT_POINT_COUNT; i++)
         fill_prediction(predictions[i] = &prediction[i], &total->prediction[i]);
@@ -327,6 +334,7 @@ static struct device_tier_stats read_device(const Lean__DeviceExperts *device)
 #undef READ
     out.decode = read_device_counts(device->decode);
     out.prefill = read_device_counts(device->prefill);
+    out.prediction = read_prediction(device->prediction);
     return out;
 }
 

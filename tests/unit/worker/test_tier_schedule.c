@@ -17,6 +17,7 @@ static struct gguf_file *file;
 static struct hparams hp;
 static struct rank whole;
 static char trace_path[64];
+static struct expert_pager_prediction predicted; /* in the last run */
 
 static struct backend *create_device(const char *copy)
 {
@@ -29,19 +30,23 @@ static struct backend *create_device(const char *copy)
     return device;
 }
 
-/* Whether all logits are those of a CPU with all experts. */
-static bool runs_the_same(struct backend *device, enum miss_mode miss, uint32_t n_slot)
+/* Whether all logits are those of a CPU with all experts. n_held: of them in memory; 0: all, which
+ * the device then gathers. */
+static bool runs_the_same(struct backend *device, enum miss_mode miss, uint32_t n_slot,
+                          uint32_t n_held)
 {
     struct rank rank = {.n_row = 0};
     open_rank(&rank, file, &hp,
-              &(struct rank_layers){.end = hp.n_layer,
-                                    .device = device,
-                                    .device_begin = hp.n_layer - 2,
-                                    .device_experts = {n_slot, miss},
-                                    .pager = {.policy = &policy_lfru}});
+              &(struct rank_layers){
+                  .end = hp.n_layer,
+                  .device = device,
+                  .device_begin = hp.n_layer - 2,
+                  .device_experts = {n_slot, miss},
+                  .pager = {.n_slot = n_held, .policy = &policy_lfru, .prefetch = PREFETCH_ON}});
     run_rank(&rank);
     const bool same = rank.status == LM_OK && rank.n_row == whole.n_row &&
                       !memcmp(rank.logits, whole.logits, whole.n_row * N_VOCAB * sizeof(float));
+    predicted = device_tier_stats(worker_tier(rank.worker)).prediction;
     close_rank(&rank);
     return same;
 }
@@ -55,7 +60,7 @@ static void test_no_speed_changes_a_bit(void **state)
     for (int i = 0; i < 2; i++)
         for (int m = 0; m < 2; m++) {
             struct backend *device = create_device(speeds[i]);
-            assert_true(runs_the_same(device, modes[m], n_all / 3));
+            assert_true(runs_the_same(device, modes[m], n_all / 3, 0));
             device->ops->destroy(device);
         }
 }
@@ -84,7 +89,7 @@ static void test_what_was_forgotten_is_seen(void **state)
         else
             forgetful.await = forget_to_await;
         device->ops = &forgetful;
-        assert_false(runs_the_same(device, MISS_GPU, 1));
+        assert_false(runs_the_same(device, MISS_GPU, 1, 0));
         device->ops = ops;
         device->ops->destroy(device);
     }
@@ -128,11 +133,95 @@ static void test_copies_run_beside_kernels(void **state)
     (void)state;
     double copy_us;
     struct backend *device = create_device(EVEN);
-    assert_true(runs_the_same(device, MISS_GPU, 1));
+    assert_true(runs_the_same(device, MISS_GPU, 1, 0));
     const double both_us = overlap_us(&copy_us);
     print_message("of %.0f us of copies %.0f beside kernels\n", copy_us, both_us);
     assert_true(copy_us > 0 && both_us > copy_us / 50);
     device->ops->destroy(device);
+}
+
+/* Copies in the order of the calls, and when they were made. */
+enum { COPY_MAX = 1 << 14 };
+static struct {
+    enum copy_lane lane;
+    uint64_t ticket;
+    double begin_us, end_us;
+} copy[COPY_MAX];
+static int n_copy, n_ahead_max; /* copies ahead that a demanded one found under way */
+static const struct backend_ops *inner;
+
+static uint64_t noted_fetch(struct backend *backend, void *to, const void *from, size_t n_bytes,
+                            uint64_t after, enum copy_lane lane)
+{
+    int n_ahead = 0;
+    for (int i = n_copy; lane == COPY_DEMAND && i-- > 0;)
+        if (copy[i].lane == COPY_AHEAD && inner->fetched(backend, copy[i].ticket))
+            break;
+        else
+            n_ahead += copy[i].lane == COPY_AHEAD;
+    if (n_ahead > n_ahead_max) n_ahead_max = n_ahead;
+    assert_true(n_copy < COPY_MAX);
+    copy[n_copy].lane = lane;
+    return copy[n_copy++].ticket = inner->fetch(backend, to, from, n_bytes, after, lane);
+}
+
+/* The two streams of copies are made in the order of the lanes. */
+static void read_times(void)
+{
+    int stream, first = INT32_MAX, next[2] = {0, 0};
+    char kind[16], what[256];
+    double begin_us, end_us;
+    FILE *trace = fopen(trace_path, "r");
+    assert_non_null(trace);
+    for (int pass = 0; pass < 2; pass++, rewind(trace))
+        while (fscanf(trace, "%d %lf %lf %15s %255s", &stream, &begin_us, &end_us, kind, what) ==
+               5) {
+            if (strcmp(kind, "copy_in") || !stream) continue;
+            if (stream < first) first = stream;
+            if (!pass) continue;
+            int *const at = &next[stream > first];
+            while (*at < n_copy && copy[*at].lane != (stream > first ? COPY_AHEAD : COPY_DEMAND))
+                ++*at;
+            assert_true(*at < n_copy);
+            copy[*at].begin_us = begin_us;
+            copy[(*at)++].end_us = end_us;
+        }
+    fclose(trace);
+}
+
+/* A copy on a prediction is behind every copy that was demanded before it, and those that are
+ * demanded later find no more than two experts' on their way, whatever the link can do. */
+static void test_predicted_copies_give_way(void **state)
+{
+    static const char *const speeds[] = {SLOW_COPIES, EVEN, SLOW_KERNELS};
+    enum { PREDICTED_MAX = 2 };
+    const uint32_t n_all = hparams_n_expert_of(&hp, 0, hp.n_layer);
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        struct backend *device = create_device(speeds[i]);
+        inner = device->ops;
+        struct backend_ops noting = *inner;
+        noting.fetch = noted_fetch;
+        device->ops = &noting;
+        n_copy = n_ahead_max = 0;
+        assert_true(runs_the_same(device, MISS_GPU, 10, n_all - 1));
+        device->ops = inner;
+        device->ops->destroy(device);
+        read_times();
+        double demanded_us = 0;
+        int n_ahead = 0;
+        for (int k = 0; k < n_copy; k++) {
+            if (copy[k].lane == COPY_DEMAND) {
+                if (copy[k].end_us > demanded_us) demanded_us = copy[k].end_us;
+                continue;
+            }
+            assert_true(copy[k].begin_us >= demanded_us);
+            n_ahead++;
+        }
+        print_message("%d copies, %d ahead, %d at once\n", n_copy, n_ahead, n_ahead_max);
+        assert_true(n_ahead > 0 && predicted.n_used > 0);
+        assert_in_range(n_ahead_max, 0, PREDICTED_MAX * EXPERT_PART_MAX);
+    }
 }
 
 static int open_whole(void **state)
@@ -158,6 +247,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_no_speed_changes_a_bit),
                                        cmocka_unit_test(test_what_was_forgotten_is_seen),
-                                       cmocka_unit_test(test_copies_run_beside_kernels)};
+                                       cmocka_unit_test(test_copies_run_beside_kernels),
+                                       cmocka_unit_test(test_predicted_copies_give_way)};
     return cmocka_run_group_tests(tests, open_whole, close_whole);
 }
