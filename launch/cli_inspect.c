@@ -524,6 +524,8 @@ static const struct option_spec options_inspect[] = {
      .help = "experts kept in memory; default: what the budget holds"},
     {"prefill-chunk", 0, OPTION_INT, "N|auto", .def = "auto", .key = "schedule.prefill_chunk",
      .min = 1, .max = 65536, .help = "prompt tokens computed in one step"},
+    {"mtp", 0, OPTION_ENUM, "auto|on|off", .def = "auto", .key = "schedule.mtp",
+     .help = "whether the layer for multi-token prediction drafts; auto: if that needs no paging"},
     {"vram-gbps", 0, OPTION_FLOAT, "X", .min = 0.001, .max = 1e6,
      .help = "with --memory: predict decoding by the nominal GB/s of the device's memory"},
     {"link-gbps", 0, OPTION_FLOAT, "X", .def = "24", .min = 0.001, .max = 1e6,

@@ -182,7 +182,8 @@ static enum lm_status load(struct member *member, const Lean__Setup *setup, stru
     enum lm_status status = check_setup(member, setup, err);
     if (status == LM_OK) member->binding = binding_begin(config.local); /* for good */
     if (status == LM_OK)
-        status = model_part_find_experts(&member->part, config.layer_begin, config.layer_end, err);
+        status = model_part_find_experts(&member->part, config.layer_begin, config.layer_end,
+                                         sizes.mtp, err);
     return status == LM_OK ? model_part_load(&member->part, &config, &sizes, err) : status;
 }
 

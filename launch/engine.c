@@ -50,7 +50,7 @@ struct engine {
     atomic_bool cancelled;
 };
 
-static enum drafting drafting_of(const char *name)
+enum drafting engine_drafting(const char *name)
 {
     return !strcmp(name, "off") ? DRAFTING_OFF : !strcmp(name, "on") ? DRAFTING_ON : DRAFTING_AUTO;
 }
@@ -66,8 +66,8 @@ enum lm_status engine_config_from_options(struct engine_config *config,
         .n_slot = (uint32_t)options_int(options, "parallel"),
         .kv_type = options_string(options, "kv-type"),
         .prefill_chunk = (uint32_t)options_int(options, "prefill-chunk"),
-        .prompt_lookup = drafting_of(options_string(options, "prompt-lookup")),
-        .mtp = drafting_of(options_string(options, "mtp")),
+        .prompt_lookup = engine_drafting(options_string(options, "prompt-lookup")),
+        .mtp = engine_drafting(options_string(options, "mtp")),
         .n_draft = (uint32_t)options_int(options, "draft-max"),
         .trace_path = options_string(options, "trace"),
         .n_snapshot = ENGINE_N_SNAPSHOT,
@@ -101,12 +101,15 @@ enum lm_status engine_memory_request(struct memory_request *out, const struct en
     return LM_OK;
 }
 
-static enum lm_status open_model(struct engine *engine, const char *path, struct lm_error *err)
+static enum lm_status open_model(struct engine *engine, const struct engine_config *config,
+                                 struct lm_error *err)
 {
     struct model_part *part = &engine->part;
+    const char *const path = config->model_path;
     enum lm_status status = model_part_open(part, path, err);
     if (status == LM_OK) status = tokenizer_create(&engine->tokenizer, part->file, err);
-    if (status == LM_OK) status = model_part_find_experts(part, 0, part->hp.n_layer, err);
+    if (status == LM_OK)
+        status = model_part_find_experts(part, 0, part->hp.n_layer, config->mtp, err);
     if (status != LM_OK) return status;
     if (tokenizer_n_vocab(engine->tokenizer) > part->hp.n_vocab)
         return lm_fail(err, LM_E_FORMAT, "%s: vocabulary of %u tokens, embeddings for %u", path,
@@ -118,12 +121,9 @@ static enum lm_status open_model(struct engine *engine, const char *path, struct
 static void settle_serving(struct memory_request *request, struct engine *engine,
                            const struct engine_config *config)
 {
-    char cache[24];
     request->n_slot = config->n_slot;
     engine->cache_bytes =
         serve_plan_settle(request, config->cache_bytes, engine->part.file, &engine->part.hp);
-    log_info("prefix cache: %s, up to %u states", log_format_bytes(engine->cache_bytes, cache),
-             request->n_snapshot);
 }
 
 /* What the ranks have together, on their devices too. */
@@ -151,36 +151,58 @@ static void settle_server(struct engine *engine, const struct engine_config *con
     request->logprob_bytes = deciding.logprob_bytes;
 }
 
+/* What the whole model takes, with the layer that drafts or without; of one rank its device has
+ * some of it. */
+static enum lm_status plan_whole(struct engine *engine, const struct engine_config *config,
+                                 struct memory_request *request, struct device_plan *both,
+                                 struct lm_error *err)
+{
+    const struct model_part *part = &engine->part;
+    const struct device_limits limits = model_part_device_limits(part, &config->own);
+    uint32_t n_expert_slot;
+    enum lm_status status = engine_memory_request(request, config, err);
+    if (status != LM_OK) return status;
+    request->layer_end = part->hp.n_layer + part->mtp;
+    if (engine->cluster) request->budget_bytes = total_bytes(engine->cluster);
+    status = model_part_request_slots(part, request, config->own.expert_slots, &n_expert_slot, err);
+    if (status != LM_OK) return status;
+    uint32_t split = request->layer_end;
+    if (!engine->cluster && part->device.backend)
+        split = device_plan_split(part->file, &part->hp, request, &limits);
+    if (config->serving) settle_server(engine, config, request, split, &limits);
+    device_plan_make(both, part->file, &part->hp, request, split, &limits);
+    return split == request->layer_end ? memory_plan_check(&both->host, err) : LM_OK;
+}
+
 /* Settles the sizes by what the whole model takes; of one rank also by its device. request: of the
  * whole. plan: of the host. */
 static enum lm_status settle_sizes(struct engine *engine, const struct engine_config *config,
                                    struct memory_request *request, struct memory_plan *plan,
                                    struct lm_error *err)
 {
-    const struct model_part *part = &engine->part;
-    const struct device_limits limits = model_part_device_limits(part, &config->own);
+    struct model_part *part = &engine->part;
     struct run_sizes *sizes = &engine->sizes;
     struct device_plan both;
-    uint32_t n_expert_slot, split = part->hp.n_layer;
-    enum lm_status status = engine_memory_request(request, config, err);
-    if (status != LM_OK) return status;
-    if (engine->cluster) request->budget_bytes = total_bytes(engine->cluster);
-    status = model_part_request_slots(part, request, config->own.expert_slots, &n_expert_slot, err);
-    if (status != LM_OK) return status;
-    request->layer_end = part->hp.n_layer;
-    if (!engine->cluster && part->device.backend)
-        split = device_plan_split(part->file, &part->hp, request, &limits);
-    if (config->serving) settle_server(engine, config, request, split, &limits);
-    device_plan_make(&both, part->file, &part->hp, request, split, &limits);
+    char cache[24];
+    part->mtp = model_part_may_draft(part, part->hp.n_layer, config->mtp);
+    enum lm_status status = plan_whole(engine, config, request, &both, err);
+    if (part->mtp && config->mtp == DRAFTING_AUTO &&
+        (status == LM_E_NO_MEM || !model_part_is_roomy(part, config->n_ctx, &both))) {
+        part->mtp = false;
+        status = plan_whole(engine, config, request, &both, err);
+    }
+    if (status != LM_OK && status != LM_E_NO_MEM) return status;
     *plan = both.host;
-    if (split == part->hp.n_layer) status = memory_plan_check(plan, err);
+    if (config->serving)
+        log_info("prefix cache: %s, up to %u states", log_format_bytes(engine->cache_bytes, cache),
+                 request->n_snapshot);
     engine->state_bytes = memory_plan_state_bytes(request, &part->hp);
     *sizes =
         (struct run_sizes){.n_ctx = plan->n_ctx < ENGINE_N_CTX_MAX ? plan->n_ctx : ENGINE_N_CTX_MAX,
                            .n_slot = request->n_slot,
                            .n_snapshot = request->n_snapshot,
                            .prefill_chunk = plan->prefill_chunk,
-                           .mtp = part->hp.n_layer_mtp ? config->mtp : DRAFTING_OFF,
+                           .mtp = part->mtp ? config->mtp : DRAFTING_OFF,
                            .n_cache_position = request->n_cache_position,
                            .kv_type = request->kv_type,
                            .n_edge_buffer = config->cluster.edge_depth};
@@ -242,9 +264,10 @@ static enum lm_status plan_rank(const struct engine *engine, const struct engine
                                 uint32_t i, struct device_plan *plans, struct lm_error *err)
 {
     const struct model_part *const whole = &engine->part;
-    const struct part_config part = part_config(engine, config, i);
+    struct part_config part = part_config(engine, config, i);
     struct device_limits limits = model_part_device_limits(whole, &part.settings);
     struct memory_request request;
+    part.layer_end += whole->mtp && part.layer_end == whole->hp.n_layer;
     uint32_t n_expert_slot, split = part.layer_end;
     const enum lm_status status =
         model_part_request(whole, &part, &engine->sizes, &request, &n_expert_slot, err);
@@ -369,7 +392,7 @@ static enum lm_status open_parts(struct engine *engine, const struct engine_conf
     engine->prompt_lookup = config->prompt_lookup;
     engine->experts_context = config->experts_context;
     enum lm_status status = cluster_open(&engine->cluster, &config->cluster, err);
-    if (status == LM_OK) status = open_model(engine, config->model_path, err);
+    if (status == LM_OK) status = open_model(engine, config, err);
     if (status == LM_OK) tune(engine, asked, &tuned);
     if (status == LM_OK && engine->cluster) {
         status = share_model(engine, config, err);
@@ -417,7 +440,8 @@ static void save_profile(const struct engine *engine)
     const struct model_part *part = &engine->part;
     const struct hparams *hp = &part->hp;
     double n_token = 0;
-    double *const uses = calloc((size_t)hp->n_layer * hp->n_expert + 1, sizeof(*uses));
+    const size_t n_layer = hp->n_layer + hp->n_layer_mtp;
+    double *const uses = calloc(n_layer * hp->n_expert + 1, sizeof(*uses));
     if (!uses) return;
     if (!engine->pipeline)
         n_token = routing_profile_uses(worker_pager(part->worker), hp, uses);

@@ -72,6 +72,9 @@ struct engine_config {
     void *plan_context;
 };
 
+/* Of a value of --prompt-lookup and --mtp. */
+enum drafting engine_drafting(const char *name);
+
 /* Fills config from options_engine. Strings are borrowed from options. n_snapshot:
  * ENGINE_N_SNAPSHOT. */
 enum lm_status engine_config_from_options(struct engine_config *config,

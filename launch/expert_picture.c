@@ -11,7 +11,7 @@ struct expert_picture {
     struct engine *engine;
     struct expert_pager *pager; /* NULL: there are several ranks */
     struct expert_map *map;
-    uint32_t n_expert;
+    uint32_t n_layer, n_expert;
     enum expert_tier *tier; /* [n_expert] of one layer */
     float *heat;            /* [n_expert] */
 };
@@ -36,7 +36,7 @@ static void draw(void *context)
     struct expert_picture *picture = context;
     if (!expert_map_begin(picture->map)) return;
     const struct expert_pager_stats stats = expert_pager_stats(picture->pager);
-    for (uint32_t il = stats.layer_begin; il < stats.layer_end; il++)
+    for (uint32_t il = stats.layer_begin; il < stats.layer_end && il < picture->n_layer; il++)
         draw_layer(picture, il);
     expert_map_end(picture->map);
 }
@@ -45,6 +45,7 @@ static void draw_told(void *context, uint32_t layer, const uint8_t *resident, co
                       uint64_t n_hit, uint64_t n_lookup)
 {
     struct expert_picture *picture = context;
+    if (layer >= picture->n_layer) return;
     for (uint32_t i = 0; i < picture->n_expert; i++)
         picture->tier[i] = resident[i] ? EXPERT_IN_MEMORY : EXPERT_ON_DISK;
     expert_map_set(picture->map, layer, picture->tier, heat, n_hit, n_lookup - n_hit);
@@ -66,6 +67,7 @@ enum lm_status expert_picture_start(struct expert_picture **out, struct engine *
     if (!picture) return lm_fail(err, LM_E_NO_MEM, "no memory for a picture of the experts");
     picture->engine = engine;
     picture->pager = engine_n_rank(engine) == 1 ? engine_pager(engine) : NULL;
+    picture->n_layer = hp->n_layer; /* of the decoder */
     picture->n_expert = n_expert;
     picture->tier = calloc(n_expert, sizeof(*picture->tier));
     picture->heat = calloc(n_expert, sizeof(*picture->heat));

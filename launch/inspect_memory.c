@@ -51,26 +51,34 @@ static enum lm_status take_device(struct device *device, const struct rank_setti
 }
 
 static enum lm_status make_plans(struct inspect_memory *out, const struct rank_settings *settings,
-                                 struct memory_request *request, struct lm_error *err)
+                                 enum drafting mtp, struct memory_request *request,
+                                 struct lm_error *err)
 {
     struct model_part *const part = &out->part;
     struct device_limits fit = model_part_device_limits(part, settings);
     const uint32_t n_layer = part->hp.n_layer;
     request->layer_end = n_layer;
-    const enum lm_status status = model_part_place(part, settings, request, &out->plans, err);
+    const enum lm_status status = model_part_place(part, settings, mtp, request, &out->plans, err);
     fit.n_layer = DEVICE_LAYERS_AUTO;
-    if (status == LM_OK && part->device_begin < n_layer)
-        out->n_device_fit = n_layer - device_plan_split(part->file, &part->hp, request, &fit);
+    if (status != LM_OK || part->device_begin == n_layer) return status;
+    const uint32_t split = device_plan_split(part->file, &part->hp, request, &fit);
+    out->n_device_fit = split < n_layer ? n_layer - split : 0;
     return status;
 }
 
 /* ---- what is expected --------------------------------------------------------------------- */
 
+/* Where the layers whose experts are planned end. */
+static uint32_t kept_end(const struct model_part *part)
+{
+    return part->hp.n_layer + part->mtp;
+}
+
 /* Experts on the device, as they are shared out; none is paged there: all of its layers'. */
 static uint32_t n_on_device(const struct inspect_memory *memory)
 {
     const struct model_part *part = &memory->part;
-    const uint32_t begin = part->device_begin, end = part->hp.n_layer;
+    const uint32_t begin = part->device_begin, end = kept_end(part);
     if (!part->n_device_slot) return hparams_n_expert_of(&part->hp, begin, end);
     return device_tier_slot_count(part->store, begin, end, part->hp.n_expert, part->n_device_slot);
 }
@@ -78,7 +86,8 @@ static uint32_t n_on_device(const struct inspect_memory *memory)
 /* The layers whose experts the host keeps. */
 static uint32_t host_end(const struct model_part *part)
 {
-    return part->n_device_slot ? part->hp.n_layer : part->device_begin;
+    const bool all = part->n_device_slot || part->device_begin == part->hp.n_layer;
+    return all ? kept_end(part) : part->device_begin;
 }
 
 static uint32_t n_in_memory(const struct inspect_memory *memory)
@@ -127,8 +136,9 @@ static void expect(struct inspect_memory *out, const struct options *options)
 {
     const struct model_part *const part = &out->part;
     const struct hparams *const hp = &part->hp;
-    const uint32_t split = part->device_begin, n_expert = hparams_n_expert_total(hp);
-    const uint32_t n_device_expert = hparams_n_expert_of(hp, split, hp->n_layer);
+    const uint32_t split = part->device_begin, end = kept_end(part);
+    const uint32_t n_expert = hparams_n_expert_of(hp, 0, end);
+    const uint32_t n_device_expert = hparams_n_expert_of(hp, split, end);
     const double used_share = hp->n_expert ? (double)hp->n_expert_used / hp->n_expert : 0;
     struct inspect_expectation *const of = &out->expected;
     struct weight_census census;
@@ -271,6 +281,7 @@ enum lm_status inspect_memory_make(struct inspect_memory *out, struct gguf_file 
         .n_slot = (uint32_t)options_int(options, "parallel"),
         .kv_type = options_string(options, "kv-type"),
         .prefill_chunk = (uint32_t)options_int(options, "prefill-chunk"),
+        .mtp = engine_drafting(options_string(options, "mtp")),
         .n_snapshot = ENGINE_N_SNAPSHOT,
     };
     *out = (struct inspect_memory){.part = {.file = file, .hp = *hp},
@@ -278,8 +289,8 @@ enum lm_status inspect_memory_make(struct inspect_memory *out, struct gguf_file 
                                    .n_rank = (uint32_t)options_int(options, "ranks")};
     enum lm_status status = engine_memory_request(&request, &config, err);
     if (status == LM_OK) status = take_device(&part->device, &settings, err);
-    if (status == LM_OK) status = model_part_find_experts(part, 0, hp->n_layer, err);
-    if (status == LM_OK) status = make_plans(out, &settings, &request, err);
+    if (status == LM_OK) status = model_part_find_experts(part, 0, hp->n_layer, config.mtp, err);
+    if (status == LM_OK) status = make_plans(out, &settings, config.mtp, &request, err);
     if (status == LM_OK && part->device_begin < hp->n_layer) expect(out, options);
     if (status == LM_OK && out->n_rank > 1) status = make_partition(out, &request, options, err);
     return status;
@@ -367,15 +378,16 @@ static void print_plan(const struct memory_plan *plan)
         const char *what;
         uint64_t n_bytes;
     } rows[] = {
-        {"weights", plan->weight_bytes},     {"  routed experts", plan->slot_bytes},
-        {"KV cache", plan->kv_bytes},        {"recurrent state", plan->recurrent_bytes},
-        {"angles", plan->angle_bytes},       {"scratch", plan->scratch_bytes},
-        {"program", plan->program_bytes},    {"total", plan->total_bytes},
-        {"may be used", plan->budget_bytes},
+        {"weights", plan->weight_bytes},   {"  routed experts", plan->slot_bytes},
+        {"KV cache", plan->kv_bytes},      {"recurrent state", plan->recurrent_bytes},
+        {"angles", plan->angle_bytes},     {"scratch", plan->scratch_bytes},
+        {"program", plan->program_bytes},  {"total", plan->total_bytes},
+        {"  for drafts", plan->mtp_bytes}, {"may be used", plan->budget_bytes},
     };
     char size[24];
     for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
-        printf("%-18s %10s\n", rows[i].what, log_format_bytes(rows[i].n_bytes, size));
+        if (rows[i].n_bytes || *rows[i].what != ' ')
+            printf("%-18s %10s\n", rows[i].what, log_format_bytes(rows[i].n_bytes, size));
 }
 
 /* Of the lookups that a device's memory does not answer. */
@@ -396,7 +408,7 @@ static void print_expectation(const struct inspect_memory *memory)
             "memory\n",
             n_on_device(memory),
             hparams_n_expert_of(&memory->part.hp, memory->part.device_begin,
-                                memory->part.hp.n_layer),
+                                kept_end(&memory->part)),
             100 * of->vram_share, 100 * of->resident_share, 100 * of->hits.vram,
             100 * ram_hit_rate(&of->hits));
     if (of->rates.vram_bytes_s <= 0) return;
@@ -458,6 +470,7 @@ static void add_plan(struct json_object *object, const struct memory_plan *plan)
     add_number(object, "scratch", plan->scratch_bytes);
     add_number(object, "program", plan->program_bytes);
     add_number(object, "total", plan->total_bytes);
+    add_number(object, "mtp", plan->mtp_bytes);
     add_number(object, "budget", plan->budget_bytes);
     json_object_object_add(object, "paged", json_object_new_boolean(plan->paged));
     json_object_object_add(object, "fits",

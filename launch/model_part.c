@@ -19,9 +19,15 @@ enum lm_status model_part_open(struct model_part *part, const char *path, struct
     return status == LM_OK ? hparams_read(&part->hp, part->file, err) : status;
 }
 
-enum lm_status model_part_find_experts(struct model_part *part, uint32_t layer_begin,
-                                       uint32_t layer_end, struct lm_error *err)
+bool model_part_may_draft(const struct model_part *part, uint32_t layer_end, enum drafting mtp)
 {
+    return mtp != DRAFTING_OFF && part->hp.n_layer_mtp > 0 && layer_end == part->hp.n_layer;
+}
+
+enum lm_status model_part_find_experts(struct model_part *part, uint32_t layer_begin,
+                                       uint32_t layer_end, enum drafting mtp, struct lm_error *err)
+{
+    layer_end += model_part_may_draft(part, layer_end, mtp);
     return expert_store_create(&part->store, part->file, &part->hp, layer_begin, layer_end, err);
 }
 
@@ -108,9 +114,24 @@ static uint32_t host_slots(const struct model_part *part, const struct memory_pl
                                   plan->slot_bytes + left);
 }
 
-enum lm_status model_part_place(struct model_part *part, const struct rank_settings *settings,
-                                struct memory_request *request, struct device_plan *out,
-                                struct lm_error *err)
+static bool has_room(const struct memory_plan *plan)
+{
+    return !plan->paged && plan->total_bytes <= plan->budget_bytes;
+}
+
+bool model_part_is_roomy(const struct model_part *part, uint32_t n_ctx,
+                         const struct device_plan *plans)
+{
+    const uint32_t n_train = part->hp.n_ctx_train;
+    const uint32_t usual = n_train < MEMORY_PLAN_CTX ? n_train : MEMORY_PLAN_CTX;
+    return has_room(&plans->host) && has_room(&plans->device) &&
+           (n_ctx || plans->host.n_ctx >= usual);
+}
+
+/* The layers are settled. */
+static enum lm_status place(struct model_part *part, const struct rank_settings *settings,
+                            struct memory_request *request, struct device_plan *out,
+                            struct lm_error *err)
 {
     const struct device_limits limits = model_part_device_limits(part, settings);
     const struct hparams *const hp = &part->hp;
@@ -132,7 +153,7 @@ enum lm_status model_part_place(struct model_part *part, const struct rank_setti
         request->slot_bytes = own.slot_bytes;
         device_plan_make(out, part->file, hp, request, split, &limits);
     }
-    part->device_begin = split;
+    part->device_begin = split < hp->n_layer ? split : hp->n_layer;
     part->n_expert_slot = part->n_device_slot = 0;
     if (out->device.paged)
         part->n_device_slot = device_slots(part, out->device.slot_bytes, split, end);
@@ -140,6 +161,22 @@ enum lm_status model_part_place(struct model_part *part, const struct rank_setti
         part->n_expert_slot =
             n_slot ? n_slot : host_slots(part, &out->host, begin, all_there ? split : end);
     return status;
+}
+
+enum lm_status model_part_place(struct model_part *part, const struct rank_settings *settings,
+                                enum drafting mtp, struct memory_request *request,
+                                struct device_plan *out, struct lm_error *err)
+{
+    const struct memory_request decoder = *request;
+    part->mtp = model_part_may_draft(part, request->layer_end, mtp);
+    request->layer_end += part->mtp;
+    const enum lm_status status = place(part, settings, request, out, err);
+    if (status != LM_OK || !part->mtp || mtp == DRAFTING_ON ||
+        model_part_is_roomy(part, decoder.n_ctx, out))
+        return status;
+    *request = decoder;
+    part->mtp = false;
+    return place(part, settings, request, out, err);
 }
 
 enum lm_status model_part_request(const struct model_part *part, const struct part_config *config,
@@ -174,17 +211,18 @@ const char *model_part_device(const struct model_part *part)
 static void report_device(const struct model_part *part, const struct device_plan *plans,
                           const struct rank_settings *settings, uint32_t begin, uint32_t end)
 {
-    const uint32_t split = part->device_begin;
-    const uint32_t n_expert = hparams_n_expert_of(&part->hp, split, end);
+    const uint32_t split = part->device_begin, kept_end = end + part->mtp;
+    const uint32_t n_expert = hparams_n_expert_of(&part->hp, split, kept_end);
     char total[24], budget[24], experts[PAGER_DEVICE_BYTES] = "";
     if (part->n_device_slot)
-        pager_report_device(
-            experts, &part->hp, n_expert,
-            device_tier_slot_count(part->store, split, end, part->hp.n_expert, part->n_device_slot),
-            settings->miss);
-    log_info("layers %u to %u on %s: %s of %s%s%s%s", split, end - 1, part->device.name,
+        pager_report_device(experts, &part->hp, n_expert,
+                            device_tier_slot_count(part->store, split, kept_end, part->hp.n_expert,
+                                                   part->n_device_slot),
+                            settings->miss);
+    log_info("layers %u to %u on %s: %s of %s%s%s%s%s", split, end - 1, part->device.name,
              log_format_bytes(plans->device.total_bytes, total),
-             log_format_bytes(plans->device.budget_bytes, budget), experts,
+             log_format_bytes(plans->device.budget_bytes, budget),
+             part->mtp ? " with the layer that drafts" : "", experts,
              split > begin ? ", the others on the CPU" : "",
              part->device.fast ? "; numerics fast" : "");
     if (part->device.fast)
@@ -200,7 +238,8 @@ static enum lm_status check_device(const struct model_part *part, const struct p
     struct device_limits fit = model_part_device_limits(part, &config->settings);
     fit.n_layer = DEVICE_LAYERS_AUTO;
     if (!part->device.backend) return LM_OK;
-    const uint32_t n_fit = end - device_plan_split(part->file, &part->hp, request, &fit);
+    const uint32_t split = device_plan_split(part->file, &part->hp, request, &fit);
+    const uint32_t n_fit = split < end ? end - split : 0;
     const enum lm_status status =
         device_plan_check(&plans->device, part->device.name, end - part->device_begin, n_fit, err);
     if (status == LM_OK) report_device(part, plans, &config->settings, begin, end);
@@ -244,7 +283,8 @@ static enum lm_status plan(struct model_part *part, const struct part_config *co
     uint32_t n_slot;
     const uint32_t begin = config->layer_begin, end = config->layer_end;
     enum lm_status status = model_part_request(part, config, sizes, &request, &n_slot, err);
-    if (status == LM_OK) status = model_part_place(part, &config->settings, &request, &both, err);
+    if (status == LM_OK)
+        status = model_part_place(part, &config->settings, sizes->mtp, &request, &both, err);
     if (status != LM_OK) return status;
     if (part->device.backend && part->device_begin == end) leave_device(part, &config->settings);
     if (rank_settings_fast(&config->settings) && !part->device.backend)
@@ -256,7 +296,9 @@ static enum lm_status plan(struct model_part *part, const struct part_config *co
     part->kv_bytes = state_bytes(out) + state_bytes(&both.device);
     part->scratch_bytes = scratch_bytes(out) + scratch_bytes(&both.device);
     if (status == LM_OK && out->paged)
-        report_experts(part, out, begin, part->n_device_slot ? end : part->device_begin);
+        report_experts(part, out, begin,
+                       part->n_device_slot || !part->device.backend ? request.layer_end
+                                                                    : part->device_begin);
     return status;
 }
 
@@ -320,8 +362,7 @@ static enum lm_status create_worker(struct model_part *part, const struct part_c
         .n_position_ready = (uint64_t)sizes->n_slot * memory_plan_ready_ctx(sizes->n_ctx),
         .n_batch = sizes->prefill_chunk + sizes->n_slot,
         .n_draft = sizes->n_draft,
-        .mtp = sizes->mtp == DRAFTING_ON ||
-               (sizes->mtp == DRAFTING_AUTO && !part->n_expert_slot && !part->device.backend),
+        .mtp = part->mtp,
         .kv_type = sizes->kv_type,
         .n_edge_buffer = sizes->n_edge_buffer,
         .trace_path = asked->trace_path,
@@ -345,7 +386,7 @@ static enum lm_status load_worker(struct model_part *part, const struct part_con
 }
 
 /* Whether experts of a device that had less memory than was planned may do with fewer slots: by
- * what is free now, and by an eighth of them at least. end: of the rank's layers. */
+ * what is free now, and by an eighth of them at least. end: of the layers that have some. */
 static bool shrink(struct model_part *part, uint32_t end, const struct lm_error *err)
 {
     const uint32_t split = part->device_begin;
@@ -375,7 +416,7 @@ enum lm_status model_part_load(struct model_part *part, const struct part_config
     enum lm_status status = backend_cpu_create(&part->backend, &cpu, err);
     if (status != LM_OK) return status;
     status = load_worker(part, config, sizes, &made, &why);
-    if (status != LM_OK && shrink(part, config->layer_end, &why))
+    if (status != LM_OK && shrink(part, config->layer_end + part->mtp, &why))
         status = load_worker(part, config, sizes, &made, &why);
     if (status != LM_OK && err) *err = why;
     if (status == LM_OK && (part->n_expert_slot || part->n_device_slot || config->settings.profile))

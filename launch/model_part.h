@@ -47,14 +47,22 @@ struct model_part {
     uint32_t n_expert_slot; /* experts in host memory: of the other layers, and where the device has
                              * slots of its; 0: all, mapped */
     uint32_t n_device_slot; /* experts of the device's layers in its memory; 0: all */
+    bool mtp;               /* the last layer's rank drafts by the layer behind it */
     uint64_t weight_bytes, kv_bytes, scratch_bytes; /* that it takes at most, anywhere */
 };
 
 /* File and hyperparameters. part: zero before. */
 enum lm_status model_part_open(struct model_part *part, const char *path, struct lm_error *err);
-/* Of the layers of a rank, or of all that are to be planned. */
+/* Of the layers of a rank, or of all that are to be planned; with the layer that drafts behind the
+ * last one unless mtp says that there are no drafts. */
 enum lm_status model_part_find_experts(struct model_part *part, uint32_t layer_begin,
-                                       uint32_t layer_end, struct lm_error *err);
+                                       uint32_t layer_end, enum drafting mtp, struct lm_error *err);
+
+/* Whether a rank with these layers may draft, as far as that can be said before it is planned. */
+bool model_part_may_draft(const struct model_part *part, uint32_t layer_end, enum drafting mtp);
+/* Whether it may pay: nothing has to go to and fro for that, and a usual context fits, or n_ctx. */
+bool model_part_is_roomy(const struct model_part *part, uint32_t n_ctx,
+                         const struct device_plan *plans);
 
 /* What the experts of the request's layers take in slots: as many as expert_slots asks for ("N",
  * "P%", "min", or NULL: as there is room), at least those that work. *n_slot: asked for; 0: not.
@@ -66,12 +74,12 @@ enum lm_status model_part_request_slots(const struct model_part *part,
 struct device_limits model_part_device_limits(const struct model_part *part,
                                               const struct rank_settings *settings);
 /* Which layers go onto the rank's device, if it has one, and what is kept where: the plans, and
- * device_begin, n_expert_slot and n_device_slot of part. Loads nothing. request: of the rank,
- * layer_end not 0; its slots are settled. LM_E_USAGE: of expert_slots. Whether it fits is for the
- * plans' checks. */
+ * device_begin, n_expert_slot, n_device_slot and mtp of part. Loads nothing. request: of the rank,
+ * layer_end of the decoder and not 0; its slots are settled, and the layer that drafts is added.
+ * LM_E_USAGE: of expert_slots. Whether it fits is for the plans' checks. */
 enum lm_status model_part_place(struct model_part *part, const struct rank_settings *settings,
-                                struct memory_request *request, struct device_plan *out,
-                                struct lm_error *err);
+                                enum drafting mtp, struct memory_request *request,
+                                struct device_plan *out, struct lm_error *err);
 /* The request of a rank whose sizes are settled. */
 enum lm_status model_part_request(const struct model_part *part, const struct part_config *config,
                                   const struct run_sizes *sizes, struct memory_request *request,

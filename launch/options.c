@@ -51,7 +51,7 @@ const struct option_spec options_engine[] = {
     {"mtp", 0, OPTION_ENUM, "auto|on|off", .def = "auto", .key = "schedule.mtp",
      .help =
          "drafts by the model's own layer for multi-token prediction, verified: the same output; "
-         "auto: once that was faster, if all is in the CPU's memory"},
+         "auto: once that was faster, if no expert is paged for it"},
     {"draft-max", 0, OPTION_INT, "N", .def = "8", .key = "schedule.draft_max", .min = 1,
      .max = STEP_DRAFT_MAX, .help = "tokens that are drafted at once"},
     {"ram", 0, OPTION_SIZE, "SIZE", .key = "tiers.ram.size",

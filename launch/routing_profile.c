@@ -136,7 +136,7 @@ void routing_profile_save(const struct gguf_file *file, const struct hparams *hp
     if (status == LM_OK) {
         run->weights = weights;
         run->n_token = n_token;
-        memcpy(run->uses, uses, (size_t)hp->n_layer * hp->n_expert * sizeof(*uses));
+        memcpy(run->uses, uses, (size_t)run->n_layer * run->n_expert * sizeof(*uses));
         config_make_parents(path);
         status = heat_profile_update(path, run, &err);
         heat_profile_destroy(run);

@@ -20,8 +20,10 @@ enum lm_status span_init(struct span *span, const struct span_config *config, st
     span->is_device = config->is_device;
     span->paged = config->paged;
     span->config = config->state;
-    enum lm_status status = model_create(&span->model, config->file, config->hp, config->backend,
-                                         begin, end, weights, err);
+    enum lm_status status =
+        config->decoder ? model_create_draft(&span->model, config->file, config->decoder, err)
+                        : model_create(&span->model, config->file, config->hp, config->backend,
+                                       begin, end, weights, err);
     if (status == LM_OK)
         status = seq_state_create(&span->state, config->backend, config->hp, &config->state, err);
     if (status == LM_OK && config->is_device && config->hp->n_expert && !config->paged)
@@ -31,12 +33,13 @@ enum lm_status span_init(struct span *span, const struct span_config *config, st
 
 enum lm_status span_create_graph(struct span *span, const struct graph_experts *experts,
                                  struct route_trace *trace, size_t trailer_bytes,
-                                 struct lm_error *err)
+                                 const struct graph *lender, struct lm_error *err)
 {
     const struct graph_config config = {.n_batch = span->config.n_batch,
                                         .n_ctx = span->config.n_ctx,
                                         .kv_type = span->config.kv_type,
                                         .trailer_bytes = trailer_bytes,
+                                        .lender = lender,
                                         .paged = span->paged};
     struct graph_experts all = *experts;
     all.bank = span->bank;

@@ -4,7 +4,8 @@
  *   stage    layers on the CPU -- x --> layers on a device          one of the two may be missing
  *            \____ span ____/           \____ span ____/
  *
- * x crosses on the host. All spans of a stage hold the same sequences at the same lengths.
+ * x crosses on the host. All spans of a stage hold the same sequences at the same lengths. The
+ * layer for multi-token prediction is a span of its own beside the last of them (graph/mtp.h).
  *
  * Ownership: borrows what its configuration names, owns the rest.
  * Threads:   the step thread. */
@@ -25,6 +26,8 @@ struct span_config {
     bool is_device; /* the host cannot read the backend's memory: everything is copied there */
     bool paged;     /* experts come and go; on a device: it has slots for some */
     struct seq_state_config state; /* the layers, too */
+    /* The layer is the one for prediction behind this model, not one of the decoder; or NULL. */
+    const struct model *decoder;
     /* Called while a device gets its experts; NULL: nobody. */
     void (*on_load)(void *context, uint64_t n_done, uint64_t n_total);
     void *load_context;
@@ -43,10 +46,10 @@ struct span {
 /* Weights and state. span: zero before. */
 enum lm_status span_init(struct span *span, const struct span_config *config, struct lm_error *err);
 /* The graph, with which the span can run. experts: its bank is the span's. trace: or NULL.
- * trailer_bytes: see graph_config. */
+ * trailer_bytes, lender: see graph_config. */
 enum lm_status span_create_graph(struct span *span, const struct graph_experts *experts,
                                  struct route_trace *trace, size_t trailer_bytes,
-                                 struct lm_error *err);
+                                 const struct graph *lender, struct lm_error *err);
 void span_fini(struct span *span); /* legal after a failed init, and of zeros */
 
 #endif

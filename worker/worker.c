@@ -32,9 +32,8 @@ struct worker {
     struct span span[2]; /* [n_span] in the order of their layers */
     uint32_t n_span;
     struct sampler *sampler;
-    struct mtp *mtp;    /* NULL: no drafts are made */
-    float *hidden;      /* [n_batch][n_embd] for it, of the last span's graph; */
-    float *host_hidden; /* on the CPU the same */
+    struct mtp *mtp; /* NULL: no drafts are made */
+    float *hidden;   /* [n_batch][n_embd] for it, of the last span's graph */
 
     float *logits;      /* [LOGIT_ROWS][n_vocab], in memory of the last span's backend */
     float *host_logits; /* likewise, on the host; on the CPU the same */
@@ -58,6 +57,18 @@ static bool is_first(const struct worker *worker)
 static bool is_last(const struct worker *worker)
 {
     return worker->config.layer_end == worker->config.hp->n_layer;
+}
+
+/* Whether drafts are made by the layer behind the decoder. */
+static bool has_mtp(const struct worker_config *config)
+{
+    return config->mtp && config->layer_end == config->hp->n_layer;
+}
+
+/* Where the layers whose experts are kept end: that one's are, too. */
+static uint32_t expert_end(const struct worker_config *config)
+{
+    return config->layer_end + has_mtp(config);
 }
 
 static struct span *first_span(struct worker *worker)
@@ -87,28 +98,23 @@ static enum lm_status create_head(struct worker *worker, struct lm_error *err)
 static enum lm_status create_mtp(struct worker *worker, struct lm_error *err)
 {
     const struct worker_config *config = &worker->config;
-    const struct mtp_config mtp = {.file = config->file,
-                                   .hp = config->hp,
-                                   .backend = config->backend,
-                                   .n_slot = config->n_slot,
-                                   .n_ctx = config->n_ctx,
-                                   .n_position = config->n_position,
-                                   .n_batch = config->n_batch,
-                                   .kv_type = config->kv_type};
     struct span *const last = last_span(worker);
+    const struct mtp_config mtp = {.file = config->file,
+                                   .store = config->store,
+                                   .last = last,
+                                   .cpu = config->backend,
+                                   .logits = worker->logits,
+                                   .host_logits = worker->host_logits,
+                                   .n_logit = LOGIT_ROWS};
     const size_t n_bytes = (size_t)config->n_batch * config->hp->n_embd * sizeof(float);
-    if (!config->mtp || !is_last(worker)) return LM_OK;
+    if (!has_mtp(config)) return LM_OK;
     worker->hidden = last->backend->ops->alloc(last->backend, n_bytes, err);
-    if (!worker->hidden) return LM_E_NO_MEM;
-    worker->host_hidden = last->is_device ? malloc(n_bytes) : worker->hidden;
-    if (!worker->host_hidden) return lm_fail(err, LM_E_NO_MEM, "worker: no memory to draft");
-    return mtp_create(&worker->mtp, &mtp, err);
+    return worker->hidden ? mtp_create(&worker->mtp, &mtp, err) : LM_E_NO_MEM;
 }
 
 static void destroy_mtp(struct worker *worker)
 {
     mtp_destroy(worker->mtp);
-    if (worker->host_hidden != worker->hidden) free(worker->host_hidden);
     if (worker->hidden)
         last_span(worker)->backend->ops->free(last_span(worker)->backend, worker->hidden);
 }
@@ -161,20 +167,20 @@ static enum lm_status create_pager(struct worker *worker, struct lm_error *err)
     const struct worker_config *config = &worker->config;
     const bool paged = config->pager.n_slot > 0;
     const bool tiered = has_tier(config);
-    const struct expert_pager_config pager = {.store = config->store,
-                                              .layer_begin = config->layer_begin,
-                                              .layer_end = paged && !tiered ? host_end(config)
-                                                                            : config->layer_end,
-                                              .n_expert = config->hp->n_expert,
-                                              .n_expert_used = config->hp->n_expert_used,
-                                              .n_slot = config->pager.n_slot,
-                                              .policy = config->pager.policy,
-                                              .prefetch = config->pager.prefetch,
-                                              .engine = config->pager.engine,
-                                              .access = config->pager.access,
-                                              .depth = config->pager.depth,
-                                              .progress = config->progress,
-                                              .device = tiered ? config->device : NULL};
+    const struct expert_pager_config pager = {
+        .store = config->store,
+        .layer_begin = config->layer_begin,
+        .layer_end = paged && !tiered && config->device ? config->device_begin : expert_end(config),
+        .n_expert = config->hp->n_expert,
+        .n_expert_used = config->hp->n_expert_used,
+        .n_slot = config->pager.n_slot,
+        .policy = config->pager.policy,
+        .prefetch = config->pager.prefetch,
+        .engine = config->pager.engine,
+        .access = config->pager.access,
+        .depth = config->pager.depth,
+        .progress = config->progress,
+        .device = tiered ? config->device : NULL};
     return expert_pager_create(&worker->pager, &pager, err);
 }
 
@@ -205,7 +211,7 @@ static enum lm_status create_tier(struct worker *worker, struct lm_error *err)
                                             .store = config->store,
                                             .pager = worker->pager,
                                             .layer_begin = host_end(config),
-                                            .layer_end = config->layer_end,
+                                            .layer_end = expert_end(config),
                                             .n_expert = config->hp->n_expert,
                                             .n_expert_used = config->hp->n_expert_used,
                                             .n_slot = config->device_experts.n_slot,
@@ -264,7 +270,7 @@ static enum lm_status create_graphs(struct worker *worker, struct lm_error *err)
             .tier = lent ? worker->tier : NULL,
             .cpu = lent ? worker->config.backend : NULL,
             .pager = paged && span->is_device && !lent ? NULL : worker->pager};
-        status = span_create_graph(span, &experts, worker->trace, trailer_bytes, err);
+        status = span_create_graph(span, &experts, worker->trace, trailer_bytes, NULL, err);
         span->graph.progress = worker->config.progress;
     }
     return status;
@@ -339,7 +345,7 @@ static void choose_slots(struct worker_config *config)
     struct pager_options *const pager = &config->pager;
     if (!has_tier(config)) return;
     if (!pager->n_slot)
-        pager->n_slot = hparams_n_expert_of(config->hp, config->layer_begin, config->layer_end);
+        pager->n_slot = hparams_n_expert_of(config->hp, config->layer_begin, expert_end(config));
     if (!pager->policy) pager->policy = &policy_lfru;
 }
 
@@ -446,9 +452,8 @@ static enum lm_status add_rows(struct worker *worker, const struct step_seq *seq
     return reserve(worker, seq->slot, seq->n_token, seq->n_draft, err);
 }
 
-static void count_wait(const struct worker *worker, const struct step_plan *plan)
+static void count_wait(const struct step_plan *plan, double wait_s)
 {
-    const double wait_s = expert_pager_step_wait_s(worker->pager);
     for (uint32_t i = 0; i < plan->n_seq; i++)
         if (plan->seq[i].experts) plan->seq[i].experts->wait_s += wait_s;
 }
@@ -505,7 +510,7 @@ static void run_layers(struct worker *worker, const struct step_plan *plan, stru
                                        x_bytes(worker));
         failed->status = run_span(worker, span, failed);
     }
-    count_wait(worker, plan);
+    count_wait(plan, expert_pager_step_wait_s(worker->pager));
     failed->status = check_files(worker, failed->status, failed);
     name_failure(worker, failed);
 }
@@ -631,17 +636,12 @@ static bool is_drafted(const struct step_plan *plan)
 static void run_mtp(struct worker *worker, const struct step_plan *plan,
                     const struct sampled_token *sampled)
 {
-    const struct span *const last = last_span(worker);
     struct lm_error err;
-    enum lm_status status = LM_OK;
-    if (!last->graph.hidden) return;
-    if (last->is_device) {
-        last->backend->ops->download(last->backend, worker->host_hidden, worker->hidden,
-                                     x_bytes(worker));
-        status = last->backend->ops->sync(last->backend, &err);
-    }
-    if (status == LM_OK) status = mtp_follow(worker->mtp, plan, sampled, worker->host_hidden, &err);
-    if (status != LM_OK) log_debug("no drafts: %s", err.message);
+    if (!last_span(worker)->graph.hidden) return;
+    const double wait_s = expert_pager_step_wait_s(worker->pager);
+    if (mtp_follow(worker->mtp, plan, sampled, worker->hidden, &err) != LM_OK)
+        log_debug("no drafts: %s", err.message);
+    count_wait(plan, expert_pager_step_wait_s(worker->pager) - wait_s);
 }
 
 enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,

@@ -43,7 +43,7 @@ struct device_options {
 struct worker_config {
     const struct gguf_file *file;
     const struct hparams *hp;
-    const struct expert_store *store; /* of these layers at least */
+    const struct expert_store *store; /* of these layers at least, and of that for drafts */
     struct backend *backend;          /* the CPU's */
     struct backend *device;           /* of the layers from device_begin on; NULL: none */
     uint32_t layer_begin, layer_end;

@@ -46,7 +46,7 @@ uint32_t device_plan_split(const struct gguf_file *file, const struct hparams *h
     if (limits->n_layer != DEVICE_LAYERS_AUTO) {
         const uint32_t n = (uint32_t)limits->n_layer;
         const uint32_t first = n < hp->n_layer ? hp->n_layer - n : 0;
-        return first < begin ? begin : first > end ? end : first;
+        return first < begin ? begin : first >= hp->n_layer || first > end ? end : first;
     }
     /* fewer layers take less: the first split that fits, by bisection */
     while (split < none) {
@@ -56,7 +56,7 @@ uint32_t device_plan_split(const struct gguf_file *file, const struct hparams *h
         else
             split = middle + 1;
     }
-    return split;
+    return split < hp->n_layer ? split : end; /* what drafts is nowhere without a layer before it */
 }
 
 /* lacks: the device lacks some of its layers' experts. */

@@ -26,6 +26,12 @@ static uint32_t layer_end(const struct memory_request *request, const struct hpa
     return request->layer_end ? request->layer_end : hp->n_layer;
 }
 
+/* Whether the layer behind the decoder is planned, too. */
+static bool drafts(const struct memory_request *request, const struct hparams *hp)
+{
+    return request->layer_end > hp->n_layer;
+}
+
 static uint64_t div_up(uint64_t n, uint64_t by)
 {
     return (n + by - 1) / by;
@@ -155,7 +161,16 @@ static uint64_t n_angle_table(const struct hparams *hp, const struct memory_requ
         full |= !layer->window;
         window |= layer->window != 0;
     }
-    return (uint64_t)full + window;
+    return (uint64_t)full + window + drafts(request, hp); /* which has its own */
+}
+
+/* What a step keeps for the layer that drafts, beside what it uses of the decoder's: the hidden
+ * states that it is given, its own residual stream and the norm of it, and its entry. */
+static uint64_t mtp_scratch_bytes(const struct hparams *hp, const struct memory_request *request)
+{
+    enum { N_ROW = 7, LISTS = 64 };
+    const uint64_t n_batch = (uint64_t)request->prefill_chunk + request->n_slot;
+    return drafts(request, hp) ? n_batch * (N_ROW * hp->n_embd * sizeof(float) + LISTS) : 0;
 }
 
 static uint64_t scratch_bytes(const struct hparams *hp, const struct memory_request *request,
@@ -169,13 +184,14 @@ static uint64_t scratch_bytes(const struct hparams *hp, const struct memory_requ
         quantized &= !dense->n_of_type[floats[i]] && !experts->n_of_type[floats[i]];
     const uint64_t n_batch = (uint64_t)request->prefill_chunk + request->n_slot;
     /* logits, and what the sampler keeps of a row of them */
-    const bool is_last = layer_end(request, hp) == hp->n_layer;
+    const bool is_last = layer_end(request, hp) >= hp->n_layer;
     const uint64_t vocabulary = is_last ? (uint64_t)(LOGIT_ROWS + 8) * hp->n_vocab : 0;
     /* a stage of several receives the next batch and sends the last one beside its own */
     const bool is_all = is_last && request->layer_begin == 0;
     const uint32_t n_buffer = request->n_edge_buffer ? request->n_edge_buffer : 3;
     const uint64_t edges = is_all ? 0 : (n_buffer - 1) * n_batch * hp->n_embd;
-    return n_batch * bytes_per_token(hp, quantized) + (vocabulary + edges) * sizeof(float);
+    return n_batch * bytes_per_token(hp, quantized) + (vocabulary + edges) * sizeof(float) +
+           mtp_scratch_bytes(hp, request);
 }
 
 /* Fills what depends on the context, and the total. */
@@ -188,6 +204,22 @@ static void set_context(struct memory_plan *plan, const struct hparams *hp,
     plan->total_bytes = plan->weight_bytes + plan->kv_bytes + plan->recurrent_bytes +
                         plan->angle_bytes + plan->scratch_bytes + plan->program_bytes +
                         plan->logprob_bytes;
+}
+
+/* Which part of the plan is the layer's that drafts. */
+static uint64_t mtp_bytes(const struct memory_plan *plan, const struct gguf_file *file,
+                          const struct hparams *hp, const struct memory_request *request)
+{
+    struct memory_request own = *request;
+    struct weight_census census;
+    if (!drafts(request, hp)) return 0;
+    own.layer_begin = hp->n_layer;
+    own.prefill_chunk = plan->prefill_chunk;
+    weight_census_take_layers(&census, file, hp, own.layer_begin, own.layer_end);
+    return census.group[WEIGHTS_MTP].n_bytes +
+           (plan->paged ? 0 : census.group[WEIGHTS_EXPERTS].n_bytes) +
+           kv_bytes(hp, &own, plan->n_ctx) +
+           (uint64_t)plan->n_ctx * hp->rope.n_rot * sizeof(float) + mtp_scratch_bytes(hp, &own);
 }
 
 /* The largest multiple of a block up to the trained context (or that itself) that fits; 0: none. */
@@ -301,7 +333,7 @@ static uint64_t spare_memory(void)
            (n_bytes / 8 < MEMORY_PLAN_RESERVE_MAX ? n_bytes / 8 : MEMORY_PLAN_RESERVE_MAX);
 }
 
-void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
+static void make_plan(struct memory_plan *plan, const struct gguf_file *file,
                       const struct hparams *hp, const struct memory_request *request)
 {
     struct weight_census census;
@@ -337,6 +369,13 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
         if (fits && !paged.paged) paged = *plan; /* all may fit yet with a shorter chunk */
     }
     if (paged.paged) lengthen_chunk(plan, &paged, hp, &with_chunk, &census);
+}
+
+void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
+                      const struct hparams *hp, const struct memory_request *request)
+{
+    make_plan(plan, file, hp, request);
+    plan->mtp_bytes = mtp_bytes(plan, file, hp, request);
 }
 
 void memory_plan_make_empty(struct memory_plan *plan, const struct hparams *hp,

@@ -1,7 +1,8 @@
 /* Memory plan: how many bytes a model takes on this host and for what, before anything loads.
  *
- *   weights        mapped from the file; the decoder's, without MTP layers. If they do not fit:
- *                  all but the routed experts in memory, and of these as many as there is room for
+ *   weights        mapped from the file; the decoder's, and those of the layer for multi-token
+ *                  prediction if it is to draft. If they do not fit: all but the routed experts in
+ *                  memory, and of these as many as there is room for
  *   KV cache       whole blocks of 128 positions for every sequence; a layer with a window keeps
  *                  the window and one step
  *   recurrent      records of the gated delta net layers, one for each sequence and snapshot, and
@@ -34,7 +35,7 @@ struct hparams;
 
 struct memory_request {
     /* The layers of a stage; layer_end 0: all. The first stage has the embedding, the last one the
-     * output and the logits. */
+     * output and the logits. One that drafts has the layer behind the decoder's last, too. */
     uint32_t layer_begin, layer_end;
     uint32_t n_ctx;  /* tokens of one sequence; 0: as many as fit, at most the trained context */
     uint32_t n_slot; /* sequences held at once */
@@ -69,6 +70,8 @@ struct memory_plan {
     uint64_t weight_bytes; /* all weights in memory, slot_bytes included */
     uint64_t kv_bytes, recurrent_bytes, angle_bytes, scratch_bytes, program_bytes;
     uint64_t logprob_bytes;
+    uint64_t
+        mtp_bytes; /* of all these for the layer that drafts, but its experts if they are paged */
     uint64_t total_bytes;
 };
 

@@ -43,10 +43,12 @@ void partition_model_take(struct partition_model *out, const struct gguf_file *f
     out->output_bytes = hp->tied ? out->embedding_bytes : census.group[WEIGHTS_OUTPUT].n_bytes;
     of_layer.slot_bytes_min = of_layer.slot_bytes = 0;
     of_layer.budget_bytes = UINT64_MAX;
+    /* the layer that drafts counts with the last one */
+    const uint32_t last_end = request->layer_end > hp->n_layer ? request->layer_end : hp->n_layer;
     for (uint32_t il = 0; il < hp->n_layer; il++) {
         struct partition_layer *const layer = &out->layer[il];
         of_layer.layer_begin = il;
-        of_layer.layer_end = il + 1;
+        of_layer.layer_end = il + 1 < hp->n_layer ? il + 1 : last_end;
         memory_plan_make(&plan, file, hp, &of_layer);
         const uint64_t ends =
             (il == 0 ? out->embedding_bytes : 0) + (il + 1 == hp->n_layer ? out->output_bytes : 0);

@@ -57,18 +57,37 @@ static enum weight_group group_of_role(enum tensor_role role, bool recurrent)
     return WEIGHTS_ATTENTION; /* with rope_freqs */
 }
 
-static enum weight_group group_of(const struct gguf_tensor *tensor, const struct hparams *hp)
+/* Layers whose tensors count; with hp NULL all. */
+struct layer_range {
+    uint32_t begin, end;
+};
+
+static const struct layer_range whole = {0, UINT32_MAX};
+
+/* Whether the range has the layer that drafts, not as what the file has besides. */
+static bool drafts(const struct hparams *hp, struct layer_range layers)
+{
+    return hp && layers.end > hp->n_layer && layers.end < whole.end;
+}
+
+static enum weight_group group_of(const struct gguf_tensor *tensor, const struct hparams *hp,
+                                  struct layer_range layers)
 {
     enum tensor_role role;
     uint32_t il, ie;
     if (!tensor_name_parse(tensor->name.data, tensor->name.n, &role, &il, &ie))
         return WEIGHTS_OTHER;
-    if (hp && role >= ROLE_GLOBAL_COUNT && il >= hp->n_layer) return WEIGHTS_MTP;
-    return group_of_role(role, hp && role >= ROLE_GLOBAL_COUNT && hp->layer[il].recurrent);
+    const bool is_behind = hp && role >= ROLE_GLOBAL_COUNT && il >= hp->n_layer;
+    if (!is_behind)
+        return group_of_role(role, hp && role >= ROLE_GLOBAL_COUNT && hp->layer[il].recurrent);
+    if (!drafts(hp, layers)) return WEIGHTS_MTP;
+    if (il >= layers.end) return WEIGHTS_OTHER; /* one layer is used */
+    return group_of_role(role, false) == WEIGHTS_EXPERTS ? WEIGHTS_EXPERTS : WEIGHTS_MTP;
 }
 
 static void count(struct weight_census *out, enum weight_group group, enum tensor_type type,
-                  uint64_t n_param, uint64_t n_bytes, const struct hparams *hp)
+                  uint64_t n_param, uint64_t n_bytes, const struct hparams *hp,
+                  struct layer_range layers)
 {
     struct weight_count *of_group = &out->group[group];
     of_group->n_tensor++;
@@ -76,6 +95,7 @@ static void count(struct weight_census *out, enum weight_group group, enum tenso
     of_group->n_bytes += n_bytes;
     of_group->n_of_type[type]++;
     of_group->bytes_of_type[type] += n_bytes;
+    if (group == WEIGHTS_MTP && drafts(hp, layers)) out->n_bytes += n_bytes;
     if (group == WEIGHTS_MTP || group == WEIGHTS_OTHER) return;
     out->n_param += n_param;
     out->n_bytes += n_bytes;
@@ -84,11 +104,6 @@ static void count(struct weight_census *out, enum weight_group group, enum tenso
     else if (group != WEIGHTS_EMBEDDING || (hp && hp->tied))
         out->n_param_active += n_param;
 }
-
-/* Layers whose tensors count; with hp NULL all. */
-struct layer_range {
-    uint32_t begin, end;
-};
 
 static bool is_held(const struct gguf_tensor *tensor, const struct hparams *hp,
                     struct layer_range layers)
@@ -111,13 +126,14 @@ static void count_pack(struct weight_census *out, const struct lmpack *pack,
     for (uint32_t i = 0; i < manifest->n_moe; i++) {
         const struct lmpack_layer *layer = &manifest->layer[i];
         if (hp && (layer->layer < layers.begin || layer->layer >= layers.end)) continue;
-        const enum weight_group group =
-            hp && layer->layer >= hp->n_layer ? WEIGHTS_MTP : WEIGHTS_EXPERTS;
+        const enum weight_group group = hp && layer->layer >= hp->n_layer && !drafts(hp, layers)
+                                            ? WEIGHTS_MTP
+                                            : WEIGHTS_EXPERTS;
         for (int m = 0; m < LMPACK_MATRIX_COUNT; m++) {
             const struct lmpack_matrix *matrix = &layer->matrix[m];
             const uint64_t n_param = (uint64_t)matrix->n_row * matrix->n_col * manifest->n_expert;
             count(out, group, matrix->type, n_param,
-                  lmpack_matrix_bytes(matrix) * manifest->n_expert, hp);
+                  lmpack_matrix_bytes(matrix) * manifest->n_expert, hp, layers);
         }
     }
 }
@@ -131,7 +147,8 @@ static void take(struct weight_census *out, const struct gguf_file *file, const 
         const struct gguf_tensor *tensor = gguf_tensor_at(file, i);
         if (!is_held(tensor, hp, layers)) continue;
         const uint64_t n_param = tensor->ne[0] * tensor->ne[1] * tensor->ne[2] * tensor->ne[3];
-        count(out, group_of(tensor, hp), tensor->type, n_param, tensor->n_bytes, hp);
+        count(out, group_of(tensor, hp, layers), tensor->type, n_param, tensor->n_bytes, hp,
+              layers);
     }
     if (lmpack_open_around(&pack, file, NULL) == LM_OK && pack) count_pack(out, pack, hp, layers);
     lmpack_close(pack);
@@ -140,7 +157,7 @@ static void take(struct weight_census *out, const struct gguf_file *file, const 
 void weight_census_take(struct weight_census *out, const struct gguf_file *file,
                         const struct hparams *hp)
 {
-    take(out, file, hp, (struct layer_range){0, UINT32_MAX});
+    take(out, file, hp, whole);
 }
 
 void weight_census_take_layers(struct weight_census *out, const struct gguf_file *file,

@@ -22,7 +22,7 @@ enum weight_group {
     WEIGHTS_SHARED_EXPERT,
     WEIGHTS_EXPERTS, /* routed */
     WEIGHTS_NORMS,
-    WEIGHTS_MTP,   /* layers behind the decoder, for drafting */
+    WEIGHTS_MTP,   /* layers behind the decoder, for drafting; of stages without routed experts */
     WEIGHTS_OTHER, /* names that no architecture here has */
     WEIGHT_GROUP_COUNT
 };
@@ -39,7 +39,7 @@ struct weight_census {
     uint64_t n_param;        /* of the decoder: without MTP and others */
     uint64_t n_param_active; /* used for one token: of the routed experts the share that is chosen,
                                 and of the embedding nothing unless it is the output too */
-    uint64_t n_bytes;        /* of the decoder */
+    uint64_t n_bytes;        /* likewise, or with the layer of a stage that drafts */
 };
 
 /* Of the dense part of a pack: of the whole pack, unless its manifest cannot be read.
@@ -47,7 +47,8 @@ struct weight_census {
 void weight_census_take(struct weight_census *out, const struct gguf_file *file,
                         const struct hparams *hp);
 /* What a stage of a pipeline with these layers holds: the embedding is the first one's, the output
- * the last one's, and a matrix that is both is held by both. */
+ * the last one's, and a matrix that is both is held by both. With a layer behind the decoder's
+ * last the stage drafts: then its routed experts count as such. */
 void weight_census_take_layers(struct weight_census *out, const struct gguf_file *file,
                                const struct hparams *hp, uint32_t layer_begin, uint32_t layer_end);
 

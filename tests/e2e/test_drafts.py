@@ -61,10 +61,46 @@ class SameOutput(unittest.TestCase):
     def test_on_a_device(self):
         short = {"text": "the kernel is a program. the kernel is", "n": 16} # it is a slow device
         plain, _ = evaluate(*OFF, **short)
-        for kind in ("--prompt-lookup", "on"), ("--mtp", "on"):
-            drafted, n_accepted = evaluate(*OFF, *kind, "--device", "emu", "--gpu-layers", 2, **short)
-            self.assertEqual(drafted, plain)
-            self.assertGreater(n_accepted, 2)
+        drafted, n_accepted = evaluate(*OFF, "--prompt-lookup", "on", "--device", "emu",
+                                       "--gpu-layers", 2, **short)
+        self.assertEqual(drafted, plain)
+        self.assertGreater(n_accepted, 2)
+
+    @unittest.skipUnless(os.path.exists(os.path.join(ranks.BUILD, "liblean_cuda_emu.so")),
+                         "no emulated plugin was built")
+    def test_the_models_own_layer_on_a_device(self):
+        """It is where the last layer is, its experts where the others' are."""
+        ids = ids_of("the kernel is a program. the")
+        options = (*OFF, "--mtp", "on", "--draft-max", 3, "--ctx", 128, "--prefill-chunk", 64)
+        plain = golden.evaluate(serve.DEMO, ids, "-n", 7, *options)
+        for where in ("--gpu-layers", 1), ("--gpu-layers", 4), ("--vram", "44M"):
+            answer = golden.evaluate(serve.DEMO, ids, "-n", 7, *options, "--device", "emu", *where)
+            self.assertEqual(answer["generated"], plain["generated"], where)
+            self.assertEqual(answer["effective"]["drafts_accepted"],
+                             plain["effective"]["drafts_accepted"])
+            self.assertGreater(answer["effective"]["drafts_accepted"], 1)
+            rank = answer["effective"]["ranks"][0]
+            self.assertEqual(rank["device_layers"], [3 if where[1] == 1 else 0, 3])
+        self.assertIn("device", answer["effective"]["experts"])
+        self.assertGreater(rank["device_slots"], 0)
+
+    def test_what_it_takes_is_planned(self):
+        def plan(*options):
+            shown = cli.lean("inspect", serve.DEMO, "--memory", "--json", "--ctx", 512,
+                             "--prefill-chunk", 512, *options)
+            return json.loads(shown.stdout)["memory"]
+        off, on, fits = plan("--mtp", "off"), plan("--mtp", "on"), plan()
+        self.assertEqual(off["mtp"], 0)
+        self.assertEqual(on["mtp"], on["total"] - off["total"])
+        self.assertEqual(fits["total"], on["total"]) # by default, where nothing is paged
+        for what in "weights", "routed_experts", "kv_cache", "scratch":
+            self.assertGreater(on[what], off[what], what)
+        few = "--ram", (off["total"] + on["total"]) // 2
+        self.assertEqual(plan(*few)["mtp"], 0) # and not where something would be for it
+        self.assertTrue(plan("--mtp", "on", *few)["paged"])
+        device = plan("--mtp", "on", "--gpu-layers", 1, "--vram", "1G")
+        self.assertEqual(device["mtp"], 0)
+        self.assertGreater(device["device"]["mtp"], on["kv_cache"] - off["kv_cache"])
 
     def test_automatically(self):
         generated, _ = evaluate()

@@ -253,7 +253,7 @@ void graph_count_choices(struct graph *graph)
     if (!is_counted(graph)) return;
     for (uint32_t il = model->layer_begin; il < model->layer_end; il++) {
         const int32_t *const ids = graph->chosen_ids + choices_of(graph, il);
-        const bool narrowed = il + 1 == graph->hp->n_layer && graph_narrows(graph);
+        const bool narrowed = il + 1 >= graph->hp->n_layer && graph_narrows(graph);
         graph->n_row = narrowed ? n_row : graph->n_token;
         if (!graph->hp->layer[il].moe || !graph->n_row) continue;
         if (graph->trace)

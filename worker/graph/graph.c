@@ -23,7 +23,7 @@ static const arch_forward_fn forward_table[ARCH_COUNT] = {
 static size_t mixer_floats(const struct hparams *hp)
 {
     size_t widest = 0;
-    for (uint32_t il = 0; il < hp->n_layer; il++) {
+    for (uint32_t il = 0; il < hp->n_layer + hp->n_layer_mtp; il++) {
         const struct layer_hparams *layer = &hp->layer[il];
         const size_t n_head = (size_t)layer->n_head * hp->head_dim; /* of q, the gate, the result */
         const size_t n_kv = (size_t)layer->n_head_kv * hp->head_dim;
@@ -62,9 +62,21 @@ static size_t workspace_floats(const struct graph *graph, const struct graph_con
 {
     const struct hparams *hp = graph->hp;
     const size_t n_batch = config->n_batch, n_pair = n_batch * hp->n_expert_used;
-    return 2 * buffer_floats(stream_floats(hp, config)) + n_batch * mixer_floats(hp) +
-           N_MIXER_BUFFER * buffer_floats(1) + 2 * buffer_floats(n_choice(graph, config)) +
+    const size_t n_stream = 2 * buffer_floats(stream_floats(hp, config));
+    if (config->lender) return n_stream;
+    return n_stream + n_batch * mixer_floats(hp) + N_MIXER_BUFFER * buffer_floats(1) +
+           2 * buffer_floats(n_choice(graph, config)) +
            (config->paged ? 2 * buffer_floats(n_pair) + buffer_floats(n_pair * hp->n_embd) : 0);
+}
+
+static void borrow_workspace(struct graph *graph, const struct graph *lender)
+{
+    graph->expert_weights = lender->expert_weights;
+    graph->expert_ids = lender->expert_ids;
+    graph->next_weights = lender->next_weights;
+    graph->next_ids = lender->next_ids;
+    graph->expert_out = lender->expert_out;
+    graph->mixer = lender->mixer;
 }
 
 static void divide_workspace(struct graph *graph, const struct graph_config *config)
@@ -74,6 +86,10 @@ static void divide_workspace(struct graph *graph, const struct graph_config *con
     float *at = graph->memory;
     graph->x = take_buffer(&at, stream_floats(hp, config));
     graph->normed = take_buffer(&at, stream_floats(hp, config));
+    if (config->lender) {
+        borrow_workspace(graph, config->lender);
+        return;
+    }
     graph->expert_weights = take_buffer(&at, n_choice(graph, config));
     graph->expert_ids = (int32_t *)take_buffer(&at, n_choice(graph, config));
     if (config->paged) {
@@ -177,7 +193,7 @@ enum lm_status graph_init(struct graph *graph, const struct graph_config *config
         status = lm_fail(err, LM_E_NO_MEM, "graph: no memory for %zu experts", n_expert);
     if (status == LM_OK && graph->bank) status = create_choices(graph, config, err);
     if (status == LM_OK && graph->tier) status = create_host_buffers(graph, config, err);
-    if (status == LM_OK && config->paged && !graph->tier)
+    if (status == LM_OK && config->paged && !graph->tier && !config->lender)
         status = foresight_create(&graph->foresight, hp->n_layer, hp->n_embd, err);
     if (status == LM_OK) status = create_rope(graph, config->n_ctx, err);
     if (status != LM_OK) graph_fini(graph);
@@ -265,7 +281,7 @@ void graph_narrow(struct graph *graph, uint32_t il)
 {
     progress_move(graph->progress);
     /* a trace is of all tokens: then the rows are dropped at the end */
-    if (il + 1 == graph->hp->n_layer && graph_narrows(graph)) keep_wanted(graph);
+    if (il + 1 >= graph->hp->n_layer && graph_narrows(graph)) keep_wanted(graph);
 }
 
 void graph_head(struct graph *graph, uint32_t first, uint32_t n, float *logits)

@@ -84,6 +84,9 @@ struct graph_config {
     enum tensor_type kv_type;
     bool paged;           /* experts may come in groups */
     size_t trailer_bytes; /* room behind x, and behind normed that changes places with it */
+    /* Has the same backend and n_batch, keeps its experts alike, and has more layers: its workspace
+     * but x and normed is used, too, between its steps; NULL: nobody's. Outlives the graph. */
+    const struct graph *lender;
 };
 
 /* Where routed experts are. */

@@ -56,7 +56,7 @@ enum {
     MATRICES_PER_LAYER = N_MATRIX_FIELD + N_OTHER_MATRIX,
     N_VECTOR_FIELD = sizeof(vector_fields) / sizeof(vector_fields[0]),
     COPIES_PER_LAYER = MATRICES_PER_LAYER + N_VECTOR_FIELD + 1, /* the fused bias */
-    N_OTHER_COPY = 3 /* token_embd, output and its norm */
+    N_OTHER_COPY = 6 /* token_embd, output and its norm; eh_proj and the norms before it */
 };
 
 /* Memory of the backend that is freed with the model; NULL: there is none left. */
@@ -314,7 +314,7 @@ static enum lm_status copy_matrices(struct model *model, const struct gguf_file 
                                     struct lm_error *err)
 {
     const uint32_t begin = model->layer_begin, end = model->layer_end;
-    const bool last = end == model->hp->n_layer, device = model->weights == MODEL_ON_DEVICE;
+    const bool last = end >= model->hp->n_layer, device = model->weights == MODEL_ON_DEVICE;
     struct pending *pending =
         calloc((size_t)end * MATRICES_PER_LAYER + N_OTHER_COPY, sizeof(*pending));
     size_t n = 0;
@@ -323,8 +323,9 @@ static enum lm_status copy_matrices(struct model *model, const struct gguf_file 
     for (uint32_t il = begin; il < end; il++)
         for (size_t i = 0; i < MATRICES_PER_LAYER; i++)
             announce_copy(model, file, matrix_at(&model->layer[il], i), pending, &n);
-    const bool tied_here = model->hp->tied && last;
+    const bool tied_here = model->hp->tied && end == model->hp->n_layer;
     if (last) announce_copy(model, file, &model->output, pending, &n);
+    announce_copy(model, file, &model->eh_proj, pending, &n);
     if (device && begin == 0 && !tied_here)
         announce_copy(model, file, &model->token_embd, pending, &n);
     enum lm_status status = place_copies(model, pending, n, err);
@@ -333,6 +334,22 @@ static enum lm_status copy_matrices(struct model *model, const struct gguf_file 
         status = device ? upload_copies(model->backend, file, pending, n, err)
                         : fill_copies(file, pending, n, err);
     free(pending);
+    return status;
+}
+
+/* The layers of the range. */
+static enum lm_status bind_layers(struct model *model, const struct gguf_file *file,
+                                  struct lm_error *err)
+{
+    enum lm_status status = LM_OK;
+    const uint32_t end = model->layer_end;
+    model->rope_freqs = model_find_weight(file, model->hp, ROLE_ROPE_FREQS, 0).data;
+    model->layer = calloc(end, sizeof(*model->layer));
+    model->copies = calloc((size_t)end * COPIES_PER_LAYER + N_OTHER_COPY, sizeof(*model->copies));
+    if (!model->layer || !model->copies)
+        status = lm_fail(err, LM_E_NO_MEM, "model: no memory for %u layers", end);
+    for (uint32_t il = model->layer_begin; il < end && status == LM_OK; il++)
+        status = bind_layer(model, file, il, err);
     return status;
 }
 
@@ -347,22 +364,57 @@ enum lm_status model_create(struct model **out, const struct gguf_file *file,
                             .layer_end = layer_end,
                             .token_embd = model_find_weight(file, hp, ROLE_TOKEN_EMBD, 0),
                             .output = model_find_weight(file, hp, ROLE_OUTPUT, 0),
-                            .rope_freqs = model_find_weight(file, hp, ROLE_ROPE_FREQS, 0).data,
                             .weights = weights,
                             .backend = backend};
     if (hp->tied) model->output = model->token_embd;
-    model->layer = calloc(hp->n_layer, sizeof(*model->layer));
-    model->copies =
-        calloc((size_t)hp->n_layer * COPIES_PER_LAYER + N_OTHER_COPY, sizeof(*model->copies));
-    enum lm_status status = LM_OK;
-    if (!model->layer || !model->copies)
-        status = lm_fail(err, LM_E_NO_MEM, "model: no memory for %u layers", hp->n_layer);
-    if (status == LM_OK) status = read_suppressed(model, file, err);
+    enum lm_status status = read_suppressed(model, file, err);
+    if (status == LM_OK) status = bind_layers(model, file, err);
     if (status == LM_OK && layer_end == hp->n_layer)
         status = find_vector(model, file, ROLE_OUTPUT_NORM, 0, &model->output_norm, err);
-    for (uint32_t il = layer_begin; il < layer_end && status == LM_OK; il++)
-        status = bind_layer(model, file, il, err);
     if (status == LM_OK && weights != MODEL_MAPPED) status = copy_matrices(model, file, err);
+    if (status != LM_OK) {
+        model_destroy(model);
+        return status;
+    }
+    *out = model;
+    return LM_OK;
+}
+
+/* The entry, and what of the head is the layer's own. */
+static enum lm_status bind_draft(struct model *model, const struct gguf_file *file,
+                                 struct lm_error *err)
+{
+    const uint32_t il = model->layer_begin;
+    const struct weight own = model_find_weight(file, model->hp, ROLE_NEXTN_EMBED_TOKENS, il);
+    if (own.data) model->token_embd = own;
+    model->output = model_find_weight(file, model->hp, ROLE_NEXTN_SHARED_HEAD_HEAD, il);
+    model->eh_proj = model_find_weight(file, model->hp, ROLE_NEXTN_EH_PROJ, il);
+    enum lm_status status = find_vector(model, file, ROLE_NEXTN_ENORM, il, &model->enorm, err);
+    if (status == LM_OK)
+        status = find_vector(model, file, ROLE_NEXTN_HNORM, il, &model->hnorm, err);
+    if (status == LM_OK)
+        status =
+            find_vector(model, file, ROLE_NEXTN_SHARED_HEAD_NORM, il, &model->output_norm, err);
+    return status;
+}
+
+enum lm_status model_create_draft(struct model **out, const struct gguf_file *file,
+                                  const struct model *decoder, struct lm_error *err)
+{
+    const struct hparams *hp = decoder->hp;
+    struct model *model = calloc(1, sizeof(*model));
+    if (!model) return lm_fail(err, LM_E_NO_MEM, "model: no memory");
+    *model = (struct model){.hp = hp,
+                            .layer_begin = hp->n_layer,
+                            .layer_end = hp->n_layer + 1,
+                            .token_embd = model_find_weight(file, hp, ROLE_TOKEN_EMBD, 0),
+                            .weights = decoder->weights,
+                            .backend = decoder->backend};
+    enum lm_status status = bind_layers(model, file, err);
+    if (status == LM_OK) status = bind_draft(model, file, err);
+    if (status == LM_OK && model->weights != MODEL_MAPPED) status = copy_matrices(model, file, err);
+    if (!model->output.data) model->output = decoder->output;
+    if (!model->output_norm) model->output_norm = decoder->output_norm;
     if (status != LM_OK) {
         model_destroy(model);
         return status;

@@ -66,8 +66,11 @@ struct model {
     struct weight output;     /* (n_vocab, d), token_embd if tied */
     const float *output_norm; /* (d) */
     const float *rope_freqs;  /* (n_rot/2) or NULL; on the host, whatever the backend */
-    struct layer *layer;      /* [n_layer]; those of the range are bound */
-    int32_t *suppressed;      /* [n_suppressed] tokens whose logits are minus infinity */
+    struct layer *layer;      /* [layer_end]; those of the range are bound */
+    /* of the layer for prediction alone: it enters by a product with (embedding, hidden state) */
+    struct weight eh_proj;      /* (d, 2d) */
+    const float *enorm, *hnorm; /* (d) of the two */
+    int32_t *suppressed;        /* [n_suppressed] tokens whose logits are minus infinity */
     uint32_t n_suppressed;
     enum model_weights weights;
     struct backend *backend; /* of the copies */
@@ -80,6 +83,12 @@ struct model {
 enum lm_status model_create(struct model **out, const struct gguf_file *file,
                             const struct hparams *hp, struct backend *backend, uint32_t layer_begin,
                             uint32_t layer_end, enum model_weights weights, struct lm_error *err);
+/* The layer for multi-token prediction, behind the decoder's last, as a model of its own: it has
+ * the head of the decoder, which outlives it, unless the file has another for it; its weights are
+ * where the decoder's are, but for token_embd, which is the file's. decoder: of the stage with the
+ * last layer. */
+enum lm_status model_create_draft(struct model **out, const struct gguf_file *file,
+                                  const struct model *decoder, struct lm_error *err);
 void model_destroy(struct model *model);
 
 /* What the file has for a role that the layer may have; data NULL: nothing. */

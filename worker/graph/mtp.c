@@ -4,117 +4,82 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "proto/model/hparams.h"
-#include "proto/model/tensor_names.h"
 #include "worker/graph/blocks.h"
-#include "worker/graph/rope_table.h"
-#include "worker/pager/expert_pager.h"
-#include "worker/pager/expert_store.h"
-#include "worker/state/seq_state.h"
+#include "worker/pager/device_tier.h"
+#include "worker/span.h"
+
+enum { EMBED_ROWS = 64 }; /* embeddings on their way to a device at a time */
 
 struct mtp {
     struct mtp_config config;
-    struct hparams hp; /* the file's, but the layer for prediction is the last of the decoder */
-    uint32_t il;       /* that layer */
-    struct model *model;
-    struct weight eh_proj; /* (d, 2d) */
-    const float *enorm, *hnorm;
-    struct expert_store *store;
-    struct expert_pager *pager;
-    struct seq_state *state;
-    struct graph graph;
+    const struct hparams *hp;
+    uint32_t il; /* the layer */
+    struct span span;
     bool *lost; /* [n_slot] some position is missing */
 
     /* a pass */
     struct token_ref *token;     /* [n_batch] */
     int32_t *ids;                /* [n_batch] */
+    uint32_t *from;              /* [n_batch] the row of hidden states that each has read */
     uint32_t *out_rows;          /* [n_batch] */
-    struct expert_usage **usage; /* [n_batch] NULL: nobody's */
+    struct expert_usage **usage; /* [n_batch] */
     uint32_t *gather;            /* [2 n_batch] */
     uint32_t *drafting;          /* [n_batch] whose last row each wanted one is, in the plan */
-    float *input;                /* [n_batch][n_embd] h of each row */
+    int32_t *best;               /* [n_batch] the likeliest token behind each wanted row */
     float *halves;               /* [2][n_batch][n_embd] normed: embeddings, then hidden states */
     float *joined;               /* [n_batch][2 n_embd] */
-    float *logits;               /* [n_slot][n_vocab] */
+    float *embedded; /* [EMBED_ROWS][n_embd] on the host; NULL: the span is there, too */
     uint32_t n_row, n_out;
 };
 
 /* ---- life --------------------------------------------------------------------------------- */
 
-static void bind_entry(struct mtp *mtp)
+static enum lm_status create_span(struct mtp *mtp, struct lm_error *err)
 {
-    const struct mtp_config *config = &mtp->config;
-    struct model *model = mtp->model;
-    struct weight own;
-    mtp->eh_proj = model_find_weight(config->file, config->hp, ROLE_NEXTN_EH_PROJ, mtp->il);
-    mtp->enorm = model_find_weight(config->file, config->hp, ROLE_NEXTN_ENORM, mtp->il).data;
-    mtp->hnorm = model_find_weight(config->file, config->hp, ROLE_NEXTN_HNORM, mtp->il).data;
-    own = model_find_weight(config->file, config->hp, ROLE_NEXTN_SHARED_HEAD_NORM, mtp->il);
-    if (own.data) model->output_norm = own.data;
-    own = model_find_weight(config->file, config->hp, ROLE_NEXTN_SHARED_HEAD_HEAD, mtp->il);
-    if (own.data) model->output = own;
-    own = model_find_weight(config->file, config->hp, ROLE_NEXTN_EMBED_TOKENS, mtp->il);
-    if (own.data) model->token_embd = own;
-}
-
-static enum lm_status create_experts(struct mtp *mtp, struct lm_error *err)
-{
-    const struct hparams *hp = &mtp->hp;
-    enum lm_status status = expert_store_create(&mtp->store, mtp->config.file, mtp->config.hp,
-                                                mtp->il, mtp->il + 1, err);
-    const struct expert_pager_config pager = {.store = mtp->store,
-                                              .layer_begin = mtp->il,
-                                              .layer_end = mtp->il + 1,
-                                              .n_expert = hp->n_expert,
-                                              .n_expert_used = hp->n_expert_used};
-    if (status == LM_OK) status = expert_pager_create(&mtp->pager, &pager, err);
-    return status;
-}
-
-static enum lm_status create_graph(struct mtp *mtp, struct lm_error *err)
-{
-    const struct mtp_config *config = &mtp->config;
-    const struct seq_state_config state = {.layer_begin = mtp->il,
-                                           .layer_end = mtp->il + 1,
-                                           .n_slot = config->n_slot,
-                                           .n_ctx = config->n_ctx,
-                                           .n_position = config->n_position,
-                                           .n_batch = config->n_batch,
-                                           .kv_type = config->kv_type};
-    const struct graph_config graph = {
-        .n_batch = config->n_batch, .n_ctx = config->n_ctx, .kv_type = config->kv_type};
-    const struct graph_experts experts = {.pager = mtp->pager, .cpu = config->backend};
-    enum lm_status status = model_create(&mtp->model, config->file, &mtp->hp, config->backend,
-                                         mtp->il, mtp->il + 1, MODEL_MAPPED, err);
-    if (status != LM_OK) return status;
-    bind_entry(mtp);
-    status = seq_state_create(&mtp->state, config->backend, &mtp->hp, &state, err);
+    const struct span *const last = mtp->config.last;
+    const struct graph_experts experts = {
+        .tier = last->graph.tier, .cpu = last->graph.cpu, .pager = last->graph.pager};
+    struct span_config config = {.file = mtp->config.file,
+                                 .hp = mtp->hp,
+                                 .store = mtp->config.store,
+                                 .backend = last->backend,
+                                 .is_device = last->is_device,
+                                 .paged = last->paged,
+                                 .state = last->config,
+                                 .decoder = last->model};
+    config.state.layer_begin = mtp->il;
+    config.state.layer_end = mtp->il + 1;
+    config.state.n_draft = 0; /* they are cut off by being written over */
+    enum lm_status status = span_init(&mtp->span, &config, err);
     if (status == LM_OK)
-        status = graph_init(&mtp->graph, &graph, mtp->model, mtp->state, &experts, NULL, err);
+        status = span_create_graph(&mtp->span, &experts, NULL, 0, &last->graph, err);
+    mtp->span.graph.progress = last->graph.progress;
     return status;
 }
 
 static enum lm_status create_pass(struct mtp *mtp, struct lm_error *err)
 {
-    const struct backend_ops *ops = mtp->config.backend->ops;
-    const size_t n = mtp->config.n_batch, row_bytes = mtp->hp.n_embd * sizeof(float);
-    mtp->lost = calloc(mtp->config.n_slot, sizeof(*mtp->lost));
+    struct backend *const backend = mtp->span.backend, *const cpu = mtp->config.cpu;
+    const size_t n = mtp->span.config.n_batch, row_bytes = mtp->hp->n_embd * sizeof(float);
+    mtp->lost = calloc(mtp->span.config.n_slot, sizeof(*mtp->lost));
     mtp->token = calloc(n, sizeof(*mtp->token));
     mtp->ids = calloc(n, sizeof(*mtp->ids));
+    mtp->from = calloc(n, sizeof(*mtp->from));
     mtp->out_rows = calloc(n, sizeof(*mtp->out_rows));
     mtp->usage = calloc(n, sizeof(*mtp->usage));
     mtp->gather = calloc(2 * n, sizeof(*mtp->gather));
     mtp->drafting = calloc(n, sizeof(*mtp->drafting));
-    if (!mtp->lost || !mtp->token || !mtp->ids || !mtp->out_rows || !mtp->usage || !mtp->gather ||
-        !mtp->drafting)
+    mtp->best = calloc(n, sizeof(*mtp->best));
+    if (!mtp->lost || !mtp->token || !mtp->ids || !mtp->from || !mtp->out_rows || !mtp->usage ||
+        !mtp->gather || !mtp->drafting || !mtp->best)
         return lm_fail(err, LM_E_NO_MEM, "MTP: no memory for steps of %zu tokens", n);
-    mtp->input = ops->alloc(mtp->config.backend, n * row_bytes, err);
-    if (mtp->input) mtp->halves = ops->alloc(mtp->config.backend, 2 * n * row_bytes, err);
-    if (mtp->halves) mtp->joined = ops->alloc(mtp->config.backend, 2 * n * row_bytes, err);
-    if (mtp->joined)
-        mtp->logits = ops->alloc(mtp->config.backend,
-                                 (size_t)mtp->config.n_slot * mtp->hp.n_vocab * sizeof(float), err);
-    return mtp->logits ? LM_OK : LM_E_NO_MEM;
+    mtp->halves = backend->ops->alloc(backend, 2 * n * row_bytes, err);
+    if (!mtp->halves) return LM_E_NO_MEM;
+    mtp->joined = backend->ops->alloc(backend, 2 * n * row_bytes, err);
+    if (!mtp->joined) return LM_E_NO_MEM;
+    if (!mtp->span.is_device) return LM_OK;
+    mtp->embedded = cpu->ops->alloc(cpu, EMBED_ROWS * row_bytes, err);
+    return mtp->embedded ? LM_OK : LM_E_NO_MEM;
 }
 
 enum lm_status mtp_create(struct mtp **out, const struct mtp_config *config, struct lm_error *err)
@@ -122,12 +87,9 @@ enum lm_status mtp_create(struct mtp **out, const struct mtp_config *config, str
     struct mtp *mtp = calloc(1, sizeof(*mtp));
     if (!mtp) return lm_fail(err, LM_E_NO_MEM, "MTP: no memory");
     mtp->config = *config;
-    mtp->hp = *config->hp;
-    mtp->il = config->hp->n_layer;
-    mtp->hp.n_layer = mtp->il + 1;
-    mtp->hp.n_layer_mtp = 0;
-    enum lm_status status = create_experts(mtp, err);
-    if (status == LM_OK) status = create_graph(mtp, err);
+    mtp->hp = config->last->model->hp;
+    mtp->il = mtp->hp->n_layer;
+    enum lm_status status = create_span(mtp, err);
     if (status == LM_OK) status = create_pass(mtp, err);
     if (status != LM_OK) {
         mtp_destroy(mtp);
@@ -140,22 +102,20 @@ enum lm_status mtp_create(struct mtp **out, const struct mtp_config *config, str
 void mtp_destroy(struct mtp *mtp)
 {
     if (!mtp) return;
-    struct backend *backend = mtp->config.backend;
-    float *const memory[] = {mtp->logits, mtp->joined, mtp->halves, mtp->input};
-    for (size_t i = 0; i < sizeof(memory) / sizeof(memory[0]); i++)
-        if (memory[i]) backend->ops->free(backend, memory[i]);
+    struct backend *const backend = mtp->config.last->backend, *const cpu = mtp->config.cpu;
+    if (mtp->embedded) cpu->ops->free(cpu, mtp->embedded);
+    if (mtp->joined) backend->ops->free(backend, mtp->joined);
+    if (mtp->halves) backend->ops->free(backend, mtp->halves);
+    free(mtp->best);
     free(mtp->drafting);
     free(mtp->gather);
     free(mtp->usage);
     free(mtp->out_rows);
+    free(mtp->from);
     free(mtp->ids);
     free(mtp->token);
     free(mtp->lost);
-    graph_fini(&mtp->graph);
-    seq_state_destroy(mtp->state);
-    model_destroy(mtp->model);
-    expert_pager_destroy(mtp->pager);
-    expert_store_destroy(mtp->store);
+    span_fini(&mtp->span);
     free(mtp);
 }
 
@@ -164,74 +124,75 @@ void mtp_destroy(struct mtp *mtp)
 void mtp_seq(struct mtp *mtp, const struct seq_op *op)
 {
     if (op->kind == SEQ_CLEAR) {
-        seq_state_clear(mtp->state, op->slot);
+        seq_state_clear(mtp->span.state, op->slot);
         mtp->lost[op->slot] = false;
     } else if (op->kind == SEQ_FORK) {
-        const uint32_t length = seq_state_length(mtp->state, op->slot);
+        const uint32_t length = seq_state_length(mtp->span.state, op->slot);
         mtp->lost[op->to] = mtp->lost[op->slot] || length < op->n;
-        seq_state_fork(mtp->state, op->slot, op->to, op->n < length ? op->n : length, NULL);
+        seq_state_fork(mtp->span.state, op->slot, op->to, op->n < length ? op->n : length, NULL);
     }
 }
 
 static void lose(struct mtp *mtp, uint32_t slot)
 {
-    seq_state_clear(mtp->state, slot);
+    seq_state_clear(mtp->span.state, slot);
     mtp->lost[slot] = true;
 }
 
 /* ---- passes ------------------------------------------------------------------------------- */
 
-/* Adds a row: the token that follows position pos of a slot. */
-static void add_row(struct mtp *mtp, uint32_t slot, uint32_t pos, int32_t id)
+/* Adds a row: the token that follows position pos of a slot, beside a row of hidden states. */
+static void add_row(struct mtp *mtp, const struct step_seq *seq, uint32_t pos, int32_t id,
+                    uint32_t from)
 {
-    mtp->token[mtp->n_row] = (struct token_ref){.slot = slot, .pos = pos};
-    mtp->ids[mtp->n_row++] = id;
+    const uint32_t row = mtp->n_row++;
+    mtp->token[row] = (struct token_ref){.slot = seq->slot, .pos = pos};
+    mtp->ids[row] = id;
+    mtp->from[row] = from;
+    mtp->usage[row] = mtp->span.paged ? seq->experts : NULL;
 }
 
-/* x = eh_proj . [norm of the embeddings | norm of input]. */
-static void enter(struct mtp *mtp)
+/* x = embeddings of the rows' tokens. */
+static enum lm_status embed(struct mtp *mtp, struct lm_error *err)
 {
-    struct graph *graph = &mtp->graph;
+    struct backend *const backend = mtp->span.backend, *const cpu = mtp->config.cpu;
+    const struct weight *const table = &mtp->span.model->token_embd;
+    const size_t d = mtp->hp->n_embd;
+    float *const x = mtp->span.graph.x;
+    enum lm_status status = LM_OK;
+    if (!mtp->span.is_device) backend->ops->embed(backend, table, mtp->ids, mtp->n_row, 1, x);
+    for (uint32_t at = 0; mtp->span.is_device && at < mtp->n_row && status == LM_OK;
+         at += EMBED_ROWS) {
+        const uint32_t left = mtp->n_row - at, n = left < EMBED_ROWS ? left : EMBED_ROWS;
+        cpu->ops->embed(cpu, table, mtp->ids + at, n, 1, mtp->embedded);
+        status = cpu->ops->sync(cpu, err);
+        backend->ops->upload(backend, x + at * d, mtp->embedded, n * d * sizeof(float));
+    }
+    return status;
+}
+
+/* x = eh_proj . [norm of the embeddings | norm of the hidden states]. */
+static enum lm_status enter(struct mtp *mtp, const float *hidden, struct lm_error *err)
+{
+    struct graph *graph = &mtp->span.graph;
     struct backend *backend = graph->backend;
-    const uint32_t n = mtp->n_row, d = mtp->hp.n_embd;
-    const float eps = mtp->hp.rms_eps;
-    backend->ops->embed(backend, &mtp->model->token_embd, mtp->ids, n, 1, graph->x);
-    backend->ops->rms_norm(backend, graph->x, mtp->enorm, eps, n, d, mtp->halves);
-    backend->ops->rms_norm(backend, mtp->input, mtp->hnorm, eps, n, d, mtp->halves + (size_t)n * d);
+    const struct model *model = mtp->span.model;
+    const uint32_t n = mtp->n_row, d = mtp->hp->n_embd;
+    const float eps = mtp->hp->rms_eps;
+    backend->ops->gather(backend, hidden, mtp->from, n, d, graph->normed);
+    const enum lm_status status = embed(mtp, err);
+    backend->ops->rms_norm(backend, graph->x, model->enorm, eps, n, d, mtp->halves);
+    backend->ops->rms_norm(backend, graph->normed, model->hnorm, eps, n, d,
+                           mtp->halves + (size_t)n * d);
     for (uint32_t i = 0; i < n; i++) {
         mtp->gather[2 * i] = i;
         mtp->gather[2 * i + 1] = n + i;
     }
     backend->ops->gather(backend, mtp->halves, mtp->gather, 2 * n, d, mtp->joined);
     struct linear_args in = {.n_token = n, .x = mtp->joined, .n_col = 2 * d};
-    add_output(&in, &mtp->eh_proj, NULL, graph->x);
+    add_output(&in, &model->eh_proj, NULL, graph->x);
     backend->ops->linear(backend, &in);
-}
-
-/* Runs the layer over the rows; x then holds the wanted ones, and logits their logits. */
-static enum lm_status run_rows(struct mtp *mtp, struct lm_error *err)
-{
-    struct graph *graph = &mtp->graph;
-    enum lm_status status = LM_OK;
-    graph->n_token = graph->n_row = mtp->n_row;
-    graph->token = mtp->token;
-    graph->ids = mtp->ids;
-    graph->out_rows = mtp->out_rows;
-    graph->n_out = mtp->n_out;
-    graph->usage = mtp->usage;
-    graph->n_step++;
-    expert_pager_step(mtp->pager, mtp->n_row, mtp->n_row > mtp->n_out);
-    graph_fill_rope(graph);
-    enter(mtp);
-    graph_attention(graph, mtp->il, ROPE_NEOX);
-    graph_narrow(graph, mtp->il);
-    if (mtp->hp.layer[mtp->il].moe)
-        status = graph_moe(graph, mtp->il, err);
-    else
-        graph_ffn(graph, mtp->il);
-    if (status == LM_OK && mtp->n_out) graph_head(graph, 0, mtp->n_out, mtp->logits);
-    const enum lm_status ended = graph->backend->ops->sync(graph->backend, err);
-    return status == LM_OK ? ended : status;
+    return status;
 }
 
 static int32_t most_likely(const float *logits, uint32_t n)
@@ -242,6 +203,62 @@ static int32_t most_likely(const float *logits, uint32_t n)
     return (int32_t)best;
 }
 
+/* Ends the pass: the likeliest tokens behind the wanted rows, which x holds. */
+static enum lm_status choose(struct mtp *mtp, struct lm_error *err)
+{
+    struct graph *graph = &mtp->span.graph;
+    struct backend *backend = graph->backend;
+    const struct mtp_config *config = &mtp->config;
+    const size_t n_vocab = mtp->hp->n_vocab;
+    enum lm_status status = LM_OK;
+    uint32_t first = 0;
+    do {
+        const uint32_t left = mtp->n_out - first,
+                       n = left < config->n_logit ? left : config->n_logit;
+        if (n) graph_head(graph, first, n, config->logits);
+        if (n && mtp->span.is_device)
+            backend->ops->download(backend, config->host_logits, config->logits,
+                                   n * n_vocab * sizeof(float));
+        status = first ? backend->ops->sync(backend, err) : graph_finish(graph, err);
+        for (uint32_t i = 0; i < n && status == LM_OK; i++)
+            mtp->best[first + i] =
+                most_likely(config->host_logits + i * n_vocab, (uint32_t)n_vocab);
+        first += n;
+    } while (first < mtp->n_out && status == LM_OK);
+    return status;
+}
+
+static enum lm_status run_block(struct mtp *mtp, struct lm_error *err)
+{
+    struct graph *graph = &mtp->span.graph;
+    graph_attention(graph, mtp->il, ROPE_NEOX);
+    graph_narrow(graph, mtp->il);
+    if (mtp->hp->layer[mtp->il].moe) return graph_moe(graph, mtp->il, err);
+    graph_ffn(graph, mtp->il);
+    return LM_OK;
+}
+
+/* Runs the layer over the rows; x then holds the wanted ones, and best what follows them. */
+static enum lm_status run_rows(struct mtp *mtp, const float *hidden, struct lm_error *err)
+{
+    struct graph *graph = &mtp->span.graph;
+    graph->n_token = graph->n_row = mtp->n_row;
+    graph->token = mtp->token;
+    graph->ids = mtp->ids;
+    graph->out_rows = mtp->out_rows;
+    graph->n_out = mtp->n_out;
+    graph->usage = mtp->usage;
+    graph->n_step++;
+    graph_fill_rope(graph);
+    enum lm_status status = enter(mtp, hidden, err);
+    if (status == LM_OK) status = run_block(mtp, err);
+    if (status == LM_OK) return choose(mtp, err);
+    graph->backend->ops->sync(graph->backend,
+                              NULL); /* an error kept there is not the next step's */
+    if (graph->tier) device_tier_abandon(graph->tier);
+    return status;
+}
+
 /* Positions of the step that stay: without drafts that were not sampled. */
 static uint32_t n_valid(const struct step_seq *seq)
 {
@@ -250,58 +267,57 @@ static uint32_t n_valid(const struct step_seq *seq)
 
 /* Adds the rows of a sequence whose next tokens are known. first: its first row of hidden. */
 static void follow_seq(struct mtp *mtp, const struct step_seq *seq, uint32_t index,
-                       const struct sampled_token *sampled, const float *hidden)
+                       const struct sampled_token *sampled, uint32_t first)
 {
+    struct seq_state *const state = mtp->span.state;
     const uint32_t slot = seq->slot, begin = (uint32_t)seq->n_history - seq->n_token;
     const bool samples = seq->output != STEP_OUTPUT_NONE;
     const int32_t next = seq->next < 0 && samples ? sampled->id : seq->next;
-    const size_t d = mtp->hp.n_embd;
     uint32_t n = n_valid(seq);
     if (next < 0) n--;
     if (!seq->is_drafted) return;
-    if (seq_state_length(mtp->state, slot) > begin) seq_state_cut(mtp->state, slot, begin);
-    if (seq_state_length(mtp->state, slot) < begin || seq->error->status != LM_OK) lose(mtp, slot);
+    if (seq_state_length(state, slot) > begin) seq_state_cut(state, slot, begin);
+    if (seq_state_length(state, slot) < begin || seq->error->status != LM_OK) lose(mtp, slot);
     if (mtp->lost[slot] || !n) return;
-    if (seq_state_reserve(mtp->state, slot, n, 0, NULL) != LM_OK) {
+    if (seq_state_reserve(state, slot, n, 0, NULL) != LM_OK) {
         lose(mtp, slot);
         return;
     }
-    memcpy(mtp->input + mtp->n_row * d, hidden, n * d * sizeof(float));
     for (uint32_t i = 0; i < n; i++) {
         const bool inside = i + 1 < n_valid(seq);
-        add_row(mtp, slot, begin + i, inside ? seq->ids[i + 1] : next);
+        add_row(mtp, seq, begin + i, inside ? seq->ids[i + 1] : next, first + i);
     }
-    seq_state_advance(mtp->state, slot, n);
+    seq_state_advance(state, slot, n);
     if (!samples || !seq->n_wanted) return;
     mtp->out_rows[mtp->n_out] = mtp->n_row - 1;
     mtp->drafting[mtp->n_out++] = index;
 }
 
 /* Takes a draft for each wanted row, and makes these the rows of the next pass, as far as more are
- * wanted: positions behind what the sequences hold, in the room that there is. */
+ * wanted: positions behind what the sequences hold, in the room that there is. What the next pass
+ * reads in place of hidden states is in halves. */
 static void go_on(struct mtp *mtp, const struct step_plan *plan)
 {
-    struct graph *graph = &mtp->graph;
-    const size_t d = mtp->hp.n_embd, n_vocab = mtp->hp.n_vocab;
+    struct graph *graph = &mtp->span.graph;
+    struct seq_state *const state = mtp->span.state;
     const uint32_t n = mtp->n_out;
-    graph->backend->ops->rms_norm(graph->backend, graph->x, mtp->model->output_norm,
-                                  mtp->hp.rms_eps, n, (uint32_t)d, mtp->halves);
     mtp->n_row = mtp->n_out = 0;
     for (uint32_t i = 0; i < n; i++) {
         const uint32_t index = mtp->drafting[i];
         const struct step_seq *seq = &plan->seq[index];
-        const uint32_t length = seq_state_length(mtp->state, seq->slot);
-        const int32_t id = most_likely(mtp->logits + i * n_vocab, (uint32_t)n_vocab);
+        const uint32_t length = seq_state_length(state, seq->slot);
         const uint32_t n_drafted = ++*seq->n_drafted;
-        seq->drafts[n_drafted - 1] = id;
-        if (n_drafted == seq->n_wanted || length >= mtp->config.n_ctx) continue;
-        if (seq_state_reserve(mtp->state, seq->slot, 1, 0, NULL) != LM_OK) continue;
-        memcpy(mtp->input + mtp->n_row * d, mtp->halves + i * d, d * sizeof(float));
-        add_row(mtp, seq->slot, length, id);
-        seq_state_advance(mtp->state, seq->slot, 1);
+        seq->drafts[n_drafted - 1] = mtp->best[i];
+        if (n_drafted == seq->n_wanted || length >= mtp->span.config.n_ctx) continue;
+        if (seq_state_reserve(state, seq->slot, 1, 0, NULL) != LM_OK) continue;
+        add_row(mtp, seq, length, mtp->best[i], i);
+        seq_state_advance(state, seq->slot, 1);
         mtp->out_rows[mtp->n_out] = mtp->n_row - 1;
         mtp->drafting[mtp->n_out++] = index;
     }
+    if (mtp->n_row)
+        graph->backend->ops->rms_norm(graph->backend, graph->x, mtp->span.model->output_norm,
+                                      mtp->hp->rms_eps, n, mtp->hp->n_embd, mtp->halves);
 }
 
 enum lm_status mtp_follow(struct mtp *mtp, const struct step_plan *plan,
@@ -309,14 +325,15 @@ enum lm_status mtp_follow(struct mtp *mtp, const struct step_plan *plan,
                           struct lm_error *err)
 {
     enum lm_status status = LM_OK;
+    uint32_t first = 0;
     mtp->n_row = mtp->n_out = 0;
     for (uint32_t i = 0; i < plan->n_seq; i++) {
-        const struct step_seq *seq = &plan->seq[i];
-        follow_seq(mtp, seq, i, &sampled[i], hidden);
-        hidden += (size_t)seq->n_token * mtp->hp.n_embd;
+        follow_seq(mtp, &plan->seq[i], i, &sampled[i], first);
+        first += plan->seq[i].n_token;
     }
-    while (mtp->n_row && status == LM_OK) {
-        status = run_rows(mtp, err);
+    for (; mtp->n_row && status == LM_OK; hidden = mtp->halves) {
+        if (mtp->span.graph.tier) device_tier_go_on(mtp->span.graph.tier);
+        status = run_rows(mtp, hidden, err);
         if (status == LM_OK) go_on(mtp, plan);
     }
     for (uint32_t i = 0; status != LM_OK && i < plan->n_seq; i++)

@@ -874,22 +874,32 @@ static size_t gathered_bytes(const struct expert_layer *layer)
                              matrix_bytes(&layer->down));
 }
 
-/* Whether this step gathers: what it may need at once must fit into the room, and nothing else may
- * be on its way there. */
-static void choose_gathering(struct device_tier *tier, uint32_t n_token)
+/* What the table says is what the device finds, and nothing else is on its way to the room. */
+static void upload_table(struct device_tier *tier)
 {
     struct backend *backend = tier->config.backend;
-    const uint64_t n_pair = (uint64_t)n_token * tier->config.n_expert_used;
-    tier->gathers = tier->stats.mode == MISS_GPU && n_pair <= N_HALF * tier->half_max &&
-                    expert_pager_has_all_pinned(tier->config.pager);
-    tier->stats.gathers |= tier->gathers;
-    if (!tier->gathers) return;
     for (size_t i = 0; i < tier->n_copy; i++)
         if (tier->copy[i].slot == NO_SLOT) backend->ops->await(backend, tier->copy[i].ticket);
     if (!tier->has_table) make_table(tier);
     if (tier->table_changed)
         backend->ops->upload(backend, tier->table, tier->host_table, tier->table_bytes);
     tier->table_changed = false;
+}
+
+/* Whether this step gathers: what it may need at once must fit into the room, and nothing else may
+ * be on its way there. */
+static void choose_gathering(struct device_tier *tier, uint32_t n_token)
+{
+    const uint64_t n_pair = (uint64_t)n_token * tier->config.n_expert_used;
+    tier->gathers = tier->stats.mode == MISS_GPU && n_pair <= N_HALF * tier->half_max &&
+                    expert_pager_has_all_pinned(tier->config.pager);
+    tier->stats.gathers |= tier->gathers;
+    if (tier->gathers) upload_table(tier);
+}
+
+void device_tier_go_on(struct device_tier *tier)
+{
+    if (tier->gathers) upload_table(tier); /* the step's counts have moved experts */
 }
 
 void device_tier_step(struct device_tier *tier, uint32_t n_token, bool prefill)

@@ -146,6 +146,8 @@ void device_tier_preload(struct device_tier *tier);
 /* A step of n_token tokens; prefill: a sequence has more than one of them. If they are few (a
  * draft that is verified), it is still treated as any other. */
 void device_tier_step(struct device_tier *tier, uint32_t n_token, bool prefill);
+/* More layers follow in a step that has ended, of no more tokens: drafts of what comes next. */
+void device_tier_go_on(struct device_tier *tier);
 /* The device has done what the step asked of it. */
 void device_tier_end_step(struct device_tier *tier);
 /* Whether the layers of this step do without request and acquire; their choices are then counted

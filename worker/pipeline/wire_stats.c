@@ -272,7 +272,7 @@ static bool is_of_model(const Lean__Stats *stats, const struct hparams *hp)
 {
     if (stats->device && (stats->device->mode > MISS_HYBRID || stats->device->asked > MISS_HYBRID))
         return false;
-    if (stats->layer_begin > stats->layer_end || stats->layer_end > hp->n_layer ||
+    if (stats->layer_begin > stats->layer_end || stats->layer_end > hp->n_layer + hp->n_layer_mtp ||
         stats->n_prediction != PREDICT_POINT_COUNT || stats->n_n_read != READ_PRIORITY_COUNT ||
         stats->n_read_bytes != READ_PRIORITY_COUNT)
         return false;

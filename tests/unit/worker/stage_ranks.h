@@ -14,7 +14,7 @@
 #include "proto/transport/transport.h"
 #include "worker/worker.h"
 
-enum { N_PROMPT = 40, N_STEP = 12, N_VOCAB = 512, N_TOP = 10 };
+enum { N_PROMPT = 40, N_STEP = 12, N_VOCAB = 512, N_TOP = 10, N_DRAFT = 3 };
 
 /* One rank of the pipeline: its worker, and the steps it is given, all known beforehand. */
 struct rank {
@@ -24,6 +24,9 @@ struct rank {
     int32_t ids[N_PROMPT + N_STEP];
     float *logits; /* [N_STEP + 1][N_VOCAB], last rank only */
     size_t n_row;
+    bool mtp;                               /* after each step, as many drafts as there are */
+    int32_t drafts[(N_STEP + 1) * N_DRAFT]; /* [n_drafted] */
+    size_t n_drafted;
     enum lm_status status;
     struct lm_error err;
 };
@@ -44,6 +47,7 @@ struct rank_layers {
     uint32_t device_begin;
     struct device_options device_experts;
     struct pager_options pager;
+    bool mtp;
 };
 
 static enum lm_status try_open_rank(struct rank *rank, const struct gguf_file *file,
@@ -52,8 +56,10 @@ static enum lm_status try_open_rank(struct rank *rank, const struct gguf_file *f
 {
     const struct backend_cpu_config cpu = {.n_thread = 1, .kernels = "auto"};
     assert_int_equal(backend_cpu_create(&rank->backend, &cpu, err), LM_OK);
-    assert_int_equal(expert_store_create(&rank->store, file, hp, layers->begin, layers->end, err),
-                     LM_OK);
+    assert_int_equal(
+        expert_store_create(&rank->store, file, hp, layers->begin, layers->end + layers->mtp, err),
+        LM_OK);
+    rank->mtp = layers->mtp;
     const struct worker_config config = {.file = file,
                                          .hp = hp,
                                          .store = rank->store,
@@ -70,6 +76,7 @@ static enum lm_status try_open_rank(struct rank *rank, const struct gguf_file *f
                                          .n_ctx = 128,
                                          .n_position = 128,
                                          .n_batch = N_PROMPT,
+                                         .mtp = layers->mtp,
                                          .kv_type = TENSOR_F16};
     for (int32_t i = 0; i < N_PROMPT + N_STEP; i++)
         rank->ids[i] = (i * 57 + 11) % N_VOCAB;
@@ -103,18 +110,25 @@ static void *run_rank(void *context)
         struct sampled_token sampled;
         struct lm_error seq_err = {.status = LM_OK};
         const uint32_t n = at ? 1 : N_PROMPT;
+        uint32_t n_drafted = 0;
         const struct step_seq seq = {.ids = rank->ids + at,
                                      .n_token = n,
                                      .output = STEP_OUTPUT_LOGITS,
                                      .history = rank->ids,
                                      .n_history = at + n,
                                      .sampling = &sampling,
+                                     .is_drafted = rank->mtp,
+                                     .n_wanted = rank->mtp ? N_DRAFT : 0,
+                                     .drafts = rank->drafts + rank->n_drafted,
+                                     .n_drafted = &n_drafted,
+                                     .next = at + n < N_PROMPT + N_STEP ? rank->ids[at + n] : -1,
                                      .on_logits = keep_logits,
                                      .context = rank,
                                      .error = &seq_err};
         const struct step_plan plan = {.seq = &seq, .n_seq = 1};
         rank->status = worker_step(rank->worker, &plan, &sampled, &rank->err);
         assert_int_equal(seq_err.status, LM_OK);
+        rank->n_drafted += n_drafted;
         at += n;
     }
     return NULL;
@@ -129,7 +143,7 @@ static inline void run_ranks(struct rank *ranks, int n)
         pthread_join(threads[i], NULL);
 }
 
-static void open_golden(struct gguf_file **file, struct hparams *hp, const char *name)
+static inline void open_golden(struct gguf_file **file, struct hparams *hp, const char *name)
 {
     char path[1000];
     struct lm_error err;

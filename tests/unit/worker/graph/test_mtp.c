@@ -12,6 +12,7 @@
 #include "proto/model/hparams.h"
 #include "worker/graph/mtp.h"
 #include "worker/pack/synth.h"
+#include "worker/span.h"
 
 enum { N_POS = 40, N_WANTED = 4, N_MAX = 2048 };
 
@@ -169,20 +170,44 @@ static int32_t run_plain(struct plain *plain, uint32_t pos, int32_t id, double *
 
 /* ---- the layer ---------------------------------------------------------------------------- */
 
+/* The decoder's last layer, of which it uses head and workspace. */
+static struct span last;
+static float *logits;
+
 static struct mtp *create(void)
 {
     struct mtp *mtp = NULL;
     struct lm_error err;
+    const struct span_config span = {.file = file,
+                                     .hp = &hp,
+                                     .backend = cpu,
+                                     .state = {.layer_begin = hp.n_layer - 1,
+                                               .layer_end = hp.n_layer,
+                                               .n_slot = 2,
+                                               .n_ctx = 256,
+                                               .n_position = 512,
+                                               .n_batch = 64,
+                                               .kv_type = TENSOR_F32}};
+    const struct graph_experts none = {.bank = NULL};
+    if (span_init(&last, &span, &err) != LM_OK ||
+        span_create_graph(&last, &none, NULL, 0, NULL, &err) != LM_OK)
+        fail_msg("%s", err.message);
+    logits = cpu->ops->alloc(cpu, hp.n_vocab * sizeof(float), &err);
     const struct mtp_config config = {.file = file,
-                                      .hp = &hp,
-                                      .backend = cpu,
-                                      .n_slot = 2,
-                                      .n_ctx = 256,
-                                      .n_position = 512,
-                                      .n_batch = 64,
-                                      .kv_type = TENSOR_F32};
+                                      .last = &last,
+                                      .cpu = cpu,
+                                      .logits = logits,
+                                      .host_logits = logits,
+                                      .n_logit = 1};
     if (mtp_create(&mtp, &config, &err) != LM_OK) fail_msg("%s", err.message);
     return mtp;
+}
+
+static void destroy(struct mtp *mtp)
+{
+    mtp_destroy(mtp);
+    cpu->ops->free(cpu, logits);
+    span_fini(&last);
 }
 
 /* A sequence of which everything is given. */
@@ -276,7 +301,7 @@ static void test_the_formulas(void **state)
         }
         check_drafts(&plain, end, drafts);
     }
-    mtp_destroy(mtp);
+    destroy(mtp);
 }
 
 /* A copy goes on like the original; what misses positions drafts nothing, until it is cleared. */
@@ -297,7 +322,7 @@ static void test_slots(void **state)
     mtp_seq(mtp, &(struct seq_op){.kind = SEQ_CLEAR, .slot = 0});
     assert_int_equal(follow(mtp, 0, 0, 20, 0, STEP_OUTPUT_SAMPLE, drafts[1]), N_WANTED);
     assert_memory_equal(drafts[0], drafts[1], sizeof(drafts[0]));
-    mtp_destroy(mtp);
+    destroy(mtp);
 }
 
 int main(void)
