@@ -116,7 +116,13 @@ static double measure(const struct costs *costs, uint32_t n_rank, uint32_t n_seq
     pipeline.depth = n_rank > 1 ? n_rank + costs->slack : 1;
     pipeline.free_s = need(calloc(n_rank, sizeof(double)));
     pipeline.ends_s = need(calloc(pipeline.depth, sizeof(double)));
-    const struct step_runner runner = {&pipeline, n_rank, pipeline.depth, begin, end, seq, usage};
+    const struct step_runner runner = {.context = &pipeline,
+                                       .n_stage = n_rank,
+                                       .depth = pipeline.depth,
+                                       .begin = begin,
+                                       .end = end,
+                                       .seq = seq,
+                                       .usage = usage};
     const struct scheduler_config config = {.runner = &runner,
                                             .n_slot = n_seq,
                                             .n_ctx = N_PROMPT + costs->n_token + N_CTX_BEYOND,

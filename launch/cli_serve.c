@@ -181,6 +181,12 @@ static void on_step(void *context, const struct step_record *step)
     engine_ask_experts(serve->engine);
 }
 
+static void on_idle(void *context)
+{
+    const struct serve *serve = context;
+    engine_ask_experts(serve->engine);
+}
+
 static bool take_token(void *context, const struct sampled_token *token)
 {
     (void)context;
@@ -255,6 +261,7 @@ static enum lm_status load(struct serve *serve, struct lm_error *err)
     serve->has_sampling = status == LM_OK;
     const struct dispatcher_config dispatcher = {
         .on_step = on_step,
+        .on_idle = on_idle,
         .context = serve,
         .scheduler = engine_scheduler(serve->engine),
         .max_queue = (uint32_t)options_int(serve->options, "max-queue"),

@@ -139,6 +139,12 @@ struct step_runner {
     enum lm_status (*end)(void *context, struct lm_error *err);
     enum lm_status (*seq)(void *context, const struct seq_op *op, struct lm_error *err);
     struct seq_usage (*usage)(void *context);
+    /* While no step is under way: a few ms of what can be done for later ones. True: there is more,
+     * and some of it takes time by itself: call it again after STEP_IDLE_S. NULL: never anything.
+     */
+    bool (*idle)(void *context);
 };
+
+#define STEP_IDLE_S 0.001
 
 #endif

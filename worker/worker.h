@@ -53,12 +53,9 @@ struct worker_config {
     uint32_t n_slot;                 /* sequences and snapshots held */
     uint32_t n_ctx;                  /* tokens of one sequence at most */
     uint64_t n_position;             /* tokens of all together that must fit */
-    /* Of them, room on a device at the beginning where it keeps some of its layers' experts, which
-     * have the rest until it is needed: worker/exchange.h. 0: all. */
-    uint64_t n_position_ready;
-    uint32_t n_batch; /* tokens of one step at most */
-    uint32_t n_draft; /* of those of one sequence, drafts at most */
-    bool mtp;         /* the last stage drafts by the model's own layer for that */
+    uint32_t n_batch;                /* tokens of one step at most */
+    uint32_t n_draft;                /* of those of one sequence, drafts at most */
+    bool mtp;                        /* the last stage drafts by the model's own layer for that */
     enum tensor_type kv_type;
     const char *trace_path; /* routing trace, or NULL */
     bool trace_kept;        /* instead: its records are taken by worker_take_trace */
@@ -85,6 +82,8 @@ struct step_runner worker_runner(struct worker *worker);
 enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
                            struct sampled_token *sampled, struct lm_error *err);
 enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct lm_error *err);
+/* Between steps, when there is nothing to do: as of step_runner. */
+bool worker_idle(struct worker *worker);
 struct seq_usage worker_usage(const struct worker *worker);
 
 /* Not on the first stage: begins to receive what the next step needs, or the one behind that if it

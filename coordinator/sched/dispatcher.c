@@ -98,6 +98,40 @@ static void publish_locked(struct dispatcher *dispatcher, const struct scheduler
     if (is_idle_locked(dispatcher)) pthread_cond_broadcast(&dispatcher->idle);
 }
 
+static void set_deadline(double after_s, struct timespec *until)
+{
+    clock_gettime(CLOCK_MONOTONIC, until);
+    const double end_s = (double)until->tv_sec + (double)until->tv_nsec * 1e-9 + after_s;
+    until->tv_sec = (time_t)end_s;
+    until->tv_nsec = (long)((end_s - floor(end_s)) * 1e9);
+}
+
+static bool is_called_locked(const struct dispatcher *dispatcher)
+{
+    return dispatcher->inbox || dispatcher->woken;
+}
+
+/* Waits until something comes. Meanwhile the runner does what it can for later steps, in pieces so
+ * short that who comes does not notice. */
+static void wait_locked(struct dispatcher *dispatcher)
+{
+    struct timespec until;
+    bool more = true, any = false;
+    while (!is_called_locked(dispatcher) && more) {
+        pthread_mutex_unlock(&dispatcher->lock);
+        more = scheduler_idle(dispatcher->config.scheduler);
+        if (any && !more && dispatcher->config.on_idle)
+            dispatcher->config.on_idle(dispatcher->config.context);
+        any = more;
+        pthread_mutex_lock(&dispatcher->lock);
+        set_deadline(STEP_IDLE_S, &until);
+        if (more && !is_called_locked(dispatcher))
+            pthread_cond_timedwait(&dispatcher->wake, &dispatcher->lock, &until);
+    }
+    while (!is_called_locked(dispatcher))
+        pthread_cond_wait(&dispatcher->wake, &dispatcher->lock);
+}
+
 static void *run_steps(void *context)
 {
     struct dispatcher *const dispatcher = context;
@@ -105,8 +139,7 @@ static void *run_steps(void *context)
     uint64_t n_step = dispatcher->stats.n_step; /* so far */
     pthread_mutex_lock(&dispatcher->lock);
     for (;;) {
-        while (!busy && !dispatcher->inbox && !dispatcher->woken)
-            pthread_cond_wait(&dispatcher->wake, &dispatcher->lock);
+        if (!busy) wait_locked(dispatcher);
         struct request *const inbox = dispatcher->inbox;
         const bool draining = dispatcher->draining, stopping = dispatcher->stopping;
         const bool cut = dispatcher->cut || stopping;
@@ -141,7 +174,7 @@ static enum lm_status start_thread(struct dispatcher *dispatcher, struct lm_erro
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&dispatcher->lock, NULL);
-    pthread_cond_init(&dispatcher->wake, NULL);
+    pthread_cond_init(&dispatcher->wake, &monotonic);
     pthread_cond_init(&dispatcher->idle, &monotonic);
     pthread_condattr_destroy(&monotonic);
     if (!pthread_create(&dispatcher->thread, NULL, run_steps, dispatcher)) return LM_OK;
@@ -245,11 +278,8 @@ void dispatcher_cancel(struct dispatcher *dispatcher, struct request *request)
 static bool wait_idle_locked(struct dispatcher *dispatcher, double timeout_s)
 {
     struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    const double end_s = (double)until.tv_sec + (double)until.tv_nsec * 1e-9 + timeout_s;
-    until.tv_sec = (time_t)end_s;
-    until.tv_nsec = (long)((end_s - floor(end_s)) * 1e9);
     int status = 0;
+    set_deadline(timeout_s, &until);
     while (!is_idle_locked(dispatcher) && status != ETIMEDOUT)
         status = pthread_cond_timedwait(&dispatcher->idle, &dispatcher->lock, &until);
     return is_idle_locked(dispatcher);

@@ -26,6 +26,8 @@ struct dispatcher_config {
     double queue_timeout_s;      /* 0: none */
     /* After each step, on the step thread; or NULL. */
     void (*on_step)(void *context, const struct step_record *step);
+    /* Likewise, when there was nothing to do and what could be done for later steps has been. */
+    void (*on_idle)(void *context);
     void *context;
 };
 

@@ -1074,6 +1074,13 @@ bool scheduler_step(struct scheduler *scheduler)
     return true;
 }
 
+bool scheduler_idle(struct scheduler *scheduler)
+{
+    const struct step_runner *runner = scheduler->config.runner;
+    return scheduler->n_begun == scheduler->n_ended && runner->idle &&
+           runner->idle(runner->context);
+}
+
 struct scheduler_stats scheduler_stats(const struct scheduler *scheduler)
 {
     struct scheduler_stats stats = scheduler->stats;

@@ -94,6 +94,8 @@ void scheduler_fail(struct scheduler *scheduler, double before_s, bool running,
 /* Begins as many steps as can be under way at once, and waits for the oldest. false: nothing was
  * left to do. Failures end the requests that they concern. */
 bool scheduler_step(struct scheduler *scheduler);
+/* When nothing is left to do: what the runner does meanwhile (step_runner.idle). */
+bool scheduler_idle(struct scheduler *scheduler);
 
 struct scheduler_stats scheduler_stats(const struct scheduler *scheduler);
 

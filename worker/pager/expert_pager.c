@@ -558,6 +558,15 @@ void expert_pager_preload(struct expert_pager *pager)
     if (pager->above.preload) pager->above.preload(pager->above.context);
 }
 
+bool expert_pager_idle(struct expert_pager *pager)
+{
+    if (!pager->cache) return false;
+    reap(pager, false);
+    if (!pager->n_token && !pager->n_preload) preload_rest(pager); /* there is no profile */
+    go_on_preloading(pager);
+    return pager->n_read > 0;
+}
+
 static uint64_t *other_uses(const struct expert_pager *pager, struct expert_key key)
 {
     return &pager->other_uses[key.layer * (size_t)pager->config.n_expert + key.expert];

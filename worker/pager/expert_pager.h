@@ -125,6 +125,9 @@ uint32_t expert_pager_slots_for(const struct expert_store *store, uint32_t layer
 /* Uses per token of an expert from a profile, before the first step; then the preload begins. */
 void expert_pager_seed(struct expert_pager *pager, struct expert_key key, float rate);
 void expert_pager_preload(struct expert_pager *pager);
+/* Between steps, when there is nothing to do: goes on with the preload. True: there is more, so
+ * that it should be called again soon. */
+bool expert_pager_idle(struct expert_pager *pager);
 /* For a profile: tokens so far, and rows of them that chose the expert. */
 uint64_t expert_pager_n_token(const struct expert_pager *pager);
 uint64_t expert_pager_uses(const struct expert_pager *pager, struct expert_key key);

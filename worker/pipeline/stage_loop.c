@@ -91,6 +91,15 @@ static enum lm_status look_ahead(struct stage_loop *loop, double timeout_s, stru
     return status;
 }
 
+/* Waits for the next frame, and does meanwhile what can be done for later steps. */
+static enum lm_status await_frame(struct stage_loop *loop, struct lm_error *err)
+{
+    enum lm_status status = look_ahead(loop, 0, err);
+    while (status == LM_OK && !loop->ahead.present)
+        status = look_ahead(loop, worker_idle(loop->config.worker) ? STEP_IDLE_S : -1, err);
+    return status;
+}
+
 static enum lm_status send_frame(struct stage_loop *loop, struct frame *frame, struct lm_error *err)
 {
     frame->from = loop->config.rank;
@@ -385,7 +394,7 @@ enum lm_status stage_loop_run(const struct stage_loop_config *config, struct lm_
     if (!err) err = &own;
     enum lm_status status = create_arrays(&loop, err);
     while (status == LM_OK && !done) {
-        status = look_ahead(&loop, -1, err);
+        status = await_frame(&loop, err);
         if (status != LM_OK) break;
         struct item item = loop.ahead;
         loop.ahead = (struct item){.present = false};

@@ -85,14 +85,14 @@ static enum lm_status try_open_rank(struct rank *rank, const struct gguf_file *f
     return worker_create(&rank->worker, &config, err);
 }
 
-static inline void open_rank(struct rank *rank, const struct gguf_file *file,
-                             const struct hparams *hp, const struct rank_layers *layers)
+static void open_rank(struct rank *rank, const struct gguf_file *file, const struct hparams *hp,
+                      const struct rank_layers *layers)
 {
     struct lm_error err;
     if (try_open_rank(rank, file, hp, layers, &err) != LM_OK) fail_msg("%s", err.message);
 }
 
-static inline void close_rank(struct rank *rank)
+static void close_rank(struct rank *rank)
 {
     worker_close(rank->worker, NULL);
     expert_store_destroy(rank->store);

@@ -2,6 +2,7 @@
 #include "tests/unit/cmocka_all.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <time.h>
 
 #include "coordinator/sched/dispatcher.h"
@@ -101,7 +102,26 @@ static struct seq_usage no_usage(void *context)
     return (struct seq_usage){.n_position = 0};
 }
 
+/* What a runner does when there is nothing to do: the step thread's, but to be looked at. */
+struct spare {
+    atomic_int n_left, n_call; /* pieces that it still has; calls */
+    atomic_int n_over;         /* times that it had no more */
+};
+
+static bool do_a_piece(void *context)
+{
+    struct spare *spare = context;
+    atomic_fetch_add(&spare->n_call, 1);
+    return atomic_load(&spare->n_left) > 0 && atomic_fetch_sub(&spare->n_left, 1) > 1;
+}
+
+static void note_over(void *context)
+{
+    atomic_fetch_add(&((struct spare *)context)->n_over, 1);
+}
+
 struct fixture {
+    struct spare spare;
     struct step_runner runner;
     struct scheduler *scheduler;
     struct dispatcher *dispatcher;
@@ -112,14 +132,23 @@ static void open_fixture(struct fixture *fixture, uint32_t max_queue, double que
 {
     struct lm_error err;
     memset(fixture, 0, sizeof(*fixture));
-    fixture->runner =
-        (struct step_runner){NULL, 1, 1, slow_step, nothing_failed, any_seq, no_usage};
+    fixture->spare.n_left = 5;
+    fixture->runner = (struct step_runner){.context = &fixture->spare,
+                                           .n_stage = 1,
+                                           .depth = 1,
+                                           .begin = slow_step,
+                                           .end = nothing_failed,
+                                           .seq = any_seq,
+                                           .usage = no_usage,
+                                           .idle = do_a_piece};
     const struct scheduler_config config = {
         .runner = &fixture->runner, .n_slot = N_SLOT, .n_ctx = N_CTX, .prefill_chunk = 64};
     assert_int_equal(scheduler_create(&fixture->scheduler, &config, &err), LM_OK);
     const struct dispatcher_config dispatcher = {.scheduler = fixture->scheduler,
                                                  .max_queue = max_queue,
-                                                 .queue_timeout_s = queue_timeout_s};
+                                                 .queue_timeout_s = queue_timeout_s,
+                                                 .on_idle = note_over,
+                                                 .context = &fixture->spare};
     assert_int_equal(dispatcher_create(&fixture->dispatcher, &dispatcher, &err), LM_OK);
 }
 
@@ -318,12 +347,55 @@ static void test_a_queue_of_one_holds_one(void **state)
     close_fixture(&fixture);
 }
 
+/* What can be done while nothing is to do is done before the first request and behind each, and
+ * when there is no more of it nobody asks again. */
+static void test_idle_time_is_used(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call call;
+    open_fixture(&fixture, MAX_QUEUE, 0);
+    for (int i = 1; i <= 2; i++) {
+        while (atomic_load(&fixture.spare.n_over) < i)
+            sleep_ms(1);
+        sleep_ms(5);
+        assert_int_equal(atomic_load(&fixture.spare.n_call), 5 * i);
+        assert_int_equal(atomic_load(&fixture.spare.n_over), i);
+        atomic_store(&fixture.spare.n_left, 5);
+        assert_true(dispatcher_reserve(fixture.dispatcher, 1));
+        init_call(&call, fixture.prompt, 10, 3);
+        submit(&fixture, &call);
+        wait_end(&call);
+        assert_int_equal(call.n_token, 3);
+    }
+    close_fixture(&fixture);
+}
+
+/* A request does not wait until the runner has nothing more to do. */
+static void test_a_request_interrupts_idle_time(void **state)
+{
+    (void)state;
+    struct fixture fixture;
+    struct call call;
+    open_fixture(&fixture, MAX_QUEUE, 0);
+    atomic_store(&fixture.spare.n_left, INT32_MAX);
+    assert_true(dispatcher_reserve(fixture.dispatcher, 1));
+    init_call(&call, fixture.prompt, 10, 3);
+    submit(&fixture, &call);
+    wait_end(&call);
+    assert_int_equal(call.n_token, 3);
+    assert_true(atomic_load(&fixture.spare.n_left) > 0);
+    close_fixture(&fixture);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_many_threads_are_served),
         cmocka_unit_test(test_the_queue_is_bounded),
         cmocka_unit_test(test_a_queue_of_one_holds_one),
+        cmocka_unit_test(test_idle_time_is_used),
+        cmocka_unit_test(test_a_request_interrupts_idle_time),
         cmocka_unit_test(test_what_cannot_run_ends),
         cmocka_unit_test(test_draining),
         cmocka_unit_test(test_a_failure_ends_all),

@@ -20,8 +20,13 @@ static void open_deep(struct fixture *fixture, uint32_t depth, uint32_t n_slot, 
     memset(fixture, 0, sizeof(*fixture));
     fixture->fake.room = FAKE_N_SLOT * N_CTX;
     fixture->fake.can_cut = can_cut;
-    fixture->runner = (struct step_runner){&fixture->fake, depth,    depth,     fake_begin,
-                                           fake_end,       fake_seq, fake_usage};
+    fixture->runner = (struct step_runner){.context = &fixture->fake,
+                                           .n_stage = depth,
+                                           .depth = depth,
+                                           .begin = fake_begin,
+                                           .end = fake_end,
+                                           .seq = fake_seq,
+                                           .usage = fake_usage};
     const struct scheduler_config config = {.runner = &fixture->runner,
                                             .n_slot = n_slot,
                                             .n_parked = n_parked,

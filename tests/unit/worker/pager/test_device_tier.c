@@ -241,6 +241,99 @@ static void test_nothing_is_predicted_unless_asked(void **state)
     assert_false(device_tier_wants_prediction(f->tier, 1));
 }
 
+/* ---- a profile, and a prompt ------------------------------------------------------------------
+ */
+
+/* While there is nothing to do all free slots are filled, the hottest first. */
+static void test_idle_time_preloads(void **state)
+{
+    struct fixture *f = *state;
+    int n_call = 0;
+    open_tier(f, MISS_GPU, PREFETCH_OFF);
+    f->device.copy_polls = 2;
+    for (uint32_t il = 0; il < f->hp.n_layer; il++)
+        for (uint32_t ie = 0; ie < f->hp.n_expert; ie++)
+            device_tier_seed(f->tier, (struct expert_key){il, ie}, ie == 5 || ie == 7 ? .5f : .1f);
+    device_tier_preload(f->tier);
+    assert_int_equal(device_tier_stats(f->tier).preload_bytes_s, 0);
+    while (device_tier_idle(f->tier))
+        assert_true(++n_call < 1000);
+    const struct device_tier_stats stats = device_tier_stats(f->tier);
+    assert_int_equal(stats.n_preloaded, N_SLOT);
+    assert_int_equal(stats.n_resident, N_SLOT);
+    assert_true(stats.preload_bytes_s > 0);
+    for (uint32_t il = 0; il < f->hp.n_layer; il++)
+        assert_true(is_resident(f, il, 5) && is_resident(f, il, 7));
+    assert_false(device_tier_idle(f->tier));
+    step(f);
+    assert_int_equal(f->device.n_fetch, 3 * N_SLOT); /* nothing is copied twice */
+}
+
+/* A prompt of which each row chooses n experts from first on in every layer. */
+static void read_prompt(struct fixture *f, uint32_t n_row, uint32_t first, uint32_t n)
+{
+    struct expert_demand demand[16];
+    struct device_group group;
+    expert_pager_step(f->pager, n_row, true);
+    device_tier_step(f->tier, n_row, true);
+    for (uint32_t il = 0; il < f->hp.n_layer; il++) {
+        for (uint32_t i = 0; i < f->hp.n_expert; i++)
+            demand[i] = (struct expert_demand){i, i >= first && i < first + n ? n_row : 1, NULL};
+        device_tier_request(f->tier, il, demand, f->hp.n_expert, n_row);
+        do
+            assert_int_equal(device_tier_acquire(f->tier, &group, NULL), LM_OK);
+        while (group.n);
+    }
+    device_tier_end_step(f->tier);
+}
+
+static uint32_t n_resident(const struct fixture *f, uint32_t first, uint32_t n)
+{
+    uint32_t count = 0;
+    for (uint32_t il = 0; il < f->hp.n_layer; il++)
+        for (uint32_t ie = first; ie < first + n; ie++)
+            count += is_resident(f, il, ie);
+    return count;
+}
+
+/* What a prompt chose most comes with the first token that follows, but it gets no more than its
+ * share of the slots; and what is hotter than it stays. */
+static void test_a_prompt_warms_its_share(void **state)
+{
+    struct fixture *f = *state;
+    for (int hot = 0; hot < 2; hot++) {
+        open_tier(f, MISS_GPU, PREFETCH_OFF);
+        read_prompt(f, 16, 0, 2); /* free slots are filled as it goes by */
+        assert_int_equal(device_tier_stats(f->tier).n_resident, N_SLOT);
+        for (int i = 0; hot && i < 40; i++) {
+            step(f);
+            for (uint32_t il = 0; il < f->hp.n_layer; il++)
+                visit(f, il, 0, 3, NULL, 0);
+        }
+        const uint32_t n_hot = n_resident(f, 0, 3), n_before = n_resident(f, 8, 2);
+        read_prompt(f, 8, 8, 2);
+        read_prompt(f, 8, 8, 2);
+        assert_int_equal(n_resident(f, 8, 2), n_before); /* it displaces nothing yet */
+        step(f);
+        const struct device_tier_stats stats = device_tier_stats(f->tier);
+        if (hot) {
+            assert_int_equal(n_resident(f, 0, 3), n_hot);
+            assert_in_range(n_hot, N_SLOT - 3, N_SLOT);
+        } else {
+            assert_int_equal(stats.n_warmed, N_SLOT / 4);
+            assert_int_equal(n_resident(f, 8, 2), n_before + N_SLOT / 4);
+        }
+        step(f); /* and that was all */
+        assert_int_equal(device_tier_stats(f->tier).n_warmed, stats.n_warmed);
+        device_tier_destroy(f->tier);
+        expert_pager_destroy(f->pager);
+        sealed_device_fini(&f->device);
+    }
+    f->tier = NULL;
+    f->pager = NULL;
+    f->device.cpu = NULL;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -252,6 +345,8 @@ int main(void)
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_predicted_experts_stay, set_up_plain, tear_down),
         cmocka_unit_test_setup_teardown(test_wrong_predictions_end, set_up_plain, tear_down),
+        cmocka_unit_test_setup_teardown(test_idle_time_preloads, set_up_plain, tear_down),
+        cmocka_unit_test_setup_teardown(test_a_prompt_warms_its_share, set_up_plain, tear_down),
         cmocka_unit_test_setup_teardown(test_nothing_is_predicted_unless_asked, set_up_plain,
                                         tear_down),
     };
