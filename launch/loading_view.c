@@ -15,7 +15,7 @@ enum {
     HIT_COLUMN = 13, /* where the blocks begin */
     BAR_COLUMNS = 20,
     BLOCKS_MAX = HPARAMS_MAX_LAYER, /* in all lines */
-    TEXT_MAX = 4 * BLOCKS_MAX + 512
+    TEXT_MAX = 4 * BLOCKS_MAX + 768
 };
 
 static const double first_s = 0.3, redraw_s = 0.1, plain_s = 10, rate_window_s = 1;
@@ -85,15 +85,18 @@ static void put_bar(struct text *text, double filled)
         put(text, " ");
 }
 
-static void put_memory(struct text *text, const struct expert_pager_stats *stats, int n_column)
+/* place: of eight columns. */
+static void put_slots(struct text *text, const char *place, uint32_t n_resident, uint32_t n_slot,
+                      uint64_t slot_bytes, int n_column)
 {
     char line[128], used[24], all[24];
-    const double filled = share(stats->n_resident, stats->n_slot);
-    put(text, "\nmemory  ");
+    const double filled = share(n_resident, n_slot);
+    put(text, "\n");
+    put(text, place);
     if (n_column >= 8 + BAR_COLUMNS + 48) put_bar(text, filled);
-    snprintf(line, sizeof(line), "  %u of %u experts   %s of %s", stats->n_resident, stats->n_slot,
-             log_format_bytes((uint64_t)(filled * (double)stats->slot_bytes), used),
-             log_format_bytes(stats->slot_bytes, all));
+    snprintf(line, sizeof(line), "  %u of %u experts   %s of %s", n_resident, n_slot,
+             log_format_bytes((uint64_t)(filled * (double)slot_bytes), used),
+             log_format_bytes(slot_bytes, all));
     put(text, line);
 }
 
@@ -165,7 +168,11 @@ static void draw(const struct loading_view *view, const struct expert_pager_stat
     struct text text = {.n = 0};
     format_prompt(view, stats, line, sizeof(line));
     put(&text, line);
-    put_memory(&text, stats, n_column);
+    put_slots(&text, "memory  ", stats->n_resident, stats->n_slot, stats->slot_bytes, n_column);
+    const struct device_tier_stats *const device = &view->now.device;
+    if (device->n_slot)
+        put_slots(&text, "device  ", device->n_resident, device->n_slot, device->slot_bytes,
+                  n_column);
     snprintf(line, sizeof(line), "\ndisk    %s/s   %s read",
              log_format_bytes((uint64_t)view->rate, rate), log_format_bytes(read_bytes, bytes));
     put(&text, line);

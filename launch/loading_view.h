@@ -7,7 +7,8 @@
  *   disk    812 MiB/s   3.41 GiB read
  *   hits     63% ▃▃▄▅▅▆▅▆▆▆▇▆▇▇▆▇▇▇▇▇▇█▇▇▇█▇█▇██▇█▇█▇██▇█
  *
- * drawn anew in place: experts in slots of how many, what the disk gave in the last second, and the
+ * drawn anew in place, with a second bar below the first where a device has slots, too: experts in
+ * slots of how many, what the disk gave in the last second, and the
  * share of its experts that every layer found in memory since the view began, one block a layer in
  * at most two lines (more layers share a block, `·` has not run). Where nothing can be redrawn, a
  * line says the same every ten seconds.
