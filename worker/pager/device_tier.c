@@ -156,10 +156,12 @@ struct device_tier {
     struct seed *warm; /* [2 * n_expert_used of all layers] */
     size_t n_warm, next_warm;
     uint32_t n_displaced[SLOT_CLASS_MAX];
-    /* copies of preload: under way; what has come, since when and until when */
-    size_t n_preloading;
+    /* copies of preload: under way; what has come, and since when, until there were no free slots
+     */
+    size_t n_preloading, n_preloaded;
     uint64_t preloading_bytes, preloaded_bytes;
-    double preload_since_s, preload_until_s;
+    double preload_since_s;
+    bool preload_is_told;
     uint32_t n_step_token;
     bool prefill;
     struct device_tier_stats stats;
@@ -320,9 +322,10 @@ static void count_preload(struct device_tier *tier, uint32_t layer)
     const uint64_t n_bytes = layer_of(tier, layer)->n_bytes;
     tier->n_preloading--;
     tier->preloading_bytes -= n_bytes;
+    if (tier->preload_is_told) return;
+    tier->n_preloaded++;
     tier->preloaded_bytes += n_bytes;
-    tier->preload_until_s = log_now_s();
-    const double elapsed_s = tier->preload_until_s - tier->preload_since_s;
+    const double elapsed_s = log_now_s() - tier->preload_since_s;
     if (elapsed_s > 0) tier->stats.preload_bytes_s = (double)tier->preloaded_bytes / elapsed_s;
 }
 
@@ -742,9 +745,9 @@ static bool can_preload(const struct device_tier *tier, uint32_t layer)
 static void tell_preloaded(struct device_tier *tier)
 {
     char bytes[24], rate[24];
-    if (!tier->preloaded_bytes) return;
-    log_info("%llu of the profile's experts, %s, copied to the device at %s/s",
-             (unsigned long long)tier->stats.n_preloaded,
+    if (!tier->n_preloaded || tier->preload_is_told) return;
+    tier->preload_is_told = true;
+    log_info("%zu of the profile's experts, %s, copied to the device at %s/s", tier->n_preloaded,
              log_format_bytes(tier->preloaded_bytes, bytes),
              log_format_bytes((uint64_t)tier->stats.preload_bytes_s, rate));
 }
@@ -815,8 +818,7 @@ static void go_on_warming(struct device_tier *tier, bool budget)
         const bool free = expert_cache_n_free(tier->cache, class_index);
         if (expert_cache_find(tier->cache, key) != NO_SLOT ||
             !expert_pager_is_resident(tier->config.pager, key) ||
-            (!free && tier->n_displaced[class_index] >=
-                          tier->classes.class[class_index].n_slot / WARM_SHARE))
+            (!free && tier->n_displaced[class_index] >= n_class_slot(tier, key.layer) / WARM_SHARE))
             continue;
         if (!can_preload(tier, key.layer) || (budget && !has_background(tier, key.layer))) return;
         if (!copy_to_slot(tier, key, PLACE_ADMISSION, &unused)) continue;
