@@ -93,6 +93,76 @@ static void test_placement_changes_no_bit(void **state)
     }
 }
 
+/* One combination of all that may differ. */
+struct setting {
+    uint32_t n_device_slot, n_slot; /* n_slot 0: memory has all */
+    enum miss_mode miss;
+    enum prefetch prefetch;
+    uint32_t n_draft;
+};
+
+/* That the setting took effect, and that the logits are the same for as many tokens. */
+static void check_setting(const struct gguf_file *file, const struct hparams *hp,
+                          const struct rank *whole, const struct setting *setting)
+{
+    struct sealed_device device;
+    struct rank rank = {.n_step = whole->n_step, .n_draft = setting->n_draft};
+    sealed_device_init(&device);
+    device.copy_polls = 2;
+    open_rank(&rank, file, hp,
+              &(struct rank_layers){.end = hp->n_layer,
+                                    .device = &device.backend,
+                                    .device_experts = {setting->n_device_slot, setting->miss},
+                                    .pager = {.n_slot = setting->n_slot,
+                                              .prefetch = setting->prefetch,
+                                              .policy = &policy_lfru}});
+    memcpy(rank.ids, whole->ids, sizeof(rank.ids));
+    run_rank(&rank);
+    check_same(&rank, whole);
+    const struct device_tier_stats stats = device_tier_stats(worker_tier(rank.worker));
+    const struct expert_pager_stats pager = expert_pager_stats(worker_pager(rank.worker));
+    const uint32_t n_all = hparams_n_expert_of(hp, 0, hp->n_layer);
+    const bool lacks = stats.n_slot < n_all;
+    assert_in_range(stats.n_slot, setting->n_device_slot, n_all);
+    assert_int_equal(setting->n_device_slot == n_all, !lacks);
+    assert_int_equal(pager.n_slot == n_all, !setting->n_slot);
+    assert_int_equal(stats.asked, setting->miss);
+    assert_int_equal(stats.decode.n_cpu > 0, lacks && setting->miss != MISS_GPU);
+    if (setting->miss != MISS_AUTO) /* which may come to gather */
+        assert_int_equal(stats.gathers, setting->miss == MISS_GPU && !setting->n_slot);
+    const bool asks = setting->n_slot || setting->miss != MISS_GPU; /* the host, in every layer */
+    assert_int_equal(stats.prediction.n_chosen > 0,
+                     lacks && asks && setting->prefetch != PREFETCH_OFF);
+    close_rank(&rank);
+    sealed_device_fini(&device);
+}
+
+/* 256 greedy tokens, whatever a device and the memory have, becomes of misses, is predicted and
+ * drafted: each value with each of every other setting. */
+static void test_no_setting_changes_a_token(void **state)
+{
+    static struct hparams hp;
+    struct gguf_file *file = NULL;
+    struct rank whole = {.n_step = N_STEP_MAX, .greedy = true};
+    (void)state;
+    open_golden(&file, &hp, "qwen3moe-s-q8_0");
+    open_rank(&whole, file, &hp, &(struct rank_layers){.end = hp.n_layer});
+    run_rank(&whole);
+    assert_int_equal(whole.n_row, N_PROMPT + N_STEP_MAX);
+    const uint32_t n_all = hparams_n_expert_of(&hp, 0, hp.n_layer);
+    const uint32_t n_device_slot[] = {1, n_all / 10, n_all / 2, n_all};
+    for (int at = 0; at < 32; at++)
+        check_setting(
+            file, &hp, &whole,
+            &(struct setting){.n_device_slot = n_device_slot[at & 3],
+                              .miss = (enum miss_mode)(at >> 2 & 3),
+                              .n_slot = at >> 4,
+                              .prefetch = (at ^ at >> 2 ^ at >> 4) & 1 ? PREFETCH_ON : PREFETCH_OFF,
+                              .n_draft = (at >> 1 ^ at >> 3 ^ at >> 4) & 1 ? N_DRAFT : 0});
+    close_rank(&whole);
+    gguf_close(file);
+}
+
 static void clear_rank(struct rank *rank)
 {
     const struct seq_op clear = {.kind = SEQ_CLEAR};
@@ -326,19 +396,14 @@ static void test_no_memory_on_the_device(void **state)
 }
 
 /* Two ranks, each with slots of a device; the second computes some layers on the CPU. */
-static void test_two_ranks(void **state)
+static void check_two_ranks(const struct gguf_file *file, const struct hparams *hp,
+                            const struct rank *whole, enum prefetch prefetch, uint32_t n_draft)
 {
-    struct gguf_file *file = NULL;
-    static struct hparams hp;
-    struct rank whole = {.n_row = 0}, ranks[2] = {{.n_row = 0}};
+    struct rank ranks[2];
     struct sealed_device device[2];
     struct transport_edge *edge;
-    (void)state;
-    open_golden(&file, &hp, "qwen35moe-k-q4km");
-    open_rank(&whole, file, &hp, &(struct rank_layers){.end = hp.n_layer});
-    run_rank(&whole);
     assert_int_equal(transport_loopback_open(&edge, NULL), LM_OK);
-    const struct pager_options pager = {.n_slot = 12, .policy = &policy_lfru};
+    const struct pager_options pager = {.n_slot = 12, .policy = &policy_lfru, .prefetch = prefetch};
     const struct rank_layers layers[2] = {
         {.end = 1,
          .out = edge,
@@ -346,7 +411,7 @@ static void test_two_ranks(void **state)
          .device_experts = {3, MISS_HYBRID},
          .pager = pager},
         {.begin = 1,
-         .end = hp.n_layer,
+         .end = hp->n_layer,
          .in = edge,
          .device = &device[1].backend,
          .device_begin = 2,
@@ -354,13 +419,15 @@ static void test_two_ranks(void **state)
          .pager = pager},
     };
     for (int i = 0; i < 2; i++) {
+        ranks[i] = (struct rank){.n_step = whole->n_step, .n_draft = n_draft};
         sealed_device_init(&device[i]);
         device[i].copy_polls = 4;
-        open_rank(&ranks[i], file, &hp, &layers[i]);
+        open_rank(&ranks[i], file, hp, &layers[i]);
+        memcpy(ranks[i].ids, whole->ids, sizeof(whole->ids));
     }
     run_ranks(ranks, 2);
     assert_int_equal(ranks[0].status, LM_OK);
-    check_same(&ranks[1], &whole);
+    check_same(&ranks[1], whole);
     for (int i = 0; i < 2; i++) {
         const struct device_tier_stats stats = device_tier_stats(worker_tier(ranks[i].worker));
         assert_true(stats.decode.n_cpu > 0);
@@ -368,6 +435,19 @@ static void test_two_ranks(void **state)
         sealed_device_fini(&device[i]);
     }
     edge->ops->close(edge);
+}
+
+static void test_two_ranks(void **state)
+{
+    static struct hparams hp;
+    struct gguf_file *file = NULL;
+    struct rank whole = {.n_step = N_STEP_MAX, .greedy = true};
+    (void)state;
+    open_golden(&file, &hp, "qwen35moe-k-q4km");
+    open_rank(&whole, file, &hp, &(struct rank_layers){.end = hp.n_layer});
+    run_rank(&whole);
+    check_two_ranks(file, &hp, &whole, PREFETCH_OFF, 0);
+    check_two_ranks(file, &hp, &whole, PREFETCH_ON, N_DRAFT);
     close_rank(&whole);
     gguf_close(file);
 }
@@ -375,6 +455,7 @@ static void test_two_ranks(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_placement_changes_no_bit),
+                                       cmocka_unit_test(test_no_setting_changes_a_token),
                                        cmocka_unit_test(test_two_ranks),
                                        cmocka_unit_test(test_device_gathers),
                                        cmocka_unit_test(test_tries_all_modes),
