@@ -104,7 +104,8 @@ const struct command command_bench = {
         "                   machine: a default of run, serve, eval and bench from then on\n\n"
         "Tests of a model and engine options take lists and ranges: 1,2,4 or 8-32+8 or 8G-64G*2;\n"
         "every combination is measured, on the same tokens. Timed are steps of the model; neither\n"
-        "sampling nor tokenization. Rates are means with the standard deviation of the sample.\n"
+        "sampling nor tokenization. Given tokens are none that a draft could have guessed: drafts\n"
+        "are measured with --greedy. Rates are means with the standard deviation of the sample.\n"
         "What could be measured is printed also when something else failed.\n\n"
         "Of a server: ttft is the time until the first text, itl each gap between texts, tpot\n"
         "(end - first) / (tokens - 1), e2el the time to the end, all at this end of the wire.",

@@ -121,6 +121,9 @@ static void format_text(struct byte_buffer *line, const struct http_record *reco
             line, " prompt=%zu cached=%zu generated=%zu queue=%.1fms first=%.1fms %.1ftok/s",
             usage->n_prompt, usage->n_cached, usage->n_generated, usage->queue_s * 1e3,
             usage->first_token_s * 1e3, usage->tokens_per_s);
+    if (usage->n_draft)
+        byte_buffer_printf(line, " drafts=%zu accepted=%zu", usage->n_draft,
+                           usage->n_draft_accepted);
     if (expert_usage_any(&usage->experts)) format_experts(line, &usage->experts);
     if (generated)
         byte_buffer_printf(line, " %s", usage->finish ? usage->finish : "-");
@@ -140,9 +143,11 @@ static void format_json(struct byte_buffer *line, const struct http_record *reco
                        record->status, record->end_s - record->accepted_s);
     byte_buffer_printf(line,
                        ",\"prompt_tokens\":%zu,\"cached_tokens\":%zu,\"generated_tokens\":%zu,"
+                       "\"draft_n\":%zu,\"draft_n_accepted\":%zu,"
                        "\"queue_ms\":%.3f,\"first_token_ms\":%.3f,\"tokens_per_second\":%.3f",
-                       usage->n_prompt, usage->n_cached, usage->n_generated, usage->queue_s * 1e3,
-                       usage->first_token_s * 1e3, usage->tokens_per_s);
+                       usage->n_prompt, usage->n_cached, usage->n_generated, usage->n_draft,
+                       usage->n_draft_accepted, usage->queue_s * 1e3, usage->first_token_s * 1e3,
+                       usage->tokens_per_s);
     byte_buffer_put_text(line, ",\"experts\":");
     expert_usage_put(&experts, &usage->experts);
     byte_buffer_put(line, experts.text.data, experts.text.n);

@@ -255,6 +255,8 @@ static void observe_token(struct generation_choice *choice)
     }
     choice->last_token_s = now_s;
     atomic_store(&choice->progress->n_decoded, choice->n_token);
+    atomic_store(&choice->progress->n_draft, choice->request.n_draft);
+    atomic_store(&choice->progress->n_draft_accepted, choice->request.n_draft_accepted);
     atomic_store(&choice->progress->n_past, choice->prompt->n + choice->n_token);
     live_expert_usage_set(&choice->progress->experts, &choice->request.experts);
 }
@@ -532,6 +534,8 @@ static void end_all(struct generation *generation)
     const struct http_usage usage = {
         .n_prompt = totals.n_prompt,
         .n_cached = totals.n_cached,
+        .n_draft = totals.n_draft,
+        .n_draft_accepted = totals.n_draft_accepted,
         .n_generated = totals.n_generated,
         .queue_s = totals.queue_s,
         .first_token_s = totals.first_s > 0 ? totals.first_s - generation->entry.accepted_s : 0,

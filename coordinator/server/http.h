@@ -49,6 +49,7 @@ struct http_route {
 /* What is known of an exchange when it is over. */
 struct http_usage {
     size_t n_prompt, n_cached, n_generated;
+    size_t n_draft, n_draft_accepted; /* verified; of those, passed on */
     double queue_s, first_token_s, tokens_per_s;
     struct expert_usage experts;
     const char *finish; /* static text; NULL: nothing was generated */

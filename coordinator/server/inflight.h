@@ -23,6 +23,7 @@ struct inflight_sequence {
     atomic_uint_fast32_t n_past;   /* prompt tokens read and tokens generated */
     atomic_uint_fast32_t n_cached; /* of the prompt */
     atomic_uint_fast32_t n_decoded;
+    atomic_uint_fast32_t n_draft, n_draft_accepted;
     uint32_t n_prompt, n_max;     /* set before the entry is added */
     _Atomic double first_token_s; /* by log_now_s; 0: none yet */
     struct live_expert_usage experts;

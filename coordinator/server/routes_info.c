@@ -250,7 +250,8 @@ static const char *const state_names[] = {[SEQUENCE_QUEUED] = "queued",
 
 static void put_idle_slot(struct json_writer *out, const struct server *server, uint32_t id)
 {
-    static const char *const zeros[] = {"n_past",     "n_cached",          "n_prompt", "n_decoded",
+    static const char *const zeros[] = {"n_past",     "n_cached",          "n_prompt",
+                                        "n_decoded",  "draft_n",           "draft_n_accepted",
                                         "max_tokens", "tokens_per_second", "age_ms"};
     json_open(out, '{');
     put_key_int(out, "id", id);
@@ -284,6 +285,8 @@ static void put_sequence(struct json_writer *out, const struct server *server,
     put_key_int(out, "n_cached", (int64_t)atomic_load(&seq->n_cached));
     put_key_int(out, "n_prompt", seq->n_prompt);
     put_key_int(out, "n_decoded", (int64_t)atomic_load(&seq->n_decoded));
+    put_key_int(out, "draft_n", (int64_t)atomic_load(&seq->n_draft));
+    put_key_int(out, "draft_n_accepted", (int64_t)atomic_load(&seq->n_draft_accepted));
     put_key_int(out, "max_tokens", seq->n_max);
     put_key_real(out, "tokens_per_second", inflight_tokens_per_s(seq, now_s));
     put_key_int(out, "age_ms", (int64_t)((now_s - entry->accepted_s) * 1e3));

@@ -29,6 +29,8 @@ const struct option_spec options_bench[] = {
              "beginning of Alice's Adventures in Wonderland"},
     {"seed", 0, OPTION_INT, "N", .def = "1", .min = 0, .max = INT32_MAX,
      .help = "where in the text, or which random tokens"},
+    {"greedy", 0, OPTION_FLAG,
+     .help = "generate the model's own likeliest tokens, so that drafts can be right"},
     {"output", 'o', OPTION_STRING, "FORMAT",
      .help = "md|csv|json|jsonl|sql, of a server text|json|csv|md"},
     {"oe", 0, OPTION_STRING, "FORMAT", .help = "also -oe: a second format, to stderr"},
@@ -126,7 +128,8 @@ static enum lm_status read_tests(struct tests *tests, const struct options *opti
         for (size_t b = 0; b < tests->n_seq.n && status == LM_OK; b++)
             status = add_tests(tests, options,
                                (struct engine_test){.n_depth = tests->n_depth.value[d],
-                                                    .n_seq = tests->n_seq.value[b]},
+                                                    .n_seq = tests->n_seq.value[b],
+                                                    .greedy = options_flag(options, "greedy")},
                                err);
     if (status == LM_OK && !tests->n) return lm_fail(err, LM_E_USAGE, "there is nothing to test");
     return status;
@@ -210,6 +213,19 @@ static char *disk_cell(const struct result_column *column, struct json_object *r
     return asprintf(&text, "%.2f", json_object_get_double(value) / 1e9) < 0 ? NULL : text;
 }
 
+/* Accepted of those that were verified. */
+static char *drafts_cell(const struct result_column *column, struct json_object *row)
+{
+    char *text = NULL;
+    struct json_object *drafted = field(row, "drafts", "drafted");
+    (void)column;
+    if (!drafted) return strdup("");
+    return asprintf(&text, "%s of %s", json_object_get_string(field(row, "drafts", "accepted")),
+                    json_object_get_string(drafted)) < 0
+               ? NULL
+               : text;
+}
+
 /* Whether rows differ in a setting, or it is not what it is by default. */
 static bool is_shown(struct json_object *rows, const struct option_spec *spec, const char *key)
 {
@@ -226,6 +242,13 @@ static bool has_experts(struct json_object *rows)
 {
     for (size_t i = 0; i < json_object_array_length(rows); i++)
         if (field(json_object_array_get_idx(rows, i), NULL, "experts")) return true;
+    return false;
+}
+
+static bool has_drafts(struct json_object *rows)
+{
+    for (size_t i = 0; i < json_object_array_length(rows); i++)
+        if (field(json_object_array_get_idx(rows, i), NULL, "drafts")) return true;
     return false;
 }
 
@@ -282,11 +305,13 @@ static enum lm_status print_rows(FILE *out, enum result_format format, struct js
         put(columns, &n, "waiting", "wait_share", true, share_cell);
         put(columns, &n, "disk GB/s", "disk_bytes_s", true, disk_cell);
     }
+    if (has_drafts(rows)) put(columns, &n, "drafts right", "", true, drafts_cell);
     put(columns, &n, "test", "test", true, text_cell);
     put(columns, &n, "t/s", "", true, rate_cell);
     const enum lm_status status = result_table_print(out, format, rows, columns, n, err);
     if (status == LM_OK && format == RESULT_MD)
-        fputs("\nTimed are steps of the model; neither sampling nor tokenization.\n", out);
+        fprintf(out, "\nTimed are %s.\n",
+                json_object_get_string(field(json_object_array_get_idx(rows, 0), NULL, "timed")));
     return status;
 }
 

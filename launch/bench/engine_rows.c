@@ -468,6 +468,21 @@ static double add_energy(double sum_j, double one_j)
     return sum_j < 0 || one_j < 0 ? -1 : sum_j + one_j;
 }
 
+/* Tokens drafted and verified, of all runs, and those of them that were right. */
+static struct json_object *drafts_json(const struct engine_sample *samples, uint32_t n)
+{
+    uint64_t n_draft = 0, n_accepted = 0;
+    struct json_object *json = json_object_new_object();
+    for (uint32_t i = 0; i < n; i++) {
+        n_draft += samples[i].n_draft;
+        n_accepted += samples[i].n_draft_accepted;
+    }
+    add_number(json, "drafted", n_draft);
+    add_number(json, "accepted", n_accepted);
+    add(json, "accept_rate", ratio((double)n_accepted, (double)n_draft));
+    return json;
+}
+
 /* samples: [n_repeat] */
 static struct json_object *make_row(const struct measurement *of, const struct options *options,
                                     const struct engine_test *test,
@@ -493,7 +508,9 @@ static struct json_object *make_row(const struct measurement *of, const struct o
     add(row, "prompts", json_object_new_string(plan->prompts));
     add_number(row, "seed", plan->seed);
     add(row, "timed",
-        json_object_new_string("steps of the model; neither sampling nor tokenization"));
+        json_object_new_string(test->greedy
+                                   ? "steps of the model and greedy sampling; no tokenization"
+                                   : "steps of the model; neither sampling nor tokenization"));
     for (uint32_t i = 0; i < plan->n_repeat; i++) {
         scratch[i] = (double)samples[i].elapsed_ns;
         elapsed_s += scratch[i] / 1e9;
@@ -512,6 +529,7 @@ static struct json_object *make_row(const struct measurement *of, const struct o
     add(row, "weights_bytes_s",
         is_decode ? number(active_bytes(of) * test->n_gen * plan->n_repeat / elapsed_s) : NULL);
     add(row, "experts", experts_json(of, sums, elapsed_s));
+    add(row, "drafts", test->greedy ? drafts_json(samples, plan->n_repeat) : NULL);
     add(row, "predicted",
         is_decode ? prediction_json(of, sums, (double)test->n_gen * plan->n_repeat) : NULL);
     add(row, "energy_j", energy_j < 0 ? NULL : number(energy_j / plan->n_repeat));

@@ -67,7 +67,7 @@ static uint64_t cache_key(uint64_t run, uint32_t i)
 /* One sequence of a test. */
 struct sequence {
     struct request request;
-    const int32_t *next; /* the token that is taken after this one */
+    const int32_t *next; /* the token that is taken after this one, unless greedily */
     struct engine_sample *sample;
     double last_s; /* token, or the start */
     bool has_begun;
@@ -96,7 +96,8 @@ static bool on_token(void *context, const struct sampled_token *token)
     struct sequence *sequence = context;
     (void)token;
     if (sequence->sample->first_s) note_time(sequence);
-    sequence->request.sampling.forced_id = *sequence->next++;
+    if (sequence->request.sampling.is_forced)
+        sequence->request.sampling.forced_id = *sequence->next++;
     return true;
 }
 
@@ -154,6 +155,10 @@ static void prepare(const struct engine_test *test, struct sequence *sequences, 
                              .cache_key = cache_key(run, i),
                              .on_token = on_token,
                              .context = sequence};
+        if (test->greedy) {
+            sequence->request.sampling.temperature = 0;
+            continue;
+        }
         sequence->request.sampling.is_forced = true;
         sequence->request.sampling.forced_id = *sequence->next++;
     }
@@ -197,12 +202,17 @@ static enum lm_status run_timed(struct engine *engine, struct sequence *sequence
     const double device_j = accelerator_energy_j();
     const double energy_j = energy_read_j();
     out->n_first = out->n_gap = 0;
+    out->n_draft = out->n_draft_accepted = 0;
     for (uint32_t i = 0; i < n; i++)
         sequences[i].last_s = log_now_s();
     const uint64_t begin_ns = now_ns();
     status = run_all(engine, sequences, n, err);
     out->elapsed_ns = now_ns() - begin_ns;
     out->energy_j = energy_since_j(energy_j);
+    for (uint32_t i = 0; i < n; i++) {
+        out->n_draft += sequences[i].request.n_draft;
+        out->n_draft_accepted += sequences[i].request.n_draft_accepted;
+    }
     const double device_now_j = device_j < 0 ? -1 : accelerator_energy_j();
     out->accelerator_energy_j = device_now_j < 0 ? -1 : device_now_j - device_j;
     return status == LM_OK ? read_experts(engine, &out->after, &out->device_after, err) : status;

@@ -5,6 +5,9 @@
  * sampling nor tokenization is in the time, and every arm computes the same. The requests go
  * through the engine's own scheduler, over all of its ranks.
  *
+ * Greedy, a generation goes on by the model's own likeliest tokens instead: then drafts can be
+ * right, and choosing the tokens is timed, too.
+ *
  *   pp512          a prompt of 512 tokens, up to the logits behind its last one
  *   tg128          128 steps of one token
  *   pp512+tg128    both, one after the other
@@ -26,6 +29,7 @@ struct engine_test {
     uint32_t n_prompt, n_gen; /* one may be 0 */
     uint32_t n_depth;
     uint32_t n_seq;
+    bool greedy;
 };
 
 enum { ENGINE_TEST_NAME_BYTES = 80 };
@@ -45,6 +49,7 @@ struct engine_sample {
     double *first_s, *gap_s;
     size_t n_first, n_gap;
     uint64_t elapsed_ns;
+    uint64_t n_draft, n_draft_accepted;
     double energy_j;             /* of the processors' packages; negative: not to be read here */
     double accelerator_energy_j; /* likewise */
     struct expert_pager_stats before, after; /* of all ranks, when the clock started and stopped */

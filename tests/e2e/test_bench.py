@@ -63,6 +63,21 @@ def check_tests():
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", row["time"])
 
 
+def check_drafts():
+    """Of given tokens none is drafted; the model's own are, and often rightly."""
+    given, = rows_of("demo", "-p", 0, "-n", 40, "-r", 1, "--mtp", "on")
+    assert given["drafts"] is None
+    rows = rows_of("demo", "-p", 0, "-n", 40, "-r", 2, "--greedy", "--mtp", "off,on",
+                   "--prompt-lookup", "off")
+    none, some = [row["drafts"] for row in rows]
+    assert none == {"drafted": 0, "accepted": 0, "accept_rate": None}, none
+    assert 10 < some["accepted"] <= some["drafted"], some
+    assert math.isclose(some["accept_rate"], some["accepted"] / some["drafted"], rel_tol=1e-5)
+    assert "greedy sampling" in rows[1]["timed"]
+    table = bench("demo", "-p", 8, "-n", 40, "-r", 1, "--greedy", "--prompt-lookup", "on", "-d", 64)
+    assert re.search(r"\| +drafts right \|", table.stdout) and re.search(r" \d+ of \d+ \|", table.stdout)
+
+
 def check_formats():
     out = bench("demo", *TINY, "-o", "md", "-oe", "jsonl")
     lines = out.stdout.splitlines()
@@ -226,6 +241,7 @@ def check_ranks():
 def main():
     check_tests()
     check_formats()
+    check_drafts()
     check_arms()
     check_prompts()
     check_refused()

@@ -2,6 +2,7 @@
 it comes in fewer steps."""
 import json
 import os
+import re
 import unittest
 
 import cli
@@ -136,7 +137,34 @@ class Serving(unittest.TestCase):
             counts = [server.metric("lean_spec_" + name) for name in
                       ("drafts_total", "draft_tokens_total", "accepted_tokens_total")]
             timings = complete("greedy")["timings"]
+            server.stop()
+            lines = server.log().splitlines()
+        line = [line for line in lines if "/v1/completions 200" in line][-1]
+        told = re.search(r"tok/s drafts=(\d+) accepted=(\d+)", line)
+        self.assertEqual([int(n) for n in told.groups()] if told else [0, 0],
+                         [timings["draft_n"], timings["draft_n_accepted"]], line)
         return found, counts, timings
+
+    def test_what_runs_tells_its_drafts(self):
+        seen = []
+        with serve.Server("--ctx", 1024, *OFF, "--mtp", "on") as server:
+            def watch():
+                while not seen:
+                    slot = server.get("/slots").json[0]
+                    if slot["draft_n_accepted"]:
+                        seen.append(slot)
+
+            def complete():
+                request = {"prompt": TEXT, "max_tokens": 900, "ignore_eos": True}
+                for _ in range(20):
+                    if not seen:
+                        server.post("/v1/completions", request, timeout=120)
+                seen.append(None)
+
+            serve.at_once(watch, complete)
+            self.assertEqual(server.get("/slots").json[0]["draft_n"], 0) # idle
+        self.assertIsNotNone(seen[0], "no slot told of drafts")
+        self.assertGreaterEqual(seen[0]["draft_n"], seen[0]["draft_n_accepted"])
 
     def test_the_same_answers(self):
         plain, counts, timings = self.answers(*OFF)
