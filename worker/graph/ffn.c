@@ -368,7 +368,8 @@ static enum lm_status run_tier(struct graph *graph, uint32_t il, struct lm_error
         return LM_OK;
     }
     const bool to_memory = wants_prediction(graph, il + 1, PREDICT_EARLY);
-    const bool to_device = device_tier_wants_prediction(graph->tier, il + 1);
+    const bool to_device =
+        il + 1 < graph->model->layer_end && device_tier_wants_prediction(graph->tier, il + 1);
     route(graph, il, graph->expert_ids, graph->expert_weights);
     if (to_memory || to_device) guess_next(graph, il + 1); /* with the same sync */
     ops->download(graph->backend, graph->chosen_ids, graph->expert_ids, n_pair * sizeof(int32_t));

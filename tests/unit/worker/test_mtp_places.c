@@ -117,7 +117,9 @@ static void test_with_slots_on_the_device(void **state)
             check(file, &hp, &whole,
                   &(struct rank_layers){.device_begin = k == 1 ? hp.n_layer / 2 : 0,
                                         .device_experts = {n_slots[k], modes[m]},
-                                        .pager = {.n_slot = k + m == 2, .policy = &policy_lfru}},
+                                        .pager = {.n_slot = k + m == 2,
+                                                  .prefetch = PREFETCH_ON,
+                                                  .policy = &policy_lfru}},
                   true);
     close_rank(&whole);
     gguf_close(file);
