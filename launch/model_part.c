@@ -359,6 +359,7 @@ static enum lm_status create_worker(struct model_part *part, const struct part_c
         .n_slot = sizes->n_slot + sizes->n_snapshot,
         .n_ctx = sizes->n_ctx,
         .n_position = (uint64_t)sizes->n_slot * sizes->n_ctx + sizes->n_cache_position,
+        .n_position_ready = (uint64_t)sizes->n_slot * memory_plan_ready_ctx(sizes->n_ctx),
         .n_batch = sizes->prefill_chunk + sizes->n_slot,
         .n_draft = sizes->n_draft,
         .mtp = part->mtp,

@@ -230,7 +230,11 @@ static struct metrics_device device_of(const struct device_tier_stats *stats)
                                    .n_predicted_used = stats->prediction.n_used,
                                    .n_predicted_wasted = stats->n_wasted,
                                    .predicted_bytes = stats->predicted_bytes,
-                                   .predicted_used_bytes = stats->useful_bytes};
+                                   .predicted_used_bytes = stats->useful_bytes,
+                                   .slot_bytes = stats->slot_bytes,
+                                   .kv_bytes = stats->kv_bytes,
+                                   .n_to_kv = stats->n_to_kv,
+                                   .n_to_experts = stats->n_to_experts};
 }
 
 bool pager_report_metrics(struct metrics_experts *out, const struct pager_snapshot *experts)
@@ -330,6 +334,10 @@ static struct json_object *device_json(const struct device_tier_stats *stats)
     add(json, "slot_bytes", json_object_new_uint64(stats->slot_bytes));
     add(json, "room_bytes", json_object_new_uint64(stats->room_bytes));
     add(json, "bank_bytes", json_object_new_uint64(stats->bank_bytes));
+    add(json, "kv_pool_bytes", json_object_new_uint64(stats->pool_bytes));
+    add(json, "kv_bytes", json_object_new_uint64(stats->kv_bytes));
+    add(json, "exchanges_to_kv", json_object_new_uint64(stats->n_to_kv));
+    add(json, "exchanges_to_experts", json_object_new_uint64(stats->n_to_experts));
     add(json, "miss", json_object_new_string(miss_names[stats->asked]));
     add(json, "mode", json_object_new_string(miss_names[stats->mode]));
     add(json, "gathers", json_object_new_boolean(stats->gathers));

@@ -12,6 +12,7 @@
 #include "proto/base/map_guard.h"
 #include "proto/base/progress.h"
 #include "proto/gguf/gguf.h"
+#include "worker/exchange.h"
 #include "worker/graph/mtp.h"
 #include "worker/pager/policy.h"
 #include "worker/pager/trace.h"
@@ -26,6 +27,7 @@ struct worker {
     struct worker_config config;
     struct expert_pager *pager; /* of the CPU's layers if it has slots, else of all */
     struct device_tier *tier;   /* NULL: the device has all experts of its layers */
+    struct exchange exchange;   /* of the device's span */
     struct route_trace *trace;
     struct span span[2]; /* [n_span] in the order of their layers */
     uint32_t n_span;
@@ -203,6 +205,8 @@ static void preload_tier(void *context)
 static enum lm_status create_tier(struct worker *worker, struct lm_error *err)
 {
     const struct worker_config *config = &worker->config;
+    struct seq_state *const state = last_span(worker)->state;
+    const struct kv_pool pool = seq_state_pool(state);
     const struct device_tier_config tier = {.backend = config->device,
                                             .store = config->store,
                                             .pager = worker->pager,
@@ -211,14 +215,19 @@ static enum lm_status create_tier(struct worker *worker, struct lm_error *err)
                                             .n_expert = config->hp->n_expert,
                                             .n_expert_used = config->hp->n_expert_used,
                                             .n_slot = config->device_experts.n_slot,
+                                            .pool = pool.memory,
+                                            .pool_bytes = pool.n_group * pool.group_bytes,
+                                            .kv_bytes = pool.n_ready * pool.group_bytes,
                                             .policy = config->pager.policy,
                                             .prefetch = config->pager.prefetch,
                                             .miss = config->device_experts.miss};
     const enum lm_status status = device_tier_create(&worker->tier, &tier, err);
     const struct expert_pager_above above = {
         .context = worker, .has = is_in_tier, .seed = seed_tier, .preload = preload_tier};
-    if (status == LM_OK) expert_pager_put_above(worker->pager, &above);
-    return status;
+    if (status != LM_OK) return status;
+    expert_pager_put_above(worker->pager, &above);
+    exchange_init(&worker->exchange, state, worker->tier);
+    return LM_OK;
 }
 
 static enum lm_status create_span(struct worker *worker, struct backend *backend, uint32_t begin,
@@ -226,23 +235,25 @@ static enum lm_status create_span(struct worker *worker, struct backend *backend
 {
     const struct worker_config *config = &worker->config;
     const bool is_device = backend == config->device;
-    const struct span_config span = {.file = config->file,
-                                     .hp = config->hp,
-                                     .store = config->store,
-                                     .backend = backend,
-                                     .is_device = is_device,
-                                     .paged =
-                                         is_device ? has_tier(config) : config->pager.n_slot > 0,
-                                     .state = {.layer_begin = begin,
-                                               .layer_end = end,
-                                               .n_slot = config->n_slot,
-                                               .n_ctx = config->n_ctx,
-                                               .n_position = config->n_position,
-                                               .n_batch = config->n_batch,
-                                               .n_draft = config->n_draft,
-                                               .kv_type = config->kv_type},
-                                     .on_load = config->on_load,
-                                     .load_context = config->load_context};
+    const bool lends = is_device && has_tier(config);
+    const struct span_config span = {
+        .file = config->file,
+        .hp = config->hp,
+        .store = config->store,
+        .backend = backend,
+        .is_device = is_device,
+        .paged = is_device ? has_tier(config) : config->pager.n_slot > 0,
+        .state = {.layer_begin = begin,
+                  .layer_end = end,
+                  .n_slot = config->n_slot,
+                  .n_ctx = config->n_ctx,
+                  .n_position = config->n_position,
+                  .n_position_ready = lends ? config->n_position_ready : 0,
+                  .n_batch = config->n_batch,
+                  .n_draft = config->n_draft,
+                  .kv_type = config->kv_type},
+        .on_load = config->on_load,
+        .load_context = config->load_context};
     if (begin == end) return LM_OK;
     return span_init(&worker->span[worker->n_span++], &span, err);
 }
@@ -407,9 +418,18 @@ static enum lm_status reserve(struct worker *worker, uint32_t slot, uint32_t n_t
     return status;
 }
 
-/* Appends the rows of one sequence to the batch. */
+/* failed: of the step, here or before. */
+static void make_room(struct worker *worker, uint32_t slot, uint32_t n_token,
+                      struct lm_error *failed)
+{
+    struct lm_error *const first = failed->status == LM_OK ? failed : NULL;
+    const enum lm_status status = exchange_make_room(&worker->exchange, slot, n_token, first);
+    if (first) failed->status = status;
+}
+
+/* Appends the rows of one sequence to the batch. failed: of the step, here or before. */
 static enum lm_status add_rows(struct worker *worker, const struct step_seq *seq, uint32_t index,
-                               struct lm_error *err)
+                               struct lm_error *failed, struct lm_error *err)
 {
     const uint32_t pos = worker_length(worker, seq->slot);
     assert(seq->n_token > 0 && worker->n_token + seq->n_token <= worker->config.n_batch);
@@ -428,6 +448,7 @@ static enum lm_status add_rows(struct worker *worker, const struct step_seq *seq
     }
     if (seq->n_draft) *seq->n_accepted = 0;
     if (seq->n_wanted) *seq->n_drafted = 0;
+    make_room(worker, seq->slot, seq->n_token, failed);
     return reserve(worker, seq->slot, seq->n_token, seq->n_draft, err);
 }
 
@@ -627,12 +648,14 @@ enum lm_status worker_step(struct worker *worker, const struct step_plan *plan,
                            struct sampled_token *sampled, struct lm_error *err)
 {
     worker->n_token = worker->n_out = 0;
+    struct lm_error failed = {.status = LM_OK};
+    failed.status = exchange_begin_step(&worker->exchange, &failed);
     for (uint32_t i = 0; i < plan->n_seq; i++) {
-        const enum lm_status status = add_rows(worker, &plan->seq[i], i, err);
+        const enum lm_status status = add_rows(worker, &plan->seq[i], i, &failed, err);
         if (status != LM_OK) return status;
     }
     if (worker->mtp) last_span(worker)->graph.hidden = is_drafted(plan) ? worker->hidden : NULL;
-    struct lm_error failed = {.status = LM_OK};
+    name_failure(worker, &failed);
     const enum lm_status status = run_stage(worker, plan, &failed, err);
     if (status != LM_OK) return status;
     for (uint32_t i = 0; i < plan->n_seq; i++)
@@ -664,6 +687,7 @@ enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct
     if (worker->mtp) mtp_seq(worker->mtp, op);
     switch (op->kind) {
     case SEQ_CLEAR:
+        if (worker_length(worker, op->slot)) exchange_end_sequence(&worker->exchange);
         for (uint32_t i = 0; i < worker->n_span; i++)
             seq_state_clear(worker->span[i].state, op->slot);
         return LM_OK;
@@ -696,6 +720,8 @@ enum lm_status worker_expect(struct worker *worker, const struct step_plan *plan
 enum lm_status worker_reserve(struct worker *worker, uint32_t slot, uint32_t n_token,
                               struct lm_error *err)
 {
+    struct lm_error failed = {.status = LM_OK}; /* so will the next step */
+    make_room(worker, slot, n_token, &failed);
     return reserve(worker, slot, n_token, 0, err);
 }
 

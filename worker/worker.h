@@ -53,9 +53,12 @@ struct worker_config {
     uint32_t n_slot;                 /* sequences and snapshots held */
     uint32_t n_ctx;                  /* tokens of one sequence at most */
     uint64_t n_position;             /* tokens of all together that must fit */
-    uint32_t n_batch;                /* tokens of one step at most */
-    uint32_t n_draft;                /* of those of one sequence, drafts at most */
-    bool mtp;                        /* the last stage drafts by the model's own layer for that */
+    /* Of them, room on a device at the beginning where it keeps some of its layers' experts, which
+     * have the rest until it is needed: worker/exchange.h. 0: all. */
+    uint64_t n_position_ready;
+    uint32_t n_batch; /* tokens of one step at most */
+    uint32_t n_draft; /* of those of one sequence, drafts at most */
+    bool mtp;         /* the last stage drafts by the model's own layer for that */
     enum tensor_type kv_type;
     const char *trace_path; /* routing trace, or NULL */
     bool trace_kept;        /* instead: its records are taken by worker_take_trace */

@@ -87,6 +87,14 @@ void memory_plan_make(struct memory_plan *plan, const struct gguf_file *file,
 void memory_plan_make_empty(struct memory_plan *plan, const struct hparams *hp,
                             const struct memory_request *request);
 
+/* Of a context what a device's keys and values have at first where experts exchange memory with
+ * them. */
+static inline uint32_t memory_plan_ready_ctx(uint32_t n_ctx)
+{
+    enum { READY_CTX = 2048 };
+    return n_ctx < READY_CTX ? n_ctx : READY_CTX;
+}
+
 enum { MEMORY_PLAN_BLOCK = 128 }; /* positions of keys and values that are taken together */
 /* What a kept state takes beside the keys and values of the layers that see everything: its
  * recurrent records, windows, tables, and the block that it does not share. n_ctx, prefill_chunk

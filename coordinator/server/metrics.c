@@ -466,6 +466,15 @@ static const struct rank_series expert_series[] = {
     {"lean_device_expert_slots", "gauge", "Slots for experts on devices.", "state", "resident",
      OF(AT(experts.device.n_resident))},
     {"lean_device_expert_slots", "gauge", "", "state", "free", OF(AT(experts.device.n_free))},
+    {"lean_device_memory_bytes", "gauge",
+     "Memory of devices that have slots, of slots and of keys and values, which exchange it.",
+     "use", "experts", OF(AT(experts.device.slot_bytes))},
+    {"lean_device_memory_bytes", "gauge", "", "use", "kv", OF(AT(experts.device.kv_bytes))},
+    {"lean_device_memory_exchanges_total", "counter",
+     "Times that memory of a device went from experts to keys and values, or back.", "to", "kv",
+     OF(AT(experts.device.n_to_kv))},
+    {"lean_device_memory_exchanges_total", "counter", "", "to", "experts",
+     OF(AT(experts.device.n_to_experts))},
 };
 
 static const struct rank_series own_series[] = {

@@ -106,6 +106,7 @@ struct metrics_experts {
         uint64_t n_named, n_chosen, n_recalled;                     /* likewise predicted */
         uint64_t n_predicted, n_predicted_used, n_predicted_wasted; /* and copied */
         uint64_t predicted_bytes, predicted_used_bytes;
+        uint64_t slot_bytes, kv_bytes, n_to_kv, n_to_experts; /* what they exchange of memory */
     } device;
     uint32_t n_layer; /* that have experts */
     struct metrics_expert_layer {

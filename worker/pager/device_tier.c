@@ -89,8 +89,12 @@ struct trial {
 
 struct device_tier {
     struct device_tier_config config;
-    struct slot_classes classes;
-    uint32_t *class_of; /* [layer_end] */
+    struct slot_classes classes; /* with the slots of the pool */
+    int32_t *in_pool;            /* [n_in_pool_max] slots there, from its end on */
+    uint32_t n_in_pool, n_in_pool_max;
+    uint32_t n_in_arena[SLOT_CLASS_MAX], n_usable[SLOT_CLASS_MAX];
+    struct cache_move *moves; /* [n_slot] */
+    uint32_t *class_of;       /* [layer_end] */
     struct expert_cache *cache;
     struct slot *slot;     /* [n_slot], class after class */
     uint8_t *arena, *room; /* in the device's memory */
@@ -199,6 +203,34 @@ uint64_t device_tier_slot_bytes(const struct expert_store *store, uint32_t layer
     slot_classes_make(&classes, store, layer_begin, layer_end, n_expert, n_slot, slot_bytes_of,
                       NULL);
     return slot_classes_bytes(&classes);
+}
+
+/* Slots with n_slot in the arena and pool_bytes beside it; n_in_arena: those there, or NULL. */
+static void make_classes(struct slot_classes *out, const struct expert_store *store,
+                         uint32_t layer_begin, uint32_t layer_end, uint32_t n_expert,
+                         uint32_t n_slot, uint64_t pool_bytes, uint32_t *n_in_arena,
+                         uint32_t *class_of)
+{
+    slot_classes_make(out, store, layer_begin, layer_end, n_expert, n_slot, slot_bytes_of,
+                      class_of);
+    for (uint32_t i = 0; n_in_arena && i < out->n; i++)
+        n_in_arena[i] = out->class[i].n_slot;
+    if (!pool_bytes) return;
+    const uint64_t n_bytes = slot_classes_bytes(out) + pool_bytes;
+    const uint32_t n_more =
+        slot_classes_fit(store, layer_begin, layer_end, n_expert, n_bytes, slot_bytes_of);
+    if (n_more > n_slot)
+        slot_classes_make(out, store, layer_begin, layer_end, n_expert, n_more, slot_bytes_of,
+                          class_of);
+}
+
+uint32_t device_tier_slot_count_with(const struct expert_store *store, uint32_t layer_begin,
+                                     uint32_t layer_end, uint32_t n_expert, uint32_t n_slot,
+                                     uint64_t pool_bytes)
+{
+    struct slot_classes classes;
+    make_classes(&classes, store, layer_begin, layer_end, n_expert, n_slot, pool_bytes, NULL, NULL);
+    return slot_classes_n_slot(&classes);
 }
 
 uint32_t device_tier_slots_for(const struct expert_store *store, uint32_t layer_begin,
@@ -402,6 +434,14 @@ static struct ready copy_expert(struct device_tier *tier, struct expert_key key,
                           expert_layer_view(layer, part)};
 }
 
+static uint32_t class_of_slot(const struct device_tier *tier, int32_t index)
+{
+    uint32_t i = 0;
+    for (int32_t first = 0; index >= first + (int32_t)tier->classes.class[i].n_slot; i++)
+        first += (int32_t)tier->classes.class[i].n_slot;
+    return i;
+}
+
 static struct expert_view slot_view(const struct device_tier *tier, uint32_t il, int32_t index)
 {
     const struct expert_layer *layer = layer_of(tier, il);
@@ -421,6 +461,13 @@ static void pin_slot(struct device_tier *tier, int32_t index)
     tier->pinned[tier->n_pinned++] = index;
 }
 
+/* Whether it lies where keys and values are. */
+static bool is_in_kv(const struct device_tier *tier, const struct slot *slot)
+{
+    return tier->config.pool && slot->memory >= tier->config.pool &&
+           slot->memory < tier->config.pool + tier->stats.kv_bytes;
+}
+
 /* Takes a slot for an expert that the pager lends, and begins to copy it there. False: there is
  * none, or the pager does not have it. */
 static bool copy_to_slot(struct device_tier *tier, struct expert_key key, enum place_kind kind,
@@ -433,6 +480,7 @@ static bool copy_to_slot(struct device_tier *tier, struct expert_key key, enum p
     if (placement.evicts) note_place(tier, placement.victim);
     struct slot *slot = &tier->slot[placement.slot];
     assert(!slot->ticket);
+    assert(!is_in_kv(tier, slot));
     if (!expert_pager_hold(tier->config.pager, key, &from)) {
         expert_cache_drop(tier->cache, key);
         return false;
@@ -522,7 +570,7 @@ static const struct ready *find_ahead(const struct device_tier *tier, uint32_t i
 
 static uint32_t n_class_slot(const struct device_tier *tier, uint32_t il)
 {
-    return tier->classes.class[tier->class_of[il]].n_slot;
+    return tier->n_usable[tier->class_of[il]];
 }
 
 static bool is_worth_copying(const struct device_tier *tier, size_t rank, size_t n_before)
@@ -847,6 +895,85 @@ bool device_tier_idle(struct device_tier *tier)
     go_on_preloading(tier);
     go_on_warming(tier, false);
     return tier->n_copy > 0;
+}
+
+/* ---- what keys and values leave ------------------------------------------------------------ */
+
+/* The hottest of what is not there, for slots that are free now. */
+static void seed_by_use(struct device_tier *tier)
+{
+    tier->n_seed = 0;
+    for (uint32_t il = tier->config.layer_begin; il < tier->config.layer_end; il++)
+        for (uint32_t ie = 0; tier->class_of[il] != UINT32_MAX && ie < tier->config.n_expert;
+             ie++) {
+            const struct expert_key key = {il, ie};
+            const float heat = expert_cache_heat(tier->cache, key);
+            if (heat > 0 && expert_cache_find(tier->cache, key) == NO_SLOT)
+                tier->seed[tier->n_seed++] = (struct seed){key, heat};
+        }
+    qsort(tier->seed, tier->n_seed, sizeof(*tier->seed), hotter_first);
+}
+
+/* Slots that the pool has room for from kv_bytes on: a number of the first of in_pool. */
+static uint32_t slots_in_pool(const struct device_tier *tier, uint64_t kv_bytes)
+{
+    uint32_t n = 0;
+    while (n < tier->n_in_pool_max &&
+           tier->slot[tier->in_pool[n]].memory >= tier->config.pool + kv_bytes)
+        n++;
+    return n;
+}
+
+static void resize_class(struct device_tier *tier, uint32_t class_index, uint32_t n_slot)
+{
+    struct backend *backend = tier->config.backend;
+    const size_t n_move = expert_cache_resize(tier->cache, class_index, n_slot, tier->moves);
+    for (size_t i = 0; i < n_move; i++) {
+        const struct cache_move *const move = &tier->moves[i];
+        note_place(tier, move->key);
+        if (move->to == NO_SLOT) continue;
+        struct slot *const to = &tier->slot[move->to];
+        const struct slot *const from = &tier->slot[move->from];
+        to->predicted = from->predicted;
+        to->rank = from->rank;
+        backend->ops->copy(backend, to->memory, from->memory,
+                           tier->classes.class[class_index].slot_bytes);
+    }
+}
+
+enum lm_status device_tier_resize(struct device_tier *tier, uint64_t kv_bytes, struct lm_error *err)
+{
+    struct backend *backend = tier->config.backend;
+    const uint32_t n_in_pool = slots_in_pool(tier, kv_bytes);
+    uint32_t *const n_slot = tier->n_usable;
+    assert(kv_bytes >= tier->config.kv_bytes);
+    end_visit(tier);
+    end_prediction(tier);
+    forget_ahead(tier);
+    enum lm_status status = drain(tier, err);
+    if (status != LM_OK) device_tier_abandon(tier);
+    assert(!tier->n_copy);
+    memcpy(n_slot, tier->n_in_arena, sizeof(tier->n_usable));
+    for (uint32_t i = 0; i < n_in_pool; i++)
+        n_slot[class_of_slot(tier, tier->in_pool[i])]++;
+    tier->stats.n_slot = 0;
+    tier->stats.slot_bytes = 0;
+    for (uint32_t i = 0; i < tier->classes.n; i++) {
+        resize_class(tier, i, n_slot[i]);
+        tier->stats.n_slot += n_slot[i];
+        tier->stats.slot_bytes += n_slot[i] * tier->classes.class[i].slot_bytes;
+    }
+    if (kv_bytes > tier->stats.kv_bytes)
+        tier->stats.n_to_kv++;
+    else
+        tier->stats.n_to_experts++;
+    tier->stats.kv_bytes = kv_bytes;
+    tier->n_in_pool = n_in_pool;
+    seed_by_use(tier);
+    if (status != LM_OK) return status;
+    status = backend->ops->sync(backend, err);
+    if (status != LM_OK) device_tier_abandon(tier);
+    return status;
 }
 
 /* ---- steps -------------------------------------------------------------------------------- */
@@ -1290,16 +1417,56 @@ static enum lm_status create_cache(struct device_tier *tier, struct lm_error *er
     return expert_cache_create(&tier->cache, &config, err);
 }
 
+/* Where the slots are: those of the arena class after class; those of the pool from its end on,
+ * each time one of the class that has got the smallest part of its own, so that wherever the pool
+ * ends all classes have their share. */
+static void lay_out(struct device_tier *tier)
+{
+    const struct slot_classes *const classes = &tier->classes;
+    uint8_t *at = tier->arena;
+    uint8_t *end = tier->n_in_pool_max ? tier->config.pool + tier->config.pool_bytes : NULL;
+    uint32_t n_done[SLOT_CLASS_MAX], first[SLOT_CLASS_MAX];
+    for (uint32_t i = 0, n = 0; i < classes->n; n += classes->class[i++].n_slot) {
+        first[i] = n;
+        n_done[i] = tier->n_in_arena[i];
+        tier->n_usable[i] = classes->class[i].n_slot;
+        for (uint32_t k = 0; k < n_done[i]; k++, at += classes->class[i].slot_bytes)
+            tier->slot[n + k].memory = at;
+    }
+    for (uint32_t n = 0; n < tier->n_in_pool_max; n++) {
+        uint32_t next = UINT32_MAX;
+        double least = 1;
+        for (uint32_t i = 0; i < classes->n; i++) {
+            const uint32_t n_all = classes->class[i].n_slot - tier->n_in_arena[i];
+            const double part = (double)(n_done[i] - tier->n_in_arena[i] + 1) / (n_all + 1);
+            if (part >= least) continue;
+            least = part;
+            next = i;
+        }
+        end -= classes->class[next].slot_bytes;
+        tier->in_pool[n] = (int32_t)(first[next] + n_done[next]++);
+        tier->slot[tier->in_pool[n]].memory = end;
+    }
+}
+
 static enum lm_status create_slots(struct device_tier *tier, struct lm_error *err)
 {
     struct backend *backend = tier->config.backend;
+    uint64_t arena_bytes = 0;
     tier->stats.n_slot = slot_classes_n_slot(&tier->classes);
     tier->stats.slot_bytes = slot_classes_bytes(&tier->classes);
     tier->stats.room_bytes = N_HALF * tier->half_max * tier->unit_bytes;
+    tier->n_in_pool_max = tier->stats.n_slot;
+    for (uint32_t i = 0; i < tier->classes.n; i++) {
+        tier->n_in_pool_max -= tier->n_in_arena[i];
+        arena_bytes += tier->n_in_arena[i] * tier->classes.class[i].slot_bytes;
+    }
     tier->slot = calloc(tier->stats.n_slot, sizeof(*tier->slot));
-    if (!tier->slot)
+    tier->moves = calloc(tier->stats.n_slot, sizeof(*tier->moves));
+    tier->in_pool = calloc(tier->n_in_pool_max + 1, sizeof(*tier->in_pool));
+    if (!tier->slot || !tier->moves || !tier->in_pool)
         return lm_fail(err, LM_E_NO_MEM, "device tier: no memory for %u slots", tier->stats.n_slot);
-    tier->arena = backend->ops->alloc(backend, tier->stats.slot_bytes, err);
+    tier->arena = backend->ops->alloc(backend, arena_bytes, err);
     if (!tier->arena) return LM_E_NO_MEM;
     tier->room = backend->ops->alloc(backend, tier->stats.room_bytes, err);
     if (!tier->room) return LM_E_NO_MEM;
@@ -1312,13 +1479,10 @@ static enum lm_status create_slots(struct device_tier *tier, struct lm_error *er
     tier->table = backend->ops->alloc(
         backend, tier->table_bytes + tier->config.n_expert * sizeof(struct expert_view) + 64, err);
     if (!tier->table) return LM_E_NO_MEM;
-    uint8_t *at = tier->arena;
-    struct slot *slot = tier->slot;
-    for (uint32_t i = 0; i < tier->classes.n; i++)
-        for (uint32_t k = 0; k < tier->classes.class[i].n_slot; k++) {
-            (slot++)->memory = at;
-            at += tier->classes.class[i].slot_bytes;
-        }
+    lay_out(tier);
+    tier->n_in_pool = slots_in_pool(tier, tier->config.kv_bytes);
+    tier->stats.pool_bytes = tier->config.pool_bytes;
+    tier->stats.kv_bytes = tier->config.kv_bytes;
     return LM_OK;
 }
 
@@ -1349,8 +1513,9 @@ enum lm_status device_tier_create(struct device_tier **out, const struct device_
     enum lm_status status = LM_OK;
     if (!tier->class_of) status = lm_fail(err, LM_E_NO_MEM, "device tier: no memory");
     if (status == LM_OK) {
-        slot_classes_make(&tier->classes, config->store, config->layer_begin, config->layer_end,
-                          config->n_expert, config->n_slot, slot_bytes_of, tier->class_of);
+        make_classes(&tier->classes, config->store, config->layer_begin, config->layer_end,
+                     config->n_expert, config->n_slot, config->pool_bytes - config->kv_bytes,
+                     tier->n_in_arena, tier->class_of);
         tier->unit_bytes = largest_slot(&tier->classes);
         count_bank(tier);
         status = create_tables(tier, err);
@@ -1396,6 +1561,8 @@ void device_tier_destroy(struct device_tier *tier)
     if (tier->arena) backend->ops->free(backend, tier->arena);
     expert_cache_destroy(tier->cache);
     free(tier->host_table);
+    free(tier->in_pool);
+    free(tier->moves);
     free(tier->slot);
     free(tier->warm);
     free(tier->seed);

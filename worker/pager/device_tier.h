@@ -30,6 +30,11 @@
  * displace what many have brought. A profile's experts come in the background of the first steps,
  * and while there is nothing to do.
  *
+ * More slots lie in the end of the pool of keys and values, where no sequence needs it yet: the
+ * pool grows from its beginning, slots from its end. Between steps resize gives slots up, those
+ * experts that are worth least, or adds some, which are then filled in the background, the hottest
+ * first.
+ *
  * Where the pager has all experts in pinned memory the device brings what it misses itself
  * (gather), by a table in its memory that says where each expert is: no layer asks the host, which
  * counts the choices when the step is over, and then changes slots and table for the steps to come.
@@ -67,6 +72,10 @@ uint64_t device_tier_slot_bytes(const struct expert_store *store, uint32_t layer
                                 uint32_t layer_end, uint32_t n_expert, uint32_t n_slot);
 uint32_t device_tier_slots_for(const struct expert_store *store, uint32_t layer_begin,
                                uint32_t layer_end, uint32_t n_expert, uint64_t n_bytes);
+/* The same with so many bytes of a pool for more slots: how many there are in all. */
+uint32_t device_tier_slot_count_with(const struct expert_store *store, uint32_t layer_begin,
+                                     uint32_t layer_end, uint32_t n_expert, uint32_t n_slot,
+                                     uint64_t pool_bytes);
 /* What the tier takes of the device's memory besides: the room, and tables. */
 uint64_t device_tier_room_bytes(const struct expert_store *store, uint32_t layer_begin,
                                 uint32_t layer_end, uint32_t n_expert, uint32_t n_expert_used);
@@ -87,6 +96,8 @@ struct device_tier_counts {
 
 struct device_tier_stats {
     struct device_tier_counts decode, prefill;
+    uint64_t pool_bytes, kv_bytes;  /* of keys and values; of them no slot's now */
+    uint64_t n_to_kv, n_to_experts; /* so often memory of it went that way */
     uint32_t n_slot, n_expert;
     uint32_t n_resident;                         /* or being copied */
     uint64_t slot_bytes, room_bytes, bank_bytes; /* bank: all experts of the tier's layers */
@@ -115,6 +126,9 @@ struct device_tier_config {
     uint32_t layer_begin, layer_end;
     uint32_t n_expert, n_expert_used;
     uint32_t n_slot; /* over all layers; raised to the least that works */
+    /* For more slots, from kv_bytes on and never before; or NULL. */
+    uint8_t *pool;
+    uint64_t pool_bytes, kv_bytes;
     const struct cache_policy *policy;
     enum miss_mode miss;
     enum prefetch prefetch; /* of predicted experts */
@@ -124,6 +138,11 @@ struct device_tier_config {
 enum lm_status device_tier_create(struct device_tier **out, const struct device_tier_config *config,
                                   struct lm_error *err);
 void device_tier_destroy(struct device_tier *tier); /* NULL is legal */
+
+/* Of the pool slots may lie from kv_bytes on, but not before what the configuration had. Between
+ * steps. Errors are of the device: then it is done all the same, and nothing is resident. */
+enum lm_status device_tier_resize(struct device_tier *tier, uint64_t kv_bytes,
+                                  struct lm_error *err);
 
 /* Uses per token of an expert of these layers from a profile, before the first step. Then the
  * hottest are copied into free slots, in the background and with the first steps. */

@@ -6,7 +6,7 @@
 /* Who adds a counter adds it here too, and to worker/pipeline/wire_stats.c. */
 static_assert(sizeof(struct expert_pager_stats) == 456 &&
                   sizeof(struct expert_pager_layer_stats) == 128 &&
-                  sizeof(struct device_tier_stats) == 352,
+                  sizeof(struct device_tier_stats) == 384,
               "all counters are summed");
 
 void pager_snapshot_take(struct pager_snapshot *out, const struct expert_pager *pager,
@@ -83,6 +83,10 @@ static void add_device(struct device_tier_stats *sum, const struct device_tier_s
     }
     add_device_counts(&sum->decode, &next->decode);
     add_device_counts(&sum->prefill, &next->prefill);
+    sum->pool_bytes += next->pool_bytes;
+    sum->kv_bytes += next->kv_bytes;
+    sum->n_to_kv += next->n_to_kv;
+    sum->n_to_experts += next->n_to_experts;
     sum->n_slot += next->n_slot;
     sum->n_expert += next->n_expert;
     sum->n_resident += next->n_resident;

@@ -41,6 +41,10 @@
     DO(wait_s)                                                                                     \
     DO(cpu_s)
 #define FOR_EACH_DEVICE_NUMBER(DO)                                                                 \
+    DO(pool_bytes)                                                                                 \
+    DO(kv_bytes)                                                                                   \
+    DO(n_to_kv)                                                                                    \
+    DO(n_to_experts)                                                                               \
     DO(n_slot)                                                                                     \
     DO(n_expert)                                                                                   \
     DO(n_resident)                                                                                 \

@@ -123,6 +123,7 @@ static enum lm_status make_writable(struct kv_cache *cache, uint32_t slot, uint3
         return lm_fail(err, LM_E_LIMIT, "KV cache: all %u blocks of %d positions are in use",
                        cache->config.n_group, KV_BLOCK);
     const uint32_t group = cache->free[--cache->n_free];
+    assert(group < cache->n_ready);
     cache->n_user[group] = 1;
     if (old != NO_GROUP) {
         cache->backend->ops->copy(cache->backend, block_at(cache, group, 0),
