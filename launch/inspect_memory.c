@@ -80,7 +80,7 @@ static uint32_t n_on_device(const struct inspect_memory *memory)
     const struct model_part *part = &memory->part;
     const uint32_t begin = part->device_begin, end = kept_end(part);
     if (!part->n_device_slot) return hparams_n_expert_of(&part->hp, begin, end);
-    return device_tier_slot_count(part->store, begin, end, part->hp.n_expert, part->n_device_slot);
+    return model_part_device_experts(part, end, 0);
 }
 
 /* The layers whose experts the host keeps. */
@@ -396,6 +396,19 @@ static double ram_hit_rate(const struct cost_hits *hits)
     return hits->vram < 1 ? (hits->resident - hits->vram) / (1 - hits->vram) : 1;
 }
 
+/* What experts have besides until contexts grow. */
+static void print_exchange(const struct inspect_memory *memory)
+{
+    const struct model_part *const part = &memory->part;
+    const struct memory_plan *const plan = &memory->plans.device;
+    char first[24], full[24];
+    if (!plan->kv_lent_bytes) return;
+    printf("at first           %u there, while the KV cache needs %s of its %s\n",
+           model_part_device_experts(part, kept_end(part), plan->kv_lent_bytes),
+           log_format_bytes(plan->kv_bytes - plan->kv_lent_bytes, first),
+           log_format_bytes(plan->kv_bytes, full));
+}
+
 static void print_expectation(const struct inspect_memory *memory)
 {
     const struct inspect_expectation *of = &memory->expected;
@@ -411,6 +424,7 @@ static void print_expectation(const struct inspect_memory *memory)
                                 kept_end(&memory->part)),
             100 * of->vram_share, 100 * of->resident_share, 100 * of->hits.vram,
             100 * ram_hit_rate(&of->hits));
+    print_exchange(memory);
     if (of->rates.vram_bytes_s <= 0) return;
     printf("decode, tok/s      %.3g with misses computed on the CPU, %.3g with misses copied, at "
            "most %.3g\n",
@@ -485,7 +499,12 @@ static struct json_object *device_json(const struct inspect_memory *memory)
     add_number(device, "layer_begin", part->device_begin);
     add_number(device, "layer_end", part->hp.n_layer);
     add_plan(device, &memory->plans.device);
-    if (part->n_device_slot) add_number(device, "experts_in_memory", n_on_device(memory));
+    if (!part->n_device_slot) return device;
+    add_number(device, "experts_in_memory", n_on_device(memory));
+    add_number(device, "experts_at_first",
+               model_part_device_experts(part, kept_end(part), memory->plans.device.kv_lent_bytes));
+    add_number(device, "kv_cache_at_first",
+               memory->plans.device.kv_bytes - memory->plans.device.kv_lent_bytes);
     return device;
 }
 

@@ -179,6 +179,13 @@ enum lm_status model_part_place(struct model_part *part, const struct rank_setti
     return place(part, settings, request, out, err);
 }
 
+uint32_t model_part_device_experts(const struct model_part *part, uint32_t layer_end,
+                                   uint64_t kv_lent_bytes)
+{
+    return device_tier_slot_count(part->store, part->device_begin, layer_end, part->hp.n_expert,
+                                  part->n_device_slot, kv_lent_bytes);
+}
+
 enum lm_status model_part_request(const struct model_part *part, const struct part_config *config,
                                   const struct run_sizes *sizes, struct memory_request *request,
                                   uint32_t *n_slot, struct lm_error *err)
@@ -215,10 +222,9 @@ static void report_device(const struct model_part *part, const struct device_pla
     const uint32_t n_expert = hparams_n_expert_of(&part->hp, split, kept_end);
     char total[24], budget[24], experts[PAGER_DEVICE_BYTES] = "";
     if (part->n_device_slot)
-        pager_report_device(experts, &part->hp, n_expert,
-                            device_tier_slot_count(part->store, split, kept_end, part->hp.n_expert,
-                                                   part->n_device_slot),
-                            settings->miss);
+        pager_report_device(
+            experts, &part->hp, n_expert, model_part_device_experts(part, kept_end, 0),
+            model_part_device_experts(part, kept_end, plans->device.kv_lent_bytes), settings->miss);
     log_info("layers %u to %u on %s: %s of %s%s%s%s%s", split, end - 1, part->device.name,
              log_format_bytes(plans->device.total_bytes, total),
              log_format_bytes(plans->device.budget_bytes, budget),

@@ -80,6 +80,10 @@ struct device_limits model_part_device_limits(const struct model_part *part,
 enum lm_status model_part_place(struct model_part *part, const struct rank_settings *settings,
                                 enum drafting mtp, struct memory_request *request,
                                 struct device_plan *out, struct lm_error *err);
+/* Experts of the layers from device_begin to layer_end that are on the device, which has slots for
+ * some: with full contexts, or with so many bytes of keys and values lent to them. */
+uint32_t model_part_device_experts(const struct model_part *part, uint32_t layer_end,
+                                   uint64_t kv_lent_bytes);
 /* The request of a rank whose sizes are settled. */
 enum lm_status model_part_request(const struct model_part *part, const struct part_config *config,
                                   const struct run_sizes *sizes, struct memory_request *request,

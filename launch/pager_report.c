@@ -39,12 +39,16 @@ const char *pager_report_expectation(char out[PAGER_EXPECTATION_BYTES],
 }
 
 const char *pager_report_device(char out[PAGER_DEVICE_BYTES], const struct hparams *hp,
-                                uint32_t n_expert, uint32_t n_slot, const char *miss)
+                                uint32_t n_expert, uint32_t n_slot, uint32_t n_slot_first,
+                                const char *miss)
 {
     const double n_of_token = used_share(hp) * n_expert;
+    char first[40] = "";
+    if (n_slot_first > n_slot)
+        snprintf(first, sizeof(first), ", %u until contexts grow", n_slot_first);
     snprintf(out, PAGER_DEVICE_BYTES,
-             ", %u of %u experts (%.0f%%) there, for about %.0f%% of the lookups; misses: %s%s",
-             n_slot, n_expert, 100.0 * n_slot / n_expert,
+             ", %u of %u experts (%.0f%%) there%s, for about %.0f%% of the lookups; misses: %s%s",
+             n_slot, n_expert, 100.0 * n_slot / n_expert, first,
              100 * hit_rate_expected(n_slot, n_expert, used_share(hp)), miss ? miss : "auto",
              n_slot < 1.3 * n_of_token ? " (hardly more than a token uses)" : "");
     return out;

@@ -21,10 +21,12 @@ const char *pager_report_expectation(char out[PAGER_EXPECTATION_BYTES],
                                      const struct memory_plan *plan, const struct hparams *hp,
                                      uint32_t n_expert, uint32_t n_slot);
 /* ", N of M experts (P%) there, ...", behind what a device holds: n_slot of the n_expert experts of
- * its layers. miss: what becomes of the others, NULL: auto. Returns out. */
-enum { PAGER_DEVICE_BYTES = 192 };
+ * its layers, at first n_slot_first of them. miss: what becomes of the others, NULL: auto. Returns
+ * out. */
+enum { PAGER_DEVICE_BYTES = 240 };
 const char *pager_report_device(char out[PAGER_DEVICE_BYTES], const struct hparams *hp,
-                                uint32_t n_expert, uint32_t n_slot, const char *miss);
+                                uint32_t n_expert, uint32_t n_slot, uint32_t n_slot_first,
+                                const char *miss);
 /* A line, before anything is loaded: what of the model will be in memory. */
 void pager_report_plan(const struct memory_plan *plan, const struct hparams *hp, uint32_t n_expert,
                        uint32_t n_slot);

@@ -3,7 +3,7 @@
 
 #include "proto/base/log.h"
 
-enum { SLACK_SHARE = 8, RETURN_SHARE = 4 };
+enum { SLACK_SHARE = 8 };
 
 void exchange_init(struct exchange *exchange, struct seq_state *state, struct device_tier *tier)
 {
@@ -67,7 +67,7 @@ enum lm_status exchange_begin_step(struct exchange *exchange, struct lm_error *e
     const uint32_t old = seq_state_pool(exchange->state).n_ready;
     const bool is_due = exchange->is_due;
     exchange->is_due = false;
-    if (!is_due || n_ready >= old - old / RETURN_SHARE) return LM_OK;
+    if (!is_due || n_ready >= old - old / SLACK_SHARE) return LM_OK;
     seq_state_resize_pool(exchange->state, n_ready);
     return resize_tier(exchange, n_ready, err);
 }

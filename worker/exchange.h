@@ -10,7 +10,7 @@
  *
  * Both ways there is slack: what is taken is an eighth more than is needed, so that a growing
  * sequence seldom takes any; and what the last few sequences needed at most stays, so that long and
- * short ones in turn do not move it.
+ * short ones in turn do not move it. Less than an eighth is not given back.
  *
  * Neither placement changes a bit of what is computed.
  *

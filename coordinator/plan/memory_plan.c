@@ -69,6 +69,24 @@ static uint64_t kv_bytes(const struct hparams *hp, const struct memory_request *
     return n_bytes;
 }
 
+/* Of the decoder's layers that see everything. */
+static uint64_t kv_lent_bytes(const struct hparams *hp, const struct memory_request *request,
+                              uint32_t n_ctx)
+{
+    const uint64_t n_ready =
+        div_up((uint64_t)request->n_slot * memory_plan_ready_ctx(n_ctx), KV_BLOCK);
+    uint64_t n_bytes = 0;
+    for (uint32_t il = request->layer_begin; il < layer_end(request, hp) && il < hp->n_layer;
+         il++) {
+        const struct layer_hparams *layer = &hp->layer[il];
+        if (layer->recurrent || layer->window) continue;
+        const uint64_t n_block = kv_blocks(layer, request, n_ctx);
+        if (n_block > n_ready)
+            n_bytes += (n_block - n_ready) * KV_BLOCK * layer_position_bytes(request, hp, layer);
+    }
+    return n_bytes;
+}
+
 static uint64_t recurrent_bytes(const struct hparams *hp, const struct memory_request *request,
                                 uint64_t n_held)
 {
@@ -200,6 +218,7 @@ static void set_context(struct memory_plan *plan, const struct hparams *hp,
 {
     plan->n_ctx = n_ctx;
     plan->kv_bytes = kv_bytes(hp, request, n_ctx);
+    plan->kv_lent_bytes = plan->paged && request->on_device ? kv_lent_bytes(hp, request, n_ctx) : 0;
     plan->angle_bytes = n_angle_table(hp, request) * n_ctx * hp->rope.n_rot * sizeof(float);
     plan->total_bytes = plan->weight_bytes + plan->kv_bytes + plan->recurrent_bytes +
                         plan->angle_bytes + plan->scratch_bytes + plan->program_bytes +

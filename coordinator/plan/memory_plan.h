@@ -73,6 +73,8 @@ struct memory_plan {
     uint64_t
         mtp_bytes; /* of all these for the layer that drafts, but its experts if they are paged */
     uint64_t total_bytes;
+    /* Of kv_bytes on a device, what experts have until contexts grow; 0 unless paged. */
+    uint64_t kv_lent_bytes;
 };
 
 /* Pages the experts if all of them do not fit beside the context asked for, or beside a context of
@@ -91,7 +93,7 @@ void memory_plan_make_empty(struct memory_plan *plan, const struct hparams *hp,
  * them. */
 static inline uint32_t memory_plan_ready_ctx(uint32_t n_ctx)
 {
-    enum { READY_CTX = 2048 };
+    enum { READY_CTX = 1024 };
     return n_ctx < READY_CTX ? n_ctx : READY_CTX;
 }
 

@@ -147,6 +147,53 @@ class Tier(unittest.TestCase):
             self.assertGreaterEqual(server.metric("lean_expert_cache_hits_total"), found["hit"])
 
 
+class Exchange(unittest.TestCase):
+    """Keys and values take memory from experts while a sequence is long, and answers stay the same."""
+    SIZES = ("--ctx", 2048, "--prefill-chunk", 256, "--parallel", 1, "--kv-type", "f32")
+
+    def slots(self, server):
+        ask = server.metrics()
+        self.assertGreater(ask("lean_device_memory_bytes", use="kv"), 0)
+        return (ask("lean_device_expert_slots"), ask("lean_device_memory_exchanges_total", to="kv"),
+                ask("lean_device_memory_exchanges_total", to="experts"))
+
+    def test_long_request_takes_slots(self):
+        with tempfile.TemporaryDirectory(prefix="lean-test-exchange-") as folder:
+            model = os.path.join(folder, "model.gguf")
+            result = cli.lean("synth", "qwen3moe", "Q8_0", "--layers", 1, "--experts", 32,
+                              "--experts-used", 1, "-o", model)
+            self.assertEqual(result.returncode, 0, result.stderr)
+            device = ("--device", "emu", "--vram", "43M")
+            inspect = ("inspect", model, "--memory", *self.SIZES, *device)
+            plan = json.loads(cli.lean(*inspect, "--json").stdout)["memory"]["device"]
+            self.assertLess(plan["experts_in_memory"], plan["experts_at_first"])
+            self.assertLess(plan["kv_cache_at_first"], plan["kv_cache"])
+            self.assertRegex(cli.lean(*inspect).stdout,
+                             f"at first +{plan['experts_at_first']} there, while the KV cache "
+                             "needs [0-9.]+ MiB of its")
+            with serve.Server(*self.SIZES, "--cache-ram", 0, "--device", "cpu", model=model) as cpu, \
+                 serve.Server(*self.SIZES, "--cache-ram", 0, *device, model=model) as server:
+
+                def ask(seed, n):
+                    prompt = [1 + (seed + 37 * i) % 500 for i in range(n)]
+                    answers = [of.complete(prompt, max_tokens=6, ignore_eos=True, logprobs=1)["choices"]
+                               for of in (cpu, server)]
+                    self.assertEqual(answers[0], answers[1])
+                    return self.slots(server)
+
+                full, first = map(int, re.search(
+                    r"(\d+) of 32 experts .* there, (\d+) until contexts grow", server.log()).groups())
+                self.assertEqual(self.slots(server), (first, 0, 0))
+                self.assertEqual(ask(1, 5), (first, 0, 0))
+                during, to_kv, to_experts = ask(2, 1100)
+                self.assertTrue(full <= during < first, during)
+                self.assertGreater(to_kv, 0)
+                self.assertEqual(to_experts, 0)
+                for seed in range(6): # not at once: the next one may be long again
+                    after = ask(seed, 5)
+                self.assertEqual(after, (first, to_kv, 1))
+
+
 if not os.path.exists(PLUGIN):
     print("skipped: built without the emulator of CUDA")
     sys.exit(77)

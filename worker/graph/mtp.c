@@ -49,7 +49,8 @@ static enum lm_status create_span(struct mtp *mtp, struct lm_error *err)
                                  .decoder = last->model};
     config.state.layer_begin = mtp->il;
     config.state.layer_end = mtp->il + 1;
-    config.state.n_draft = 0; /* they are cut off by being written over */
+    config.state.n_position_ready = 0; /* experts have none of it */
+    config.state.n_draft = 0;          /* they are cut off by being written over */
     enum lm_status status = span_init(&mtp->span, &config, err);
     if (status == LM_OK)
         status = span_create_graph(&mtp->span, &experts, NULL, 0, &last->graph, err);

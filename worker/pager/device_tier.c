@@ -187,24 +187,6 @@ static uint64_t slot_bytes_of(const struct expert_layer *layer)
     return n_bytes;
 }
 
-uint32_t device_tier_slot_count(const struct expert_store *store, uint32_t layer_begin,
-                                uint32_t layer_end, uint32_t n_expert, uint32_t n_slot)
-{
-    struct slot_classes classes;
-    slot_classes_make(&classes, store, layer_begin, layer_end, n_expert, n_slot, slot_bytes_of,
-                      NULL);
-    return slot_classes_n_slot(&classes);
-}
-
-uint64_t device_tier_slot_bytes(const struct expert_store *store, uint32_t layer_begin,
-                                uint32_t layer_end, uint32_t n_expert, uint32_t n_slot)
-{
-    struct slot_classes classes;
-    slot_classes_make(&classes, store, layer_begin, layer_end, n_expert, n_slot, slot_bytes_of,
-                      NULL);
-    return slot_classes_bytes(&classes);
-}
-
 /* Slots with n_slot in the arena and pool_bytes beside it; n_in_arena: those there, or NULL. */
 static void make_classes(struct slot_classes *out, const struct expert_store *store,
                          uint32_t layer_begin, uint32_t layer_end, uint32_t n_expert,
@@ -224,13 +206,22 @@ static void make_classes(struct slot_classes *out, const struct expert_store *st
                           class_of);
 }
 
-uint32_t device_tier_slot_count_with(const struct expert_store *store, uint32_t layer_begin,
-                                     uint32_t layer_end, uint32_t n_expert, uint32_t n_slot,
-                                     uint64_t pool_bytes)
+uint32_t device_tier_slot_count(const struct expert_store *store, uint32_t layer_begin,
+                                uint32_t layer_end, uint32_t n_expert, uint32_t n_slot,
+                                uint64_t pool_bytes)
 {
     struct slot_classes classes;
     make_classes(&classes, store, layer_begin, layer_end, n_expert, n_slot, pool_bytes, NULL, NULL);
     return slot_classes_n_slot(&classes);
+}
+
+uint64_t device_tier_slot_bytes(const struct expert_store *store, uint32_t layer_begin,
+                                uint32_t layer_end, uint32_t n_expert, uint32_t n_slot)
+{
+    struct slot_classes classes;
+    slot_classes_make(&classes, store, layer_begin, layer_end, n_expert, n_slot, slot_bytes_of,
+                      NULL);
+    return slot_classes_bytes(&classes);
 }
 
 uint32_t device_tier_slots_for(const struct expert_store *store, uint32_t layer_begin,

@@ -63,19 +63,17 @@ enum miss_mode {
 };
 
 /* Asked for n_slot slots, the tier makes device_tier_slot_count of them, since experts of each size
- * get the least that works and none that they cannot fill; these take device_tier_slot_bytes.
+ * get the least that works and none that they cannot fill; these take device_tier_slot_bytes. With
+ * pool_bytes (0: none) there are as many more as that has room for.
  * device_tier_slots_for: the most to ask for that fits into n_bytes, at most all experts; 0: not
  * even the least that works fits. */
 uint32_t device_tier_slot_count(const struct expert_store *store, uint32_t layer_begin,
-                                uint32_t layer_end, uint32_t n_expert, uint32_t n_slot);
+                                uint32_t layer_end, uint32_t n_expert, uint32_t n_slot,
+                                uint64_t pool_bytes);
 uint64_t device_tier_slot_bytes(const struct expert_store *store, uint32_t layer_begin,
                                 uint32_t layer_end, uint32_t n_expert, uint32_t n_slot);
 uint32_t device_tier_slots_for(const struct expert_store *store, uint32_t layer_begin,
                                uint32_t layer_end, uint32_t n_expert, uint64_t n_bytes);
-/* The same with so many bytes of a pool for more slots: how many there are in all. */
-uint32_t device_tier_slot_count_with(const struct expert_store *store, uint32_t layer_begin,
-                                     uint32_t layer_end, uint32_t n_expert, uint32_t n_slot,
-                                     uint64_t pool_bytes);
 /* What the tier takes of the device's memory besides: the room, and tables. */
 uint64_t device_tier_room_bytes(const struct expert_store *store, uint32_t layer_begin,
                                 uint32_t layer_end, uint32_t n_expert, uint32_t n_expert_used);

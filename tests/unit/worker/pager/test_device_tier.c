@@ -81,8 +81,8 @@ static void test_slot_count_is_bounded(void **state)
 {
     const struct fixture *f = *state;
     const uint32_t n_layer = f->hp.n_layer, n_expert = f->hp.n_expert, n_all = n_layer * n_expert;
-    assert_int_equal(device_tier_slot_count(f->store, 0, n_layer, n_expert, 10 * n_all), n_all);
-    const uint32_t least = device_tier_slot_count(f->store, 0, n_layer, n_expert, 1);
+    assert_int_equal(device_tier_slot_count(f->store, 0, n_layer, n_expert, 10 * n_all, 0), n_all);
+    const uint32_t least = device_tier_slot_count(f->store, 0, n_layer, n_expert, 1, 0);
     assert_in_range(least, 2, n_all / 2);
     assert_true(device_tier_room_bytes(f->store, 0, n_layer, n_expert, f->hp.n_expert_used) > 0);
 }
