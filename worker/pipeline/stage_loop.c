@@ -91,10 +91,11 @@ static enum lm_status look_ahead(struct stage_loop *loop, double timeout_s, stru
     return status;
 }
 
-/* Waits for the next frame, and does meanwhile what can be done for later steps. */
+/* Waits for the next frame, and does meanwhile what can be done for later steps; but not in the
+ * short time between two steps, of which the second would have to wait for it. */
 static enum lm_status await_frame(struct stage_loop *loop, struct lm_error *err)
 {
-    enum lm_status status = look_ahead(loop, 0, err);
+    enum lm_status status = look_ahead(loop, STEP_IDLE_S, err);
     while (status == LM_OK && !loop->ahead.present)
         status = look_ahead(loop, worker_idle(loop->config.worker) ? STEP_IDLE_S : -1, err);
     return status;
