@@ -73,8 +73,15 @@ struct seed {
 };
 
 /* MISS_AUTO: the modes take turns for some steps of equally many tokens, and the fastest is kept
- * for a while. */
-enum { N_TRIED = 3, TRIAL_ROUNDS = 11, TRIAL_PAUSE_STEPS = 2000, TRIAL_WARM_STEPS = 16 };
+ * for a while. Steps of other sizes between them, as drafts make them, go by the mode chosen last;
+ * after many of these in a row the trial begins again with steps of the new size. */
+enum {
+    N_TRIED = 3,
+    TRIAL_ROUNDS = 11,
+    TRIAL_PAUSE_STEPS = 2000,
+    TRIAL_WARM_STEPS = 16,
+    TRIAL_OTHERS_MAX = 32
+};
 static const enum miss_mode tried[N_TRIED] = {MISS_HYBRID, MISS_CPU, MISS_GPU};
 static const char *const mode_names[] = {"auto", "gpu", "cpu", "hybrid"};
 
@@ -82,6 +89,7 @@ struct trial {
     double step_s[N_TRIED][TRIAL_ROUNDS];
     uint32_t n_step;  /* of the trial, so far */
     uint32_t n_token; /* of each */
+    uint32_t n_other; /* steps of other sizes since the last */
     uint32_t n_pause; /* steps until it begins */
     bool runs;        /* the step under way is one of them */
     uint32_t chosen;  /* of tried */
@@ -741,8 +749,13 @@ static void choose_mode(struct device_tier *tier, uint32_t n_token)
     if (tier->stats.asked != MISS_AUTO) return;
     trial->runs = !tier->prefill && !trial->n_pause;
     if (!tier->prefill && trial->n_pause) trial->n_pause--;
+    if (trial->n_token != n_token && trial->n_step && trial->n_other++ < TRIAL_OTHERS_MAX)
+        trial->runs = false;
     if (trial->runs && trial->n_token != n_token) trial->n_step = 0;
-    trial->n_token = n_token;
+    if (trial->runs) {
+        trial->n_token = n_token;
+        trial->n_other = 0;
+    }
     tier->stats.mode = tried[trial->runs ? trial->n_step % N_TRIED : trial->chosen];
 }
 

@@ -241,6 +241,25 @@ static void test_nothing_is_predicted_unless_asked(void **state)
     assert_false(device_tier_wants_prediction(f->tier, 1));
 }
 
+/* All modes are tried, and one is kept, though every other step has more tokens. */
+static void test_modes_are_tried_between_other_steps(void **state)
+{
+    struct fixture *f = *state;
+    int n_step[MISS_HYBRID + 1] = {0}, n_change = 0;
+    enum miss_mode last = MISS_AUTO;
+    open_tier(f, MISS_AUTO, PREFETCH_OFF);
+    for (int i = 0; i < 400; i++) {
+        device_tier_step(f->tier, 1 + i % 2, false);
+        const enum miss_mode mode = device_tier_stats(f->tier).mode;
+        n_step[mode]++;
+        n_change += i >= 200 && mode != last;
+        last = mode;
+        device_tier_end_step(f->tier);
+    }
+    assert_true(n_step[MISS_GPU] >= 11 && n_step[MISS_CPU] >= 11 && n_step[MISS_HYBRID] >= 11);
+    assert_int_equal(n_change, 0);
+}
+
 /* ---- a profile, and a prompt ------------------------------------------------------------------
  */
 
@@ -345,6 +364,8 @@ int main(void)
                                         tear_down),
         cmocka_unit_test_setup_teardown(test_predicted_experts_stay, set_up_plain, tear_down),
         cmocka_unit_test_setup_teardown(test_wrong_predictions_end, set_up_plain, tear_down),
+        cmocka_unit_test_setup_teardown(test_modes_are_tried_between_other_steps, set_up_plain,
+                                        tear_down),
         cmocka_unit_test_setup_teardown(test_idle_time_preloads, set_up_plain, tear_down),
         cmocka_unit_test_setup_teardown(test_a_prompt_warms_its_share, set_up_plain, tear_down),
         cmocka_unit_test_setup_teardown(test_nothing_is_predicted_unless_asked, set_up_plain,
