@@ -513,6 +513,9 @@ static void run_layers(struct worker *worker, const struct step_plan *plan, stru
     count_wait(plan, expert_pager_step_wait_s(worker->pager));
     failed->status = check_files(worker, failed->status, failed);
     name_failure(worker, failed);
+    /* what the head would have waited for: the next step may overwrite what it reads */
+    struct span *const last = last_span(worker);
+    if (failed->status != LM_OK && last->is_device) last->backend->ops->sync(last->backend, NULL);
 }
 
 /* Runs the layers of this stage between its edges. failed: of this step, here or before. What the

@@ -41,6 +41,7 @@ struct sealed_device {
     int copy_polls; /* that a copy takes, unless an operation awaits it */
     int n_fetch, n_pin, n_gathered, n_copy_rows;
     bool refuses_to_pin;
+    bool busy; /* maybe, with what it was asked since the last sync */
     int fail_fetch; /* the copy that fails, which the next sync says; -1: none */
     bool copy_failed;
     int lost_op; /* with which the device is lost; -1: none */
@@ -61,6 +62,7 @@ static void seal(struct backend *backend)
 {
     assert_int_equal(mprotect(sealed(backend)->arena, SEALED_BYTES, PROT_NONE), 0);
     sealed(backend)->n_op++;
+    sealed(backend)->busy = true;
 }
 
 static bool is_lost(const struct backend *backend)
@@ -219,6 +221,7 @@ static enum lm_status sealed_sync(struct backend *backend, struct lm_error *err)
         free(device->pending[i].data);
     }
     device->n_pending = 0;
+    device->busy = false;
     if (is_lost(backend)) return lm_fail(err, LM_E_FAIL, "sealed device: lost");
     if (device->copy_failed) {
         device->copy_failed = false;

@@ -343,6 +343,44 @@ static void test_failed_read(void **state)
     unlink(path);
 }
 
+/* A file that is cut off under the CPU's layers, whose weights are read in its mapping: that is
+ * seen when all layers have run. The next step finds the device with nothing to do. */
+static void test_lost_mapping(void **state)
+{
+    char path[] = "/tmp/lean-test-tier-XXXXXX";
+    struct gguf_file *file = NULL;
+    static struct hparams hp;
+    struct rank rank = {.n_row = 0};
+    struct sealed_device device;
+    (void)state;
+    close(mkstemp(path));
+    copy_model("qwen3moe-s-q8_0", path);
+    assert_int_equal(gguf_open(&file, path, NULL), LM_OK);
+    assert_int_equal(hparams_read(&hp, file, NULL), LM_OK);
+    sealed_device_init(&device);
+    open_rank(&rank, file, &hp,
+              &(struct rank_layers){.end = hp.n_layer,
+                                    .device = &device.backend,
+                                    .device_begin = 1,
+                                    .device_experts = {5, MISS_HYBRID}});
+    run_rank(&rank);
+    assert_int_equal(rank.status, LM_OK);
+    while (expert_pager_idle(worker_pager(rank.worker)))
+        ; /* until it has read all experts */
+    assert_int_equal(truncate(path, 4096), 0);
+    clear_rank(&rank);
+    const int n_op = device.n_op;
+    run_rank(&rank);
+    assert_int_equal(rank.status, LM_E_IO);
+    assert_non_null(strstr(rank.err.message, "the file ends before"));
+    assert_true(device.n_op > n_op); /* it has computed */
+    assert_false(device.busy);
+    close_rank(&rank);
+    sealed_device_fini(&device);
+    gguf_close(file);
+    unlink(path);
+}
+
 /* A device that is lost in a step ends that step, wherever it happens. */
 static void test_lost_device(void **state)
 {
@@ -461,6 +499,7 @@ int main(void)
                                        cmocka_unit_test(test_tries_all_modes),
                                        cmocka_unit_test(test_failed_copy),
                                        cmocka_unit_test(test_failed_read),
+                                       cmocka_unit_test(test_lost_mapping),
                                        cmocka_unit_test(test_lost_device),
                                        cmocka_unit_test(test_no_memory_on_the_device)};
     return cmocka_run_group_tests(tests, NULL, NULL);
