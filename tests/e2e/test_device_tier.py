@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 import unittest
 
 import cli
@@ -64,9 +65,15 @@ class Tier(unittest.TestCase):
         return experts
 
     def test_misses(self):
-        for miss in ("gpu", "cpu", "hybrid"):
-            device = self.check("--miss", miss)["device"]
+        for miss, prefetch in ("gpu", "auto"), ("cpu", "on"), ("hybrid", "off"):
+            device = self.check("--miss", miss, "--prefetch", prefetch)["device"]
             self.assertEqual((device["miss"], device["mode"]), (miss, miss))
+            prediction = device["prediction"]
+            self.assertLessEqual(prediction["recalled"], prediction["chosen"])
+            self.assertLessEqual(prediction["used"], prediction["read"])
+            self.assertEqual(prediction["read"] > 0, device["predicted_bytes"] > 0)
+            if prefetch != "auto":
+                self.assertEqual(prediction["read"] > 0, prefetch == "on")
             if miss == "cpu":
                 self.assertGreater(device["decode"]["on_cpu"], 0)
             if miss == "gpu":
@@ -145,6 +152,21 @@ class Tier(unittest.TestCase):
             self.assertGreater(found["cpu"] + found["copied"], 0)
             self.assertGreater(server.metric("lean_device_expert_slots"), 48)
             self.assertGreaterEqual(server.metric("lean_expert_cache_hits_total"), found["hit"])
+
+    def test_idle_time_fills_slots(self):
+        """Of a profile that a run has left, before anybody asks for anything."""
+        environment = {"XDG_CACHE_HOME": os.path.join(self.folder.name, "cache")}
+        left = cli.lean("eval", self.model, "--ids", IDS, "-n", 30, *SIZES, "--device", "cpu",
+                        "--expert-slots", "50%", **environment)
+        self.assertEqual(left.returncode, 0, left.stderr)
+        with serve.Server("--device", "emu", "--vram", self.vram, "--parallel", 1, *SIZES,
+                          model=self.model, env=environment) as server:
+            end = time.monotonic() + 20
+            while server.metric("lean_device_expert_slots", state="free"):
+                self.assertLess(time.monotonic(), end, "slots stay free")
+                time.sleep(0.1)
+            background = server.metric("lean_device_expert_background_total", reason="profile")
+            self.assertGreater(background, 48)
 
 
 class Exchange(unittest.TestCase):
