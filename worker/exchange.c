@@ -59,17 +59,23 @@ void exchange_end_sequence(struct exchange *exchange)
     exchange->is_due = true;
 }
 
+enum lm_status exchange_settle(struct exchange *exchange, struct lm_error *err)
+{
+    if (!exchange->is_due) return LM_OK;
+    const uint32_t n_ready = with_slack(exchange, note_peak(exchange));
+    const uint32_t old = seq_state_pool(exchange->state).n_ready;
+    exchange->is_due = false;
+    if (n_ready >= old - old / SLACK_SHARE) return LM_OK;
+    seq_state_resize_pool(exchange->state, n_ready);
+    return resize_tier(exchange, n_ready, err);
+}
+
 enum lm_status exchange_begin_step(struct exchange *exchange, struct lm_error *err)
 {
     if (!exchange->tier) return LM_OK;
+    note_peak(exchange);
     if (++exchange->n_step > EXCHANGE_EPOCH_STEPS) exchange_end_sequence(exchange);
-    const uint32_t n_ready = with_slack(exchange, note_peak(exchange));
-    const uint32_t old = seq_state_pool(exchange->state).n_ready;
-    const bool is_due = exchange->is_due;
-    exchange->is_due = false;
-    if (!is_due || n_ready >= old - old / SLACK_SHARE) return LM_OK;
-    seq_state_resize_pool(exchange->state, n_ready);
-    return resize_tier(exchange, n_ready, err);
+    return exchange_settle(exchange, err);
 }
 
 enum lm_status exchange_make_room(struct exchange *exchange, uint32_t slot, uint32_t n,

@@ -40,11 +40,13 @@ struct exchange {
 void exchange_init(struct exchange *exchange, struct seq_state *state, struct device_tier *tier);
 /* A sequence is about to be cleared. */
 void exchange_end_sequence(struct exchange *exchange);
-/* Before a step: experts get what is theirs. Errors of the device: it is done all the same, but the
- * step can only fail. */
+/* Between steps: experts get what is theirs, if a sequence has ended. Errors, here and below, are
+ * of the device: memory has changed hands all the same, as device_tier_resize says. */
+enum lm_status exchange_settle(struct exchange *exchange, struct lm_error *err);
+/* Before a step: the same. */
 enum lm_status exchange_begin_step(struct exchange *exchange, struct lm_error *err);
 /* Before room for n more positions of a slot is reserved: takes what that lacks, as far as there is
- * any. Errors likewise. */
+ * any. */
 enum lm_status exchange_make_room(struct exchange *exchange, uint32_t slot, uint32_t n,
                                   struct lm_error *err);
 

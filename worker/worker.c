@@ -706,6 +706,7 @@ enum lm_status worker_seq(struct worker *worker, const struct seq_op *op, struct
 
 bool worker_idle(struct worker *worker)
 {
+    exchange_settle(&worker->exchange, NULL); /* a lost device tells the next step, too */
     const bool reads = expert_pager_idle(worker->pager);
     const bool copies = worker->tier && device_tier_idle(worker->tier);
     return reads || copies;

@@ -956,6 +956,8 @@ enum lm_status device_tier_resize(struct device_tier *tier, uint64_t kv_bytes, s
     forget_ahead(tier);
     enum lm_status status = drain(tier, err);
     if (status != LM_OK) device_tier_abandon(tier);
+    tell_preloaded(tier);
+    tier->preload_is_told = true; /* what comes from here on is not the profile's */
     assert(!tier->n_copy);
     memcpy(n_slot, tier->n_in_arena, sizeof(tier->n_usable));
     for (uint32_t i = 0; i < n_in_pool; i++)

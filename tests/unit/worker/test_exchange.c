@@ -144,6 +144,8 @@ static void run_randomly(struct run *run, uint32_t n_ctx, uint32_t random)
             run->n_full++;
         }
         run->length[slot] += n;
+        for (uint32_t k = random >> 26; k < 8 && worker_idle(run->device.worker);)
+            k++;
         const uint32_t n_slot = stats_of(&run->device).n_slot;
         if (n_slot < n_slot_min) n_slot_min = n_slot;
         if (n_slot > n_slot_max) n_slot_max = n_slot;
