@@ -245,6 +245,8 @@ static void announce_copy(const struct model *model, const struct gguf_file *fil
 {
     const size_t n_bytes = (size_t)w->n_row * w->row_bytes;
     if (!w->data || is_copy(model, w->data)) return;
+    for (size_t i = *n; i-- > 0;)
+        if (pending[i].w == w) return; /* two roles have the field */
     pending[(*n)++] = (struct pending){.w = w,
                                        .from = w->data,
                                        .n_bytes = n_bytes,
