@@ -6,6 +6,7 @@
 
 #include <unistd.h>
 
+#include "coordinator/plan/memory_plan.h"
 #include "worker/pack/synth.h"
 #include "worker/pager/policy.h"
 
@@ -173,6 +174,49 @@ static void test_device_gathers(void **state)
     gguf_close(file);
 }
 
+static uint64_t planned(const struct gguf_file *file, const struct hparams *hp, bool mtp)
+{
+    struct memory_plan plan;
+    const struct memory_request request = {.layer_end = hp->n_layer + mtp,
+                                           .n_ctx = 512, /* as many positions as open_rank has */
+                                           .n_slot = 1,
+                                           .prefill_chunk = N_PROMPT - 1,
+                                           .kv_type = TENSOR_F16,
+                                           .budget_bytes = UINT64_MAX,
+                                           .on_device = true};
+    memory_plan_make(&plan, file, hp, &request);
+    return plan.total_bytes;
+}
+
+static uint64_t taken(const struct gguf_file *file, const struct hparams *hp, bool mtp)
+{
+    struct sealed_device device;
+    struct rank rank = {.n_row = 0};
+    sealed_device_init(&device);
+    open_rank(&rank, file, hp,
+              &(struct rank_layers){.end = hp->n_layer, .device = &device.backend, .mtp = mtp});
+    const uint64_t n_bytes = device.n_used;
+    close_rank(&rank);
+    sealed_device_fini(&device);
+    return n_bytes;
+}
+
+/* What the layer takes of a device is what was counted for it, but for the ends of pieces. */
+static void test_as_planned(void **state)
+{
+    static const char *const shapes[] = {"qwen35moe", "qwen35"};
+    (void)state;
+    for (size_t i = 0; i < sizeof(shapes) / sizeof(shapes[0]); i++) {
+        struct gguf_file *file = NULL;
+        static struct hparams hp;
+        open_synthetic(&file, &hp, shapes[i]);
+        const uint64_t n_planned = planned(file, &hp, true) - planned(file, &hp, false);
+        const uint64_t n_taken = taken(file, &hp, true) - taken(file, &hp, false);
+        assert_in_range(n_taken, n_planned - n_planned / 20, n_planned + n_planned / 20);
+        gguf_close(file);
+    }
+}
+
 /* Wherever memory runs out there is an error, and nothing is left behind. */
 static void test_no_memory(void **state)
 {
@@ -200,9 +244,8 @@ static void test_no_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_wherever_it_runs),
-        cmocka_unit_test(test_with_slots_on_the_device),
-        cmocka_unit_test(test_device_gathers),
+        cmocka_unit_test(test_wherever_it_runs), cmocka_unit_test(test_with_slots_on_the_device),
+        cmocka_unit_test(test_device_gathers),   cmocka_unit_test(test_as_planned),
         cmocka_unit_test(test_no_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

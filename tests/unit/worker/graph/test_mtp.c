@@ -186,6 +186,7 @@ static struct mtp *create(void)
                                                .n_slot = 2,
                                                .n_ctx = 256,
                                                .n_position = 512,
+                                               .n_position_ready = KV_BLOCK,
                                                .n_batch = 64,
                                                .kv_type = TENSOR_F32}};
     const struct graph_experts none = {.bank = NULL};
