@@ -202,6 +202,12 @@ static void preload_tier(void *context)
     device_tier_preload(worker->tier);
 }
 
+static enum lm_status let_tier_go(void *context, struct lm_error *err)
+{
+    const struct worker *worker = context;
+    return device_tier_let_go(worker->tier, err);
+}
+
 static enum lm_status create_tier(struct worker *worker, struct lm_error *err)
 {
     const struct worker_config *config = &worker->config;
@@ -222,8 +228,11 @@ static enum lm_status create_tier(struct worker *worker, struct lm_error *err)
                                             .prefetch = config->pager.prefetch,
                                             .miss = config->device_experts.miss};
     const enum lm_status status = device_tier_create(&worker->tier, &tier, err);
-    const struct expert_pager_above above = {
-        .context = worker, .has = is_in_tier, .seed = seed_tier, .preload = preload_tier};
+    const struct expert_pager_above above = {.context = worker,
+                                             .has = is_in_tier,
+                                             .seed = seed_tier,
+                                             .preload = preload_tier,
+                                             .let_go = let_tier_go};
     if (status != LM_OK) return status;
     expert_pager_put_above(worker->pager, &above);
     exchange_init(&worker->exchange, state, worker->tier);

@@ -394,6 +394,11 @@ static enum lm_status drain(struct device_tier *tier, struct lm_error *err)
     return status;
 }
 
+enum lm_status device_tier_let_go(struct device_tier *tier, struct lm_error *err)
+{
+    return drain(tier, err);
+}
+
 /* Where the parts of an expert begin, as they lie in the host's memory. */
 static void find_parts(const struct expert_layer *layer, const struct expert_view *view,
                        const uint8_t *part[EXPERT_PART_MAX])

@@ -191,6 +191,8 @@ struct device_group {
 /* n 0: all have been lent. Errors of the pager, and of the device. */
 enum lm_status device_tier_acquire(struct device_tier *tier, struct device_group *out,
                                    struct lm_error *err);
+/* Waits for all copies: then nothing of the pager's is held. */
+enum lm_status device_tier_let_go(struct device_tier *tier, struct lm_error *err);
 /* The step has failed: copies may have, too. Nothing is resident from here on. */
 void device_tier_abandon(struct device_tier *tier);
 

@@ -775,6 +775,18 @@ static void lend(struct expert_pager *pager, struct expert_group *out)
         .n = pager->n_lent, .expert = pager->lent_expert, .view = pager->lent_view};
 }
 
+/* Nothing is being read, and all slots that could go are held. False: nothing can be done. */
+static bool let_go(struct expert_pager *pager)
+{
+    struct lm_error *const failure = &pager->failure;
+    const size_t n_held = pager->n_held;
+    if (n_held && pager->above.let_go)
+        failure->status = pager->above.let_go(pager->above.context, failure);
+    if (failure->status == LM_OK && pager->n_held == n_held)
+        lm_fail(failure, LM_E_FAIL, "layer %u: no slot is free for an expert", pager->layer);
+    return failure->status == LM_OK;
+}
+
 enum lm_status expert_pager_acquire(struct expert_pager *pager, struct expert_group *out,
                                     struct lm_error *err)
 {
@@ -787,11 +799,7 @@ enum lm_status expert_pager_acquire(struct expert_pager *pager, struct expert_gr
         go_on_preloading(pager);
         look_ahead(pager);
         if (!pager->n_left || pager->n_waiting + pager->n_reading < pager->n_left) break;
-        if (!reap(pager, true)) {
-            lm_fail(&pager->failure, LM_E_FAIL, "layer %u: no slot is free for an expert",
-                    pager->layer);
-            break;
-        }
+        if (!reap(pager, true) && !let_go(pager)) break;
         tell_watcher(pager);
     }
     if (pager->failure.status != LM_OK) {

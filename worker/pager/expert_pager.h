@@ -186,6 +186,8 @@ struct expert_pager_above {
     /* called by expert_pager_seed and expert_pager_preload, too */
     void (*seed)(void *context, struct expert_key key, float rate);
     void (*preload)(void *context);
+    /* ends what it holds, when no slot is left without */
+    enum lm_status (*let_go)(void *context, struct lm_error *err);
 };
 void expert_pager_put_above(struct expert_pager *pager, const struct expert_pager_above *above);
 

@@ -7,6 +7,9 @@
 
 enum { N_SLOT = 3, BATCH = 64, N_READY = 128, N_RUN = 140 };
 
+/* Of experts in memory, few: all that may go may be on their way to the device. */
+enum { MEMORY_SLOTS = 8 };
+
 /* n_position: so many that their memory is about that of all experts. */
 struct shape {
     const char *name;
@@ -166,7 +169,7 @@ static uint32_t check_shape(const struct shape *shape, enum miss_mode miss, bool
     device.copy_polls = (int)seed % 5;
     memset(&run, 0, sizeof(run));
     const uint32_t n_expert = hparams_n_expert_of(&hp, 0, hp.n_layer);
-    const uint32_t n_pager_slot = all_in_memory ? n_expert : n_expert * 3 / 4;
+    const uint32_t n_pager_slot = all_in_memory ? n_expert : MEMORY_SLOTS;
     open_side(&run.cpu, file, &hp, shape, NULL, MISS_AUTO, 0);
     open_side(&run.device, file, &hp, shape, &device, miss, n_pager_slot);
     const int n_alloc = device.n_alloc;
