@@ -30,7 +30,7 @@ struct sealed_device {
     } pending[64];
     int n_pending;
     struct { /* copies beside the operations; what they read is read when they are made */
-        uint64_t ticket;
+        uint64_t ticket; /* % 2: its lane */
         void *to;
         const void *from;
         size_t n_bytes;
@@ -41,7 +41,7 @@ struct sealed_device {
     int copy_polls; /* that a copy takes, unless an operation awaits it */
     int n_fetch, n_pin, n_gathered, n_copy_rows;
     bool refuses_to_pin;
-    bool busy; /* maybe, with what it was asked since the last sync */
+    bool busy;      /* maybe, with what it was asked since the last sync */
     int fail_fetch; /* the copy that fails, which the next sync says; -1: none */
     bool copy_failed;
     int lost_op; /* with which the device is lost; -1: none */
@@ -132,14 +132,21 @@ static void sealed_copy(struct backend *backend, void *to, const void *from, siz
     seal(backend);
 }
 
-/* Makes a copy and forgets it. */
-static void make_copy(struct backend *backend, int at)
+/* Makes a copy and what goes before it: its lane's, of one ahead all. Others come later. */
+static void make_copies(struct backend *backend, enum copy_lane lane, uint64_t ticket)
 {
     struct sealed_device *device = sealed(backend);
+    int n_left = 0;
     unseal(backend);
-    memcpy(device->copying[at].to, device->copying[at].from, device->copying[at].n_bytes);
+    for (int i = 0; i < device->n_copying; i++) {
+        const bool before = lane == COPY_AHEAD || device->copying[i].ticket % 2 == lane;
+        if (device->copying[i].ticket <= ticket && before)
+            memcpy(device->copying[i].to, device->copying[i].from, device->copying[i].n_bytes);
+        else
+            device->copying[n_left++] = device->copying[i];
+    }
     seal(backend);
-    device->copying[at] = device->copying[--device->n_copying];
+    device->n_copying = n_left;
 }
 
 static enum lm_status sealed_pin(struct backend *backend, void *memory, size_t n_bytes,
@@ -173,7 +180,6 @@ static uint64_t sealed_fetch(struct backend *backend, void *to, const void *from
                              uint64_t after, enum copy_lane lane)
 {
     struct sealed_device *device = sealed(backend);
-    (void)lane;
     check_inside(backend, to);
     assert_true(after <= (uint64_t)device->n_op);
     assert_true(device->n_copying < 512);
@@ -184,33 +190,27 @@ static uint64_t sealed_fetch(struct backend *backend, void *to, const void *from
     device->copying[device->n_copying].from = from;
     device->copying[device->n_copying].n_bytes = n_bytes;
     device->copying[device->n_copying].n_poll = device->copy_polls;
-    device->copying[device->n_copying++].ticket = ++device->n_ticket;
+    const uint64_t made = device->copying[device->n_copying++].ticket =
+        2 * ++device->n_ticket + lane;
     if (device->n_fetch++ == device->fail_fetch) {
         device->copy_failed = true;
         device->n_copying--;
     }
-    return device->n_ticket;
+    return made;
 }
 
 static bool sealed_fetched(struct backend *backend, uint64_t ticket)
 {
     struct sealed_device *device = sealed(backend);
-    bool before = false; /* copies of one lane are made in order */
-    for (int i = 0; i < device->n_copying; i++) {
-        if (device->copying[i].ticket != ticket) continue;
-        if (device->copying[i].n_poll-- > 0) return false;
-        before = true;
-    }
-    for (int i = device->n_copying; before && i-- > 0;)
-        if (device->copying[i].ticket <= ticket) make_copy(backend, i);
+    for (int i = 0; i < device->n_copying; i++)
+        if (device->copying[i].ticket == ticket && device->copying[i].n_poll-- > 0) return false;
+    make_copies(backend, (enum copy_lane)(ticket % 2), ticket);
     return true;
 }
 
 static void sealed_await(struct backend *backend, uint64_t ticket)
 {
-    struct sealed_device *device = sealed(backend);
-    for (int i = device->n_copying; i-- > 0;)
-        if (device->copying[i].ticket <= ticket) make_copy(backend, i);
+    make_copies(backend, (enum copy_lane)(ticket % 2), ticket);
 }
 
 static enum lm_status sealed_sync(struct backend *backend, struct lm_error *err)
