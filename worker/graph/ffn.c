@@ -345,16 +345,16 @@ static enum lm_status run_groups(struct graph *graph, const struct ffn_args *arg
     return status;
 }
 
-/* What the router of a layer makes of the residual as it is now, on its way to the host. */
+/* What the router of a layer makes of the residual as it is now: right behind what was chosen of
+ * this one, so that one copy brings both. */
 static void guess_next(struct graph *graph, uint32_t il)
 {
     struct backend *backend = graph->backend;
+    const size_t n_pair = (size_t)graph->n_row * graph->hp->n_expert_used;
     float *const normed = graph->expert_out; /* nothing is there between a layer's experts */
     backend->ops->rms_norm(backend, graph->x, graph->model->layer[il].ffn_norm, graph->hp->rms_eps,
                            graph->n_row, graph->hp->n_embd, normed);
-    route_by(graph, il, normed, graph->next_ids, graph->next_weights);
-    backend->ops->download(backend, graph->host_next, graph->next_ids,
-                           (size_t)graph->n_row * graph->hp->n_expert_used * sizeof(int32_t));
+    route_by(graph, il, normed, graph->expert_ids + n_pair, graph->next_weights);
 }
 
 /* Experts on a device that has slots for some: the host learns what was chosen, and looks it up. */
@@ -370,9 +370,11 @@ static enum lm_status run_tier(struct graph *graph, uint32_t il, struct lm_error
     const bool to_memory = wants_prediction(graph, il + 1, PREDICT_EARLY);
     const bool to_device =
         il + 1 < graph->model->layer_end && device_tier_wants_prediction(graph->tier, il + 1);
+    const bool predicts = to_memory || to_device;
     route(graph, il, graph->expert_ids, graph->expert_weights);
-    if (to_memory || to_device) guess_next(graph, il + 1); /* with the same sync */
-    ops->download(graph->backend, graph->chosen_ids, graph->expert_ids, n_pair * sizeof(int32_t));
+    if (predicts) guess_next(graph, il + 1);
+    ops->download(graph->backend, graph->chosen_ids, graph->expert_ids,
+                  (predicts ? 2 : 1) * n_pair * sizeof(int32_t));
     if (graph->trace)
         ops->download(graph->backend, graph->chosen_weights, graph->expert_weights,
                       n_pair * sizeof(float));
@@ -386,8 +388,8 @@ static enum lm_status run_tier(struct graph *graph, uint32_t il, struct lm_error
 
     const size_t n_demand = collect_demand(graph, graph->chosen_ids);
     device_tier_request(graph->tier, il, graph->demand, n_demand, graph->n_row);
-    if (to_memory || to_device) {
-        const size_t n = rank_prediction(graph, graph->host_next);
+    if (predicts) {
+        const size_t n = rank_prediction(graph, graph->chosen_ids + n_pair);
         if (to_memory)
             expert_pager_predict(graph->pager, il + 1, PREDICT_EARLY, graph->predicted, n);
         if (to_device) device_tier_predict(graph->tier, il + 1, graph->predicted, n);

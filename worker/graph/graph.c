@@ -93,8 +93,8 @@ static void divide_workspace(struct graph *graph, const struct graph_config *con
     graph->expert_weights = take_buffer(&at, n_choice(graph, config));
     graph->expert_ids = (int32_t *)take_buffer(&at, n_choice(graph, config));
     if (config->paged) {
-        graph->next_weights = take_buffer(&at, n_batch * hp->n_expert_used);
         graph->next_ids = (int32_t *)take_buffer(&at, n_batch * hp->n_expert_used);
+        graph->next_weights = take_buffer(&at, n_batch * hp->n_expert_used);
         graph->expert_out = take_buffer(&at, n_batch * hp->n_expert_used * hp->n_embd);
     }
     graph->mixer = at;
@@ -132,8 +132,8 @@ static enum lm_status create_host_buffers(struct graph *graph, const struct grap
     float *at = graph->host_memory = memory;
     graph->host_normed = take_buffer(&at, n_normed);
     graph->host_out = take_buffer(&at, n_out);
-    graph->host_next = (int32_t *)take_buffer(&at, n_next);
     graph->chosen_ids = (int32_t *)take_buffer(&at, n_kept);
+    take_buffer(&at, n_next); /* follows chosen_ids */
     graph->chosen_weights = take_buffer(&at, n_kept);
     graph->sent_row = calloc(n_row * hp->n_expert_used + 1, sizeof(*graph->sent_row));
     if (!graph->sent_row) return lm_fail(err, LM_E_NO_MEM, "graph: no memory for %zu rows", n_row);

@@ -46,7 +46,7 @@ struct graph {
     float *mixer;          /* parts of it as the mixer of the layer needs them */
     int32_t *expert_ids;   /* [n_batch][n_expert_used]; with a bank for each layer, il first */
     float *expert_weights; /* likewise */
-    int32_t *next_ids;     /* likewise, as the router behind would choose; and if paged: */
+    int32_t *next_ids;     /* right behind them, as the router behind would choose; if paged: */
     float *next_weights;
     float *hidden;                /* [n_batch][n_embd] set by who wants all rows of x behind the
                                    * last layer, normed, in backend memory; or NULL */
@@ -64,8 +64,9 @@ struct graph {
     float *host_memory;           /* with a tier: pinned if it can be: */
     bool host_pinned;
     float *host_normed; /* [n_cpu_row][n_embd] what the CPU computes with */
-    float *host_out;    /* [n_cpu_row * n_expert_used][n_embd] and what it makes of it; also */
-    int32_t *host_next; /* next_ids, and chosen_ids and chosen_weights */
+    /* [n_cpu_row * n_expert_used][n_embd] and what it makes of it. Besides there are chosen_ids,
+     * with room for as many behind them, and chosen_weights. */
+    float *host_out;
     uint32_t *sent_row; /* [n_cpu_row * n_expert_used] of host_out */
 
     /* The batch, set by the worker for each step. */
