@@ -67,7 +67,8 @@ def check_drafts():
     """Of given tokens none is drafted; the model's own are, and often rightly."""
     given, = rows_of("demo", "-p", 0, "-n", 40, "-r", 1, "--mtp", "on")
     assert given["drafts"] is None
-    rows = rows_of("demo", "-p", 0, "-n", 40, "-r", 2, "--greedy", "--mtp", "off,on",
+    # also behind what was only read before
+    rows = rows_of("demo", "-p", 0, "-n", 40, "-r", 2, "-d", 20, "--greedy", "--mtp", "off,on",
                    "--prompt-lookup", "off")
     none, some = [row["drafts"] for row in rows]
     assert none == {"drafted": 0, "accepted": 0, "accept_rate": None}, none

@@ -266,20 +266,22 @@ static uint32_t n_valid(const struct step_seq *seq)
     return seq->n_draft ? seq->n_token - seq->n_draft + *seq->n_accepted : seq->n_token;
 }
 
-/* Adds the rows of a sequence whose next tokens are known. first: its first row of hidden. */
+/* Adds the rows of a sequence, each with the token that follows. Of a prompt that ends without one
+ * being sampled nobody knows it: any serves better than a gap, at which drafting would end for
+ * good. first: its first row of hidden. */
 static void follow_seq(struct mtp *mtp, const struct step_seq *seq, uint32_t index,
                        const struct sampled_token *sampled, uint32_t first)
 {
     struct seq_state *const state = mtp->span.state;
     const uint32_t slot = seq->slot, begin = (uint32_t)seq->n_history - seq->n_token;
     const bool samples = seq->output != STEP_OUTPUT_NONE;
-    const int32_t next = seq->next < 0 && samples ? sampled->id : seq->next;
-    uint32_t n = n_valid(seq);
-    if (next < 0) n--;
+    const uint32_t n = n_valid(seq);
+    const int32_t known = samples ? sampled->id : seq->ids[n - 1];
+    const int32_t next = seq->next < 0 ? known : seq->next;
     if (!seq->is_drafted) return;
     if (seq_state_length(state, slot) > begin) seq_state_cut(state, slot, begin);
     if (seq_state_length(state, slot) < begin || seq->error->status != LM_OK) lose(mtp, slot);
-    if (mtp->lost[slot] || !n) return;
+    if (mtp->lost[slot]) return;
     if (seq_state_reserve(state, slot, n, 0, NULL) != LM_OK) {
         lose(mtp, slot);
         return;

@@ -5,11 +5,11 @@
  *   h[p], normed output of the decoder --norm--+                          |
  *                                                                         +--> in place of h[p+1]
  *
- * The layer has keys and values of its own, for each position whose hidden state and next token are
- * known: it follows each step of its sequences, all rows in one pass. Behind the last position it
- * goes on alone, with its own output in place of the decoder's and the draft in place of the token,
- * as far as drafts are wanted. What it holds of a sequence may lag behind, or be lost, when
- * something of it fails: then there are no drafts, and nothing else changes.
+ * The layer has keys and values of its own, for each position of the decoder: it follows each step
+ * of its sequences, all rows in one pass. Behind the last position it goes on alone, with its own
+ * output in place of the decoder's and the draft in place of the token, as far as drafts are
+ * wanted. What it holds of a sequence may lag behind, or be lost, when something of it fails: then
+ * there are no drafts, and nothing else changes.
  *
  * It runs where the decoder's last layer does. Its experts are those of layer n_layer: in a bank of
  * their own on a device that has all of its layers', else of the tier and the pager that the last

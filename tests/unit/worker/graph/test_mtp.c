@@ -14,7 +14,8 @@
 #include "worker/pack/synth.h"
 #include "worker/span.h"
 
-enum { N_POS = 40, N_WANTED = 4, N_MAX = 2048 };
+/* N_END: where a prompt ends if nothing is sampled there. */
+enum { N_POS = 40, N_WANTED = 4, N_MAX = 2048, N_END = 13 };
 
 static char path[] = "/tmp/lean-test-mtp-XXXXXX";
 static struct gguf_file *file;
@@ -256,7 +257,7 @@ static uint32_t follow(struct mtp *mtp, uint32_t slot, uint32_t begin, uint32_t 
                                  .n_wanted = samples ? N_WANTED : 0,
                                  .drafts = drafts,
                                  .n_drafted = &n_drafted,
-                                 .next = samples ? -1 : ids[begin + n],
+                                 .next = samples || begin + n == N_END ? -1 : ids[begin + n],
                                  .error = &error};
     const struct step_plan plan = {.seq = &seq, .n_seq = 1};
     if (mtp_follow(mtp, &plan, &sampled, packed, &err) != LM_OK) fail_msg("%s", err.message);
@@ -312,6 +313,11 @@ static void test_slots(void **state)
     struct mtp *mtp = create();
     int32_t drafts[2][N_WANTED];
     make_sequence();
+    /* a prompt that was only read can be gone on from */
+    follow(mtp, 1, 0, N_END, 0, STEP_OUTPUT_NONE, drafts[1]);
+    mtp_seq(mtp, &(struct seq_op){.kind = SEQ_FORK, .slot = 1, .to = 0, .n = N_END});
+    assert_int_equal(follow(mtp, 0, N_END, 1, 0, STEP_OUTPUT_SAMPLE, drafts[0]), N_WANTED);
+    mtp_seq(mtp, &(struct seq_op){.kind = SEQ_CLEAR, .slot = 0});
     follow(mtp, 0, 0, 20, 0, STEP_OUTPUT_SAMPLE, drafts[0]);
     mtp_seq(mtp, &(struct seq_op){.kind = SEQ_FORK, .slot = 0, .to = 1, .n = 15});
     assert_int_equal(follow(mtp, 1, 15, 5, 0, STEP_OUTPUT_SAMPLE, drafts[1]), N_WANTED);
