@@ -10,7 +10,8 @@
  * the third time it is a replayed graph; each figure is the best of several.
  *
  * Then the link to the host's memory: copies of pieces as large as experts are, from pinned and
- * from other memory, copies beside reads of the device's memory, and the kernels of gather_experts.
+ * from other memory, and in the background; copies beside reads of the device's memory, and the
+ * kernels of gather_experts.
  *
  * Lines that end in "fast" are of the FAST mode, where there is cuBLAS; its products are of 16
  * bits, of which the tensor cores do half as many, so 50% is the roof.
@@ -407,6 +408,18 @@ static void put_fetches(void *context)
     bench.ops->await(bench.backend, ticket);
 }
 
+/* As experts are loaded before anybody chose them: behind what is demanded, a little at a time. */
+static void put_preload(void *context)
+{
+    const struct link_load *l = context;
+    uint64_t ticket = 0;
+    for (size_t at = 0; at + l->piece_bytes <= l->n_bytes; at += l->piece_bytes)
+        ticket = bench.ops->fetch(bench.backend, l->device + at, l->host + at, l->piece_bytes, 0,
+                                  COPY_AHEAD);
+    while (!bench.ops->fetched(bench.backend, ticket))
+        continue;
+}
+
 static void put_gathers(void *context)
 {
     struct link_load *l = context;
@@ -429,14 +442,18 @@ static void print_link(const char *name, const char *shape, double seconds, doub
     fflush(stdout);
 }
 
+static void measure_pieces(struct link_load *l, const char *name, void (*put)(void *context))
+{
+    char shape[48];
+    snprintf(shape, sizeof(shape), "%zu x %zu KiB", l->n_bytes / l->piece_bytes,
+             l->piece_bytes >> 10);
+    print_link(name, shape, time_list(put, l), (double)l->n_bytes, "");
+}
+
 static void measure_fetches(struct link_load *l, const char *name)
 {
-    for (l->piece_bytes = l->n_bytes; l->piece_bytes >= 1 << 17; l->piece_bytes /= 8) {
-        char shape[48];
-        snprintf(shape, sizeof(shape), "%zu x %zu KiB", l->n_bytes / l->piece_bytes,
-                 l->piece_bytes >> 10);
-        print_link(name, shape, time_list(put_fetches, l), (double)l->n_bytes, "");
-    }
+    for (l->piece_bytes = l->n_bytes; l->piece_bytes >= 1 << 17; l->piece_bytes /= 8)
+        measure_pieces(l, name, put_fetches);
 }
 
 /* Copies of 2 MiB beside as many reads as take about as long: what each of the two loses. */
@@ -504,6 +521,8 @@ static void measure_link(void)
     measure_fetches(&l, "fetch, not pinned");
     if (bench.ops->pin(bench.backend, l.host, l.n_bytes, &err) == LM_OK) {
         measure_fetches(&l, "fetch, pinned");
+        l.piece_bytes = bench.quick ? 1 << 17 : 2 << 20;
+        measure_pieces(&l, "preload, pinned", put_preload);
         measure_beside(&l);
         measure_gathers(&l, bench.quick ? 30000 : 1900 << 10); /* of the 35B */
         if (!bench.quick) measure_gathers(&l, 5700 << 10);     /* of the 122B */

@@ -32,6 +32,11 @@ LINE = re.compile(r"^(\S+(?: \S+)*?) {2,}(.*?) +(\d+) tokens? +[\d.]+ us +[\d.]+
                   r"(?: +[\d.]+ TOP/s +(\d+)%)?$")
 WANTED = (("linear", 1, False, 80), ("experts", 1, False, 65), ("linear", 512, True, 50))
 WANTED_RATIO = 1.3
+# Copies of the link to the host's memory, and which share of the best is wanted of those that nobody
+# waits for, in percent.
+LINK = re.compile(r"^(fetch|preload), pinned +\d+ x \d+ KiB +[\d.]+ us +([\d.]+) GB/s")
+WANTED_OF_LINK = 85
+SIZES = ("--ctx", "256", "--prefill-chunk", "64")
 
 
 class Report:
@@ -165,13 +170,116 @@ def check_models(report):
                         "LEAN_GOLDEN_FLAGS": " ".join(device)})
 
 
-def find_cublas():
-    """Where PyTorch has cuBLAS, if the loader does not find it: it is too large to be carried."""
-    for folder in sys.path + ["/usr/local/lib", "/usr/local/cuda/lib64"]:
-        for found in glob.glob(os.path.join(folder, "nvidia/*/lib/libcublas.so.13")):
-            old = os.environ.get("LD_LIBRARY_PATH")
-            os.environ["LD_LIBRARY_PATH"] = os.path.dirname(found) + (":" + old if old else "")
+def find_library(name):
+    """Where PyTorch or the toolkit has one that is too large to be carried, for the loader, behind
+    what it finds by itself."""
+    folders = [os.path.join(folder, "nvidia/*/lib") for folder in sys.path + ["/usr/local/lib"]]
+    for folder in folders + ["/usr/local/cuda/lib64", "/usr/local/cuda*/targets/*/lib"]:
+        for found in glob.glob(os.path.join(folder, name)):
+            paths = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(":") if path]
+            os.environ["LD_LIBRARY_PATH"] = ":".join([*paths, os.path.dirname(found)])
             return
+
+
+def synth(report, folder, name, *arguments):
+    """A model of random weights, or None and why."""
+    path = os.path.join(folder, name + ".gguf")
+    out, last = report.call([LEAN, "synth", *arguments, "-o", path, "-f"])
+    return (path, None) if out is not None else (None, last)
+
+
+def compare_ways(report, part, model, ids, want, ways, remark):
+    """A row: of the ways to run, how many gave what is wanted. remark: of what ran."""
+    begin, failed, remarks = time.monotonic(), [], []
+    for name, flags in ways.items():
+        if report.left_s() < SECONDS_OF_KERNELS:
+            failed.append(f"{name}: no time is left")
+            break
+        got, effective = evaluate(model, ids, flags)
+        if got != want:
+            failed.append(f"{name}: {got}, CPU {want}")
+        else:
+            remarks.append(f"{name} {remark(effective)}")
+    for line in failed:
+        print(line)
+    report.add(part, f"FAILED: {failed[0][:80]}" if failed else
+               f"the CPU's bits: {', '.join(remarks)}", time.monotonic() - begin)
+
+
+def check_dense(report, folder):
+    """The architectures without experts that no golden model has."""
+    device = ["--device", report.options.device]
+    begin, n_equal, failed = time.monotonic(), 0, []
+    ids = [3 + 29 * i % 400 for i in range(9)]
+    for arch in ("qwen2",) if report.options.quick else ("qwen2", "qwen3", "qwen35"):
+        model, why = synth(report, folder, arch, arch, "Q4_K_M")
+        want = model and evaluate(model, ids, ["--device", "cpu"])[0]
+        for layers in ([], ["--gpu-layers", "2"]) if model else ():
+            got, effective = evaluate(model, ids, [*device, *layers])
+            if got == want and "device_layers" in effective["ranks"][0]:
+                n_equal += 1
+            else:
+                why = f"{got}, CPU {want}"
+        failed += [f"{arch}: {why}"] if why else []
+    report.add("models, dense", f"FAILED: {failed[0][:80]}" if failed else
+               f"{n_equal} runs with the CPU's bits", time.monotonic() - begin)
+
+
+def half_of_experts(report, model, *flags):
+    """The --vram that has room for all of a model but half of its experts, or None."""
+    out, _ = report.call([LEAN, "inspect", model, "--memory", "--json", "--device",
+                          report.options.device, *flags])
+    device = out and json.loads(out)["memory"].get("device")
+    return device and str(device["total"] - device["routed_experts"] // 2)
+
+
+def check_tier(report, folder):
+    """Slots for half of the experts, whatever becomes of the others, wherever these are."""
+    part, device = "experts in half the slots", ["--device", report.options.device]
+    model, why = synth(report, folder, "tier", "qwen3moe", "Q8_0", "--layers", "3", "--experts", "64")
+    vram = model and half_of_experts(report, model, *SIZES)
+    if not vram:
+        report.add(part, f"FAILED: {(why or 'no plan for the device')[:80]}")
+        return
+    half = [*device, *SIZES, "--vram", vram]
+    ways = {"gpu": ["--miss", "gpu"], "cpu": ["--miss", "cpu"], "hybrid": ["--miss", "hybrid"],
+            "auto": [], "and a quarter in memory": ["--expert-slots", "25%", "--profile", "none"],
+            "in chunks of 3": ["--prefill-chunk", "3"]}
+    if report.options.quick:
+        ways = {name: ways[name] for name in ("gpu", "hybrid")}
+    ids = [11 + 37 * i % 500 for i in range(20)]
+    want, _ = evaluate(model, ids, ["--device", "cpu", *SIZES])
+
+    def remark(effective):
+        counts = effective["experts"]["device"]["decode"]
+        return f"{100 * counts['hits'] // max(counts['lookups'], 1)}%"
+    compare_ways(report, part + ", hits", model, ids, want,
+                 {name: [*half, *flags] for name, flags in ways.items()}, remark)
+
+
+def check_drafts(report, folder):
+    """Looked up in what was before, and by a layer of the model's own: nothing else comes out."""
+    model, why = synth(report, folder, "drafts", "qwen35moe", "Q8_0", "--mtp")
+    if not model:
+        report.add("drafts", f"FAILED: {why[:80]}")
+        return
+    ids = [5, 17, 90, 33] * (2 if report.options.quick else 5)
+    want, _ = evaluate(model, ids, ["--device", "cpu", "--prompt-lookup", "off", "--mtp", "off"])
+    device = ["--device", report.options.device]
+    ways = {"own layer": [*device, "--prompt-lookup", "off", "--mtp", "on"]}
+    if not report.options.quick:
+        ways["looked up"] = [*device, "--prompt-lookup", "on", "--mtp", "off"]
+    compare_ways(report, "drafts, taken", model, ids, want, ways,
+                 lambda effective: effective["drafts_accepted"])
+
+
+def check_further_models(report):
+    with tempfile.TemporaryDirectory() as folder:
+        for part in check_dense, check_tier, check_drafts:
+            if report.left_s() < SECONDS_OF_MODEL + SECONDS_OF_KERNELS:
+                report.add(part.__name__[6:], "not run: no time is left")
+            else:
+                part(report, folder)
 
 
 def divergence(model, ids, logits, *flags):
@@ -239,6 +347,18 @@ def add_shares(report, lines):
                        + (", without meaning" if report.emulated else ""))
 
 
+def add_preload(report, lines):
+    rates = {"fetch": 0, "preload": 0}
+    for match in filter(None, map(LINK.match, lines)):
+        rates[match[1]] = max(rates[match[1]], float(match[2]))
+    if not all(rates.values()):
+        report.add("preload into slots", "not run: the host's memory could not be pinned")
+        return
+    share = 100 * rates["preload"] / rates["fetch"]
+    report.add("preload into slots", f"{rates['preload']:.1f} GB/s, {share:.0f}% of the link, wanted "
+               f"{WANTED_OF_LINK}%" + (", without meaning" if report.emulated else ""))
+
+
 def measure_kernels(report):
     command = [os.path.join(BUILD, "bench/bench_kernels_gpu")]
     if report.emulated:
@@ -253,6 +373,8 @@ def measure_kernels(report):
     report.add("speed of the kernels", f"FAILED: {failed}" if failed else "above",
                time.monotonic() - begin)
     add_shares(report, out.splitlines())
+    if not failed:
+        add_preload(report, out.splitlines())
 
 
 def folder_with_room(n_bytes):
@@ -263,13 +385,16 @@ def folder_with_room(n_bytes):
     return None
 
 
-def bench_lean(report, path, *options):
-    """{"pp512": tokens per second, ...}, or None and why."""
+def bench_rows(report, path, *options):
+    """lean bench's rows, or None and why."""
     out, last = report.call([LEAN, "bench", path, "--device", report.options.device,
                              "-r", "1" if report.emulated else "3", "-o", "json", *options])
-    if out is None:
-        return None, last
-    return {row["test"]: row["mean_tok_s"] for row in json.loads(out)}, None
+    return (json.loads(out), None) if out is not None else (None, last)
+
+
+def rates_of(rows):
+    """{"pp512": tokens per second, ...}"""
+    return {row["test"]: row["mean_tok_s"] for row in rows}
 
 
 def bench_llama(report, path, prompt, answer):
@@ -291,11 +416,40 @@ def rates_text(rates):
     return ", ".join(f"{test} {rate:.1f} tok/s" for test, rate in rates.items())
 
 
+def add_energy(report, rows):
+    """What NVML told of the last test."""
+    row = rows[-1]
+    if not row["accelerators"]:
+        report.add("energy, by NVML", "not run: no libnvidia-ml.so.1, or no device")
+        return
+    told = ", ".join(f"{one['name']}, driver {one['driver']}" for one in row["accelerators"])
+    energy = row["accelerator_energy_j"]
+    report.add("energy, by NVML", f"{told}: " + (f"{energy:.0f} J for {row['test']}" if energy else
+                                                 "it counts no energy"))
+
+
+def measure_slots(report, part, path, answer):
+    """Decode with a part of the experts on the device, the others in memory."""
+    vram = half_of_experts(report, path, *SIZES) if report.emulated else "12G"
+    name, begin = f"{part}, limited to {'some' if report.emulated else vram}", time.monotonic()
+    if report.left_s() < 60:
+        report.add(name, "not run: no time is left")
+        return
+    rows, why = bench_rows(report, path, "-p", "0", "-n", answer, "--vram", vram,
+                           *(SIZES[2:] if report.emulated else ()))
+    device = rows and (rows[0]["experts"] or {}).get("device")
+    if device:
+        report.add(name, f"{rates_text(rates_of(rows))}, {100 * device['hit_rate']:.0f}% hits, loaded "
+                   f"in {rows[0]['load_s']:.1f} s", time.monotonic() - begin)
+    else:
+        report.add(name, f"FAILED: {(why or 'no experts in slots')[:80]}", time.monotonic() - begin)
+
+
 def measure_model(report):
     """Decode and prefill of a synthetic model of the 35B's true shape, against llama.cpp's."""
     model, n_bytes, prompt, answer = "qwen3.5-35b-a3b", 22 << 30, "512", "128"
     if report.emulated:
-        model, n_bytes, prompt, answer = "llama", 1 << 20, "8", "4"
+        model, n_bytes, prompt, answer = "qwen3moe", 1 << 20, "8", "4"
     part = f"whole {model}, Q4_K_M"
     begin = time.monotonic()
     folder = folder_with_room(n_bytes)
@@ -308,9 +462,12 @@ def measure_model(report):
         if out is None:
             report.add(part, f"FAILED: {last[:80]}", time.monotonic() - begin)
             return
-        exact, why = bench_lean(report, path, "-p", prompt, "-n", answer)
+        rows, why = bench_rows(report, path, "-p", prompt, "-n", answer)
+        exact = rates_of(rows) if rows else None
         report.add(f"{part}, exact", rates_text(exact) if exact else f"FAILED: {why[:80]}",
                    time.monotonic() - begin)
+        if rows:
+            add_energy(report, rows)
         begin = time.monotonic()
         peer, why = bench_llama(report, path, prompt, answer)
         report.add(f"{part}, llama.cpp", rates_text(peer) if peer else f"not run: {why[:80]}",
@@ -320,9 +477,10 @@ def measure_model(report):
             report.add(f"{part}, decode against it",
                        f"{exact[test] / peer[test]:.2f}, wanted {WANTED_RATIO}")
         begin = time.monotonic()
-        fast, why = bench_lean(report, path, "-p", prompt, "-n", answer, "--numerics", "fast")
-        report.add(f"{part}, fast", rates_text(fast) if fast else f"not run: {why[:80]}",
+        rows, why = bench_rows(report, path, "-p", prompt, "-n", answer, "--numerics", "fast")
+        report.add(f"{part}, fast", rates_text(rates_of(rows)) if rows else f"not run: {why[:80]}",
                    time.monotonic() - begin)
+        measure_slots(report, part, path, answer)
     finally:
         if os.path.exists(path):
             os.remove(path)
@@ -334,16 +492,19 @@ def check_sanitizer(report):
     if report.emulated or not tool:
         report.add("compute-sanitizer", "not run: " + ("no device" if report.emulated else "not here"))
         return
-    subjects = [(operation, [CHECK, "--only", operation]) for operation in OPERATIONS]
-    subjects.append(("numerics fast", [CHECK_FAST]))
+    case = ["--backend", "cuda", "--cases", "1"]
+    subjects = [(operation, [CHECK, "--only", operation, *case]) for operation in OPERATIONS]
+    subjects.append(("numerics fast", [CHECK_FAST, *case]))
+    subjects.append(("a model", [LEAN, "eval", "tests/data/golden/models/qwen35moe-s-q8_0.gguf",
+                                 "--ids", "1,2,3", "-n", "4", "--device", "cuda", "-q"]))
     for check in TOOLS:
         for name, command in subjects:
             part, begin = f"{check}, {name}", time.monotonic()
             if report.left_s() < 15:
                 report.add(part, "not run: no time is left")
                 continue
-            out, last = report.call([tool, "--tool", check, "--error-exitcode", "9", *command,
-                                     "--backend", "cuda", "--cases", "1"], limit_s=60)
+            out, last = report.call([tool, "--tool", check, "--error-exitcode", "9", *command],
+                                    limit_s=60)
             late = out is None and last == "did not end"
             report.add(part, last if out is not None else
                        ("" if late else "FAILED: ") + last[:80], time.monotonic() - begin)
@@ -354,9 +515,10 @@ def main():
     parser.add_argument("--device", choices=("cuda", "emu"), default="cuda")
     parser.add_argument("--quick", action="store_true")
     report = Report(parser.parse_args())
-    find_cublas()
-    for part in (check_kernels, check_models, check_fast, measure_kernels, measure_model,
-                 check_sanitizer):
+    for library in "libcublas.so.13", "libnccl.so.2":
+        find_library(library)
+    for part in (check_kernels, check_models, check_further_models, check_fast, measure_kernels,
+                 measure_model, check_sanitizer):
         part(report)
     width = max(len(row[0]) for row in report.rows)
     print(f"\n{'':{width}}  {'ran on':20}  {'seconds':>7}  result")

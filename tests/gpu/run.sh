@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in one table: the kernels' bits on the device, golden models,
-# CPU = GPU = GPU with some layers on the CPU bit by bit, compute-sanitizer, then the kernels'
-# speed beside measured roofs, and a model of the 35B's true shape beside llama.cpp. Runs in a build
+# CPU = GPU = GPU with some layers on the CPU = GPU with slots for half of the experts bit by bit,
+# drafts, NCCL on one device, compute-sanitizer; then the kernels' speed beside measured roofs, the
+# link's, and a model of the 35B's true shape, whole and with slots, beside llama.cpp. Runs in a build
 # tree or in the folder that tests/gpu/prepare.sh made, needs no network, and ends within 10 minutes.
 #
 #   tests/gpu/run.sh [--device cuda|emu] [--quick]
