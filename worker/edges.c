@@ -8,7 +8,7 @@
 #include "proto/base/log.h"
 #include "proto/transport/transport.h"
 
-enum { N_BUFFER = 3, AHEAD_MAX = 2 };
+enum { N_BUFFER = 3, AHEAD_MAX = 2, N_IN = 2 };
 static_assert((int)EDGES_BUFFER_MAX < (int)TRANSPORT_DEPTH, "all of them may be under way");
 
 /* Behind x in every message; then the usage of each sequence, struct expert_usage. */
@@ -19,18 +19,25 @@ struct trailer {
     char message[496];
 };
 
+/* A message that is being received. */
+struct expected {
+    size_t n_row_byte, n_tail_byte;
+};
+
 struct edges {
     struct edges_config config;
     uint32_t n_x;
     float *x[EDGES_BUFFER_MAX],
         *own[EDGES_BUFFER_MAX]; /* own: made here. Who computes may change buffers. */
-    size_t n_expected_byte[EDGES_BUFFER_MAX];
+    struct expected expected[EDGES_BUFFER_MAX];
     uint64_t n_step, n_expected, n_sent; /* steps ended, receives begun, sends ended */
-    /* between devices */
+    uint64_t n_taken;                    /* receives ended */
+    /* between devices; counts are of the steps that did not fail */
     struct backend *device;
     struct transport_edge *link_in, *link_out; /* or NULL */
-    float *device_buffer[EDGES_BUFFER_MAX];    /* [n_x - 1] being sent; none: x itself is */
-    uint64_t n_link_begun, n_link_ended;       /* sends: of the steps that did not fail */
+    float *in[N_IN];                           /* of link_in, in turn: come, and to come */
+    float *out[EDGES_BUFFER_MAX];              /* of link_out: [n_x - 1] being sent */
+    uint64_t n_in_begun, n_in_ended, n_out_begun, n_out_ended;
     struct edges_stats stats;
     struct {
         struct trailer trailer;
@@ -85,18 +92,28 @@ void edges_destroy(struct edges *edges)
     if (!edges) return;
     if (edges->link_in) edges->link_in->ops->close(edges->link_in);
     if (edges->link_out) edges->link_out->ops->close(edges->link_out);
+    for (uint32_t i = 0; i < N_IN; i++)
+        if (edges->in[i]) edges->device->ops->free(edges->device, edges->in[i]);
     for (uint32_t i = 0; i < EDGES_BUFFER_MAX; i++)
-        if (edges->device_buffer[i])
-            edges->device->ops->free(edges->device, edges->device_buffer[i]);
+        if (edges->out[i]) edges->device->ops->free(edges->device, edges->out[i]);
     for (uint32_t i = 0; i < edges->n_x; i++)
         if (edges->own[i]) edges->config.backend->ops->free(edges->config.backend, edges->own[i]);
     free(edges->tail);
     free(edges);
 }
 
-/* What a stage sends to a device is copied first, so that it can go on while the next one is busy.
- * Where x comes from a device, too, that would not help: what comes next has to wait, on the one
- * stream of both, until this has gone. */
+static enum lm_status make_buffers(struct edges *edges, float **buffer, uint32_t n,
+                                   struct lm_error *err)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        buffer[i] =
+            edges->device->ops->alloc(edges->device, row_bytes(edges, edges->config.n_batch), err);
+        if (!buffer[i]) return LM_E_NO_MEM;
+    }
+    return LM_OK;
+}
+
+/* Neither end's transfers are from or into x, so that it is computed on beside them. */
 enum lm_status edges_link(struct edges *edges, struct backend *device, struct transport_edge *in,
                           struct transport_edge *out, struct lm_error *err)
 {
@@ -104,12 +121,8 @@ enum lm_status edges_link(struct edges *edges, struct backend *device, struct tr
     edges->device = device;
     edges->link_in = in;
     edges->link_out = out;
-    for (uint32_t i = 0; out && !in && i + 1 < edges->n_x; i++) {
-        edges->device_buffer[i] =
-            device->ops->alloc(device, row_bytes(edges, edges->config.n_batch), err);
-        if (!edges->device_buffer[i]) return LM_E_NO_MEM;
-    }
-    return LM_OK;
+    const enum lm_status status = in ? make_buffers(edges, edges->in, N_IN, err) : LM_OK;
+    return status == LM_OK && out ? make_buffers(edges, edges->out, edges->n_x - 1, err) : status;
 }
 
 bool edges_link_in(const struct edges *edges)
@@ -145,13 +158,12 @@ static enum lm_status free_buffer(struct edges *edges, uint64_t step, struct lm_
 
 /* Waits until what the next step sends from is no longer being sent: before it computes, so that a
  * stage whose next one takes long is not taken for one that computes and stands still. */
-static enum lm_status free_device_buffer(struct edges *edges, struct lm_error *err)
+static enum lm_status free_out(struct edges *edges, struct lm_error *err)
 {
     struct transport_edge *const out = edges->link_out;
-    const uint64_t n_buffer = edges->device_buffer[0] ? edges->n_x - 1 : 1;
     const double begin_s = log_now_s();
-    while (edges->n_link_begun - edges->n_link_ended >= n_buffer) {
-        edges->n_link_ended++;
+    while (edges->n_out_begun - edges->n_out_ended >= edges->n_x - 1) {
+        edges->n_out_ended++;
         const enum lm_status status = out->ops->send_end(out, err);
         if (status != LM_OK) return lost(status, err);
     }
@@ -164,26 +176,57 @@ enum lm_status edges_expect(struct edges *edges, uint32_t n_token, uint32_t n_se
 {
     struct transport_edge *in = edges->config.in;
     const uint64_t step = edges->n_expected;
-    const size_t at = edges->link_in ? row_bytes(edges, n_token) : 0; /* only what is behind x */
-    const size_t n_bytes = row_bytes(edges, n_token) + tail_bytes(n_seq);
+    const size_t n_row = row_bytes(edges, n_token), n_tail = tail_bytes(n_seq);
+    const size_t at = edges->link_in ? n_row : 0; /* only what is behind x */
     assert(in && step < edges->n_step + AHEAD_MAX);
     const enum lm_status status = free_buffer(edges, step, err);
     if (status != LM_OK) return status;
     edges->n_expected++;
-    edges->n_expected_byte[step % edges->n_x] = n_bytes;
+    edges->expected[step % edges->n_x] = (struct expected){n_row, n_tail};
     char *const buffer = (char *)edges->x[step % edges->n_x];
-    return lost(in->ops->recv_begin(in, buffer + at, n_bytes - at, err), err);
+    return lost(in->ops->recv_begin(in, buffer + at, n_row + n_tail - at, err), err);
 }
 
-/* The sender has said that it is on its way. */
-static enum lm_status receive_link(struct edges *edges, float *device_x, size_t n_bytes,
-                                   struct lm_error *err)
+/* Ends the oldest receive. Where it says that x has been sent to the device, receives that, too,
+ * into what the step two before has copied from. */
+static enum lm_status take_message(struct edges *edges, struct lm_error *err)
 {
-    struct transport_edge *const in = edges->link_in;
-    if (!in) return LM_OK;
+    struct backend *const backend = edges->config.backend;
+    struct transport_edge *const in = edges->config.in, *const link = edges->link_in;
+    const size_t i = edges->n_taken % edges->n_x;
+    const size_t n_row = edges->expected[i].n_row_byte;
+    const enum lm_status status = lost(in->ops->recv_end(in, err), err);
+    struct trailer trailer;
+    if (status != LM_OK) return status;
+    edges->n_taken++;
+    if (!link) return LM_OK;
+    backend->ops->download(backend, &trailer, (char *)edges->x[i] + n_row, sizeof(trailer));
+    if (trailer.status != LM_OK) return LM_OK;
+    float *const to = edges->in[edges->n_in_begun++ % N_IN];
+    return lost(link->ops->recv_begin(link, to, n_row, err), err);
+}
+
+enum lm_status edges_take_ahead(struct edges *edges, struct lm_error *err)
+{
+    struct transport_edge *const in = edges->config.in;
+    const uint64_t next = edges->n_step + 1;
+    if (!edges->link_in || edges->n_taken != next || edges->n_expected == next) return LM_OK;
+    if (!in->ops->recv_ready(in)) return LM_OK;
+    return take_message(edges, err);
+}
+
+/* x on the device, for operations called from here on. */
+static enum lm_status end_link(struct edges *edges, float *device_x, size_t n_bytes,
+                               struct lm_error *err)
+{
+    struct transport_edge *const link = edges->link_in;
+    if (!link) return LM_OK;
+    const enum lm_status status = lost(link->ops->recv_end(link, err), err);
+    if (status != LM_OK) return status;
     edges->stats.received_device_bytes += n_bytes;
-    const enum lm_status status = in->ops->recv_begin(in, device_x, n_bytes, err);
-    return lost(status == LM_OK ? in->ops->recv_end(in, err) : status, err);
+    const float *const from = edges->in[edges->n_in_ended++ % N_IN];
+    edges->device->ops->copy(edges->device, device_x, from, n_bytes);
+    return LM_OK;
 }
 
 enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, uint32_t n_token,
@@ -198,16 +241,16 @@ enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, 
     enum lm_status status = LM_OK;
     *x = edges->x[i];
     failed->status = LM_OK;
-    if (edges->link_out) status = free_device_buffer(edges, err);
+    if (edges->link_out) status = free_out(edges, err);
     if (status != LM_OK) return status;
     if (!in) return free_buffer(edges, edges->n_step, err);
     if (edges->n_expected == edges->n_step) status = edges_expect(edges, n_token, plan->n_seq, err);
     const double begin_s = log_now_s();
-    if (status == LM_OK) status = lost(in->ops->recv_end(in, err), err);
+    if (status == LM_OK && edges->n_taken == edges->n_step) status = take_message(edges, err);
     edges->stats.receive_wait_s += log_now_s() - begin_s;
     edges->stats.received_bytes += n_row + n_tail;
     if (status != LM_OK) return status;
-    assert(edges->n_expected_byte[i] == n_row + n_tail);
+    assert(edges->expected[i].n_row_byte == n_row && edges->expected[i].n_tail_byte == n_tail);
     backend->ops->download(backend, edges->tail, (char *)*x + n_row, n_tail);
     if (trailer->step != edges->n_step || trailer->n_token != n_token ||
         trailer->status >= LM_STATUS_COUNT)
@@ -220,30 +263,23 @@ enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, 
                 trailer->message);
     for (uint32_t j = 0; j < plan->n_seq; j++)
         if (plan->seq[j].experts) expert_usage_add(plan->seq[j].experts, &edges->tail->usage[j]);
-    return failed->status == LM_OK ? receive_link(edges, device_x, n_row, err) : LM_OK;
-}
-
-/* What is sent: a copy of x in a free buffer of the device, or x itself. */
-static enum lm_status copy_to_send(struct edges *edges, float **x, size_t n_bytes,
-                                   struct lm_error *err)
-{
-    if (!edges->device_buffer[0]) return LM_OK;
-    float *const buffer = edges->device_buffer[edges->n_link_begun % (edges->n_x - 1)];
-    edges->device->ops->copy(edges->device, buffer, *x, n_bytes);
-    *x = buffer;
-    /* behind it nothing could stop the message any more */
-    return lost(edges->device->ops->sync(edges->device, err), err);
+    if (failed->status == LM_OK) status = end_link(edges, device_x, n_row, err);
+    return status == LM_OK ? edges_take_ahead(edges, err) : status;
 }
 
 /* Before the message that tells of it. */
-static enum lm_status send_link(struct edges *edges, float *x, size_t n_bytes, struct lm_error *err)
+static enum lm_status send_link(struct edges *edges, const float *x, size_t n_bytes,
+                                struct lm_error *err)
 {
     struct transport_edge *const out = edges->link_out;
-    const enum lm_status status = copy_to_send(edges, &x, n_bytes, err);
+    struct backend *const device = edges->device;
+    float *const copy = edges->out[edges->n_out_begun++ % (edges->n_x - 1)];
+    device->ops->copy(device, copy, x, n_bytes);
+    /* behind it nothing could stop the message any more */
+    const enum lm_status status = lost(device->ops->sync(device, err), err);
     if (status != LM_OK) return status;
-    edges->n_link_begun++;
     edges->stats.sent_device_bytes += n_bytes;
-    return lost(out->ops->send_begin(out, x, n_bytes, err), err);
+    return lost(out->ops->send_begin(out, copy, n_bytes, err), err);
 }
 
 enum lm_status edges_send(struct edges *edges, const struct step_plan *plan, uint32_t n_token,
@@ -256,6 +292,8 @@ enum lm_status edges_send(struct edges *edges, const struct step_plan *plan, uin
     const size_t n_row = row_bytes(edges, n_token), n_tail = tail_bytes(plan->n_seq);
     const uint64_t step = edges->n_step++;
     edges->x[step % edges->n_x] = x;
+    /* A step that failed may have left operations that nobody has waited for. */
+    if (failed->status != LM_OK && edges->link_in) edges->device->ops->sync(edges->device, NULL);
     if (!out) return LM_OK;
     *trailer =
         (struct trailer){.step = step, .n_token = n_token, .status = (uint32_t)failed->status};

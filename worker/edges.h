@@ -5,6 +5,11 @@
  * Between two devices x goes past the host, on an edge of its own; the message is what is left, and
  * says that x has been sent. A stage that failed sends none.
  *
+ * It comes into one of two buffers in turn, from where it is copied when its step begins: what the
+ * next step computes on arrives while this one computes, as soon as the message is there.
+ * Operations of a step are done when the next one receives. What goes is copied likewise, and
+ * computing goes on while the next stage is busy.
+ *
  * A stage that fails passes that on instead of a result, so that all stages take the same steps.
  * Step i uses buffer i % n_buffer: one is being received, one computed, the others sent.
  *
@@ -60,6 +65,9 @@ enum lm_status edges_expect(struct edges *edges, uint32_t n_token, uint32_t n_se
 enum lm_status edges_receive(struct edges *edges, const struct step_plan *plan, uint32_t n_token,
                              float *device_x, float **x, struct lm_error *failed,
                              struct lm_error *err);
+/* Between receive and send: where the input of the next step has been sent to the device, begins to
+ * receive it beside the operations. That is what receive does, too; here it may have come since. */
+enum lm_status edges_take_ahead(struct edges *edges, struct lm_error *err);
 /* Ends the step: begins to send its result, if this is not the last stage. x: where it is, the
  * buffer from now on. device_x: where it is with a link out, free again for operations called from
  * here on. */

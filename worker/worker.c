@@ -497,7 +497,8 @@ static enum lm_status run_span(struct worker *worker, struct span *span, struct 
     graph->usage = worker->usage;
     const bool goes_on =
         span->is_device && span == last_span(worker) && is_last(worker) && worker->n_out;
-    const enum lm_status status = graph_forward(graph, err);
+    enum lm_status status = graph_forward(graph, err);
+    if (status == LM_OK && worker->edges) status = edges_take_ahead(worker->edges, err);
     return status == LM_OK && !goes_on ? graph_finish(graph, err) : status;
 }
 

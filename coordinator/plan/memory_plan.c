@@ -207,7 +207,8 @@ static uint64_t scratch_bytes(const struct hparams *hp, const struct memory_requ
     /* a stage of several receives the next batch and sends the last one beside its own */
     const bool is_all = is_last && request->layer_begin == 0;
     const uint32_t n_buffer = request->n_edge_buffer ? request->n_edge_buffer : 3;
-    const uint64_t edges = is_all ? 0 : (n_buffer - 1) * n_batch * hp->n_embd;
+    const uint32_t n_more = request->on_device ? n_buffer + 1 : n_buffer - 1; /* two to receive */
+    const uint64_t edges = is_all ? 0 : n_more * n_batch * hp->n_embd;
     return n_batch * bytes_per_token(hp, quantized) + (vocabulary + edges) * sizeof(float) +
            mtp_scratch_bytes(hp, request);
 }

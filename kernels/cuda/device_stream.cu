@@ -10,7 +10,7 @@ extern "C" {
 struct cuda_side_stream {
     struct device_stream base;
     struct cuda_backend *cuda;
-    cudaEvent_t operations, side; /* of the last after_operations, before_operations */
+    cudaEvent_t operations; /* of the last after_operations */
     cudaEvent_t point[DEVICE_STREAM_POINTS];
     uint64_t n_point;
 };
@@ -33,14 +33,6 @@ static void after_operations(struct device_stream *stream)
         CUDA_CHECK(side->cuda, cudaStreamWaitEvent(handle(stream), side->operations, 0));
 }
 
-static void before_operations(struct device_stream *stream)
-{
-    struct cuda_side_stream *const side = self(stream);
-    const cudaStream_t operations = operations_stream(side->cuda);
-    CUDA_CHECK(side->cuda, cudaEventRecord(side->side, handle(stream))) &&
-        CUDA_CHECK(side->cuda, cudaStreamWaitEvent(operations, side->side, 0));
-}
-
 static uint64_t mark(struct device_stream *stream)
 {
     struct cuda_side_stream *const side = self(stream);
@@ -50,13 +42,25 @@ static uint64_t mark(struct device_stream *stream)
     return point;
 }
 
+/* Of a point, or of the oldest of those that can be told apart. */
+static cudaEvent_t event_of(const struct cuda_side_stream *side, uint64_t point)
+{
+    const bool is_old = side->n_point - point > DEVICE_STREAM_POINTS;
+    const uint64_t known = is_old ? side->n_point - DEVICE_STREAM_POINTS : point;
+    return side->point[known % DEVICE_STREAM_POINTS];
+}
+
+static void before_operations(struct device_stream *stream, uint64_t point)
+{
+    struct cuda_side_stream *const side = self(stream);
+    const cudaStream_t operations = operations_stream(side->cuda);
+    CUDA_CHECK(side->cuda, cudaStreamWaitEvent(operations, event_of(side, point), 0));
+}
+
 static enum lm_status reached(struct device_stream *stream, uint64_t point, bool *reached,
                               struct lm_error *err)
 {
-    struct cuda_side_stream *const side = self(stream);
-    const bool is_old = side->n_point - point > DEVICE_STREAM_POINTS;
-    const uint64_t known = is_old ? side->n_point - DEVICE_STREAM_POINTS : point;
-    const cudaError_t code = cudaEventQuery(side->point[known % DEVICE_STREAM_POINTS]);
+    const cudaError_t code = cudaEventQuery(event_of(self(stream), point));
     *reached = code == cudaSuccess;
     cudaGetLastError();
     if (code == cudaSuccess || code == cudaErrorNotReady) return LM_OK;
@@ -65,8 +69,8 @@ static enum lm_status reached(struct device_stream *stream, uint64_t point, bool
 
 static const struct device_stream_ops ops = {
     .after_operations = after_operations,
-    .before_operations = before_operations,
     .mark = mark,
+    .before_operations = before_operations,
     .reached = reached,
 };
 
@@ -76,7 +80,6 @@ void side_stream_destroy(struct device_stream *stream)
     struct cuda_side_stream *const side = self(stream);
     if (handle(stream)) cudaStreamDestroy(handle(stream));
     if (side->operations) cudaEventDestroy(side->operations);
-    if (side->side) cudaEventDestroy(side->side);
     for (int i = 0; i < DEVICE_STREAM_POINTS; i++)
         if (side->point[i]) cudaEventDestroy(side->point[i]);
     free(side);
@@ -93,9 +96,8 @@ enum lm_status side_stream_create(struct device_stream **out, struct cuda_backen
     operations_stream(cuda); /* the device is the thread's */
     cudaError_t code = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
     side->base.handle = stream;
-    cudaEvent_t *const first[] = {&side->operations, &side->side};
-    for (int i = 0; i < 2 && code == cudaSuccess; i++)
-        code = cudaEventCreateWithFlags(first[i], cudaEventDisableTiming);
+    if (code == cudaSuccess)
+        code = cudaEventCreateWithFlags(&side->operations, cudaEventDisableTiming);
     for (int i = 0; i < DEVICE_STREAM_POINTS && code == cudaSuccess; i++)
         code = cudaEventCreateWithFlags(&side->point[i], cudaEventDisableTiming);
     if (code != cudaSuccess) {

@@ -26,10 +26,10 @@ struct device_stream_ops {
     /* What is put on the stream from here on runs behind the operations called so far. The device
      * becomes that of the calling thread. */
     void (*after_operations)(struct device_stream *stream);
-    /* Operations called from here on run behind what is on the stream. */
-    void (*before_operations)(struct device_stream *stream);
     /* A point behind what is on the stream. */
     uint64_t (*mark)(struct device_stream *stream);
+    /* Operations called from here on run behind a point. */
+    void (*before_operations)(struct device_stream *stream, uint64_t point);
     /* Whether all before a point is done. LM_E_FAIL: the device is lost. */
     enum lm_status (*reached)(struct device_stream *stream, uint64_t point, bool *reached,
                               struct lm_error *err);

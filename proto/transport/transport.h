@@ -34,6 +34,8 @@ struct transport_ops {
     enum lm_status (*recv_begin)(struct transport_edge *edge, void *buffer, size_t n_bytes,
                                  struct lm_error *err);
     enum lm_status (*recv_end)(struct transport_edge *edge, struct lm_error *err);
+    /* Whether recv_end of the oldest receive would not wait. NULL: it never does. */
+    bool (*recv_ready)(struct transport_edge *edge);
     void (*abort)(struct transport_edge *edge);
     void (*close)(struct transport_edge *edge);
 };

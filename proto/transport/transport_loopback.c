@@ -103,6 +103,16 @@ static enum lm_status loopback_recv_end(struct transport_edge *edge, struct lm_e
     return end(loop, &loop->receiver, err);
 }
 
+static bool loopback_recv_ready(struct transport_edge *edge)
+{
+    struct loopback *loop = (struct loopback *)edge;
+    pthread_mutex_lock(&loop->lock);
+    assert(loop->receiver.n_ended < loop->receiver.n_begun);
+    const bool ready = loop->failed.status != LM_OK || loop->n_copied > loop->receiver.n_ended;
+    pthread_mutex_unlock(&loop->lock);
+    return ready;
+}
+
 static void loopback_abort(struct transport_edge *edge)
 {
     struct lm_error why;
@@ -125,6 +135,7 @@ static const struct transport_ops loopback_ops = {
     .send_end = loopback_send_end,
     .recv_begin = loopback_recv_begin,
     .recv_end = loopback_recv_end,
+    .recv_ready = loopback_recv_ready,
     .abort = loopback_abort,
     .close = loopback_close,
 };

@@ -121,7 +121,7 @@ static enum lm_status put_locked(struct nccl_edge *edge, void *buffer, size_t n_
     struct device_stream *const stream = edge->config.stream;
     const struct nccl_library *const nccl = edge->nccl;
     if (!edge->comm) return lm_fail(err, LM_E_RANK_LOST, "edge was aborted");
-    stream->ops->after_operations(stream);
+    if (edge->config.sending) stream->ops->after_operations(stream);
     const int result =
         edge->config.sending
             ? nccl->send(buffer, n_bytes, NCCL_INT8, edge->peer, edge->comm, stream->handle)
@@ -141,7 +141,6 @@ static enum lm_status begin(struct nccl_edge *edge, void *buffer, size_t n_bytes
     edge->failed |= status != LM_OK;
     if (status != LM_OK) return status;
     edge->point[edge->n_begun++ % TRANSPORT_DEPTH] = stream->ops->mark(stream);
-    if (!edge->config.sending) stream->ops->before_operations(stream);
     return LM_OK;
 }
 
@@ -167,8 +166,9 @@ static enum lm_status nccl_send_end(struct transport_edge *base, struct lm_error
 static enum lm_status nccl_recv_end(struct transport_edge *base, struct lm_error *err)
 {
     struct nccl_edge *const edge = (struct nccl_edge *)base;
+    struct device_stream *const stream = edge->config.stream;
     assert(edge->n_ended < edge->n_begun);
-    edge->n_ended++;
+    stream->ops->before_operations(stream, edge->point[edge->n_ended++ % TRANSPORT_DEPTH]);
     if (atomic_load(&edge->aborted)) return lm_fail(err, LM_E_RANK_LOST, "edge was aborted");
     return LM_OK;
 }

@@ -3,17 +3,25 @@
  * means.
  *
  *   sender     send_begin(k), then tells the receiver that k is sent
- *   receiver   told of k: recv_begin(k), operations on what came
+ *   receiver   told of k: recv_begin(k), while it computes what came before; recv_end(k),
+ *              operations on what came
  *
  * A receive that waits occupies its device, and blocks whatever is behind it on the rank's stream;
  * so it is begun only when the sender has said that its half is begun. All transfers of a rank, in
- * and out, are on one stream (proto/base/device_stream.h), in the order in which steps need them:
- * CUDA does not promise that two streams make progress beside each other, and with two
- * communicators on two of them either may keep the other from running. Every rank does receive k,
- * send k, receive k + 1; messages go forward only and the last rank sends none: so whichever
- * transfer waits, what it waits for runs without it.
+ * and out, are on one stream (proto/base/device_stream.h): CUDA does not promise that two streams
+ * make progress beside each other, and with two communicators on two of them either may keep the
+ * other from running.
  *
+ * On that stream a rank has its receives in their order and its sends in theirs, send k behind
+ * receive k. How the two alternate is free, receive k + 1 may be in front of send k or behind, and
+ * nothing waits in a circle. For that, transfers would have to wait for each other from an edge on
+ * to later ones and back. At the last edge of such a circle they come in as receive a, behind a
+ * send b on that rank's stream, and leave as a receive c before a send no later than b: c is before
+ * a, so every round leads to an earlier message.
+ *
+ *   recv_begin does not wait for operations: those on its buffer have ended
  *   recv_end   does not wait: operations called behind it do, on the device
+ *   send_begin goes behind the operations called so far
  *   send_end   waits until the buffer is free
  *
  * Never part of a captured graph: what is replayed would have to be so on both sides alike.

@@ -641,6 +641,17 @@ static enum lm_status mpi_edge_end(struct transport_edge *edge, struct lm_error 
     return side_end((struct side *)edge, err);
 }
 
+static bool mpi_recv_ready(struct transport_edge *edge)
+{
+    struct side *side = (struct side *)edge;
+    take_lock(side->world);
+    assert(side->n_ended < side->n_begun);
+    if (!side_ended_locked(side)) test_side_locked(side);
+    const bool ready = side_ended_locked(side);
+    pthread_mutex_unlock(&side->world->lock);
+    return ready;
+}
+
 static void wake_side(struct side *side)
 {
     const uint64_t one = 1;
@@ -673,6 +684,7 @@ static const struct transport_ops edge_ops = {
     .send_end = mpi_edge_end,
     .recv_begin = mpi_recv_begin,
     .recv_end = mpi_edge_end,
+    .recv_ready = mpi_recv_ready,
     .abort = mpi_edge_abort,
     .close = mpi_edge_close,
 };

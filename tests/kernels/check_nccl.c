@@ -116,7 +116,7 @@ static void send_to_self(struct backend *backend, const struct nccl_library *ncc
         settle(nccl, comm, nccl->send(x, n_bytes, NCCL_INT8, 0, comm, stream->handle));
         settle(nccl, comm, nccl->recv(y, n_bytes, NCCL_INT8, 0, comm, stream->handle));
         settle(nccl, comm, nccl->group_end());
-        stream->ops->before_operations(stream);
+        stream->ops->before_operations(stream, stream->ops->mark(stream));
         ops->copy(backend, z, y, n_bytes);
         ops->download(backend, back, z, n_bytes);
         expect_ok(ops->sync(backend, &err), &err);

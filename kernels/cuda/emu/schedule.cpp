@@ -130,6 +130,19 @@ void schedule_close(work_queue *queue)
     if (queue->driven) schedule.changed.notify_all();
 }
 
+static void write_trace(const work_queue *queue, const work &piece)
+{
+    static const char *const names[] = {"kernel", "copy_in", "copy_out", "other"};
+    if (!schedule.trace || piece.kind == WORK_WAIT || piece.end) return;
+    fprintf(schedule.trace, "%d %.3f %.3f %s ", queue->stream, queue->begin_us, queue->end_us,
+            names[piece.kind]);
+    if (piece.kind == WORK_KERNEL)
+        fprintf(schedule.trace, "%s\n", piece.name.c_str());
+    else
+        fprintf(schedule.trace, "%zu\n", piece.n_bytes);
+    fflush(schedule.trace);
+}
+
 /* The effect of the first piece, which leaves the queue. */
 static void run_first(work_queue *queue, double end_us)
 {
@@ -138,6 +151,7 @@ static void run_first(work_queue *queue, double end_us)
     queue->running = true;
     const int error = piece.run ? piece.run() : 0;
     queue->running = false;
+    write_trace(queue, piece);
     if (!queue->error) queue->error = error;
     if (piece.end && piece.kind != WORK_WAIT) *piece.end = {true, end_us};
     schedule.changed.notify_all();
@@ -165,7 +179,8 @@ static void run_late(work_queue *queue)
         while (!end->done)
             run_late(of.get());
     }
-    run_first(queue, schedule_now_us());
+    queue->begin_us = queue->end_us = schedule_now_us();
+    run_first(queue, queue->end_us);
 }
 
 /* ---- in simulated time ---- */
@@ -240,24 +255,10 @@ static void begin(work_queue *queue, double us)
     if (piece.spoil) piece.spoil();
 }
 
-static void write_trace(const work_queue *queue, const work &piece)
-{
-    static const char *const names[] = {"kernel", "copy_in", "copy_out", "other"};
-    if (!schedule.trace || piece.kind == WORK_WAIT || piece.end) return;
-    fprintf(schedule.trace, "%d %.3f %.3f %s ", queue->stream, queue->begin_us, queue->end_us,
-            names[piece.kind]);
-    if (piece.kind == WORK_KERNEL)
-        fprintf(schedule.trace, "%s\n", piece.name.c_str());
-    else
-        fprintf(schedule.trace, "%zu\n", piece.n_bytes);
-    fflush(schedule.trace);
-}
-
 static void end(work_queue *queue)
 {
     const work &piece = queue->waiting.front();
     if (engine *e = engine_of(queue, piece)) *e = {false, queue->end_us};
-    write_trace(queue, piece);
     queue->busy = false;
     queue->free_us = queue->end_us;
     run_first(queue, queue->end_us);

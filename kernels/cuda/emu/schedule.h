@@ -13,7 +13,7 @@
  *
  * LEAN_EMU_TRACE=FILE: a line for each piece of work, when it ends:
  *   stream begin_us end_us copy_in|copy_out|kernel|other bytes_or_name
- * Streams are numbered as they are made.
+ * Streams are numbered as they are made. Without simulated time both are when it began.
  *
  * Threads: under schedule_lock, which is given up while a function of the host runs: whoever runs
  * work has taken it once. */

@@ -2,6 +2,7 @@
  * comes, in order, also when the receiver is late; what does not match never ends, and ends with an
  * abort. */
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -14,7 +15,7 @@
 #include "tests/unit/cmocka_all.h"
 #include "tests/unit/proto/transport/world_exercise.h"
 
-enum { N_BYTES_MAX = 4096 * 4, N_MEMORY = 3 };
+enum { N_BYTES_MAX = 4096 * 4, N_MEMORY = 4 };
 
 /* A rank: its device, and its end of the edge. */
 struct end {
@@ -123,7 +124,8 @@ static void *send_all(void *context)
     return NULL;
 }
 
-/* Two at a time through one buffer: the second waits until what came first has been copied. */
+/* Two at a time through two buffers, each begun again when what was copied from it has been seen.
+ */
 static void *receive_all(void *context)
 {
     struct end *const end = context;
@@ -131,12 +133,11 @@ static void *receive_all(void *context)
     uint8_t *const wanted = malloc(N_BYTES_MAX), *const got[] = {malloc(N_BYTES_MAX),
                                                                  malloc(N_BYTES_MAX)};
     for (int i = 0; i < N_MESSAGE; i++) {
-        void *const kept = end->memory[1 + i % 2];
+        void *const come = end->memory[i % 2], *const kept = end->memory[2 + i % 2];
         if (i % 3 == 0) nanosleep(&(struct timespec){.tv_nsec = 5000000}, NULL);
-        CHECK_OK(end->edge->ops->recv_begin(end->edge, end->memory[0], size_of(i), &end->err),
-                 end->err);
+        CHECK_OK(end->edge->ops->recv_begin(end->edge, come, size_of(i), &end->err), end->err);
         CHECK_OK(end->edge->ops->recv_end(end->edge, &end->err), end->err);
-        ops->copy(end->device, kept, end->memory[0], size_of(i)); /* waits on the device */
+        ops->copy(end->device, kept, come, size_of(i)); /* waits on the device */
         ops->download(end->device, got[i % 2], kept, size_of(i));
         if (i % 2 == 0) continue;
         CHECK_OK(ops->sync(end->device, &end->err), end->err);
@@ -167,6 +168,57 @@ static void test_all_arrives_in_order(void **state)
             pthread_join(end[k].thread, NULL);
         close_both(end);
     }
+}
+
+/* Pieces of work of a kind that the emulated devices have done. */
+static uint32_t n_done(const char *trace_path, const char *kind)
+{
+    char line[256];
+    uint32_t n = 0;
+    FILE *const trace = fopen(trace_path, "r");
+    assert_non_null(trace);
+    while (fgets(line, sizeof(line), trace))
+        n += strstr(line, kind) != NULL;
+    fclose(trace);
+    return n;
+}
+
+/* A receive does not wait for operations that were called before it, nor they for it. */
+static void test_the_next_arrives_beside_operations(void **state)
+{
+    (void)state;
+    struct end end[2];
+    struct lm_error err;
+    char path[] = "/tmp/test_nccl_XXXXXX";
+    const struct timespec a_while = {.tv_nsec = 1000000};
+    const int fd = mkstemp(path);
+    bool reached = false;
+    settings("8.6,8.6", "delay:2");
+    setenv("LEAN_EMU_TRACE", path, 1);
+    connect_both(end, (uint32_t[]){0, 1});
+    struct transport_edge *const out = end[0].edge, *const in = end[1].edge;
+    struct backend *const device = end[1].device;
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(out->ops->send_begin(out, end[0].memory[i], 64, &err), LM_OK);
+    assert_int_equal(in->ops->recv_begin(in, end[1].memory[0], 64, &err), LM_OK);
+    assert_int_equal(in->ops->recv_end(in, &err), LM_OK);
+    device->ops->rms_norm(device, end[1].memory[0], end[1].memory[2], 1, 1, 16, end[1].memory[3]);
+    device->ops->start(device);
+    assert_int_equal(in->ops->recv_begin(in, end[1].memory[1], 64, &err), LM_OK);
+    const uint64_t point = end[1].stream->ops->mark(end[1].stream);
+    alarm(20);
+    while (!reached) {
+        nanosleep(&a_while, NULL);
+        assert_int_equal(end[1].stream->ops->reached(end[1].stream, point, &reached, &err), LM_OK);
+    }
+    alarm(0);
+    assert_int_equal(n_done(path, " kernel "), 0);
+    assert_int_equal(device->ops->sync(device, &err), LM_OK);
+    assert_int_equal(n_done(path, " kernel "), 1);
+    close_both(end);
+    unsetenv("LEAN_EMU_TRACE");
+    close(fd);
+    unlink(path);
 }
 
 /* Of what is under way when one end is aborted nothing comes; both go on to their ends. */
@@ -276,6 +328,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_all_arrives_in_order),
+        cmocka_unit_test(test_the_next_arrives_beside_operations),
         cmocka_unit_test(test_what_does_not_match_never_ends),
         cmocka_unit_test(test_a_lost_job),
         cmocka_unit_test(test_an_error_of_nccl),
