@@ -27,6 +27,7 @@ enum { ADMIT_PER_LAYER = 2, ADMIT_SHARE = 16 };
  * link's time, but that a step may always have one. */
 enum { PREDICTED_COPIES_MAX = 2 };
 static const double BACKGROUND_SHARE = 0.25;
+static const double NO_GAP_S = 1e-9; /* where the link had no time between two layers */
 
 /* A copy under way out of the pager's memory, which is held for it. */
 struct copy {
@@ -145,7 +146,7 @@ struct device_tier {
     struct speculation speculation;
     int32_t *kept; /* [n_expert] slots of what was predicted, pinned until its layer is reached; */
     size_t n_kept, n_brought; /* the last ones have been brought */
-    double idle_since_s;      /* the visit's copies have been asked for; 0: not yet */
+    double idle_since_s;      /* the visit's copies were to end; 0: they are not all begun */
     /* copies since there was none: */
     double burst_since_s;
     uint64_t burst_bytes, n_burst;
@@ -638,6 +639,15 @@ void device_tier_predict(struct device_tier *tier, uint32_t layer, const int32_t
     }
 }
 
+/* How long the link will be busy with the copies under way; 0: not known. */
+static double copies_s(const struct device_tier *tier)
+{
+    uint64_t n_bytes = 0;
+    for (size_t i = 0; i < tier->n_copy; i++)
+        n_bytes += layer_of(tier, tier->copy[i].key.layer)->n_bytes;
+    return tier->stats.copy_bytes_s > 0 ? (double)n_bytes / tier->stats.copy_bytes_s : 0;
+}
+
 /* The visit's copies have been asked for, and the link may have time until the next. Nothing in the
  * background is waiting for it. */
 static void bring_predicted(struct device_tier *tier)
@@ -647,8 +657,8 @@ static void bring_predicted(struct device_tier *tier)
     struct ready unused;
     if (!prediction->n || prediction->used) return;
     prediction->used = true;
-    tier->idle_since_s = log_now_s();
     reap(tier);
+    tier->idle_since_s = log_now_s() + copies_s(tier);
     if (tier->n_in_background) return;
     for (size_t i = 0; i < prediction->n && tier->n_brought < PREDICTED_COPIES_MAX; i++) {
         const struct expert_key key = {prediction->layer, prediction->expert[i]};
@@ -680,9 +690,9 @@ static void count_recall(struct device_tier *tier, const struct expert_demand *d
     stats->n_chosen += n;
     for (size_t i = 0; i < n; i++)
         stats->n_recalled += is_named(prediction, demand[i].expert);
-    if (tier->idle_since_s > 0)
-        speculation_measure_gap(&tier->speculation, PREDICT_EARLY,
-                                log_now_s() - tier->idle_since_s);
+    if (tier->idle_since_s <= 0) return;
+    const double gap_s = log_now_s() - tier->idle_since_s;
+    speculation_measure_gap(&tier->speculation, PREDICT_EARLY, gap_s > 0 ? gap_s : NO_GAP_S);
 }
 
 static void count_use(struct device_tier *tier, struct slot *slot)
