@@ -16,7 +16,9 @@ extern "C" {
 enum {
     ALIGNMENT = 256,
     CHUNK_MAX = 24,
-    SHARED_BYTES_PLAIN = 48 << 10, /* more must be asked for, once per kernel */
+    /* More must be asked for, once per kernel: all has 48 KiB, of which a kernel's own variables
+     * and, since 9.0, the driver take a part. */
+    SHARED_BYTES_PLAIN = 40 << 10,
     LAUNCHES_PER_LIST = 8192,
     COMPUTE_MAJOR_MIN = 8,
 };

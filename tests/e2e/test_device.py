@@ -90,6 +90,17 @@ class SameBits(unittest.TestCase):
         self.assertEqual(long["flushes"] - short["flushes"], 6)
         self.assertEqual(long["replays"] - short["replays"], 6)
 
+    def test_a_graph_for_each_number_of_sequences(self):
+        """Prompts and the first tokens run launch by launch, the second ones are recorded, and from
+        then on there is nothing but that graph."""
+        for n_beside in (0, 3):
+            short, long = (evaluate("llama-s-q8_0", 5, "-n", n, "--beside", n_beside, "--prompt-lookup",
+                                    "off")["effective"]["device"] for n in (5, 11))
+            self.assertEqual((short["captures"], long["captures"]), (1, 1), n_beside)
+            self.assertEqual(long["flushes"] - short["flushes"], 6)
+            self.assertEqual(long["replays"] - short["replays"], 6)
+            self.assertEqual(short["allocations"], long["allocations"])
+
     @unittest.skipIf(ranks.why_no_mpi(), "needs Open MPI")
     def test_two_ranks(self):
         expected = evaluate("qwen35moe-s-q8_0", 9, device="cpu")
