@@ -240,10 +240,11 @@ struct backend_ops {
      *   read[slot] = mark();
      *
      * A lane copies in the order of the calls. What is fetched ahead goes behind what is demanded,
-     * and is given to the device little by little: calls of fetched, await, mark, start and sync
-     * see to it. mark and await begin what has been called so far, which ends a list that could be
-     * replayed as one: call them for a group of experts, not for each. free and unpin wait for all
-     * copies; after the loss of a device each copy counts as done, and sync reports it.
+     * and is given to the device little by little, as is what is written back: calls of fetched,
+     * await, mark, start and sync see to it. mark and await begin what has been called so far,
+     * which ends a list that could be replayed as one: call them for a group of experts, not for
+     * each. free and unpin wait for all copies; after the loss of a device each copy counts as
+     * done, and sync reports it.
      *
      * Page-locks host memory, whole pages of it that are not page-locked yet, which fetch then
      * reads at the link's speed and operations may read, too, by the same address; other memory is
@@ -260,6 +261,11 @@ struct backend_ops {
      * lane. from_host is left alone until fetched says so. Returns the copy's ticket, never 0. */
     uint64_t (*fetch)(struct backend *backend, void *to, const void *from_host, size_t n_bytes,
                       uint64_t after, enum copy_lane lane);
+    /* The other way, on a lane of its own, in pieces between which downloads pass: to_host, which
+     * is page-locked, holds the bytes when fetched says so, unless the next sync reports an error.
+     * Both are left alone until then; no operation that is not done yet writes from. */
+    uint64_t (*write_back)(struct backend *backend, void *to_host, const void *from,
+                           size_t n_bytes);
     /* Asking again and again is enough for it to become true. Ticket 0: true. */
     bool (*fetched)(struct backend *backend, uint64_t ticket);
     /* Operations called from here on run when the copy is done. */

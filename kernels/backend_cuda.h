@@ -63,6 +63,7 @@ struct backend_cuda_counters {
     uint64_t n_fetch;      /* copies of fetch given to the device */
     uint64_t fetch_bytes;  /* their bytes */
     uint64_t staged_bytes; /* of these, from memory that was not pinned */
+    uint64_t back_bytes;   /* of write_back, given to the device */
     uint64_t n_product;    /* matrix products by cuBLAS: 0 unless fast */
     bool lost;             /* the device is gone: every sync fails from here on */
 };

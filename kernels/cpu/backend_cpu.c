@@ -287,6 +287,13 @@ static uint64_t cpu_fetch(struct backend *backend, void *to, const void *from_ho
     return 1;
 }
 
+static uint64_t cpu_write_back(struct backend *backend, void *to_host, const void *from,
+                               size_t n_bytes)
+{
+    cpu_copy(backend, to_host, from, n_bytes);
+    return 1;
+}
+
 static bool cpu_fetched(struct backend *backend, uint64_t ticket)
 {
     (void)backend;
@@ -345,6 +352,7 @@ static const struct backend_ops cpu_ops = {
     .start = cpu_start,
     .mark = cpu_mark,
     .fetch = cpu_fetch,
+    .write_back = cpu_write_back,
     .fetched = cpu_fetched,
     .await = cpu_await,
 };

@@ -594,6 +594,17 @@ static uint64_t op_fetch(struct backend *backend, void *to, const void *from_hos
     return ticket;
 }
 
+static uint64_t op_write_back(struct backend *backend, void *to_host, const void *from,
+                              size_t n_bytes)
+{
+    struct cuda_backend *cuda = self(backend);
+    uint64_t ticket = 1; /* of a lost device: any */
+    if (cuda->head.counters.lost) return ticket;
+    use_device(cuda);
+    CUDA_CHECK(cuda, copies_put_back(cuda->copies, to_host, from, n_bytes, &ticket));
+    return ticket;
+}
+
 static bool op_fetched(struct backend *backend, uint64_t ticket)
 {
     struct cuda_backend *cuda = self(backend);
@@ -668,6 +679,7 @@ static const struct backend_ops cuda_ops = {
     .start = op_start,
     .mark = op_mark,
     .fetch = op_fetch,
+    .write_back = op_write_back,
     .fetched = op_fetched,
     .await = op_await,
 };

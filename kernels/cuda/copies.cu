@@ -5,7 +5,8 @@
 #include <string.h>
 
 enum {
-    N_LANE = COPY_AHEAD + 1,
+    LANE_BACK = COPY_AHEAD + 1, /* beside those of enum copy_lane */
+    N_LANE,
     EVENTS = 128, /* of a stream, in turn */
     HELD_MAX = 512,
     PIECES = 4,
@@ -13,6 +14,8 @@ enum {
 static const size_t PIECE_BYTES = (size_t)4 << 20; /* larger copies gain nothing from a link */
 /* Ahead, given to the device and not done: at 25 GB/s a demand waits 0.7 ms for them. */
 static const size_t AHEAD_BYTES_MAX = (size_t)16 << 20;
+/* Back, in pieces: a download waits 80 us at most. */
+static const size_t BACK_PIECE_BYTES = (size_t)1 << 20, BACK_BYTES_MAX = (size_t)2 << 20;
 
 struct request {
     void *to;
@@ -58,7 +61,7 @@ struct copies {
         if (code_ != cudaSuccess) return code_;                                                    \
     } while (0)
 
-static uint64_t ticket_of(uint64_t n, enum copy_lane lane)
+static uint64_t ticket_of(uint64_t n, uint32_t lane)
 {
     return n * N_LANE + lane;
 }
@@ -200,6 +203,10 @@ static cudaError_t copy_through_pieces(struct lane *lane, const struct request *
 
 static cudaError_t copy_bytes(struct copies *copies, struct lane *lane, const struct request *r)
 {
+    if (lane == &copies->lane[LANE_BACK]) {
+        copies->counters->back_bytes += r->n_bytes;
+        return cudaMemcpyAsync(r->to, r->from, r->n_bytes, cudaMemcpyDeviceToHost, lane->stream);
+    }
     copies->counters->n_fetch++;
     copies->counters->fetch_bytes += r->n_bytes;
     if (!is_pinned(copies, r->from, r->n_bytes)) {
@@ -221,24 +228,24 @@ static cudaError_t send(struct copies *copies, struct lane *lane, const struct r
         lane->floor = copies->floor;
     }
     if (r->after) TRY(cudaStreamWaitEvent(lane->stream, copies->mark[r->after % EVENTS], 0));
-    if (lane != demand && demand->n_done < demand->n_sent)
+    if (lane == &copies->lane[COPY_AHEAD] && demand->n_done < demand->n_sent)
         TRY(cudaStreamWaitEvent(lane->stream, demand->done[demand->n_sent % EVENTS], 0));
     TRY(copy_bytes(copies, lane, r));
     return cudaEventRecord(lane->done[n % EVENTS], lane->stream);
 }
 
 /* Whether one more may be given to the device now. */
-static bool has_room(const struct lane *lane, size_t n_bytes)
+static bool has_room(const struct lane *lane, size_t n_bytes, size_t bytes_max)
 {
     const uint64_t sent_bytes = lane->sent_bytes - lane->done_bytes;
     return !sent_bytes ||
-           (sent_bytes + n_bytes <= AHEAD_BYTES_MAX && lane->n_sent - lane->n_done < EVENTS);
+           (sent_bytes + n_bytes <= bytes_max && lane->n_sent - lane->n_done < EVENTS);
 }
 
-/* Sends what is held: up to copy n in any case, then as far as there is room. */
-static cudaError_t send_held(struct copies *copies, uint64_t n)
+/* Sends what a lane holds: up to copy n in any case, then as far as there is room. */
+static cudaError_t send_held(struct copies *copies, struct lane *lane, uint64_t n)
 {
-    struct lane *lane = &copies->lane[COPY_AHEAD];
+    const size_t bytes_max = lane == &copies->lane[LANE_BACK] ? BACK_BYTES_MAX : AHEAD_BYTES_MAX;
     if (lane->n_sent == lane->n_put) return cudaSuccess;
     cudaError_t code = cudaSuccess;
     while (lane->n_done < lane->n_sent && code == cudaSuccess)
@@ -246,7 +253,7 @@ static cudaError_t send_held(struct copies *copies, uint64_t n)
     if (code != cudaErrorNotReady) TRY(code);
     while (lane->n_sent < lane->n_put) {
         const struct request *r = &lane->held[(lane->n_sent + 1) % HELD_MAX];
-        if (lane->n_sent >= n && !has_room(lane, r->n_bytes)) break;
+        if (lane->n_sent >= n && !has_room(lane, r->n_bytes, bytes_max)) break;
         TRY(send(copies, lane, r));
     }
     return cudaSuccess;
@@ -311,21 +318,41 @@ cudaError_t copies_hold_back(struct copies *copies, cudaStream_t operations)
     return copies_mark(copies, operations, &copies->floor);
 }
 
+static cudaError_t put_held(struct copies *copies, uint32_t which, const struct request *request,
+                            uint64_t *ticket)
+{
+    struct lane *lane = &copies->lane[which];
+    if (lane->n_put - lane->n_sent == HELD_MAX - 1) TRY(send_held(copies, lane, lane->n_sent + 1));
+    *ticket = ticket_of(++lane->n_put, which);
+    lane->held[lane->n_put % HELD_MAX] = *request;
+    return send_held(copies, lane, 0);
+}
+
 cudaError_t copies_put(struct copies *copies, void *to, const void *from_host, size_t n_bytes,
                        uint64_t after, enum copy_lane which, uint64_t *ticket)
 {
     struct lane *lane = &copies->lane[which];
     const struct request request = {to, from_host, n_bytes, after};
-    if (lane->n_put - lane->n_sent == HELD_MAX - 1) TRY(send_held(copies, lane->n_sent + 1));
+    if (which != COPY_DEMAND) return put_held(copies, which, &request, ticket);
     *ticket = ticket_of(++lane->n_put, which);
-    if (which == COPY_DEMAND) return send(copies, lane, &request);
-    lane->held[lane->n_put % HELD_MAX] = request;
-    return send_held(copies, 0);
+    return send(copies, lane, &request);
+}
+
+cudaError_t copies_put_back(struct copies *copies, void *to_host, const void *from, size_t n_bytes,
+                            uint64_t *ticket)
+{
+    for (size_t at = 0, n; at < n_bytes; at += n) {
+        n = n_bytes - at < BACK_PIECE_BYTES ? n_bytes - at : BACK_PIECE_BYTES;
+        const struct request piece = {(uint8_t *)to_host + at, (const uint8_t *)from + at, n, 0};
+        TRY(put_held(copies, LANE_BACK, &piece, ticket));
+    }
+    return cudaSuccess;
 }
 
 cudaError_t copies_pump(struct copies *copies)
 {
-    return send_held(copies, 0);
+    TRY(send_held(copies, &copies->lane[COPY_AHEAD], 0));
+    return send_held(copies, &copies->lane[LANE_BACK], 0);
 }
 
 bool copies_known_done(const struct copies *copies, uint64_t ticket)
@@ -342,15 +369,17 @@ cudaError_t copies_query(struct copies *copies, uint64_t ticket)
 cudaError_t copies_await(struct copies *copies, uint64_t ticket, cudaStream_t operations)
 {
     const uint64_t n = ticket / N_LANE;
-    const struct lane *lane = lane_of_ticket(copies, ticket);
-    if (n > lane->n_sent) TRY(send_held(copies, n));
+    struct lane *lane = lane_of_ticket(copies, ticket);
+    if (n > lane->n_sent) TRY(send_held(copies, lane, n));
     return cudaStreamWaitEvent(operations, lane->done[n % EVENTS], 0);
 }
 
 cudaError_t copies_wait(struct copies *copies)
 {
-    TRY(send_held(copies, copies->lane[COPY_AHEAD].n_put));
-    for (uint32_t il = 0; il < N_LANE; il++)
-        TRY(cudaStreamSynchronize(copies->lane[il].stream));
+    for (uint32_t il = 0; il < N_LANE; il++) {
+        struct lane *lane = &copies->lane[il];
+        TRY(send_held(copies, lane, lane->n_put));
+        TRY(cudaStreamSynchronize(lane->stream));
+    }
     return cudaSuccess;
 }

@@ -1,9 +1,10 @@
-/* Copies beside the operations: two streams that copy from the host's memory while a third
- * computes.
+/* Copies beside the operations: two streams that copy from the host's memory, and one that copies
+ * back, while a fourth computes.
  *
  *   operations   ---[A]--mark 1--[B]--------------await--[C]--->
  *   demand                  `----[fetch after 1]----'
  *   ahead                             ...behind that:[fetch]--->
+ *   back       [write back][write back]--->
  *
  * A mark is an event on the stream of operations, which copies wait for; a ticket is an event
  * behind a copy, which operations wait for. Events are made once and used in turn: who waits for an
@@ -12,8 +13,9 @@
  *
  * Priorities of streams mean nothing to copy engines, so what is fetched ahead is held back here:
  * a copy ahead is put behind the demanded ones so far, and few bytes of them are given to the
- * device at a time, so that a later demand is not kept waiting. `pump` gives it more; every call
- * of the backend that may do so pumps.
+ * device at a time, so that a later demand is not kept waiting. The same holds of what is written
+ * back, in pieces: the choices of a router go to the host by the same engine, and are waited for.
+ * `pump` gives it more; every call of the backend that may do so pumps.
  *
  * Functions return the error of the call that failed; what they were to do is then left undone.
  * Threads: those of the backend. */
@@ -47,6 +49,9 @@ cudaError_t copies_hold_back(struct copies *copies, cudaStream_t operations);
 /* Memory that is not pinned is read through pinned pieces: the call may wait for earlier ones. */
 cudaError_t copies_put(struct copies *copies, void *to, const void *from_host, size_t n_bytes,
                        uint64_t after, enum copy_lane lane, uint64_t *ticket);
+/* to_host is pinned. */
+cudaError_t copies_put_back(struct copies *copies, void *to_host, const void *from, size_t n_bytes,
+                            uint64_t *ticket);
 cudaError_t copies_pump(struct copies *copies);
 /* What is known of a copy, without asking the device. */
 bool copies_known_done(const struct copies *copies, uint64_t ticket);

@@ -580,7 +580,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n_bytes, cudaMemc
         memmove(to, from, n_bytes);
         return cudaSuccess;
     };
-    if (copy.kind == WORK_COPY_IN) copy.spoil = [to, n_bytes] { memset(to, 0xff, n_bytes); };
+    if (copy.kind != WORK_OTHER) copy.spoil = [to, n_bytes] { memset(to, 0xff, n_bytes); };
     put(stream, copy);
     return cudaSuccess;
 }

@@ -6,8 +6,8 @@
  * LEAN_EMU_COPY="latency_us,GB/s[,kernel_us]" makes time pass instead, without anybody sleeping:
  * every piece has a length, streams run beside each other, the copies of a direction take turns at
  * a device's one engine in the order in which they could begin. What a piece does, it does at its
- * end, and a copy from the host spoils its destination when it begins. So, with slow copies, an
- * operation that did not wait for one reads what is not there yet; with slow kernels, one whose
+ * end, and a copy from or to the host spoils its destination when it begins. So, with slow copies,
+ * an operation that did not wait for one reads what is not there yet; with slow kernels, one whose
  * input was overwritten too early reads what came after. The host takes no time except to wait
  * and, 1 us, to ask.
  *

@@ -14,7 +14,7 @@
 
 #include "kernels/backend.h"
 
-enum { SEALED_BYTES = 64 << 20 };
+enum { SEALED_BYTES = 64 << 20, SEALED_BACK = COPY_AHEAD + 1, SEALED_LANES };
 
 struct sealed_device {
     struct backend backend;
@@ -30,7 +30,7 @@ struct sealed_device {
     } pending[64];
     int n_pending;
     struct { /* copies beside the operations; what they read is read when they are made */
-        uint64_t ticket; /* % 2: its lane */
+        uint64_t ticket; /* % SEALED_LANES: its lane */
         void *to;
         const void *from;
         size_t n_bytes;
@@ -39,10 +39,11 @@ struct sealed_device {
     int n_copying;
     uint64_t n_ticket;
     int copy_polls; /* that a copy takes, unless an operation awaits it */
-    int n_fetch, n_pin, n_gathered, n_copy_rows;
+    int n_fetch, n_back, n_pin, n_gathered, n_copy_rows;
     bool refuses_to_pin;
     bool busy;      /* maybe, with what it was asked since the last sync */
     int fail_fetch; /* the copy that fails, which the next sync says; -1: none */
+    int fail_back;  /* the same of what is written back */
     bool copy_failed;
     int lost_op; /* with which the device is lost; -1: none */
 };
@@ -132,14 +133,17 @@ static void sealed_copy(struct backend *backend, void *to, const void *from, siz
     seal(backend);
 }
 
-/* Makes a copy and what goes before it: its lane's, of one ahead all. Others come later. */
-static void make_copies(struct backend *backend, enum copy_lane lane, uint64_t ticket)
+/* Makes a copy and what goes before it: its lane's, of one ahead all to the device. Others come
+ * later. */
+static void make_copies(struct backend *backend, uint64_t ticket)
 {
     struct sealed_device *device = sealed(backend);
+    const uint64_t lane = ticket % SEALED_LANES;
     int n_left = 0;
     unseal(backend);
     for (int i = 0; i < device->n_copying; i++) {
-        const bool before = lane == COPY_AHEAD || device->copying[i].ticket % 2 == lane;
+        const uint64_t other = device->copying[i].ticket % SEALED_LANES;
+        const bool before = other == lane || (lane == COPY_AHEAD && other == COPY_DEMAND);
         if (device->copying[i].ticket <= ticket && before)
             memcpy(device->copying[i].to, device->copying[i].from, device->copying[i].n_bytes);
         else
@@ -176,12 +180,12 @@ static uint64_t sealed_mark(struct backend *backend)
 }
 
 /* Until it is made there is nothing of use where it goes. */
-static uint64_t sealed_fetch(struct backend *backend, void *to, const void *from, size_t n_bytes,
-                             uint64_t after, enum copy_lane lane)
+static uint64_t put_copy(struct backend *backend, void *to, const void *from, size_t n_bytes,
+                         uint64_t lane)
 {
     struct sealed_device *device = sealed(backend);
-    check_inside(backend, to);
-    assert_true(after <= (uint64_t)device->n_op);
+    const bool back = lane == SEALED_BACK;
+    check_inside(backend, back ? from : to);
     assert_true(device->n_copying < 512);
     unseal(backend);
     memset(to, 0xff, n_bytes);
@@ -191,12 +195,25 @@ static uint64_t sealed_fetch(struct backend *backend, void *to, const void *from
     device->copying[device->n_copying].n_bytes = n_bytes;
     device->copying[device->n_copying].n_poll = device->copy_polls;
     const uint64_t made = device->copying[device->n_copying++].ticket =
-        2 * ++device->n_ticket + lane;
-    if (device->n_fetch++ == device->fail_fetch) {
+        SEALED_LANES * ++device->n_ticket + lane;
+    if (back ? device->n_back++ == device->fail_back : device->n_fetch++ == device->fail_fetch) {
         device->copy_failed = true;
         device->n_copying--;
     }
     return made;
+}
+
+static uint64_t sealed_fetch(struct backend *backend, void *to, const void *from, size_t n_bytes,
+                             uint64_t after, enum copy_lane lane)
+{
+    assert_true(after <= (uint64_t)sealed(backend)->n_op);
+    return put_copy(backend, to, from, n_bytes, lane);
+}
+
+static uint64_t sealed_write_back(struct backend *backend, void *to_host, const void *from,
+                                  size_t n_bytes)
+{
+    return put_copy(backend, to_host, from, n_bytes, SEALED_BACK);
 }
 
 static bool sealed_fetched(struct backend *backend, uint64_t ticket)
@@ -204,13 +221,13 @@ static bool sealed_fetched(struct backend *backend, uint64_t ticket)
     struct sealed_device *device = sealed(backend);
     for (int i = 0; i < device->n_copying; i++)
         if (device->copying[i].ticket == ticket && device->copying[i].n_poll-- > 0) return false;
-    make_copies(backend, (enum copy_lane)(ticket % 2), ticket);
+    make_copies(backend, ticket);
     return true;
 }
 
 static void sealed_await(struct backend *backend, uint64_t ticket)
 {
-    make_copies(backend, (enum copy_lane)(ticket % 2), ticket);
+    make_copies(backend, ticket);
 }
 
 static enum lm_status sealed_sync(struct backend *backend, struct lm_error *err)
@@ -422,14 +439,18 @@ static const struct backend_ops sealed_ops = {.name = "sealed",
                                               .start = sealed_start,
                                               .mark = sealed_mark,
                                               .fetch = sealed_fetch,
+                                              .write_back = sealed_write_back,
                                               .fetched = sealed_fetched,
                                               .await = sealed_await};
 
 static void sealed_device_init(struct sealed_device *device)
 {
     const struct backend_cpu_config cpu = {.n_thread = 1, .kernels = "auto"};
-    *device = (struct sealed_device){
-        .backend.ops = &sealed_ops, .fail_alloc = -1, .fail_fetch = -1, .lost_op = -1};
+    *device = (struct sealed_device){.backend.ops = &sealed_ops,
+                                     .fail_alloc = -1,
+                                     .fail_fetch = -1,
+                                     .fail_back = -1,
+                                     .lost_op = -1};
     assert_int_equal(backend_cpu_create(&device->cpu, &cpu, NULL), LM_OK);
     device->arena =
         mmap(NULL, SEALED_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -234,7 +234,7 @@ static int read_trace(struct span *out, int n_max, int stream, const char *kind)
 }
 
 /* The order in which the backend makes its streams. */
-enum { STREAM_OPERATIONS, STREAM_DEMAND, STREAM_AHEAD };
+enum { STREAM_OPERATIONS, STREAM_DEMAND, STREAM_AHEAD, STREAM_BACK };
 
 /* With two slots, a piece is on its way while the one before it is computed on: after the first,
  * pieces of equal length cost nothing more than their kernels. */
@@ -332,6 +332,112 @@ static void test_what_is_awaited_is_sent(void **state)
     ops->destroy(backend);
     free(host);
     free(got);
+}
+
+/* ---- back ---- */
+
+/* Slots go back to where their pieces came from. asks: whether the host asks before it reads, and
+ * before a slot is used again. Whether all arrived. */
+static bool write_pieces_back(struct fixture *f, bool asks)
+{
+    uint64_t ticket[N_SLOT] = {0};
+    uint8_t *const back = f->host + N_PIECE * PIECE / 2; /* pinned, too */
+    memcpy(f->got, f->host, N_PIECE / 2 * PIECE);
+    memset(back, 0, N_PIECE / 2 * PIECE);
+    for (int i = 0; i < N_PIECE / 2; i++) {
+        while (asks && !f->ops->fetched(f->backend, ticket[i % N_SLOT]))
+            ;
+        f->ops->upload(f->backend, f->slot[i % N_SLOT], f->host + i * PIECE, PIECE);
+        ticket[i % N_SLOT] =
+            f->ops->write_back(f->backend, back + i * PIECE, f->slot[i % N_SLOT], PIECE);
+        assert_true(ticket[i % N_SLOT] != 0);
+    }
+    for (int i = 0; i < N_SLOT; i++)
+        while (asks && !f->ops->fetched(f->backend, ticket[i]))
+            ;
+    const bool same = !memcmp(back, f->got, N_PIECE / 2 * PIECE);
+    assert_int_equal(f->ops->sync(f->backend, &err), LM_OK);
+    return same;
+}
+
+static void test_slots_are_written_back(void **state)
+{
+    (void)state;
+    const char *const times[] = {AS_LATE_AS_POSSIBLE, SLOW_COPIES, SLOW_KERNELS, EVEN};
+    for (int i = 0; i < 4; i++) {
+        struct fixture f;
+        setup(&f, times[i], NULL);
+        const uint64_t n_alloc = backend_cuda_counters(f.backend)->n_alloc;
+        for (int round = 0; round < 3; round++)
+            assert_true(write_pieces_back(&f, true));
+        assert_int_equal(backend_cuda_counters(f.backend)->back_bytes, 3 * N_PIECE / 2 * PIECE);
+        assert_int_equal(backend_cuda_counters(f.backend)->n_alloc, n_alloc);
+        teardown(&f);
+    }
+}
+
+static void test_who_does_not_ask_is_seen(void **state)
+{
+    (void)state;
+    struct fixture f;
+    setup(&f, AS_LATE_AS_POSSIBLE, NULL);
+    assert_false(write_pieces_back(&f, false));
+    teardown(&f);
+    setup(&f, SLOW_COPIES, NULL);
+    assert_false(write_pieces_back(&f, false));
+    teardown(&f);
+}
+
+/* What an operation waits for by await is seen by the next sync, and copies go both ways at once.
+ */
+static void test_back_runs_beside_fetches(void **state)
+{
+    (void)state;
+    struct fixture f;
+    struct span in[1], out[1];
+    setup(&f, EVEN, NULL);
+    const uint64_t back = f.ops->write_back(f.backend, f.host + PIECE, f.slot[0], PIECE);
+    f.ops->await(f.backend, f.ops->fetch(f.backend, f.slot[1], f.host, PIECE, 0, COPY_DEMAND));
+    f.ops->await(f.backend, back);
+    assert_int_equal(f.ops->sync(f.backend, &err), LM_OK);
+    for (int i = 0; i < PIECE; i++)
+        assert_int_equal(f.host[PIECE + i], 0);
+    assert_int_equal(read_trace(in, 1, STREAM_DEMAND, "copy_in"), 1);
+    assert_int_equal(read_trace(out, 1, STREAM_BACK, "copy_out"), 1);
+    assert_true(in[0].begin_us < out[0].end_us && out[0].begin_us < in[0].end_us);
+    teardown(&f);
+}
+
+/* A download, as of a router's choice, does not wait for all that is written back. */
+static void test_downloads_pass_between(void **state)
+{
+    (void)state;
+    enum { MIB = 1 << 20, N_MIB = 40 };
+    struct span back[N_MIB], download[1];
+    uint8_t choice[64];
+    uint8_t *const host = aligned_alloc(4096, N_MIB * MIB);
+    struct backend *backend = create("0,1", NULL);
+    const struct backend_ops *const ops = backend->ops;
+    uint8_t *const from = ops->alloc(backend, N_MIB * MIB, &err);
+    assert_int_equal(ops->pin(backend, host, N_MIB * MIB, &err), LM_OK);
+    memset(host, 1, N_MIB * MIB);
+    const uint64_t ticket = ops->write_back(backend, host, from, N_MIB * MIB);
+    ops->download(backend, choice, from, sizeof(choice));
+    assert_int_equal(ops->sync(backend, &err), LM_OK);
+    assert_false(ops->fetched(backend, ticket));
+    while (!ops->fetched(backend, ticket))
+        ;
+    assert_int_equal(host[0] | host[N_MIB * MIB - 1], 0);
+    assert_int_equal(read_trace(back, N_MIB, STREAM_BACK, "copy_out"), N_MIB);
+    assert_int_equal(read_trace(download, 1, STREAM_OPERATIONS, "copy_out"), 1);
+    int n_before = 0;
+    for (int i = 0; i < N_MIB; i++)
+        n_before += back[i].begin_us < download[0].begin_us;
+    assert_true(n_before <= 2);
+    ops->unpin(backend, host);
+    ops->free(backend, from);
+    ops->destroy(backend);
+    free(host);
 }
 
 /* ---- memory that is not pinned ---- */
@@ -479,6 +585,8 @@ static void test_a_lost_device_hangs_nobody(void **state)
         for (int k = 0; k < 3 * N_PIECE; k++) {
             ticket[k] = f.ops->fetch(f.backend, f.slot[k % N_SLOT], f.host, PIECE,
                                      f.ops->mark(f.backend), k % 2 ? COPY_AHEAD : COPY_DEMAND);
+            if (k % 3 == 2)
+                ticket[k] = f.ops->write_back(f.backend, f.host, f.slot[k % N_SLOT], PIECE);
             f.ops->await(f.backend, ticket[k]);
             f.ops->copy(f.backend, f.out, f.slot[k % N_SLOT], PIECE);
             assert_true(ticket[k] != 0);
@@ -554,6 +662,10 @@ int main(void)
         cmocka_unit_test(test_copies_run_beside_kernels),
         cmocka_unit_test(test_demand_goes_before_ahead),
         cmocka_unit_test(test_what_is_awaited_is_sent),
+        cmocka_unit_test(test_slots_are_written_back),
+        cmocka_unit_test(test_who_does_not_ask_is_seen),
+        cmocka_unit_test(test_back_runs_beside_fetches),
+        cmocka_unit_test(test_downloads_pass_between),
         cmocka_unit_test(test_any_memory_can_be_fetched),
         cmocka_unit_test(test_fetching_without_pinned_pieces),
         cmocka_unit_test(test_what_cannot_be_pinned_is_said),
