@@ -8,7 +8,8 @@
  *
  * A slot is in one of these places:
  *   free list of its class -> pinned (nowhere) <-> heap of its layer, if admitted
- *                                              <-> transient list of its class, if not */
+ *                                              <-> transient list of its class, if not: at the
+ *                                                  front, if it is spare */
 #include "worker/pager/expert_cache.h"
 
 #include <assert.h>
@@ -31,9 +32,10 @@ struct expert {
 struct slot {
     struct expert_key key;
     uint32_t n_pin;
-    bool admitted, speculative; /* speculative: and not used yet */
-    uint32_t heap_index;        /* of one in a heap */
-    int32_t previous, next;     /* of one in a list */
+    bool admitted, spare;   /* spare ones are not admitted */
+    bool speculative;       /* and not used yet */
+    uint32_t heap_index;    /* of one in a heap */
+    int32_t previous, next; /* of one in a list */
 };
 
 struct layer {
@@ -51,8 +53,8 @@ struct slot_class {
     uint32_t n_layer, floor;
     uint32_t n_free;
     int32_t free;                          /* first of a list by next */
-    uint32_t n_transient, n_transient_max; /* pinned ones too; how many prefill makes */
-    int32_t oldest, newest;                /* of the unpinned transients */
+    uint32_t n_transient, n_transient_max; /* pinned and spare ones too; how many prefill makes */
+    int32_t oldest, newest;                /* of the unpinned transients, behind the spare ones */
 };
 
 struct expert_cache {
@@ -170,13 +172,15 @@ static void heap_remove(struct expert_cache *cache, int32_t slot)
 
 /* ---- transients --------------------------------------------------------------------------- */
 
-static void transient_append(struct expert_cache *cache, int32_t slot)
+static void transient_insert(struct expert_cache *cache, int32_t slot)
 {
     struct slot_class *class = class_of(cache, cache->slot[slot].key);
-    cache->slot[slot].previous = class->newest;
-    cache->slot[slot].next = NONE;
-    *(class->newest == NONE ? &class->oldest : &cache->slot[class->newest].next) = slot;
-    class->newest = slot;
+    const bool spare = cache->slot[slot].spare;
+    const int32_t previous = spare ? NONE : class->newest, next = spare ? class->oldest : NONE;
+    cache->slot[slot].previous = previous;
+    cache->slot[slot].next = next;
+    *(previous == NONE ? &class->oldest : &cache->slot[previous].next) = slot;
+    *(next == NONE ? &class->newest : &cache->slot[next].previous) = slot;
 }
 
 static void transient_remove(struct expert_cache *cache, int32_t slot)
@@ -192,7 +196,7 @@ static void transient_remove(struct expert_cache *cache, int32_t slot)
 /* Into and out of the place from which an unpinned slot can be evicted. */
 static void make_evictable(struct expert_cache *cache, int32_t slot)
 {
-    cache->slot[slot].admitted ? heap_insert(cache, slot) : transient_append(cache, slot);
+    cache->slot[slot].admitted ? heap_insert(cache, slot) : transient_insert(cache, slot);
 }
 
 static void make_unevictable(struct expert_cache *cache, int32_t slot)
@@ -333,11 +337,17 @@ static struct choice choose_prefill(const struct expert_cache *cache, struct exp
     return (struct choice){least, NONE, admitted};
 }
 
+/* A transient, or NONE. */
+static bool may_go(const struct expert_cache *cache, int32_t slot)
+{
+    return slot != NONE && (cache->slot[slot].spare || !used_now(cache, slot));
+}
+
 static struct choice choose_speculative(const struct expert_cache *cache, struct expert_key key)
 {
     const struct slot_class *class = class_of(cache, key);
     struct choice choice = no_choice;
-    if (class->oldest != NONE && !used_now(cache, class->oldest))
+    if (may_go(cache, class->oldest))
         choice.slot = class->oldest;
     else if (class->n_transient < class->n_transient_max) /* the layers behind have theirs */
         choice.slot = least_of_class(cache, cache->layer[key.layer].class_index, true);
@@ -351,9 +361,12 @@ static struct choice choose_admission(const struct expert_cache *cache, struct e
     const double advantage = cache->policy->prefill_advantage;
     const struct rank own = rank_of(cache, key);
     struct rank rank = {0, 0};
-    if (class->oldest != NONE && !used_now(cache, class->oldest))
-        return (struct choice){class->oldest, NONE, true};
-    const int32_t least = least_admitted(cache, key, &rank);
+    int32_t least = class->oldest;
+    if (least != NONE && cache->slot[least].spare) return (struct choice){least, NONE, true};
+    if (may_go(cache, least))
+        rank = rank_of(cache, cache->slot[least].key);
+    else
+        least = least_admitted(cache, key, &rank);
     if (least == NONE || used_now(cache, least)) return no_choice;
     const bool better =
         isinf(advantage) ? rank_less(rank, own) : own.worth > advantage * rank.worth;
@@ -525,6 +538,7 @@ void expert_cache_use(struct expert_cache *cache, struct expert_key key, uint32_
     struct slot *slot = &cache->slot[expert->slot];
     if (slot->speculative) cache->stats.n_speculative_used++;
     slot->speculative = false;
+    if (slot->spare) return;
     if (slot->admitted) {
         if (!slot->n_pin) heap_settle(cache, &cache->layer[key.layer], slot->heap_index);
     } else {
@@ -667,6 +681,35 @@ size_t expert_cache_resize(struct expert_cache *cache, uint32_t class_index, uin
     return n;
 }
 
+/* ---- tiers -------------------------------------------------------------------------------- */
+
+void expert_cache_set_spare(struct expert_cache *cache, struct expert_key key, bool spare)
+{
+    const int32_t index = expert_of(cache, key)->slot;
+    if (index == NONE || cache->slot[index].spare == spare) return;
+    struct slot *slot = &cache->slot[index];
+    if (slot->admitted) set_admitted(cache, index, false);
+    if (!slot->n_pin) make_unevictable(cache, index);
+    slot->spare = spare;
+    if (!slot->n_pin) make_evictable(cache, index);
+    if (!spare) set_admitted(cache, index, true);
+}
+
+bool expert_cache_least(const struct expert_cache *cache, uint32_t class_index,
+                        struct expert_key *out)
+{
+    const int32_t slot = least_of_class(cache, class_index, true);
+    if (slot != NONE) *out = cache->slot[slot].key;
+    return slot != NONE;
+}
+
+void expert_cache_demote(struct expert_cache *cache, struct expert_key key)
+{
+    set_admitted(cache, expert_of(cache, key)->slot, false);
+}
+
+/* ---- pins --------------------------------------------------------------------------------- */
+
 void expert_cache_pin(struct expert_cache *cache, int32_t slot)
 {
     if (cache->slot[slot].n_pin++) return;
@@ -692,6 +735,16 @@ uint32_t expert_cache_n_resident(const struct expert_cache *cache, uint32_t laye
 uint32_t expert_cache_n_free(const struct expert_cache *cache, uint32_t class_index)
 {
     return cache->class[class_index].n_free;
+}
+
+uint32_t expert_cache_n_transient(const struct expert_cache *cache, uint32_t class_index)
+{
+    return cache->class[class_index].n_transient;
+}
+
+bool expert_cache_is_admitted(const struct expert_cache *cache, int32_t slot)
+{
+    return cache->slot[slot].admitted;
 }
 
 uint32_t expert_cache_n_pinned(const struct expert_cache *cache)

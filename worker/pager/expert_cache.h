@@ -7,13 +7,15 @@
  *   ABSENT --needed--> ADMITTED or TRANSIENT   in prefill: admitted if worth clearly more than the
  *                                              least of the admitted, which becomes transient
  *   ABSENT --predicted--> TRANSIENT --used--> ADMITTED
+ *   any --kept elsewhere, too--> SPARE --no longer--> ADMITTED
  *
  * Slots come in classes, one per size of expert; a layer belongs to one class, and experts compete
  * for slots inside their class. Every expert has a worth under the policy, higher is kept longer.
  * What goes when a slot is needed:
  *   - pinned slots never (they are being read or computed with),
- *   - transients first, in the order in which they came: experts that had to be somewhere while
- *     they were computed with, but were not found worth keeping, and predicted ones,
+ *   - spare ones first, the last that became so before the others,
+ *   - transients, in the order in which they came: experts that had to be somewhere while they were
+ *     computed with, but were not found worth keeping, predicted ones, and demoted ones,
  *   - then the admitted expert of least worth, but a layer keeps `floor` of them (its top-k), as
  *     far as the slots reach, so that a budget below one token's cycle does not turn LRU into a
  *     cache that always misses. Of equals the older goes first, then the one whose layer will run
@@ -61,8 +63,9 @@ enum place_kind {
     PLACE_SPECULATIVE, /* predicted: a transient until it is used; takes a free slot, a transient
                           or an admitted one, but neither that was used in this token */
     PLACE_BACKGROUND,  /* preload: takes free slots only */
-    PLACE_ADMISSION    /* was needed and found elsewhere: takes a free slot, or that of a transient
-                          or of an admitted expert which it beats as in prefill */
+    PLACE_ADMISSION    /* was needed and found elsewhere: takes a free slot or a spare one, or that
+                          of another expert which it beats as in prefill and this token has not used
+                          */
 };
 
 struct cache_placement {
@@ -119,12 +122,22 @@ struct cache_move {
 };
 size_t expert_cache_resize(struct expert_cache *cache, uint32_t class_index, uint32_t n_slot,
                            struct cache_move *moves);
+/* It is kept elsewhere, too, or no longer: nothing if it has no slot. What uses a spare expert is
+ * counted and changes nothing else: it is used where it is kept. */
+void expert_cache_set_spare(struct expert_cache *cache, struct expert_key key, bool spare);
+/* Of a class, the admitted expert that nothing but its worth keeps from going next. False: none, or
+ * this token has used it. Demoted, it goes before all admitted ones, unless it is used before. */
+bool expert_cache_least(const struct expert_cache *cache, uint32_t class_index,
+                        struct expert_key *out);
+void expert_cache_demote(struct expert_cache *cache, struct expert_key key);
 
 void expert_cache_pin(struct expert_cache *cache, int32_t slot);
 void expert_cache_unpin(struct expert_cache *cache, int32_t slot);
 
 uint32_t expert_cache_n_resident(const struct expert_cache *cache, uint32_t layer);
 uint32_t expert_cache_n_free(const struct expert_cache *cache, uint32_t class_index);
+uint32_t expert_cache_n_transient(const struct expert_cache *cache, uint32_t class_index);
+bool expert_cache_is_admitted(const struct expert_cache *cache, int32_t slot);
 uint32_t expert_cache_n_pinned(const struct expert_cache *cache); /* slots, of all classes */
 struct expert_cache_stats expert_cache_stats(const struct expert_cache *cache);
 

@@ -21,9 +21,10 @@ static uint32_t random_below(uint32_t n)
 /* ---- the naive cache ---------------------------------------------------------------------- */
 
 struct naive_expert {
-    bool resident, admitted;
+    bool resident, admitted, spare;
     double heat;
-    uint64_t last, arrived; /* arrived: order of transients */
+    uint64_t last;
+    int64_t arrived; /* order of transients, the spare ones below 0 */
     uint32_t n_pin;
     float profile;
 };
@@ -34,7 +35,8 @@ struct naive {
     uint32_t n_transient_max[N_CLASS], made[N_CLASS], n_layer_of[N_CLASS];
     struct naive_expert expert[MAX_LAYER][MAX_EXPERT];
     double unit[MAX_LAYER];
-    uint64_t clock[MAX_LAYER], now, n_arrived;
+    uint64_t clock[MAX_LAYER], now;
+    int64_t n_arrived;
     bool prefill;
     double half_life;
 };
@@ -180,19 +182,26 @@ static bool naive_beats(const struct naive *naive, struct expert_key key, bool *
 
 /* Whether an expert that need not be placed is worth more than what would go for it. */
 static bool naive_deserves(const struct naive *naive, struct expert_key key,
-                           struct expert_key *least)
+                           const struct expert_key *least)
 {
     const double advantage = naive->config.policy->prefill_advantage;
-    if (!naive_least(naive, key.layer, least) || naive_used_now(naive, *least)) return false;
+    if (naive_used_now(naive, *least)) return false;
     if (below_floor(naive, key.layer)) return true;
     return advantage == INFINITY ? naive_goes_first(naive, *least, true, key)
                                  : naive_worth(naive, key) > advantage * naive_worth(naive, *least);
 }
 
+static void naive_arrive(struct naive *naive, struct expert_key key)
+{
+    struct naive_expert *expert = naive_at(naive, key);
+    naive->n_arrived++;
+    expert->arrived = expert->spare ? -naive->n_arrived : naive->n_arrived;
+}
+
 static void naive_demote(struct naive *naive, struct expert_key key)
 {
     naive_at(naive, key)->admitted = false;
-    naive_at(naive, key)->arrived = ++naive->n_arrived;
+    naive_arrive(naive, key);
 }
 
 static struct cache_placement naive_choose(struct naive *naive, struct expert_key key,
@@ -209,13 +218,16 @@ static struct cache_placement naive_choose(struct naive *naive, struct expert_ke
     if (kind == PLACE_BACKGROUND) return none;
     placement.evicts = true;
     const bool has_oldest = naive_oldest(naive, class_index, &placement.victim);
+    const bool is_spare = has_oldest && naive_at(naive, placement.victim)->spare;
+    const bool is_idle = has_oldest && !naive_used_now(naive, placement.victim);
     if (kind == PLACE_SPECULATIVE) {
-        if (has_oldest && !naive_used_now(naive, placement.victim)) return placement;
+        if (is_spare || is_idle) return placement;
         if (n_transient >= naive->n_transient_max[class_index]) return none;
         return naive_least_of_class(naive, class_index, true, &placement.victim) ? placement : none;
     }
     if (kind == PLACE_ADMISSION) {
-        if (has_oldest && !naive_used_now(naive, placement.victim)) return placement;
+        if (is_spare) return placement;
+        if (!is_idle && !naive_least(naive, key.layer, &placement.victim)) return none;
         return naive_deserves(naive, key, &placement.victim) ? placement : none;
     }
     placement.admitted = naive_beats(naive, key, &found, &least);
@@ -238,6 +250,7 @@ static struct cache_placement naive_place(struct naive *naive, struct expert_key
     if (placement.evicts) naive_at(naive, placement.victim)->resident = false;
     expert->resident = true;
     expert->admitted = placement.admitted;
+    expert->spare = false;
     expert->n_pin = 1;
     return placement;
 }
@@ -250,7 +263,7 @@ static void naive_use(struct naive *naive, struct expert_key key, uint32_t n_row
     naive->clock[il] = naive->now;
     expert->heat += n_row * naive->unit[il];
     expert->last = naive->now;
-    if (!expert->resident || expert->admitted) return;
+    if (!expert->resident || expert->admitted || expert->spare) return;
     struct expert_key least;
     bool found;
     if (!naive_beats(naive, key, &found, &least)) return;
@@ -261,7 +274,7 @@ static void naive_use(struct naive *naive, struct expert_key key, uint32_t n_row
 static void naive_unpin(struct naive *naive, struct expert_key key)
 {
     struct naive_expert *expert = naive_at(naive, key);
-    if (--expert->n_pin == 0 && !expert->admitted) expert->arrived = ++naive->n_arrived;
+    if (--expert->n_pin == 0 && !expert->admitted) naive_arrive(naive, key);
 }
 
 /* ---- both side by side -------------------------------------------------------------------- */
@@ -357,13 +370,18 @@ static void check_pair(struct pair *pair)
             const struct expert_key key = {il, ie};
             const int32_t slot = expert_cache_find(pair->cache, key);
             assert_int_equal(slot != EXPERT_NO_SLOT, naive->expert[il][ie].resident);
-            if (slot != EXPERT_NO_SLOT)
-                assert_memory_equal(&pair->in_slot[slot], &key, sizeof(key));
+            if (slot == EXPERT_NO_SLOT) continue;
+            assert_memory_equal(&pair->in_slot[slot], &key, sizeof(key));
+            assert_int_equal(expert_cache_is_admitted(pair->cache, slot),
+                             naive->expert[il][ie].admitted);
         }
     }
-    for (uint32_t i = 0; i < N_CLASS; i++)
+    for (uint32_t i = 0; i < N_CLASS; i++) {
         assert_int_equal(expert_cache_n_free(pair->cache, i),
                          naive->slot_of_class[i] - count_class(naive, i, COUNT_RESIDENT));
+        assert_int_equal(expert_cache_n_transient(pair->cache, i),
+                         count_class(naive, i, COUNT_TRANSIENT));
+    }
 }
 
 static void unpin_both(struct pair *pair, struct expert_key key)
@@ -433,6 +451,33 @@ static void guess(struct pair *pair, enum place_kind kind)
     if (placed) unpin_both(pair, key);
 }
 
+/* Another tier gets an expert, or gives it up; or wants to know which goes next. */
+static void share(struct pair *pair)
+{
+    struct naive *naive = &pair->naive;
+    const struct expert_key key = {random_below(naive->config.n_layer),
+                                   random_below(naive->config.n_expert)};
+    struct naive_expert *expert = naive_at(naive, key);
+    const bool spare = chance(2);
+    expert_cache_set_spare(pair->cache, key, spare);
+    if (!expert->resident || expert->spare == spare) return;
+    expert->spare = spare;
+    expert->admitted = !spare;
+    if (spare) naive_arrive(naive, key);
+}
+
+static void demote(struct pair *pair)
+{
+    const uint32_t class_index = random_below(N_CLASS);
+    struct expert_key expected = {0, 0}, got;
+    const bool any = naive_least_of_class(&pair->naive, class_index, true, &expected);
+    assert_int_equal(expert_cache_least(pair->cache, class_index, &got), any);
+    if (!any) return;
+    assert_memory_equal(&got, &expected, sizeof(got));
+    expert_cache_demote(pair->cache, got);
+    naive_demote(&pair->naive, got);
+}
+
 static void run_step(struct pair *pair, uint32_t n_used)
 {
     struct naive *naive = &pair->naive;
@@ -457,6 +502,8 @@ static void run_step(struct pair *pair, uint32_t n_used)
         run_layer(pair, il, experts, n);
         if (chance(4)) guess(pair, PLACE_SPECULATIVE);
         if (chance(4)) guess(pair, PLACE_ADMISSION);
+        if (chance(3)) share(pair);
+        if (chance(4)) demote(pair);
     }
 }
 
@@ -489,8 +536,7 @@ static void resize_both(struct pair *pair)
         pair->in_slot[move->to] = move->key;
         pair->is_full[move->to] = true;
         pair->is_full[move->from] = false;
-        if (!naive_at(naive, move->key)->admitted)
-            naive_at(naive, move->key)->arrived = ++naive->n_arrived;
+        if (!naive_at(naive, move->key)->admitted) naive_arrive(naive, move->key);
     }
     for (uint32_t slot = (uint32_t)end; slot < naive->made[0] + (i ? naive->made[1] : 0); slot++)
         assert_false(pair->is_full[slot]);
