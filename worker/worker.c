@@ -226,14 +226,17 @@ static enum lm_status create_tier(struct worker *worker, struct lm_error *err)
                                             .kv_bytes = pool.n_ready * pool.group_bytes,
                                             .policy = config->pager.policy,
                                             .prefetch = config->pager.prefetch,
-                                            .miss = config->device_experts.miss};
+                                            .miss = config->device_experts.miss,
+                                            .inclusive = config->device_experts.inclusive};
     const enum lm_status status = device_tier_create(&worker->tier, &tier, err);
+    if (status != LM_OK) return status;
     const struct expert_pager_above above = {.context = worker,
                                              .has = is_in_tier,
                                              .seed = seed_tier,
                                              .preload = preload_tier,
-                                             .let_go = let_tier_go};
-    if (status != LM_OK) return status;
+                                             .let_go = let_tier_go,
+                                             .exclusive =
+                                                 device_tier_stats(worker->tier).exclusive};
     expert_pager_put_above(worker->pager, &above);
     exchange_init(&worker->exchange, state, worker->tier);
     return LM_OK;

@@ -38,6 +38,7 @@ struct pager_options {
 struct device_options {
     uint32_t n_slot; /* experts of the device's layers kept in its memory; 0: all */
     enum miss_mode miss;
+    bool inclusive; /* as of device_tier.h */
 };
 
 struct worker_config {

@@ -14,6 +14,7 @@
 enum {
     N_HALF = 2,
     AHEAD_COPIES_MAX = 8,    /* in the background at once */
+    BACK_COPIES_MAX = 8,     /* back, likewise */
     PRELOAD_COPIES_MAX = 64, /* likewise, of what a profile or a prompt names, */
     PRELOAD_BYTES_MAX = 64 << 20,
     WARM_SHARE = 4, /* of a size's slots, those that one prompt may displace */
@@ -35,6 +36,13 @@ struct copy {
     struct expert_key key;
     int32_t slot; /* it goes to; NO_SLOT: to the room */
     bool preload; /* on account of a profile */
+};
+
+/* An expert on its way back into the pager's memory. */
+struct back {
+    uint64_t ticket;
+    struct expert_key key;
+    bool landed; /* unless the next sync says otherwise */
 };
 
 struct slot {
@@ -114,6 +122,9 @@ struct device_tier {
 
     struct copy *copy; /* [copy_max], in no order */
     size_t copy_max, n_copy;
+
+    struct back back[BACK_COPIES_MAX];
+    size_t n_back;
 
     /* where the device finds the layers' experts: [n_table_layer][n_expert] views, then as many
      * bytes that say which are in the host's memory; then one layer's views, gathered */
@@ -318,6 +329,18 @@ static void make_table(struct device_tier *tier)
             note_place(tier, (struct expert_key){il, ie});
 }
 
+/* ---- what is shared out with the pager ---------------------------------------------------- */
+
+/* What is about to go here must not go there, too. */
+static void tell_pager(struct device_tier *tier, struct expert_key key)
+{
+    const int32_t index = expert_cache_find(tier->cache, key);
+    const bool here = index != NO_SLOT && !tier->slot[index].ticket;
+    if (!tier->stats.exclusive) return;
+    expert_pager_set_kept(tier->config.pager, key,
+                          here && expert_cache_is_admitted(tier->cache, index));
+}
+
 /* ---- copies ------------------------------------------------------------------------------- */
 
 static const struct expert_layer *layer_of(const struct device_tier *tier, uint32_t il)
@@ -373,12 +396,15 @@ static void end_copy(struct device_tier *tier, size_t at)
     tier->n_in_background -= tier->slot[copy.slot].in_background;
     expert_cache_unpin(tier->cache, copy.slot);
     note_place(tier, copy.key);
+    tell_pager(tier, copy.key);
 }
 
 static void reap(struct device_tier *tier)
 {
     for (size_t i = tier->n_copy; i-- > 0;)
         if (is_done(tier, tier->copy[i].ticket)) end_copy(tier, i);
+    for (size_t i = 0; i < tier->n_back; i++)
+        tier->back[i].landed = is_done(tier, tier->back[i].ticket);
     if (!tier->n_copy) measure_burst(tier);
 }
 
@@ -459,6 +485,15 @@ static struct expert_view slot_view(const struct device_tier *tier, uint32_t il,
     return expert_layer_view(layer, part);
 }
 
+/* An expert has lost its slot. */
+static void end_residence(struct device_tier *tier, struct expert_key key)
+{
+    note_place(tier, key);
+    tell_pager(tier, key);
+    tier->stats.n_lost +=
+        tier->stats.exclusive && !expert_pager_is_resident(tier->config.pager, key);
+}
+
 /* The visit reads the slot. */
 static void pin_slot(struct device_tier *tier, int32_t index)
 {
@@ -473,16 +508,27 @@ static bool is_in_kv(const struct device_tier *tier, const struct slot *slot)
            slot->memory < tier->config.pool + tier->stats.kv_bytes;
 }
 
+/* Whether what would leave for another expert of the class is still on its way back. */
+static bool is_too_soon(const struct device_tier *tier, uint32_t class_index)
+{
+    uint32_t n_back = 0;
+    for (size_t i = 0; i < tier->n_back; i++)
+        n_back += tier->class_of[tier->back[i].key.layer] == class_index;
+    return n_back && !expert_cache_n_free(tier->cache, class_index) &&
+           expert_cache_n_transient(tier->cache, class_index) == n_back;
+}
+
 /* Takes a slot for an expert that the pager lends, and begins to copy it there. False: there is
- * none, or the pager does not have it. */
+ * none now, or the pager does not have it. */
 static bool copy_to_slot(struct device_tier *tier, struct expert_key key, enum place_kind kind,
                          struct ready *out)
 {
     struct expert_view from;
-    if (tier->n_copy == tier->copy_max) return false;
+    if (tier->n_copy == tier->copy_max || is_too_soon(tier, tier->class_of[key.layer]))
+        return false;
     const struct cache_placement placement = expert_cache_place(tier->cache, key, kind);
     if (placement.slot == NO_SLOT) return false;
-    if (placement.evicts) note_place(tier, placement.victim);
+    if (placement.evicts) end_residence(tier, placement.victim);
     struct slot *slot = &tier->slot[placement.slot];
     assert(!slot->ticket);
     assert(!is_in_kv(tier, slot));
@@ -526,6 +572,68 @@ static bool copy_to_room(struct device_tier *tier, struct expert_key key, struct
     *out = copy_expert(tier, key, &from, to, half->mark, COPY_DEMAND);
     half->n++;
     return true;
+}
+
+/* ---- back --------------------------------------------------------------------------------- */
+
+/* Begins to copy an expert into the pager's memory; its slot is held for it. */
+static void begin_back(struct device_tier *tier, struct expert_key key,
+                       void *const part[EXPERT_PART_MAX])
+{
+    struct backend *backend = tier->config.backend;
+    const struct expert_layer *layer = layer_of(tier, key.layer);
+    const int32_t index = expert_cache_find(tier->cache, key);
+    const uint8_t *from = tier->slot[index].memory;
+    struct back *back = &tier->back[tier->n_back++];
+    *back = (struct back){.key = key};
+    for (uint32_t i = 0; i < layer->n_part; i++) {
+        back->ticket = backend->ops->write_back(backend, part[i], from, layer->part_bytes[i]);
+        from += part_stride(layer, i);
+    }
+    expert_cache_pin(tier->cache, index);
+}
+
+static void end_back(struct device_tier *tier, size_t at, bool arrived)
+{
+    const struct expert_key key = tier->back[at].key;
+    tier->back[at] = tier->back[--tier->n_back];
+    expert_cache_unpin(tier->cache, expert_cache_find(tier->cache, key));
+    expert_pager_end_offer(tier->config.pager, key, arrived);
+    tell_pager(tier, key);
+    tier->stats.n_written_back += arrived;
+    tier->stats.written_back_bytes += arrived ? layer_of(tier, key.layer)->n_bytes : 0;
+}
+
+/* Behind a sync that went well: what had landed before it has the right bytes. Of a device that is
+ * lost all copies seem to be done. */
+static void reap_back(struct device_tier *tier)
+{
+    for (size_t i = tier->n_back; i-- > 0;)
+        if (tier->back[i].landed) end_back(tier, i, true);
+}
+
+/* Sees to it that what goes next has been written back: of each class as many as a token may want
+ * of a layer. */
+static void write_back(struct device_tier *tier)
+{
+    if (!tier->stats.exclusive) return;
+    for (uint32_t i = 0; i < tier->classes.n; i++) {
+        const uint32_t quarter = tier->n_usable[i] / 4;
+        const uint32_t n_used = tier->config.n_expert_used;
+        const uint32_t n_leaving = n_used < quarter ? n_used : quarter;
+        struct expert_key key;
+        while (tier->n_back < BACK_COPIES_MAX &&
+               expert_cache_n_free(tier->cache, i) + expert_cache_n_transient(tier->cache, i) <
+                   n_leaving &&
+               expert_cache_least(tier->cache, i, &key)) {
+            void *part[EXPERT_PART_MAX];
+            const enum expert_offer offer = expert_pager_offer(tier->config.pager, key, part);
+            if (offer == OFFER_LATER) break;
+            if (offer == OFFER_TAKEN) begin_back(tier, key, part);
+            expert_cache_demote(tier->cache, key);
+            tell_pager(tier, key);
+        }
+    }
 }
 
 /* ---- the layer behind --------------------------------------------------------------------- */
@@ -879,9 +987,11 @@ static void begin_warming(struct device_tier *tier)
 static void go_on_warming(struct device_tier *tier, bool budget)
 {
     struct ready unused;
+    write_back(tier);
     for (; tier->next_warm < tier->n_warm; tier->next_warm++) {
         const struct expert_key key = tier->warm[tier->next_warm].key;
         const uint32_t class_index = tier->class_of[key.layer];
+        if (is_too_soon(tier, class_index)) return;
         const bool free = expert_cache_n_free(tier->cache, class_index);
         if (expert_cache_find(tier->cache, key) != NO_SLOT ||
             !expert_pager_is_resident(tier->config.pager, key) ||
@@ -949,8 +1059,11 @@ static void resize_class(struct device_tier *tier, uint32_t class_index, uint32_
     const size_t n_move = expert_cache_resize(tier->cache, class_index, n_slot, tier->moves);
     for (size_t i = 0; i < n_move; i++) {
         const struct cache_move *const move = &tier->moves[i];
+        if (move->to == NO_SLOT) {
+            end_residence(tier, move->key);
+            continue;
+        }
         note_place(tier, move->key);
-        if (move->to == NO_SLOT) continue;
         struct slot *const to = &tier->slot[move->to];
         const struct slot *const from = &tier->slot[move->from];
         to->predicted = from->predicted;
@@ -969,11 +1082,16 @@ enum lm_status device_tier_resize(struct device_tier *tier, uint64_t kv_bytes, s
     end_visit(tier);
     end_prediction(tier);
     forget_ahead(tier);
+    for (size_t i = 0; i < tier->n_back; i++)
+        backend->ops->await(backend, tier->back[i].ticket);
     enum lm_status status = drain(tier, err);
-    if (status != LM_OK) device_tier_abandon(tier);
+    if (status == LM_OK)
+        reap_back(tier);
+    else
+        device_tier_abandon(tier);
     tell_preloaded(tier);
     tier->preload_is_told = true; /* what comes from here on is not the profile's */
-    assert(!tier->n_copy);
+    assert(!tier->n_copy && !tier->n_back);
     memcpy(n_slot, tier->n_in_arena, sizeof(tier->n_usable));
     for (uint32_t i = 0; i < n_in_pool; i++)
         n_slot[class_of_slot(tier, tier->in_pool[i])]++;
@@ -1121,6 +1239,7 @@ static bool look_up(struct device_tier *tier, const struct expert_demand *demand
     const struct ready found = {demand->expert, slot->ticket, slot->in_background,
                                 slot_view(tier, tier->layer, index)};
     pin_slot(tier, index);
+    tell_pager(tier, key); /* it may have been about to go */
     if (found.ticket) {
         tier->ready[tier->n_ready++] = found;
         count_copy(tier, false);
@@ -1135,6 +1254,7 @@ void device_tier_request(struct device_tier *tier, uint32_t layer,
                          const struct expert_demand *demand, size_t n, uint32_t n_row)
 {
     size_t n_missing = 0;
+    reap_back(tier);
     end_visit(tier);
     if (tier->ahead_layer != layer) forget_ahead(tier);
     tier->layer = layer;
@@ -1153,6 +1273,7 @@ void device_tier_request(struct device_tier *tier, uint32_t layer,
     tier->n_ahead = 0;
     tier->pager_has_more = true; /* at least it reads for the layer behind */
     expert_pager_request(tier->config.pager, layer, tier->missing, n_missing);
+    if (!tier->streams) write_back(tier);
 }
 
 /* ---- lending ------------------------------------------------------------------------------ */
@@ -1517,6 +1638,13 @@ static void count_bank(struct device_tier *tier)
     }
 }
 
+/* Memory that is not pinned would be written to with the host waiting. */
+static bool shares(const struct expert_pager *pager)
+{
+    const struct expert_pager_stats stats = expert_pager_stats(pager);
+    return stats.pinned && stats.n_slot < stats.n_expert;
+}
+
 enum lm_status device_tier_create(struct device_tier **out, const struct device_tier_config *config,
                                   struct lm_error *err)
 {
@@ -1528,6 +1656,7 @@ enum lm_status device_tier_create(struct device_tier **out, const struct device_
     tier->trial.n_pause = TRIAL_WARM_STEPS;
     tier->stats.policy = config->policy->name;
     tier->cpu_share = 0.5;
+    tier->stats.exclusive = !config->inclusive && shares(config->pager);
     tier->ahead_layer = UINT32_MAX;
     tier->half_max = half_of_room(config->n_expert, config->n_expert_used);
     tier->class_of = calloc(config->layer_end, sizeof(*tier->class_of));
@@ -1551,6 +1680,13 @@ enum lm_status device_tier_create(struct device_tier **out, const struct device_
     return LM_OK;
 }
 
+static void drop(struct device_tier *tier, struct expert_key key)
+{
+    if (expert_cache_find(tier->cache, key) == NO_SLOT) return;
+    expert_cache_drop(tier->cache, key);
+    tell_pager(tier, key);
+}
+
 /* Of a device that has failed it is not known which copies it has made. Those under way end first:
  * one that came later than the next of its slot would be what is computed with. */
 void device_tier_abandon(struct device_tier *tier)
@@ -1558,17 +1694,20 @@ void device_tier_abandon(struct device_tier *tier)
     struct backend *backend = tier->config.backend;
     for (size_t i = 0; i < tier->n_copy; i++)
         backend->ops->await(backend, tier->copy[i].ticket);
-    if (tier->n_copy) backend->ops->sync(backend, NULL);
+    for (size_t i = 0; i < tier->n_back; i++)
+        backend->ops->await(backend, tier->back[i].ticket);
+    if (tier->n_copy + tier->n_back) backend->ops->sync(backend, NULL);
     tier->n_burst = 0;
     end_visit(tier);
     end_prediction(tier);
     forget_ahead(tier);
     while (tier->n_copy)
         end_copy(tier, tier->n_copy - 1);
+    while (tier->n_back)
+        end_back(tier, tier->n_back - 1, false);
     for (uint32_t il = tier->config.layer_begin; il < tier->config.layer_end; il++)
         for (uint32_t ie = 0; tier->class_of[il] != UINT32_MAX && ie < tier->config.n_expert; ie++)
-            if (expert_cache_find(tier->cache, (struct expert_key){il, ie}) != NO_SLOT)
-                expert_cache_drop(tier->cache, (struct expert_key){il, ie});
+            drop(tier, (struct expert_key){il, ie});
     tier->has_table = false; /* it is made anew */
 }
 
@@ -1576,7 +1715,7 @@ void device_tier_destroy(struct device_tier *tier)
 {
     if (!tier) return;
     struct backend *backend = tier->config.backend;
-    if (tier->n_copy) backend->ops->sync(backend, NULL); /* they read the pager's memory */
+    if (tier->n_copy + tier->n_back) backend->ops->sync(backend, NULL); /* of the pager's memory */
     if (tier->table) backend->ops->free(backend, tier->table);
     if (tier->room) backend->ops->free(backend, tier->room);
     if (tier->arena) backend->ops->free(backend, tier->arena);

@@ -8,6 +8,13 @@
  * bytes and never computes, so logits cannot depend on it.
  *
  *   ABSENT --begin to copy--> COPYING --done--> RESIDENT --unpinned and evicted--> ABSENT
+ *                                                   +--coldest--> LEAVING --evicted--> ABSENT
+ *                                                   +---used---------+
+ *
+ * Where the pager has slots for some experts only, the two share them out (exclusive): what the
+ * device keeps goes first there. So that memory does not lose what the device gives up, the coldest
+ * few are written back before anything takes their slots, beside the operations: then nobody waits
+ * for it, and what goes, goes for nothing. Who must go sooner is lost to memory, not to the disk.
  *
  * A layer's visit: request names the experts that the layer needs; acquire lends them in groups:
  * first what is resident; then, as the pager has them, some to be computed on the CPU; then those
@@ -105,12 +112,15 @@ struct device_tier_stats {
     uint64_t background_bytes; /* copied before they were chosen */
     double preload_bytes_s;    /* at which a profile's experts came, while some did; 0: not yet */
     uint64_t n_evicted;
-    struct expert_pager_prediction prediction; /* of layers behind; read: copied */
-    uint64_t n_wasted;                         /* of these evicted before they were chosen */
-    uint64_t predicted_bytes, useful_bytes;    /* copied on predictions, and of them chosen */
-    enum miss_mode asked;                      /* for */
+    uint64_t n_written_back, written_back_bytes; /* before they were evicted */
+    uint64_t n_lost;                             /* evicted, and no longer in memory */
+    struct expert_pager_prediction prediction;   /* of layers behind; read: copied */
+    uint64_t n_wasted;                           /* of these evicted before they were chosen */
+    uint64_t predicted_bytes, useful_bytes;      /* copied on predictions, and of them chosen */
+    enum miss_mode asked;                        /* for */
     enum miss_mode mode; /* in use: as asked, or with MISS_AUTO what that has chosen so far */
     bool gathers;        /* GPU: the device brings misses itself, from memory that is pinned */
+    bool exclusive;      /* what the device keeps need not be in memory, too */
     double cpu_share;    /* HYBRID: of misses, aimed at */
     double copy_bytes_s; /* lately at best, since the host hears of the end of a copy late */
     double cpu_bytes_s;  /* measured beside copies; 0, as the other: not yet */
@@ -130,6 +140,7 @@ struct device_tier_config {
     const struct cache_policy *policy;
     enum miss_mode miss;
     enum prefetch prefetch; /* of predicted experts */
+    bool inclusive; /* what the device has is kept in memory, too, if it lacks room for others */
 };
 
 /* LM_E_NO_MEM: of the device or the host. */

@@ -19,6 +19,7 @@ struct slot {
     const void *part[EXPERT_PART_MAX];
     uint32_t n_hold;
     bool reading, ready;
+    bool arriving; /* from above */
     bool preload;
     bool ahead;      /* read for the layer behind, which has not run yet */
     bool speculated; /* and not used yet: */
@@ -60,8 +61,10 @@ struct expert_pager {
     struct slot *slot; /* [n_slot], class after class */
     struct expert_cache *cache;
     struct disk_reader *reader;
-    uint32_t n_read;                 /* slots being read: each is pinned for it */
-    uint32_t n_held;                 /* slots that are held: likewise, once */
+    uint32_t n_read;     /* slots being read: each is pinned for it */
+    uint32_t n_held;     /* slots that are held: likewise, once */
+    uint32_t n_arriving; /* likewise; */
+    uint32_t n_class_arriving[SLOT_CLASS_MAX];
     struct expert_pager_above above; /* zero: nothing is */
 
     /* the current request */
@@ -165,18 +168,15 @@ static void tell_watcher(const struct expert_pager *pager)
     if (pager->on_change) pager->on_change(pager->watcher);
 }
 
-/* Lays the parts of an expert out in its slot and reads them. */
-static void start_read(struct expert_pager *pager, int32_t index, struct expert_key key,
-                       enum read_priority priority)
+/* Where the parts of an expert go in its slot. Nothing is there yet. */
+static void lay_out(struct expert_pager *pager, int32_t index, struct expert_key key)
 {
     struct slot *slot = &pager->slot[index];
     const struct expert_layer *layer = expert_pager_layer(pager, key.layer);
     uint8_t *region = slot->memory;
     assert(!slot->reading);
     slot->key = key;
-    slot->reading = true;
     slot->ready = slot->preload = slot->speculated = slot->ahead = false;
-    slot->priority = priority;
     slot->read = (struct disk_read){.n_extent = layer->n_part, .owner = slot};
     expert_store_locate(pager->config.store, key, slot->read.extent);
     for (uint32_t i = 0; i < layer->n_part; i++) {
@@ -184,6 +184,15 @@ static void start_read(struct expert_pager *pager, int32_t index, struct expert_
         slot->read.to[i] = region + slot->read.extent[i].offset % DISK_ALIGN;
         region += region_bytes(layer, i);
     }
+}
+
+static void start_read(struct expert_pager *pager, int32_t index, struct expert_key key,
+                       enum read_priority priority)
+{
+    struct slot *slot = &pager->slot[index];
+    lay_out(pager, index, key);
+    slot->reading = true;
+    slot->priority = priority;
     slot->read.has_checksum = expert_store_checksum(pager->config.store, key, &slot->read.checksum);
     pager->n_read++;
     disk_reader_submit(pager->reader, &slot->read, priority);
@@ -505,6 +514,7 @@ static void go_on_preloading(struct expert_pager *pager)
     while (pager->next_preload < pager->n_preload) {
         const struct expert_key key = pager->preload[pager->next_preload++].key;
         if (expert_cache_find(pager->cache, key) != EXPERT_NO_SLOT) continue;
+        if (pager->above.exclusive && is_elsewhere(pager, key)) continue;
         const int32_t index = expert_cache_place(pager->cache, key, PLACE_BACKGROUND).slot;
         if (index == EXPERT_NO_SLOT) continue; /* its class is full */
         start_read(pager, index, key, READ_BACKGROUND);
@@ -574,7 +584,10 @@ static uint64_t *other_uses(const struct expert_pager *pager, struct expert_key 
 
 void expert_pager_count_use(struct expert_pager *pager, struct expert_key key, uint32_t n_row)
 {
-    *other_uses(pager, key) += pager->cache ? n_row : 1;
+    if (pager->above.exclusive)
+        expert_cache_use(pager->cache, key, n_row);
+    else
+        *other_uses(pager, key) += pager->cache ? n_row : 1;
 }
 
 uint64_t expert_pager_n_token(const struct expert_pager *pager)
@@ -622,8 +635,10 @@ void expert_pager_step(struct expert_pager *pager, uint32_t n_token, bool prefil
     for (int point = 0; point < PREDICT_POINT_COUNT; point++) /* of a step that failed */
         pager->prediction[point].n = 0;
     pager->idle_since_s = 0;
-    /* Between steps, also behind one that failed, only reads and who asked for it hold slots. */
-    assert(expert_cache_n_pinned(pager->cache) == pager->n_read + pager->n_held);
+    /* Between steps, also behind one that failed, only what is on its way and who asked for it hold
+     * slots. */
+    assert(expert_cache_n_pinned(pager->cache) ==
+           pager->n_read + pager->n_held + pager->n_arriving);
     expert_cache_advance(pager->cache, n_token, prefill);
     speculation_fade(&pager->speculation);
     disk_reader_set_shallow(pager->reader, !prefill);
@@ -678,6 +693,7 @@ static void begin_visit(struct expert_pager *pager, struct visit *visit, struct 
         return;
     }
     struct slot *slot = &pager->slot[index];
+    assert(!slot->arriving);
     expert_cache_pin(pager->cache, index);
     visit->slot = index;
     if (slot->speculated) count_use(pager, slot);
@@ -858,6 +874,49 @@ void expert_pager_put_above(struct expert_pager *pager, const struct expert_page
     pager->above = *above;
 }
 
+void expert_pager_set_kept(struct expert_pager *pager, struct expert_key key, bool kept)
+{
+    expert_cache_set_spare(pager->cache, key, kept);
+}
+
+/* As many of a class as leave something to whom visits, holds and what is read ahead pin. */
+static uint32_t n_arriving_max(const struct expert_pager *pager, uint32_t class_index)
+{
+    return pager->classes.class[class_index].n_slot / 8;
+}
+
+enum expert_offer expert_pager_offer(struct expert_pager *pager, struct expert_key key,
+                                     void *part[EXPERT_PART_MAX])
+{
+    const uint32_t class_index = pager->class_of[key.layer];
+    if (expert_cache_find(pager->cache, key) != EXPERT_NO_SLOT) return OFFER_HERE;
+    if (pager->n_class_arriving[class_index] >= n_arriving_max(pager, class_index))
+        return OFFER_LATER;
+    const int32_t index = expert_cache_place(pager->cache, key, PLACE_ADMISSION).slot;
+    if (index == EXPERT_NO_SLOT) return OFFER_REFUSED;
+    struct slot *slot = &pager->slot[index];
+    lay_out(pager, index, key);
+    slot->arriving = true;
+    pager->n_arriving++;
+    pager->n_class_arriving[class_index]++;
+    for (uint32_t i = 0; i < slot->read.n_extent; i++)
+        part[i] = slot->read.to[i];
+    return OFFER_TAKEN;
+}
+
+void expert_pager_end_offer(struct expert_pager *pager, struct expert_key key, bool arrived)
+{
+    const int32_t index = expert_cache_find(pager->cache, key);
+    struct slot *slot = &pager->slot[index];
+    assert(slot->arriving);
+    slot->arriving = false;
+    slot->ready = arrived;
+    pager->n_arriving--;
+    pager->n_class_arriving[pager->class_of[key.layer]]--;
+    expert_cache_unpin(pager->cache, index);
+    if (!arrived) expert_cache_drop(pager->cache, key);
+}
+
 bool expert_pager_wants_prediction(const struct expert_pager *pager, uint32_t layer,
                                    enum prediction_point point)
 {
@@ -926,10 +985,10 @@ struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager)
         stats.n_resident = stats.n_expert;
         return stats;
     }
-    /* A slot is free, being read into, or readable. */
+    /* A slot is free, being filled, or readable. */
     for (uint32_t i = 0; i < pager->classes.n; i++)
         stats.n_free += expert_cache_n_free(pager->cache, i);
-    stats.n_reading = pager->n_read;
+    stats.n_reading = pager->n_read + pager->n_arriving;
     stats.n_resident = stats.n_slot - stats.n_free - stats.n_reading;
     stats.policy = pager->config.policy->name;
     const struct expert_cache_stats cache = expert_cache_stats(pager->cache);

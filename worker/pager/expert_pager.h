@@ -18,6 +18,10 @@
  * a prediction is read what pays (speculation.h), behind all that is needed; a profile's experts
  * fill free slots.
  *
+ * A device's tier may be above it, and either copy out of its slots or share the experts out with
+ * it: then what the device keeps is the first to go here, and what it gives up comes back from
+ * there, without the disk (offer). All that is lost if it does not come back is a read.
+ *
  * Ownership: borrows the store; slots belong to the pager; views are lent by acquire until the
  *            next acquire, request or step.
  * Threads:   one caller, the step thread; the disk reader's threads are internal.
@@ -174,7 +178,8 @@ bool expert_pager_hold(struct expert_pager *pager, struct expert_key key, struct
 void expert_pager_unhold(struct expert_pager *pager, struct expert_key key);
 /* Slots: every expert has one that is readable and pinned, and will keep it. */
 bool expert_pager_has_all_pinned(const struct expert_pager *pager);
-/* Rows chose an expert that was not asked for here. For expert_pager_uses. */
+/* Rows chose an expert that was not asked for here. For expert_pager_uses, and of a tier above that
+ * is exclusive for the expert's worth. */
 void expert_pager_count_use(struct expert_pager *pager, struct expert_key key, uint32_t n_row);
 /* Experts that may be held while a layer is visited. */
 size_t expert_pager_hold_max(const struct expert_pager *pager, uint32_t layer);
@@ -188,8 +193,22 @@ struct expert_pager_above {
     void (*preload)(void *context);
     /* ends what it holds, when no slot is left without */
     enum lm_status (*let_go)(void *context, struct lm_error *err);
+    bool exclusive; /* what it keeps need not be here: it tells of that, and of all uses */
 };
 void expert_pager_put_above(struct expert_pager *pager, const struct expert_pager_above *above);
+/* What is exclusive keeps the expert, or does no longer. */
+void expert_pager_set_kept(struct expert_pager *pager, struct expert_key key, bool kept);
+/* It would give the expert up. TAKEN: its parts may be written to part[], and until end_offer it is
+ * not asked for here; arrived: they are those of the file, and it is readable. */
+enum expert_offer {
+    OFFER_LATER,   /* enough are on their way */
+    OFFER_REFUSED, /* nothing that is worth less can go for it */
+    OFFER_HERE,    /* it is here, or being read */
+    OFFER_TAKEN
+};
+enum expert_offer expert_pager_offer(struct expert_pager *pager, struct expert_key key,
+                                     void *part[EXPERT_PART_MAX]);
+void expert_pager_end_offer(struct expert_pager *pager, struct expert_key key, bool arrived);
 
 struct expert_pager_stats expert_pager_stats(const struct expert_pager *pager);
 /* layer_begin <= layer < layer_end */

@@ -6,7 +6,7 @@
 /* Who adds a counter adds it here too, and to worker/pipeline/wire_stats.c. */
 static_assert(sizeof(struct expert_pager_stats) == 456 &&
                   sizeof(struct expert_pager_layer_stats) == 128 &&
-                  sizeof(struct device_tier_stats) == 384,
+                  sizeof(struct device_tier_stats) == 408,
               "all counters are summed");
 
 void pager_snapshot_take(struct pager_snapshot *out, const struct expert_pager *pager,
@@ -98,6 +98,10 @@ static void add_device(struct device_tier_stats *sum, const struct device_tier_s
     sum->n_warmed += next->n_warmed;
     sum->background_bytes += next->background_bytes;
     sum->n_evicted += next->n_evicted;
+    sum->n_written_back += next->n_written_back;
+    sum->written_back_bytes += next->written_back_bytes;
+    sum->n_lost += next->n_lost;
+    sum->exclusive |= next->exclusive;
     add_prediction(&sum->prediction, &next->prediction);
     sum->n_wasted += next->n_wasted;
     sum->predicted_bytes += next->predicted_bytes;

@@ -55,6 +55,10 @@
     DO(n_preloaded)                                                                                \
     DO(background_bytes)                                                                           \
     DO(n_evicted)                                                                                  \
+    DO(n_written_back)                                                                             \
+    DO(written_back_bytes)                                                                         \
+    DO(n_lost)                                                                                     \
+    DO(exclusive)                                                                                  \
     DO(asked)                                                                                      \
     DO(mode)                                                                                       \
     DO(gathers)                                                                                    \

@@ -170,6 +170,147 @@ static void clear_rank(struct rank *rank)
     rank->n_row = 0;
 }
 
+/* What the host's slots hold is what the file holds. */
+static void check_slots(const struct rank *rank, const struct hparams *hp)
+{
+    for (uint32_t il = 0; il < hp->n_layer; il++) {
+        const struct expert_layer *const layer = expert_store_layer(rank->store, il);
+        const struct weight *const matrix[] = {&layer->gate, &layer->up, &layer->down};
+        for (uint32_t ie = 0; layer->n_part && ie < hp->n_expert; ie++) {
+            const struct expert_key key = {il, ie};
+            const struct expert_view file = expert_store_mapped(rank->store, key);
+            struct expert_view view;
+            if (!expert_pager_hold(worker_pager(rank->worker), key, &view)) continue;
+            const void *const expected[] = {file.gate, file.up, file.down};
+            const void *const got[] = {view.gate, view.up, view.down};
+            for (int i = 0; i < 3; i++)
+                if (expected[i])
+                    assert_memory_equal(got[i], expected[i],
+                                        matrix[i]->n_row * matrix[i]->row_bytes);
+            expert_pager_unhold(worker_pager(rank->worker), key);
+        }
+    }
+}
+
+/* What came of some prompts and answers. */
+struct outcome {
+    struct device_tier_stats device;
+    uint64_t n_read; /* experts, in decode */
+};
+
+static struct outcome run_outcome(const struct gguf_file *file, const struct hparams *hp,
+                                  const struct rank *whole, struct device_options device_experts,
+                                  uint32_t n_host)
+{
+    struct sealed_device device;
+    struct rank rank = {.n_row = 0};
+    struct outcome out;
+    sealed_device_init(&device);
+    device.copy_polls = (int)n_host % 3;
+    open_rank(&rank, file, hp,
+              &(struct rank_layers){
+                  .end = hp->n_layer,
+                  .device = &device.backend,
+                  .device_experts = device_experts,
+                  .pager = {.n_slot = n_host, .prefetch = PREFETCH_OFF, .policy = &policy_lfru}});
+    for (int round = 0; round < 4; round++) {
+        clear_rank(&rank);
+        run_rank(&rank);
+        check_same(&rank, whole);
+    }
+    out.device = device_tier_stats(worker_tier(rank.worker));
+    out.n_read = expert_pager_stats(worker_pager(rank.worker)).decode.n_miss;
+    check_slots(&rank, hp);
+    close_rank(&rank);
+    sealed_device_fini(&device);
+    return out;
+}
+
+/* Where the host has too few slots as well, each expert is kept in one place: together they hold
+ * more, and less is read, wherever misses are computed. */
+static void test_shares_experts_with_the_host(void **state)
+{
+    struct gguf_file *file = NULL;
+    static struct hparams hp;
+    struct rank whole = {.n_row = 0};
+    (void)state;
+    open_golden(&file, &hp, "qwen3moe-s-q8_0");
+    open_rank(&whole, file, &hp, &(struct rank_layers){.end = hp.n_layer});
+    run_rank(&whole);
+    const uint32_t n_all = hparams_n_expert_of(&hp, 0, hp.n_layer);
+    const uint32_t n_slots[][2] = {
+        {n_all / 2, n_all / 3}, {n_all * 3 / 8, n_all / 2}, {n_all / 2, n_all / 2}};
+    for (int miss = MISS_AUTO; miss <= MISS_HYBRID; miss++) {
+        uint64_t n_read[2] = {0};
+        for (size_t k = 0; k < sizeof(n_slots) / sizeof(n_slots[0]); k++)
+            for (int both = 0; both < 2; both++) {
+                const struct device_options options = {
+                    .n_slot = n_slots[k][0], .miss = (enum miss_mode)miss, .inclusive = both};
+                const struct outcome out = run_outcome(file, &hp, &whole, options, n_slots[k][1]);
+                assert_int_equal(out.device.exclusive, !both);
+                assert_int_equal(out.device.n_written_back > 0, !both);
+                assert_true(!both || !out.device.n_lost);
+                n_read[both] += out.n_read;
+            }
+        print_message("miss %d: %d experts read, %d if the host keeps both\n", miss, (int)n_read[0],
+                      (int)n_read[1]);
+        assert_true(n_read[0] < n_read[1]);
+    }
+    close_rank(&whole);
+    gguf_close(file);
+}
+
+/* A copy back that fails is found out by the sync behind it, and what it should have brought is
+ * not used; likewise if the device is lost meanwhile. */
+static void test_failed_copy_back(void **state)
+{
+    struct gguf_file *file = NULL;
+    static struct hparams hp;
+    struct rank whole = {.n_row = 0};
+    (void)state;
+    open_golden(&file, &hp, "qwen3moe-s-q8_0");
+    open_rank(&whole, file, &hp, &(struct rank_layers){.end = hp.n_layer});
+    run_rank(&whole);
+    const uint32_t n_all = hparams_n_expert_of(&hp, 0, hp.n_layer);
+    for (int miss = MISS_GPU; miss <= MISS_HYBRID; miss++)
+        for (int at = 0; at < 40; at += 3) {
+            struct rank rank = {.n_row = 0};
+            struct sealed_device device;
+            sealed_device_init(&device);
+            device.copy_polls = at % 4;
+            device.fail_back = at;
+            open_rank(&rank, file, &hp,
+                      &(struct rank_layers){.end = hp.n_layer,
+                                            .device = &device.backend,
+                                            .device_experts = {n_all / 2, (enum miss_mode)miss},
+                                            .pager = {.n_slot = n_all / 2,
+                                                      .prefetch = PREFETCH_OFF,
+                                                      .policy = &policy_lfru}});
+            do {
+                clear_rank(&rank);
+                run_rank(&rank);
+            } while (rank.status == LM_OK);
+            assert_int_equal(rank.status, LM_E_FAIL);
+            assert_non_null(strstr(rank.err.message, "sealed device: a copy failed"));
+            check_slots(&rank, &hp);
+            for (int round = 0; round < 2; round++) {
+                clear_rank(&rank);
+                run_rank(&rank);
+                check_same(&rank, &whole);
+            }
+            check_slots(&rank, &hp);
+            device.lost_op = device.n_op + 5 + at; /* in the end it is lost */
+            clear_rank(&rank);
+            run_rank(&rank);
+            assert_int_equal(rank.status, LM_E_FAIL);
+            check_slots(&rank, &hp);
+            close_rank(&rank);
+            sealed_device_fini(&device);
+        }
+    close_rank(&whole);
+    gguf_close(file);
+}
+
 /* With all experts in pinned memory no layer asks the host, and slots change behind the steps. */
 static void test_device_gathers(void **state)
 {
@@ -494,10 +635,12 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_placement_changes_no_bit),
                                        cmocka_unit_test(test_no_setting_changes_a_token),
+                                       cmocka_unit_test(test_shares_experts_with_the_host),
                                        cmocka_unit_test(test_two_ranks),
                                        cmocka_unit_test(test_device_gathers),
                                        cmocka_unit_test(test_tries_all_modes),
                                        cmocka_unit_test(test_failed_copy),
+                                       cmocka_unit_test(test_failed_copy_back),
                                        cmocka_unit_test(test_failed_read),
                                        cmocka_unit_test(test_lost_mapping),
                                        cmocka_unit_test(test_lost_device),
