@@ -368,6 +368,8 @@ enum lm_status model_create(struct model **out, const struct gguf_file *file,
                             .output = model_find_weight(file, hp, ROLE_OUTPUT, 0),
                             .weights = weights,
                             .backend = backend};
+    model->has_token_embd =
+        weights != MODEL_ON_DEVICE || layer_begin == 0 || (hp->tied && layer_end == hp->n_layer);
     if (hp->tied) model->output = model->token_embd;
     enum lm_status status = read_suppressed(model, file, err);
     if (status == LM_OK) status = bind_layers(model, file, err);
@@ -389,6 +391,7 @@ static enum lm_status bind_draft(struct model *model, const struct gguf_file *fi
     const uint32_t il = model->layer_begin;
     const struct weight own = model_find_weight(file, model->hp, ROLE_NEXTN_EMBED_TOKENS, il);
     if (own.data) model->token_embd = own;
+    if (own.data) model->has_token_embd = model->weights != MODEL_ON_DEVICE;
     model->output = model_find_weight(file, model->hp, ROLE_NEXTN_SHARED_HEAD_HEAD, il);
     model->eh_proj = model_find_weight(file, model->hp, ROLE_NEXTN_EH_PROJ, il);
     enum lm_status status = find_vector(model, file, ROLE_NEXTN_ENORM, il, &model->enorm, err);
@@ -409,7 +412,8 @@ enum lm_status model_create_draft(struct model **out, const struct gguf_file *fi
     *model = (struct model){.hp = hp,
                             .layer_begin = hp->n_layer,
                             .layer_end = hp->n_layer + 1,
-                            .token_embd = model_find_weight(file, hp, ROLE_TOKEN_EMBD, 0),
+                            .token_embd = decoder->token_embd,
+                            .has_token_embd = decoder->has_token_embd,
                             .weights = decoder->weights,
                             .backend = decoder->backend};
     enum lm_status status = bind_layers(model, file, err);

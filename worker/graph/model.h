@@ -63,6 +63,7 @@ struct model {
     const struct hparams *hp;
     uint32_t layer_begin, layer_end;
     struct weight token_embd; /* (n_vocab, d) */
+    bool has_token_embd;      /* it is where the backend reads; else in the file's mapping */
     struct weight output;     /* (n_vocab, d), token_embd if tied */
     const float *output_norm; /* (d) */
     const float *rope_freqs;  /* (n_rot/2) or NULL; on the host, whatever the backend */
@@ -84,9 +85,9 @@ enum lm_status model_create(struct model **out, const struct gguf_file *file,
                             const struct hparams *hp, struct backend *backend, uint32_t layer_begin,
                             uint32_t layer_end, enum model_weights weights, struct lm_error *err);
 /* The layer for multi-token prediction, behind the decoder's last, as a model of its own: it has
- * the head of the decoder, which outlives it, unless the file has another for it; its weights are
- * where the decoder's are, but for token_embd, which is the file's. decoder: of the stage with the
- * last layer. */
+ * the embeddings and the head of the decoder, which outlives it, unless the file has others for it;
+ * its weights are where the decoder's are, but for embeddings of its own. decoder: of the stage
+ * with the last layer. */
 enum lm_status model_create_draft(struct model **out, const struct gguf_file *file,
                                   const struct model *decoder, struct lm_error *err);
 void model_destroy(struct model *model);

@@ -78,7 +78,7 @@ static enum lm_status create_pass(struct mtp *mtp, struct lm_error *err)
     if (!mtp->halves) return LM_E_NO_MEM;
     mtp->joined = backend->ops->alloc(backend, 2 * n * row_bytes, err);
     if (!mtp->joined) return LM_E_NO_MEM;
-    if (!mtp->span.is_device) return LM_OK;
+    if (mtp->span.model->has_token_embd) return LM_OK;
     mtp->embedded = cpu->ops->alloc(cpu, EMBED_ROWS * row_bytes, err);
     return mtp->embedded ? LM_OK : LM_E_NO_MEM;
 }
@@ -161,9 +161,8 @@ static enum lm_status embed(struct mtp *mtp, struct lm_error *err)
     const size_t d = mtp->hp->n_embd;
     float *const x = mtp->span.graph.x;
     enum lm_status status = LM_OK;
-    if (!mtp->span.is_device) backend->ops->embed(backend, table, mtp->ids, mtp->n_row, 1, x);
-    for (uint32_t at = 0; mtp->span.is_device && at < mtp->n_row && status == LM_OK;
-         at += EMBED_ROWS) {
+    if (!mtp->embedded) backend->ops->embed(backend, table, mtp->ids, mtp->n_row, 1, x);
+    for (uint32_t at = 0; mtp->embedded && at < mtp->n_row && status == LM_OK; at += EMBED_ROWS) {
         const uint32_t left = mtp->n_row - at, n = left < EMBED_ROWS ? left : EMBED_ROWS;
         cpu->ops->embed(cpu, table, mtp->ids + at, n, 1, mtp->embedded);
         status = cpu->ops->sync(cpu, err);
@@ -180,8 +179,9 @@ static enum lm_status enter(struct mtp *mtp, const float *hidden, struct lm_erro
     const struct model *model = mtp->span.model;
     const uint32_t n = mtp->n_row, d = mtp->hp->n_embd;
     const float eps = mtp->hp->rms_eps;
+    const enum lm_status status =
+        embed(mtp, err); /* first: an upload ends what was called before */
     backend->ops->gather(backend, hidden, mtp->from, n, d, graph->normed);
-    const enum lm_status status = embed(mtp, err);
     backend->ops->rms_norm(backend, graph->x, model->enorm, eps, n, d, mtp->halves);
     backend->ops->rms_norm(backend, graph->normed, model->hnorm, eps, n, d,
                            mtp->halves + (size_t)n * d);

@@ -13,8 +13,9 @@
  *
  * It runs where the decoder's last layer does. Its experts are those of layer n_layer: in a bank of
  * their own on a device that has all of its layers', else of the tier and the pager that the last
- * layer asks, which have this layer, too. A pass is one piece of work for a device; the host sees
- * the logits alone, and gives embeddings, since the matrix of these is on the host.
+ * layer asks, which have this layer, too. A pass is one piece of work for a device, of which the
+ * host sees the logits alone; where the matrix of embeddings is on the host, it sends their rows
+ * before.
  *
  * Ownership: borrows what its configuration names, owns the rest. Threads: the step thread.
  * Source:    Qwen3.5's MTP module; DeepSeek-V3 (arXiv 2412.19437), section 2.2. */

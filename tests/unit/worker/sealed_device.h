@@ -23,7 +23,7 @@ struct sealed_device {
     size_t n_used;
     int n_alloc, n_live; /* pieces of memory so far, and not freed */
     int fail_alloc;      /* the piece that cannot be had; -1: none */
-    int n_op;            /* operations so far */
+    int n_op, n_sync;    /* operations so far, and waits for them */
     struct {             /* downloads that the host has from the next sync on */
         void *to, *data;
         size_t n_bytes;
@@ -232,6 +232,7 @@ static void sealed_await(struct backend *backend, uint64_t ticket)
 
 static enum lm_status sealed_sync(struct backend *backend, struct lm_error *err)
 {
+    sealed(backend)->n_sync++;
     struct sealed_device *device = sealed(backend);
     for (int i = 0; i < device->n_pending; i++) {
         memcpy(device->pending[i].to, device->pending[i].data, device->pending[i].n_bytes);

@@ -60,10 +60,13 @@ static void check(const struct gguf_file *file, const struct hparams *hp, const 
     if (device) sealed_device_init(&sealed_one);
     if (device) own.device = &sealed_one.backend;
     open_rank(&rank, file, hp, &own);
-    const int n_alloc = device ? sealed_one.n_alloc : 0;
+    const int n_alloc = device ? sealed_one.n_alloc : 0, n_sync = device ? sealed_one.n_sync : 0;
     run_rank(&rank);
     check_same(&rank, whole);
     if (device) assert_int_equal(sealed_one.n_alloc, n_alloc); /* steps take no memory */
+    /* a draft makes the host wait once, as a token does; the prompt's logits come in two pieces */
+    if (device && !own.device_begin && !own.device_experts.n_slot)
+        assert_int_equal(sealed_one.n_sync - n_sync, (N_STEP + 1) * (1 + N_DRAFT) + 1);
     if (hp->n_expert && !(device && !own.device_experts.n_slot && own.pager.n_slot))
         check_paging(&rank, hp);
     close_rank(&rank);
