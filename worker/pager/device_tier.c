@@ -108,7 +108,7 @@ struct device_tier {
     struct device_tier_config config;
     struct slot_classes classes; /* with the slots of the pool */
     int32_t *in_pool;            /* [n_in_pool_max] slots there, from its end on */
-    uint32_t n_in_pool, n_in_pool_max;
+    uint32_t n_in_pool_max;
     uint32_t n_in_arena[SLOT_CLASS_MAX], n_usable[SLOT_CLASS_MAX];
     struct cache_move *moves; /* [n_slot] */
     uint32_t *class_of;       /* [layer_end] */
@@ -1107,7 +1107,6 @@ enum lm_status device_tier_resize(struct device_tier *tier, uint64_t kv_bytes, s
     else
         tier->stats.n_to_experts++;
     tier->stats.kv_bytes = kv_bytes;
-    tier->n_in_pool = n_in_pool;
     seed_by_use(tier);
     if (status != LM_OK) return status;
     status = backend->ops->sync(backend, err);
@@ -1622,7 +1621,6 @@ static enum lm_status create_slots(struct device_tier *tier, struct lm_error *er
         backend, tier->table_bytes + tier->config.n_expert * sizeof(struct expert_view) + 64, err);
     if (!tier->table) return LM_E_NO_MEM;
     lay_out(tier);
-    tier->n_in_pool = slots_in_pool(tier, tier->config.kv_bytes);
     tier->stats.pool_bytes = tier->config.pool_bytes;
     tier->stats.kv_bytes = tier->config.kv_bytes;
     return LM_OK;
