@@ -66,6 +66,13 @@ static void test_asked_for(void **state)
     assert_int_equal(split_of(&first, 3, UINT64_MAX), n - 3);
     assert_int_equal(split_of(&last, 1, UINT64_MAX), n - 1);
     assert_int_equal(split_of(&last, 3, UINT64_MAX), n - 2);
+
+    /* the layer that drafts goes with the last one, and nowhere without it */
+    const struct memory_request drafts = request_of(0, n + 1);
+    assert_int_equal(split_of(&drafts, 0, UINT64_MAX), n + 1);
+    assert_int_equal(split_of(&drafts, 1, UINT64_MAX), n - 1);
+    assert_int_equal(split_of(&drafts, DEVICE_LAYERS_AUTO, 0), n + 1);
+    assert_int_equal(split_of(&drafts, DEVICE_LAYERS_AUTO, UINT64_MAX), 0);
 }
 
 /* Every weight and every key and value is planned once, but for an embedding that is the output,

@@ -83,7 +83,39 @@ static void test_sums(void **state)
                      4 * 9 * 3 * 65536 + census.group[WEIGHTS_EMBEDDING].n_param);
 }
 
-/* The context that fits is the longest: it fits, and one block more does not. */
+/* The layer that drafts counts with the last one's stage if the request goes one further: its
+ * weights, its experts as such, and all that a layer of attention has. */
+static void test_the_layer_that_drafts(void **state)
+{
+    (void)state;
+    struct memory_request request = {.layer_end = tiny.n_layer,
+                                     .n_ctx = 1000,
+                                     .n_slot = 2,
+                                     .prefill_chunk = 64,
+                                     .kv_type = TENSOR_F16,
+                                     .budget_bytes = UINT64_MAX};
+    struct memory_plan without, with, last;
+    struct weight_census census;
+    weight_census_take(&census, file, &tiny);
+    memory_plan_make(&without, file, &tiny, &request);
+    request.layer_end++;
+    memory_plan_make(&with, file, &tiny, &request);
+    assert_int_equal(without.mtp_bytes, 0);
+    assert_int_equal(with.mtp_bytes, with.total_bytes - without.total_bytes);
+    assert_int_equal(with.weight_bytes - without.weight_bytes, census.group[WEIGHTS_MTP].n_bytes);
+    assert_int_equal(with.kv_bytes, 2 * without.kv_bytes); /* one of the four has attention */
+    assert_int_equal(with.recurrent_bytes, without.recurrent_bytes);
+    const uint64_t of_layer = with.expert_bytes - without.expert_bytes;
+    assert_in_range(of_layer, without.expert_bytes / 5, without.expert_bytes / 3);
+
+    request.layer_begin = tiny.n_layer - 1;
+    memory_plan_make(&last, file, &tiny, &request);
+    assert_int_equal(last.mtp_bytes, with.mtp_bytes);
+    request.slot_bytes = of_layer; /* paged, they are nobody's in particular */
+    memory_plan_make(&last, file, &tiny, &request);
+    assert_int_equal(last.mtp_bytes, with.mtp_bytes - of_layer);
+}
+
 /* What the stages of a pipeline hold is what one process holds, and a tied matrix once more. */
 static void test_stages_hold_the_whole(void **state)
 {
@@ -123,6 +155,7 @@ static void test_stages_hold_the_whole(void **state)
     }
 }
 
+/* The context that fits is the longest: it fits, and one block more does not. */
 static void test_longest_context(void **state)
 {
     (void)state;
@@ -284,6 +317,7 @@ int main(void)
         cmocka_unit_test(test_35b_cache_and_state),
         cmocka_unit_test(test_window_layers),
         cmocka_unit_test(test_sums),
+        cmocka_unit_test(test_the_layer_that_drafts),
         cmocka_unit_test(test_stages_hold_the_whole),
         cmocka_unit_test(test_longest_context),
         cmocka_unit_test(test_refusal_names_the_numbers),
