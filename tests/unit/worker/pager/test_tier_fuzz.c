@@ -32,7 +32,7 @@ static struct fuzz {
     uint8_t *pool;  /* [pool_bytes] whose beginning belongs to keys and values */
     size_t pool_bytes;
     uint32_t random;
-    int n_lent, n_on_cpu, n_gathered, n_predicted, n_resize;
+    int n_lent, n_on_cpu, n_gathered, n_predicted, n_resize, n_written_back;
 } fuzz;
 
 static uint32_t random_below(uint32_t n)
@@ -247,6 +247,7 @@ static void run(enum miss_mode miss, uint32_t n_slot, uint32_t n_held, int n_ste
     device_tier_preload(fuzz.tier);
     for (int i = 0; i < n_step; i++)
         random_step();
+    fuzz.n_written_back += (int)device_tier_stats(fuzz.tier).n_written_back;
     fuzz.device.backend.ops->free(&fuzz.device.backend, fuzz.scratch);
     device_tier_destroy(fuzz.tier);
     expert_pager_destroy(fuzz.pager);
@@ -280,15 +281,18 @@ static void test_all_modes(void **state)
             for (int k = 0; k < 3; k++) {
                 run((enum miss_mode)miss, n_slots[k], 0, 25);
                 run((enum miss_mode)miss, n_slots[k], 1, 10);
+                run((enum miss_mode)miss, n_slots[k], n_all / 2, 25);
                 run((enum miss_mode)miss, n_slots[k], n_all, 25);
             }
         expert_store_destroy(fuzz.store);
         gguf_close(fuzz.file);
     }
-    print_message("%d lent, %d of them to the CPU, %d tables, %d predictions\n", fuzz.n_lent,
-                  fuzz.n_on_cpu, fuzz.n_gathered, fuzz.n_predicted);
+    print_message("%d lent, %d of them to the CPU, %d tables, %d predictions, %d written back\n",
+                  fuzz.n_lent, fuzz.n_on_cpu, fuzz.n_gathered, fuzz.n_predicted,
+                  fuzz.n_written_back);
     assert_true(fuzz.n_lent > fuzz.n_on_cpu && fuzz.n_on_cpu > 0);
     assert_true(fuzz.n_gathered > 0 && fuzz.n_predicted > 0 && fuzz.n_resize > 0);
+    assert_true(fuzz.n_written_back > 0);
 }
 
 int main(void)
