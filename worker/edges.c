@@ -121,8 +121,10 @@ enum lm_status edges_link(struct edges *edges, struct backend *device, struct tr
     edges->device = device;
     edges->link_in = in;
     edges->link_out = out;
-    const enum lm_status status = in ? make_buffers(edges, edges->in, N_IN, err) : LM_OK;
-    return status == LM_OK && out ? make_buffers(edges, edges->out, edges->n_x - 1, err) : status;
+    enum lm_status status = in ? make_buffers(edges, edges->in, N_IN, err) : LM_OK;
+    if (status == LM_OK && out) status = make_buffers(edges, edges->out, edges->n_x - 1, err);
+    /* What makes them zero is an operation, which a receive does not wait for. */
+    return status == LM_OK ? device->ops->sync(device, err) : status;
 }
 
 bool edges_link_in(const struct edges *edges)

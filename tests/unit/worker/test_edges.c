@@ -19,8 +19,9 @@ struct slow_edge {
     bool carries_x, tells, notes; /* tells: the next stage; notes: in events */
 };
 
-static bool computes;     /* the stage: it may not wait */
-static char events[1000]; /* of the stage behind the first, in order */
+static bool computes;                      /* the stage: it may not wait */
+static const struct backend *becomes_zero; /* its memory, until that is waited for */
+static char events[1000];                  /* of the stage behind the first, in order */
 static struct {
     char bytes[2048];
     size_t n_bytes;
@@ -69,7 +70,7 @@ static enum lm_status recv_begin(struct transport_edge *edge, void *buffer, size
     memset(buffer, 0xff, n_bytes);
     slow->into[slow->n_begun++] = buffer;
     if (!slow->carries_x) return LM_OK;
-    assert_true(slow->n_begun <= n_message); /* it has been sent */
+    assert_true(slow->n_begun <= n_message && !becomes_zero); /* it has been sent */
     note("recv", slow->n_begun - 1);
     return LM_OK;
 }
@@ -107,9 +108,17 @@ static const struct transport_ops slow_ops = {.name = "slow",
 
 static bool device_fails;
 
+static void *(*alloc_memory)(struct backend *backend, size_t n_bytes, struct lm_error *err);
+
+static void *alloc_on_device(struct backend *backend, size_t n_bytes, struct lm_error *err)
+{
+    becomes_zero = backend;
+    return alloc_memory(backend, n_bytes, err);
+}
+
 static enum lm_status sync_device(struct backend *backend, struct lm_error *err)
 {
-    (void)backend;
+    if (becomes_zero == backend) becomes_zero = NULL;
     return device_fails ? lm_fail(err, LM_E_FAIL, "out of order") : LM_OK;
 }
 
@@ -136,6 +145,8 @@ static void open_stage(struct stage *stage, bool is_first)
     assert_int_equal(backend_cpu_create(&stage->device, &cpu, &err), LM_OK);
     stage->device_ops = *stage->device->ops;
     stage->device_ops.sync = sync_device;
+    alloc_memory = stage->device_ops.alloc;
+    stage->device_ops.alloc = alloc_on_device;
     stage->device->ops = &stage->device_ops;
     stage->out = (struct slow_edge){.edge.ops = &slow_ops, .tells = is_first};
     stage->link = (struct slow_edge){.edge.ops = &slow_ops, .carries_x = true, .notes = !is_first};
@@ -147,11 +158,11 @@ static void open_stage(struct stage *stage, bool is_first)
                                         .n_embd = N_EMBD,
                                         .n_batch = 1};
     assert_int_equal(edges_create(&stage->edges, &config, NULL, &err), LM_OK);
+    stage->x = stage->device->ops->alloc(stage->device, N_EMBD * sizeof(float), &err);
+    assert_non_null(stage->x);
     assert_int_equal(edges_link(stage->edges, stage->device, is_first ? NULL : &stage->link_in.edge,
                                 &stage->link.edge, &err),
                      LM_OK);
-    stage->x = stage->device->ops->alloc(stage->device, N_EMBD * sizeof(float), &err);
-    assert_non_null(stage->x);
 }
 
 static void close_stage(struct stage *stage)
