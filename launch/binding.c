@@ -62,7 +62,7 @@ static enum lm_status read_devices(const char *list, const char *const *uuids, u
 }
 
 enum lm_status binding_device(struct local_rank rank, const char *list, const char *const *uuids,
-                              uint32_t n_device, bool share, uint32_t *out, struct lm_error *err)
+                              uint32_t n_device, uint32_t *out, struct lm_error *err)
 {
     uint32_t n = n_device;
     uint32_t *const devices = calloc(n_device, sizeof(*devices));
@@ -71,11 +71,6 @@ enum lm_status binding_device(struct local_rank rank, const char *list, const ch
         devices[i] = i;
     enum lm_status status = LM_OK;
     if (list) status = read_devices(list, uuids, n_device, devices, &n, err);
-    if (status == LM_OK && rank.n > n && !share) {
-        status = lm_fail(err, LM_E_USAGE, "%u ranks on this host, but %u device%s", rank.n, n,
-                         n == 1 ? "" : "s");
-        lm_hint(err, "--share-gpu lets ranks share a device");
-    }
     if (status == LM_OK) *out = devices[rank.index % n];
     free(devices);
     return status;

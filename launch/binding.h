@@ -23,11 +23,12 @@ struct local_rank {
 void binding_nodes(struct local_rank rank, uint32_t n_node, uint32_t *begin, uint32_t *end);
 
 /* Which of the n_device devices of its host the rank takes. list: "2,0", the devices to use, by
- * number or UUID, that of the first rank first; NULL: 0, 1, ... uuids: [n_device], or NULL. share:
- * several ranks may have one. LM_E_USAGE: list is no such list, names one twice or one that there
- * is not, or there are more ranks than devices and they do not share. n_device > 0. */
+ * number or UUID, that of the first rank first; NULL: 0, 1, ... uuids: [n_device], or NULL. Where
+ * there are fewer than ranks they begin anew: a launcher may show each rank one of its own as its
+ * only one, and whether two have the same is seen when all are known (device_share). LM_E_USAGE:
+ * list is no such list, names one twice or one that there is not. n_device > 0. */
 enum lm_status binding_device(struct local_rank rank, const char *list, const char *const *uuids,
-                              uint32_t n_device, bool share, uint32_t *out, struct lm_error *err);
+                              uint32_t n_device, uint32_t *out, struct lm_error *err);
 
 /* Where the calling thread ran before. */
 struct binding;

@@ -358,7 +358,6 @@ static enum lm_status ask_inventory(struct cluster *cluster, Lean__ModelFile *mo
         choice.gpu_layers = settings->gpu_layers;
         choice.vram_bytes = settings->vram_bytes;
         choice.devices = (char *)settings->devices;
-        choice.share_gpu = settings->share_gpu;
         choice.numerics = (char *)settings->numerics;
         choice.local_rank = rank->local_rank;
         choice.n_local = rank->n_local;

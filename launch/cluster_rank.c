@@ -81,7 +81,6 @@ static enum lm_status open_device(struct member *member, const Lean__DeviceChoic
                                                     .gpu_layers = choice->gpu_layers,
                                                     .vram_bytes = choice->vram_bytes,
                                                     .devices = choice->devices,
-                                                    .share_gpu = choice->share_gpu,
                                                     .numerics = choice->numerics},
                                        .local = {choice->local_rank, choice->n_local}};
     if (choice->local_rank >= choice->n_local)

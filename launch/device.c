@@ -63,17 +63,16 @@ static uint64_t budget(uint64_t free_bytes, uint64_t asked_bytes, const char *na
     return asked_bytes < free_bytes ? asked_bytes : free_bytes;
 }
 
-/* The device of the rank's number on its host. An emulated one is shared by as many as like. */
+/* The device of the rank's number on its host. */
 static enum lm_status map_device(const struct cuda_device_info *info, uint32_t n,
-                                 const struct choice *choice, const struct rank_settings *settings,
-                                 struct local_rank local, uint32_t *out, struct lm_error *err)
+                                 const struct rank_settings *settings, struct local_rank local,
+                                 uint32_t *out, struct lm_error *err)
 {
     const char *uuids[DEVICE_MAX];
     const uint32_t n_known = n < DEVICE_MAX ? n : DEVICE_MAX;
-    const bool share = settings->share_gpu || choice->plugin;
     for (uint32_t i = 0; i < n_known; i++)
         uuids[i] = info[i].uuid;
-    return binding_device(local, settings->devices, uuids, n_known, share, out, err);
+    return binding_device(local, settings->devices, uuids, n_known, out, err);
 }
 
 static enum lm_status open_choice(struct device *out, const struct choice *choice,
@@ -86,8 +85,7 @@ static enum lm_status open_choice(struct device *out, const struct choice *choic
     if (status != LM_OK) return status;
     struct backend_cuda_config config = {
         .plugin = choice->plugin, .device = choice->index, .fast = rank_settings_fast(settings)};
-    if (!choice->has_index && n)
-        status = map_device(info, n, choice, settings, local, &config.device, err);
+    if (!choice->has_index && n) status = map_device(info, n, settings, local, &config.device, err);
     if (status != LM_OK) return status;
     status = backend_cuda_create(&out->backend, &config, err);
     uint64_t free_bytes;
