@@ -89,6 +89,7 @@ struct device_limits model_part_device_limits(const struct model_part *part,
                                               const struct rank_settings *settings)
 {
     return (struct device_limits){.n_layer = settings->gpu_layers,
+                                  .fast = rank_settings_fast(settings),
                                   .budget_bytes = part->device.budget_bytes,
                                   .slot_bytes_min = device_slot_bytes_min,
                                   .context = part};

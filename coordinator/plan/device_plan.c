@@ -19,6 +19,7 @@ struct memory_request device_plan_request(const struct memory_request *request, 
             limits->slot_bytes_min(limits->context, split, request->layer_end);
     on_device.logprob_bytes = 0; /* the host keeps them */
     on_device.on_device = true;
+    on_device.fast = limits->fast;
     return on_device;
 }
 

@@ -23,6 +23,7 @@ enum { DEVICE_LAYERS_AUTO = -1 };
 struct device_limits {
     int32_t n_layer;       /* the model's last N are on the device; or DEVICE_LAYERS_AUTO */
     uint64_t budget_bytes; /* of its memory */
+    bool fast;             /* numerics there */
     /* The least that experts of some layers take there when not all of them fit. NULL: they must.
      */
     uint64_t (*slot_bytes_min)(const void *context, uint32_t layer_begin, uint32_t layer_end);

@@ -19,6 +19,7 @@ enum {
     DEVICE_CTX_MIN = 32768,  /* so long a context before that, or the one that fits */
     PROGRAM_BYTES = 96 << 20,
     DEVICE_PROGRAM_BYTES = 32 << 20, /* recorded graphs, staged pieces */
+    FAST_TILE_BYTES = 32 << 20,
 };
 
 static uint32_t layer_end(const struct memory_request *request, const struct hparams *hp)
@@ -191,6 +192,20 @@ static uint64_t mtp_scratch_bytes(const struct hparams *hp, const struct memory_
     return drafts(request, hp) ? n_batch * (N_ROW * hp->n_embd * sizeof(float) + LISTS) : 0;
 }
 
+/* What the FAST mode has beside: rows of BF16, dense gates and ups whole, and a tile of decoded
+ * weights (kernels/cuda/fast_linear.cu). */
+static uint64_t fast_bytes(const struct hparams *hp, uint64_t n_batch)
+{
+    uint64_t input = most(hp->n_embd, (uint64_t)hp->n_head_v * hp->dim_v), n_ff = hp->n_ff_shexp;
+    for (uint32_t il = 0; il < hp->n_layer; il++) {
+        const struct layer_hparams *layer = &hp->layer[il];
+        if (!layer->recurrent) input = most(input, (uint64_t)layer->n_head * hp->head_dim);
+        if (!layer->moe) n_ff = most(n_ff, layer->n_ff);
+    }
+    const uint64_t n_float = 2 * n_ff + hp->n_embd, n_short = input + n_ff;
+    return FAST_TILE_BYTES + n_batch * (n_float * sizeof(float) + n_short * sizeof(uint16_t));
+}
+
 static uint64_t scratch_bytes(const struct hparams *hp, const struct memory_request *request,
                               const struct weight_census *census)
 {
@@ -210,7 +225,7 @@ static uint64_t scratch_bytes(const struct hparams *hp, const struct memory_requ
     const uint32_t n_more = request->on_device ? n_buffer + 1 : n_buffer - 1; /* two to receive */
     const uint64_t edges = is_all ? 0 : n_more * n_batch * hp->n_embd;
     return n_batch * bytes_per_token(hp, quantized) + (vocabulary + edges) * sizeof(float) +
-           mtp_scratch_bytes(hp, request);
+           mtp_scratch_bytes(hp, request) + (request->fast ? fast_bytes(hp, n_batch) : 0);
 }
 
 /* Fills what depends on the context, and the total. */

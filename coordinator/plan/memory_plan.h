@@ -55,6 +55,7 @@ struct memory_request {
     /* Routed experts of layers that a device computes and cannot hold: kept with these layers'. */
     uint64_t lacking_bytes;
     bool on_device; /* a plan of a device's memory, which holds no program but what runs there */
+    bool fast;      /* the device multiplies many rows at once in the FAST mode */
 };
 
 struct memory_plan {

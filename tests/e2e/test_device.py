@@ -175,6 +175,22 @@ class Fast(unittest.TestCase):
         self.assertIn("numerics fast needs cuBLAS", result.stderr)
         self.assertIn("hint: install libcublas", result.stderr)
 
+    def test_what_it_takes_is_planned(self):
+        """Where exact fits in and no more, fast is refused before anything loads; where its plan fits
+        it has what it needs, beside what cuBLAS takes for itself."""
+        model = path("llama-k-q4_k")
+        sizes = ("--ctx", 256, "--prefill-chunk", 128, "--device", "emu", "--gpu-layers", 4)
+        shown = cli.lean("inspect", model, "--memory", "--json", *sizes)
+        exact = json.loads(shown.stdout)["memory"]["device"]["total"]
+        for numerics, more, code in (("exact", 1, 0), ("fast", 1, UNSUPPORTED), ("fast", 36, 0)):
+            vram = exact + (more << 20)
+            result = cli.lean("eval", model, "--ids", ",".join(map(str, prompt(self.N))), *sizes,
+                              "--numerics", numerics, "--vram", vram,
+                              LEAN_EMU_VRAM=str(vram + (32 << 20)))
+            self.assertEqual(result.returncode, code, (numerics, more, result.stderr))
+            if code:
+                self.assertIn("layers need", result.stderr)
+
     def test_the_fingerprint_of_a_server_tells(self):
         told = []
         for device, numerics in (("emu", "exact"), ("emu", "fast"), ("cpu", "fast")):
