@@ -146,6 +146,8 @@ static void expect(struct inspect_memory *out, const struct options *options)
         const double on_device = n_on_device(out), in_memory = n_in_memory(out);
         const double resident = on_device + in_memory;
         of->vram_share = on_device / n_expert;
+        of->exclusive =
+            part->n_device_slot && in_memory < hparams_n_expert_of(hp, 0, host_end(part));
         of->resident_share = resident < n_expert ? resident / n_expert : 1;
         of->hits.vram = n_device_expert
                             ? hit_rate_expected(on_device, n_device_expert, used_share) *
@@ -425,6 +427,10 @@ static void print_expectation(const struct inspect_memory *memory)
             100 * of->vram_share, 100 * of->resident_share, 100 * of->hits.vram,
             100 * ram_hit_rate(&of->hits));
     print_exchange(memory);
+    if (memory->part.n_device_slot)
+        printf("memory and device  %s\n", of->exclusive
+                                              ? "exclusive: memory is for what the device lacks"
+                                              : "inclusive: memory has what the device has, too");
     if (of->rates.vram_bytes_s <= 0) return;
     printf("decode, tok/s      %.3g with misses computed on the CPU, %.3g with misses copied, at "
            "most %.3g\n",
@@ -513,6 +519,7 @@ static struct json_object *expectation_json(const struct inspect_expectation *of
     struct json_object *json = json_object_new_object();
     add_real(json, "vram_share", of->vram_share);
     add_real(json, "resident_share", of->resident_share);
+    json_object_object_add(json, "exclusive", json_object_new_boolean(of->exclusive));
     add_real(json, "vram_hit_rate", of->hits.vram);
     add_real(json, "ram_hit_rate", ram_hit_rate(&of->hits));
     if (of->rates.vram_bytes_s <= 0) return json;

@@ -17,6 +17,7 @@ struct options;
 struct inspect_expectation {
     double vram_share,
         resident_share; /* of all experts, in a device's memory; there or in memory */
+    bool exclusive;     /* what the device keeps need not be in memory, too */
     struct cost_hits hits;
     struct cost_machine rates;
     struct cost_estimate estimate; /* if rates.vram_bytes_s */

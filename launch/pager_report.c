@@ -160,6 +160,12 @@ static void print_device(FILE *out, const struct device_tier_stats *stats)
             percent(stats->prefill.n_hit, stats->prefill.n_lookup),
             percent(of->n_copied, of->n_copied + of->n_cpu),
             log_format_bytes(stats->decode.copied_bytes + stats->prefill.copied_bytes, copied));
+    if (stats->exclusive)
+        fprintf(out,
+                "device  shares experts out with memory   %" PRIu64 " left, %" PRIu64
+                " written back before (%s), %" PRIu64 " to the disk\n",
+                stats->n_evicted, stats->n_written_back,
+                log_format_bytes(stats->written_back_bytes, copied), stats->n_lost);
     if (stats->prediction.n_chosen)
         fprintf(out,
                 "device  predicted %.1f%%, %" PRIu64 " copied, %" PRIu64 " used, %" PRIu64
@@ -223,6 +229,9 @@ static struct metrics_device device_of(const struct device_tier_stats *stats)
                                    .n_resident = stats->n_resident,
                                    .n_free = stats->n_slot - stats->n_resident,
                                    .n_evicted = stats->n_evicted,
+                                   .n_written_back = stats->n_written_back,
+                                   .written_back_bytes = stats->written_back_bytes,
+                                   .n_lost = stats->n_lost,
                                    .background_bytes = stats->background_bytes,
                                    .n_admitted = stats->n_admitted,
                                    .n_preloaded = stats->n_preloaded,
@@ -354,6 +363,10 @@ static struct json_object *device_json(const struct device_tier_stats *stats)
     add(json, "background_bytes", json_object_new_uint64(stats->background_bytes));
     add(json, "preload_bytes_s", json_object_new_double(stats->preload_bytes_s));
     add(json, "evicted", json_object_new_uint64(stats->n_evicted));
+    add(json, "exclusive", json_object_new_boolean(stats->exclusive));
+    add(json, "written_back", json_object_new_uint64(stats->n_written_back));
+    add(json, "written_back_bytes", json_object_new_uint64(stats->written_back_bytes));
+    add(json, "lost", json_object_new_uint64(stats->n_lost));
     add(json, "prediction", prediction_json(&stats->prediction));
     add(json, "wasted", json_object_new_uint64(stats->n_wasted));
     add(json, "predicted_bytes", json_object_new_uint64(stats->predicted_bytes));

@@ -102,6 +102,8 @@ struct metrics_experts {
             double wait_s, cpu_s;
         } decode, prefill;
         uint64_t n_resident, n_free, n_evicted, background_bytes;
+        uint64_t n_written_back, written_back_bytes,
+            n_lost; /* n_lost: evicted, and not in memory */
         uint64_t n_admitted, n_preloaded, n_warmed;
         uint64_t n_named, n_chosen, n_recalled;                     /* likewise predicted */
         uint64_t n_predicted, n_predicted_used, n_predicted_wasted; /* and copied */

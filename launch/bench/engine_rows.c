@@ -236,6 +236,8 @@ static void add_device_run(struct expert_sums *sums, const struct device_tier_st
     sum.predicted_bytes =
         sums->device.predicted_bytes + now->predicted_bytes - then->predicted_bytes;
     sum.useful_bytes = sums->device.useful_bytes + now->useful_bytes - then->useful_bytes;
+    sum.written_back_bytes =
+        sums->device.written_back_bytes + now->written_back_bytes - then->written_back_bytes;
     sums->device = sum;
 }
 
@@ -276,6 +278,8 @@ static struct json_object *device_experts_json(const struct device_tier_stats *o
         ratio((double)decode->n_cpu, (double)(decode->n_cpu + decode->n_copied)));
     add(json, "prefill_hit_rate", ratio((double)prefill->n_hit, (double)prefill->n_lookup));
     add_number(json, "copied_bytes", decode->copied_bytes + prefill->copied_bytes);
+    add(json, "exclusive", json_object_new_boolean(of->exclusive));
+    add_number(json, "written_back_bytes", of->written_back_bytes);
     add(json, "wait_s", number(decode->wait_s + prefill->wait_s));
     add(json, "cpu_s", number(decode->cpu_s + prefill->cpu_s));
     add(json, "prefetch_recall",

@@ -87,6 +87,7 @@ class Tier(unittest.TestCase):
         self.assertEqual(experts["experts"], 192)
         self.assertGreater(experts["read_bytes"], 0)
         self.assertEqual(experts["device"]["miss"], "auto")
+        self.assertTrue(experts["device"]["exclusive"])
 
     def test_beside_layers_on_the_cpu(self):
         """The pager has the experts of both, and predicts those of the CPU's layers alone."""
@@ -106,6 +107,11 @@ class Tier(unittest.TestCase):
         self.assertLess(device["experts_in_memory"], 3 * 64)
         self.assertAlmostEqual(plan["expected"]["vram_share"], device["experts_in_memory"] / 192)
         self.assertFalse(plan["paged"]) # memory has all of them
+        self.assertFalse(plan["expected"]["exclusive"])
+        plan = self.inspect("--device", "emu", "--vram", self.vram, "--expert-slots", "25%")
+        self.assertTrue(plan["expected"]["exclusive"])
+        self.assertAlmostEqual(plan["expected"]["resident_share"],
+                               (plan["device"]["experts_in_memory"] + 48) / 192)
 
     def test_less_memory_than_was_found(self):
         """Another program took some meanwhile: fewer experts once, then the error. The emulator fails

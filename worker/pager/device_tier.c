@@ -927,11 +927,19 @@ static void tell_preloaded(struct device_tier *tier)
              log_format_bytes((uint64_t)tier->stats.preload_bytes_s, rate));
 }
 
+/* What the device has of the profile makes room in memory for what follows. */
+static void share_profile(struct device_tier *tier)
+{
+    if (tier->stats.exclusive && !tier->preload_is_told)
+        expert_pager_preload_more(tier->config.pager);
+}
+
 /* Copies what the pager has by now of the profile's experts into free slots, the hottest first. */
 static void go_on_preloading(struct device_tier *tier)
 {
     struct ready unused;
     if (tier->n_seed && !tier->n_preloading && !has_free_slots(tier)) {
+        share_profile(tier);
         tier->n_seed = 0; /* from here on it is use that counts */
         tell_preloaded(tier);
     }
@@ -950,6 +958,7 @@ static void go_on_preloading(struct device_tier *tier)
         tier->stats.n_preloaded++;
         tier->stats.background_bytes += layer_of(tier, key.layer)->n_bytes;
     }
+    if (tier->n_seed && !tier->n_preloading) share_profile(tier);
 }
 
 /* The layer's hottest experts that the device lacks, after those that are listed. */

@@ -354,6 +354,13 @@ static struct choice choose_speculative(const struct expert_cache *cache, struct
     return choice;
 }
 
+static struct choice choose_spare(const struct expert_cache *cache, struct expert_key key)
+{
+    const int32_t oldest = class_of(cache, key)->oldest;
+    return oldest != NONE && cache->slot[oldest].spare ? (struct choice){oldest, NONE, true}
+                                                       : no_choice;
+}
+
 /* Nothing has to go: whether the expert is worth more than what would. */
 static struct choice choose_admission(const struct expert_cache *cache, struct expert_key key)
 {
@@ -607,11 +614,12 @@ struct cache_placement expert_cache_place(struct expert_cache *cache, struct exp
         placement.admitted = kind != PLACE_SPECULATIVE;
         class->free = cache->slot[placement.slot].next;
         class->n_free--;
-    } else if (kind != PLACE_BACKGROUND) {
-        const struct choice choice = kind == PLACE_SPECULATIVE ? choose_speculative(cache, key)
-                                     : kind == PLACE_ADMISSION ? choose_admission(cache, key)
-                                     : cache->prefill          ? choose_prefill(cache, key)
-                                                               : choose_decode(cache, key);
+    } else {
+        const struct choice choice = kind == PLACE_SPECULATIVE  ? choose_speculative(cache, key)
+                                     : kind == PLACE_BACKGROUND ? choose_spare(cache, key)
+                                     : kind == PLACE_ADMISSION  ? choose_admission(cache, key)
+                                     : cache->prefill           ? choose_prefill(cache, key)
+                                                                : choose_decode(cache, key);
         if (choice.slot == NONE) return placement;
         placement.slot = choice.slot;
         placement.admitted = choice.admitted;
@@ -619,8 +627,6 @@ struct cache_placement expert_cache_place(struct expert_cache *cache, struct exp
         placement.victim = cache->slot[choice.slot].key;
         evict(cache, choice.slot);
         if (choice.demote != NONE) set_admitted(cache, choice.demote, false);
-    } else {
-        return placement;
     }
     occupy(cache, placement.slot, key, placement.admitted);
     cache->slot[placement.slot].speculative = kind == PLACE_SPECULATIVE;

@@ -62,7 +62,7 @@ enum place_kind {
     PLACE_DEMAND,      /* needed now */
     PLACE_SPECULATIVE, /* predicted: a transient until it is used; takes a free slot, a transient
                           or an admitted one, but neither that was used in this token */
-    PLACE_BACKGROUND,  /* preload: takes free slots only */
+    PLACE_BACKGROUND,  /* preload: takes free slots and spare ones only */
     PLACE_ADMISSION    /* was needed and found elsewhere: takes a free slot or a spare one, or that
                           of another expert which it beats as in prefill and this token has not used
                           */

@@ -879,6 +879,12 @@ void expert_pager_set_kept(struct expert_pager *pager, struct expert_key key, bo
     expert_cache_set_spare(pager->cache, key, kept);
 }
 
+void expert_pager_preload_more(struct expert_pager *pager)
+{
+    pager->next_preload = 0;
+    go_on_preloading(pager);
+}
+
 /* As many of a class as leave something to whom visits, holds and what is read ahead pin. */
 static uint32_t n_arriving_max(const struct expert_pager *pager, uint32_t class_index)
 {

@@ -198,6 +198,8 @@ struct expert_pager_above {
 void expert_pager_put_above(struct expert_pager *pager, const struct expert_pager_above *above);
 /* What is exclusive keeps the expert, or does no longer. */
 void expert_pager_set_kept(struct expert_pager *pager, struct expert_key key, bool kept);
+/* It has what it wanted of a profile: what it keeps of that may make room for what follows. */
+void expert_pager_preload_more(struct expert_pager *pager);
 /* It would give the expert up. TAKEN: its parts may be written to part[], and until end_offer it is
  * not asked for here; arrived: they are those of the file, and it is readable. */
 enum expert_offer {

@@ -65,6 +65,63 @@ static void test_no_speed_changes_a_bit(void **state)
         }
 }
 
+static const struct backend_ops *real_ops;
+
+/* Nobody can ask for it then. */
+static uint64_t forget_ticket(struct backend *backend, void *to_host, const void *from,
+                              size_t n_bytes)
+{
+    real_ops->write_back(backend, to_host, from, n_bytes);
+    return 0;
+}
+
+/* Whether what memory has in the end is what the file has: also what came back from the device. */
+static bool holds_the_same(const struct rank *rank)
+{
+    bool same = true;
+    for (uint32_t il = 0; il < hp.n_layer; il++)
+        for (uint32_t ie = 0; ie < hp.n_expert; ie++) {
+            const struct expert_key key = {il, ie};
+            const struct expert_view expected = expert_store_mapped(rank->store, key);
+            const struct weight *const down = &expert_store_layer(rank->store, il)->down;
+            struct expert_view view;
+            if (!expert_pager_hold(worker_pager(rank->worker), key, &view)) continue;
+            same = same && !memcmp(view.down, expected.down, down->n_row * down->row_bytes);
+            expert_pager_unhold(worker_pager(rank->worker), key);
+        }
+    return same;
+}
+
+/* Copies back beside copies there and kernels, whichever is slow. */
+static void test_what_comes_back_is_the_same(void **state)
+{
+    static const char *const speeds[] = {EVEN, SLOW_KERNELS, SLOW_COPIES};
+    (void)state;
+    const uint32_t n_all = hparams_n_expert_of(&hp, 0, hp.n_layer);
+    for (int i = 0; i < 3; i++) {
+        struct rank rank = {.n_row = 0};
+        struct backend *device = create_device(speeds[i]);
+        struct backend_ops forgetful = *(real_ops = device->ops);
+        open_rank(&rank, file, &hp,
+                  &(struct rank_layers){.end = hp.n_layer,
+                                        .device = device,
+                                        .device_experts = {n_all / 2, MISS_GPU},
+                                        .pager = {.n_slot = n_all / 2, .policy = &policy_lfru}});
+        forgetful.write_back = forget_ticket;
+        if (i == 2) device->ops = &forgetful;
+        run_rank(&rank);
+        const struct device_tier_stats stats = device_tier_stats(worker_tier(rank.worker));
+        const bool same = rank.n_row == whole.n_row && holds_the_same(&rank) &&
+                          !memcmp(rank.logits, whole.logits, whole.n_row * N_VOCAB * sizeof(float));
+        print_message("%d written back, %d lost\n", (int)stats.n_written_back, (int)stats.n_lost);
+        assert_true(stats.exclusive && stats.n_written_back > 0);
+        assert_int_equal(same, i != 2);
+        device->ops = real_ops;
+        close_rank(&rank);
+        device->ops->destroy(device);
+    }
+}
+
 static void forget_to_await(struct backend *backend, uint64_t ticket)
 {
     (void)backend;
@@ -247,6 +304,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_no_speed_changes_a_bit),
                                        cmocka_unit_test(test_what_was_forgotten_is_seen),
+                                       cmocka_unit_test(test_what_comes_back_is_the_same),
                                        cmocka_unit_test(test_copies_run_beside_kernels),
                                        cmocka_unit_test(test_predicted_copies_give_way)};
     return cmocka_run_group_tests(tests, open_whole, close_whole);

@@ -215,11 +215,11 @@ static struct cache_placement naive_choose(struct naive *naive, struct expert_ke
     bool found;
     if (count_class(naive, class_index, COUNT_RESIDENT) < naive->slot_of_class[class_index])
         return placement;
-    if (kind == PLACE_BACKGROUND) return none;
     placement.evicts = true;
     const bool has_oldest = naive_oldest(naive, class_index, &placement.victim);
     const bool is_spare = has_oldest && naive_at(naive, placement.victim)->spare;
     const bool is_idle = has_oldest && !naive_used_now(naive, placement.victim);
+    if (kind == PLACE_BACKGROUND) return is_spare ? placement : none;
     if (kind == PLACE_SPECULATIVE) {
         if (is_spare || is_idle) return placement;
         if (n_transient >= naive->n_transient_max[class_index]) return none;
@@ -502,6 +502,7 @@ static void run_step(struct pair *pair, uint32_t n_used)
         run_layer(pair, il, experts, n);
         if (chance(4)) guess(pair, PLACE_SPECULATIVE);
         if (chance(4)) guess(pair, PLACE_ADMISSION);
+        if (chance(8)) guess(pair, PLACE_BACKGROUND);
         if (chance(3)) share(pair);
         if (chance(4)) demote(pair);
     }

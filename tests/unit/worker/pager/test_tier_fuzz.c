@@ -209,6 +209,18 @@ static void random_step(void)
     device_tier_end_step(fuzz.tier);
 }
 
+static bool tier_has(void *context, struct expert_key key)
+{
+    (void)context;
+    return device_tier_is_resident(fuzz.tier, key);
+}
+
+static enum lm_status let_tier_go(void *context, struct lm_error *err)
+{
+    (void)context;
+    return device_tier_let_go(fuzz.tier, err);
+}
+
 /* n_held: slots of the pager; 0: it lends the mapping. */
 static void run(enum miss_mode miss, uint32_t n_slot, uint32_t n_held, int n_step)
 {
@@ -241,6 +253,10 @@ static void run(enum miss_mode miss, uint32_t n_slot, uint32_t n_held, int n_ste
                                             .miss = miss,
                                             .prefetch = PREFETCH_ON};
     assert_int_equal(device_tier_create(&fuzz.tier, &tier, NULL), LM_OK);
+    const struct expert_pager_above above = {.has = tier_has,
+                                             .let_go = let_tier_go,
+                                             .exclusive = device_tier_stats(fuzz.tier).exclusive};
+    expert_pager_put_above(fuzz.pager, &above);
     fuzz.scratch = fuzz.device.backend.ops->alloc(&fuzz.device.backend, 64, NULL);
     for (uint32_t ie = 0; ie < hp->n_expert; ie += 2)
         device_tier_seed(fuzz.tier, (struct expert_key){random_below(hp->n_layer), ie}, .1f);
