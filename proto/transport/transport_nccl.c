@@ -97,11 +97,10 @@ static enum lm_status check_comm(struct nccl_edge *edge, struct lm_error *err)
     return status;
 }
 
-static enum lm_status wait_point(struct nccl_edge *edge, uint64_t point, double timeout_s,
+static enum lm_status wait_point(struct nccl_edge *edge, uint64_t point, struct wait wait,
                                  struct lm_error *err)
 {
     struct device_stream *const stream = edge->config.stream;
-    const struct wait wait = wait_for(timeout_s);
     for (;;) {
         bool reached;
         enum lm_status status = stream->ops->reached(stream, point, &reached, err);
@@ -160,7 +159,8 @@ static enum lm_status nccl_send_end(struct transport_edge *base, struct lm_error
 {
     struct nccl_edge *const edge = (struct nccl_edge *)base;
     assert(edge->n_ended < edge->n_begun);
-    return wait_point(edge, edge->point[edge->n_ended++ % TRANSPORT_DEPTH], INFINITY, err);
+    return wait_point(edge, edge->point[edge->n_ended++ % TRANSPORT_DEPTH], wait_for(INFINITY),
+                      err);
 }
 
 static enum lm_status nccl_recv_end(struct transport_edge *base, struct lm_error *err)
@@ -202,8 +202,8 @@ static void nccl_close(struct transport_edge *base)
     const uint64_t last = edge->n_begun - 1;
     bool done = !edge->failed && check_comm(edge, NULL) == LM_OK;
     if (done && edge->n_begun)
-        done =
-            wait_point(edge, edge->point[last % TRANSPORT_DEPTH], CLOSE_TIMEOUT_S, NULL) == LM_OK;
+        done = wait_point(edge, edge->point[last % TRANSPORT_DEPTH], wait_for(CLOSE_TIMEOUT_S),
+                          NULL) == LM_OK;
     pthread_mutex_lock(&edge->lock);
     end_locked(edge, done ? edge->nccl->comm_destroy : edge->nccl->comm_abort);
     pthread_mutex_unlock(&edge->lock);
@@ -239,8 +239,7 @@ static enum lm_status connect(struct nccl_edge *edge, struct lm_error *err)
     if (status == LM_OK)
         status = put_locked(edge, edge->config.memory, TRANSPORT_NCCL_WARM_BYTES, &wait, err);
     if (status != LM_OK) return status;
-    const double left_s = wait.deadline_s - log_now_s();
-    return wait_point(edge, stream->ops->mark(stream), left_s, err);
+    return wait_point(edge, stream->ops->mark(stream), wait, err);
 }
 
 enum lm_status transport_nccl_open(struct transport_edge **out,

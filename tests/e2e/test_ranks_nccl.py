@@ -84,6 +84,7 @@ class Edges(unittest.TestCase):
         for network, devices, text in (
                 ("", "8.6", "are on the same GPU, which NCCL does not connect"),
                 ("file:libnccl-none.so.2", "8.6,8.6", "libnccl-none.so.2: cannot open shared object file"),
+                ("file:libm.so.6", "8.6,8.6", "NCCL: libm.so.6 has no ncclGetVersion"),
                 ("refuse", "8.6,8.6", "ncclCommInitRankConfig: unhandled system error")):
             with self.subTest(text):
                 variables = {"network": network, "LEAN_EMU_DEVICES": devices}
@@ -98,6 +99,46 @@ class Edges(unittest.TestCase):
         result = run(3, "--device", "emu", "--transport", "nccl", "--stall-timeout", 2, network="lose:6")
         self.assertEqual(result.returncode, 11, result.stderr)
         self.assertIn("has not moved for 2.0 s", result.stderr)
+
+
+class WhatComesAndGoes(unittest.TestCase):
+    def same(self, words, *options, partition):
+        """The same bits and tokens as on a CPU, activations by NCCL; the answer."""
+        expected = cli.lean(*words, "--device", "cpu")
+        self.assertEqual(expected.returncode, 0, expected.stderr)
+        result = ranks.lean(len(partition.split(",")), *words, "--device", "emu", "--transport", "nccl",
+                            "--partition", partition, *options, **GPUS, LEAN_EMU_NCCL="delay:1")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        answer = json.loads(result.stdout)
+        self.assertEqual(bits(answer), bits(json.loads(expected.stdout)))
+        for rank in answer["effective"]["ranks"][1:]:
+            self.assertEqual(rank["transport"], "nccl")
+            self.assertGreater(rank["received_device_bytes"], 0)
+        return answer
+
+    def test_drafts(self):
+        """Steps of several rows, of which some are taken back."""
+        text = "the kernel is a program. the kernel is"
+        ids = json.loads(cli.lean("tokenize", serve.DEMO, "--json", input=text).stdout)["ids"]
+        words = ["eval", serve.DEMO, "--ids", ",".join(map(str, ids)), "-n", 10, "--prompt-lookup", "on", "--mtp",
+                 "off", "--ctx", 128, "--prefill-chunk", 64, "--json"]
+        answer = self.same(words, partition="1,2,1")
+        self.assertGreater(answer["effective"]["drafts_accepted"], 0)
+
+    def test_experts(self):
+        """Devices with slots for few of their experts."""
+        with tempfile.TemporaryDirectory() as folder:
+            model = os.path.join(folder, "model.gguf")
+            made = cli.lean("synth", "qwen3moe", "Q8_0", "--layers", 3, "--experts", 64, "-o", model)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            words = ["eval", model, "--ids", ",".join(map(str, IDS)), "-n", 4, "--ctx", 256, "--prefill-chunk", 64,
+                     "--json"]
+            effective = self.same(words, "--vram", "45M", partition="1,1,1")["effective"]
+        for rank in effective["ranks"]:
+            self.assertTrue(0 < rank["device_slots"] < 64, rank)
+        decode = effective["experts"]["device"]["decode"]
+        self.assertGreater(decode["hits"], 0)
+        self.assertGreater(decode["on_cpu"] + decode["copied"], 0)
 
 
 class Loss(unittest.TestCase):

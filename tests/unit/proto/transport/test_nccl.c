@@ -32,6 +32,8 @@ struct end {
     pthread_t thread;
 };
 
+static double connect_timeout_s = 20;
+
 static void settings(const char *devices, const char *network)
 {
     setenv("LEAN_EMU_DEVICES", devices, 1);
@@ -46,7 +48,7 @@ static void *open_end(void *context)
                                                  .sending = end->sending,
                                                  .stream = end->stream,
                                                  .world = end->world,
-                                                 .timeout_s = 20,
+                                                 .timeout_s = connect_timeout_s,
                                                  .memory = end->memory[0]};
     end->opened = transport_nccl_open(&end->edge, &config, &end->err);
     return NULL;
@@ -313,6 +315,24 @@ static void test_what_cannot_be_connected(void **state)
     }
 }
 
+/* The first message never arrives. */
+static void test_connecting_takes_no_longer_than_it_may(void **state)
+{
+    (void)state;
+    struct end end[2];
+    settings("8.6,8.6", "lose:1");
+    connect_timeout_s = 0.5;
+    alarm(20);
+    connect_both(end, (uint32_t[]){0, 1});
+    for (int k = 0; k < 2; k++) {
+        assert_int_equal(end[k].opened, LM_E_RANK_LOST);
+        assert_string_equal(end[k].err.message, "NCCL did not come to an end within 0.5 s");
+    }
+    close_both(end);
+    alarm(0);
+    connect_timeout_s = 20;
+}
+
 static void test_no_library(void **state)
 {
     (void)state;
@@ -333,6 +353,7 @@ int main(void)
         cmocka_unit_test(test_a_lost_job),
         cmocka_unit_test(test_an_error_of_nccl),
         cmocka_unit_test(test_what_cannot_be_connected),
+        cmocka_unit_test(test_connecting_takes_no_longer_than_it_may),
         cmocka_unit_test(test_no_library),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
