@@ -36,8 +36,8 @@ class Tier(unittest.TestCase):
         assert result.returncode == 0, result.stderr
         return json.loads(result.stdout)["memory"]
 
-    def evaluate(self, *options):
-        result = cli.lean("eval", self.model, "--ids", IDS, "-n", 10, "--json", *SIZES, *options)
+    def evaluate(self, *options, n=10):
+        result = cli.lean("eval", self.model, "--ids", IDS, "-n", n, "--json", *SIZES, *options)
         self.assertEqual(result.returncode, 0, result.stderr)
         return json.loads(result.stdout), result.stderr
 
@@ -88,6 +88,19 @@ class Tier(unittest.TestCase):
         self.assertGreater(experts["read_bytes"], 0)
         self.assertEqual(experts["device"]["miss"], "auto")
         self.assertTrue(experts["device"]["exclusive"])
+
+    def test_memory_takes_what_the_device_gives_up(self):
+        expected, _ = self.evaluate("--device", "cpu", n=16)
+        whole = self.inspect("--device", "emu")["device"]
+        answer, _ = self.evaluate("--device", "emu", "--vram",
+                                  whole["total"] - whole["routed_experts"] * 3 // 4, "--miss", "gpu",
+                                  "--expert-slots", "40%", "--profile", "none", n=16)
+        self.assertEqual(answer["logits_xxh3"], expected["logits_xxh3"])
+        device = answer["effective"]["experts"]["device"]
+        self.assertTrue(device["exclusive"])
+        self.assertGreater(device["written_back"], 0)
+        self.assertGreater(device["written_back_bytes"], device["written_back"])
+        self.assertLessEqual(device["lost"], device["evicted"])
 
     def test_beside_layers_on_the_cpu(self):
         """The pager has the experts of both, and predicts those of the CPU's layers alone."""

@@ -23,11 +23,11 @@ struct fixture {
     size_t n_bytes;
 };
 
-static void copy_file(struct fixture *f)
+static void copy_file(struct fixture *f, const char *name)
 {
     char source[1000];
-    snprintf(source, sizeof(source), "%s/tests/data/golden/models/qwen35moe-k-q4km.gguf",
-             getenv("LEAN_SOURCE_DIR"));
+    snprintf(source, sizeof(source), "%s/tests/data/golden/models/%s.gguf",
+             getenv("LEAN_SOURCE_DIR"), name);
     FILE *in = fopen(source, "rb");
     assert_non_null(in);
     fseek(in, 0, SEEK_END);
@@ -42,16 +42,28 @@ static void copy_file(struct fixture *f)
     close(fd);
 }
 
-static int set_up(void **state)
+static int open_model(void **state, const char *name)
 {
     struct fixture *f = calloc(1, sizeof(*f));
-    copy_file(f);
+    copy_file(f, name);
     assert_int_equal(gguf_open(&f->file, f->path, NULL), LM_OK);
     assert_int_equal(hparams_read(&f->hp, f->file, NULL), LM_OK);
     assert_int_equal(expert_store_create(&f->store, f->file, &f->hp, 0, f->hp.n_layer, NULL),
                      LM_OK);
     *state = f;
     return 0;
+}
+
+/* Experts of three sizes. */
+static int set_up(void **state)
+{
+    return open_model(state, "qwen35moe-k-q4km");
+}
+
+/* 4 layers of 16 experts of one size. */
+static int set_up_plain(void **state)
+{
+    return open_model(state, "qwen3moe-s-q8_0");
 }
 
 static int tear_down(void **state)
@@ -411,11 +423,64 @@ static void test_slots_are_as_many_as_announced(void **state)
     }
 }
 
+static void fill(const struct fixture *f, struct expert_key key, void *const part[EXPERT_PART_MAX])
+{
+    struct expert_extent extent[EXPERT_PART_MAX];
+    expert_store_locate(f->store, key, extent);
+    for (uint32_t i = 0; i < expert_store_layer(f->store, key.layer)->n_part; i++)
+        memcpy(part[i], f->bytes + extent[i].offset, extent[i].n_bytes);
+}
+
+/* What a tier above keeps makes room for what it gives up, a few at a time. */
+static void test_takes_what_comes_from_above(void **state)
+{
+    struct fixture *f = *state;
+    struct expert_pager *pager = open_pager(f, 2 * f->hp.n_expert);
+    struct expert_key key = {2, 0};
+    struct expert_view view;
+    void *part[EXPERT_PART_MAX];
+    expert_pager_step(pager, 1, false);
+    for (uint32_t il = 0; il < 2; il++) /* all slots are used in this step */
+        assert_int_equal(visit(f, pager, il, 0, f->hp.n_expert, NULL), LM_OK);
+    assert_int_equal(expert_pager_offer(pager, (struct expert_key){0, 3}, part), OFFER_HERE);
+    assert_int_equal(expert_pager_offer(pager, key, part), OFFER_REFUSED);
+
+    expert_pager_set_kept(pager, (struct expert_key){0, 3}, true);
+    assert_true(expert_pager_is_resident(pager, (struct expert_key){0, 3}));
+    assert_int_equal(expert_pager_offer(pager, key, part), OFFER_TAKEN);
+    assert_false(expert_pager_is_resident(pager, (struct expert_key){0, 3}));
+    assert_false(expert_pager_is_resident(pager, key));
+    assert_int_equal(expert_pager_stats(pager).n_reading, 1);
+    expert_pager_step(pager, 1, false); /* meanwhile */
+    assert_int_equal(visit(f, pager, 1, 0, f->hp.n_expert, NULL), LM_OK);
+    fill(f, key, part);
+    expert_pager_end_offer(pager, key, true);
+    assert_true(expert_pager_hold(pager, key, &view));
+    check_view(f, key.layer, key.expert, &view);
+    expert_pager_unhold(pager, key);
+    assert_int_equal(visit(f, pager, key.layer, key.expert, 1, NULL), LM_OK);
+    assert_int_equal(expert_pager_layer_stats(pager, 2).decode.n_hit, 1);
+
+    for (uint32_t ie = 4; ie < 12; ie++) {
+        expert_pager_set_kept(pager, (struct expert_key){0, ie}, true);
+        expert_pager_set_kept(pager, (struct expert_key){0, ie}, ie != 4);
+    }
+    for (key.expert = 1; key.expert <= 2 * f->hp.n_expert / 8; key.expert++)
+        assert_int_equal(expert_pager_offer(pager, key, part), OFFER_TAKEN);
+    assert_int_equal(expert_pager_offer(pager, key, part), OFFER_LATER);
+    assert_true(expert_pager_is_resident(pager, (struct expert_key){0, 4}));
+    while (key.expert-- > 1)
+        expert_pager_end_offer(pager, key, false);
+    assert_int_equal(expert_pager_stats(pager).n_free, 2 * f->hp.n_expert / 8);
+    expert_pager_destroy(pager);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_lends_the_bytes_of_the_file, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_held_experts_stay, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_takes_what_comes_from_above, set_up_plain, tear_down),
         cmocka_unit_test_setup_teardown(test_preload_gives_way_and_fills, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_wrong_predictions_end, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_late_predictions_are_in_time, set_up, tear_down),
