@@ -73,7 +73,20 @@ def check_readme(folder):
     assert calls.count("gap") == 2 and calls.count("against") == 1 and all(row[1] == "real" for row in rows), calls
 
 
+def check_machines():
+    """Five models in six machines, by arithmetic: more of either memory is not slower, and the 35B fits into 24 GiB."""
+    script = os.path.join(os.path.dirname(MAKE), "tiers.py")
+    run = subprocess.run([sys.executable, script, "--program", cli.LEAN], capture_output=True, text=True,
+                         env=cli.environment(), timeout=60, check=True)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in run.stdout.splitlines()[2:]]
+    assert len(rows) == 30 and [row[2] for row in rows[2:6]] == ["100%"] * 4, rows
+    for before, row in zip(rows, rows[1:]):
+        assert before[0] != row[0] or float(before[7]) <= float(row[7]), (before, row)
+        assert float(row[6]) <= float(row[7]) <= float(row[8]), row
+
+
 def main():
+    check_machines()
     with tempfile.TemporaryDirectory(prefix="lean-tables-") as folder:
         os.symlink(serve.DEMO, os.path.join(folder, "demo.gguf"))
         table = [line.split("|")[1:-1] for line in make(folder).stdout.splitlines()
