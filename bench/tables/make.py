@@ -43,6 +43,8 @@ def lean(args, *words):
 
 def find_file(args, name, model):
     path = os.path.join(args.folder, name + ".gguf")
+    if not os.path.exists(path) and "file" in model:  # one that is part of the source
+        path = os.path.join(HERE, "../..", model["file"])
     if not os.path.exists(path) and args.synth and "synth" in model:
         if lean(args, "synth", *model["synth"], "-o", path) is None:
             sys.exit(f"{path} could not be written")
@@ -163,13 +165,17 @@ def readme_rows(args, models):
                 with open(store, "a", encoding="utf-8") as file:
                     file.write("\n" + json.dumps(found))
             kept[key] = found
-        rows += [measures.cells(models[spec["model"]]["title"], kept[key]["weights"], one)
-                 for one in kept[key]["rows"]]
+        title = models[spec["model"]]["title"]
+        if "ram_gib" in spec:
+            title += f", in {spec['ram_gib']} GiB, page cache included"
+        rows += [measures.cells(title, kept[key]["weights"], one) for one in kept[key]["rows"]]
     return rows
 
 
 def readme_text(args, rows):
     host, head = args.about["host"], ("what", "weights", "lean", "llama.cpp", "ratio", "")
+    if not any(row[-1] for row in rows):
+        head, rows = head[:-1], [row[:-1] for row in rows]
     return (f"{host['cpu']}, {host['cores']} cores, {host['memory_bytes'] / 2**30:.0f} GiB; lean "
             f"{args.about['build']['commit']}, {args.about['time'][:10]}; medians of alternating runs (lowest-highest)"
             f"{', short ones' if args.quick else ''}; a ratio above 1 is for lean\n\n" + markdown(head, rows))
