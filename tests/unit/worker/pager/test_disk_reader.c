@@ -605,7 +605,8 @@ static size_t n_cached(const uint8_t *mapping, size_t n_page)
     return n;
 }
 
-/* Buffered reads leave pages behind, unless they are to be dropped. */
+/* Buffered reads leave pages behind, unless they are to be dropped; the system may have taken a few
+ * back already. */
 static void test_dropping_from_the_cache(void **state)
 {
     (void)state;
@@ -631,7 +632,7 @@ static void test_dropping_from_the_cache(void **state)
         assert_int_equal(disk_reader_reap(reader, &ended, 1, true), 1);
         check_bytes(&read);
         disk_reader_destroy(reader);
-        assert_in_range(n_cached(mapping, N_PAGE), drop ? 0 : 6 * MIB / 4096, drop ? 64 : N_PAGE);
+        assert_in_range(n_cached(mapping, N_PAGE), drop ? 0 : 5 * MIB / 4096, drop ? 64 : N_PAGE);
     }
     munmap((void *)mapping, N_PAGE * 4096);
 }
