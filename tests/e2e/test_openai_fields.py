@@ -363,6 +363,9 @@ class Priorities(unittest.TestCase):
                 holder = server.begin("/v1/completions", {"prompt": "a", "max_tokens": 1000,
                                                           "ignore_eos": True})
                 ended, threads = [], []
+                end = time.monotonic() + 10
+                while not server.metric("lean_requests_running"):
+                    self.assertLess(time.monotonic(), end, "nobody runs")
                 for i, (name, priority) in enumerate((("first", 5), ("second", -5))):
                     def run(name=name, priority=priority):
                         server.complete(name, priority=priority, max_tokens=200, ignore_eos=True)

@@ -189,7 +189,7 @@ class Requests(serve_class("--parallel", 2, "--alias", "small", "--alias", "a/b"
         line = next(line for line in self.server.log().splitlines() if " line " in line)
         self.assertRegex(line, r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z line 127\.0\.0\.1:\d+ POST "
                          r"/v1/completions 200 prompt=\d+ cached=\d+ generated=3 queue=[\d.]+ms "
-                         r"first=[\d.]+ms [\d.]+tok/s length$")
+                         r"first=[\d.]+ms [\d.]+tok/s (drafts=\d+ accepted=\d+ )?length$")
         self.assertNotIn("once", line)
 
     def test_text_and_tokens(self):
