@@ -8,6 +8,7 @@
 #include "proto/base/log.h"
 #include "worker/pager/expert_cache.h"
 #include "worker/pager/expert_pager.h"
+#include "worker/pager/mode_trial.h"
 #include "worker/pager/policy.h"
 #include "worker/pager/slot_class.h"
 
@@ -81,29 +82,6 @@ struct seed {
     float rate;
 };
 
-/* MISS_AUTO: the modes take turns for some steps of equally many tokens, and the fastest is kept
- * for a while. Steps of other sizes between them, as drafts make them, go by the mode chosen last;
- * after many of these in a row the trial begins again with steps of the new size. */
-enum {
-    N_TRIED = 3,
-    TRIAL_ROUNDS = 11,
-    TRIAL_PAUSE_STEPS = 2000,
-    TRIAL_WARM_STEPS = 16,
-    TRIAL_OTHERS_MAX = 32
-};
-static const enum miss_mode tried[N_TRIED] = {MISS_HYBRID, MISS_CPU, MISS_GPU};
-static const char *const mode_names[] = {"auto", "gpu", "cpu", "hybrid"};
-
-struct trial {
-    double step_s[N_TRIED][TRIAL_ROUNDS];
-    uint32_t n_step;  /* of the trial, so far */
-    uint32_t n_token; /* of each */
-    uint32_t n_other; /* steps of other sizes since the last */
-    uint32_t n_pause; /* steps until it begins */
-    bool runs;        /* the step under way is one of them */
-    uint32_t chosen;  /* of tried */
-};
-
 struct device_tier {
     struct device_tier_config config;
     struct slot_classes classes; /* with the slots of the pool */
@@ -167,11 +145,11 @@ struct device_tier {
     size_t n_ahead;
     /* the split between link and CPU */
     double cpu_share, carry;
-    uint64_t link_ticket; /* of the last copy while the CPU computes; 0: none */
-    double cpu_since_s;   /* it began to; 0: it does not */
-    uint64_t cpu_bytes;   /* of what it computes */
-    struct trial trial;
-    double step_since_s; /* the step began */
+    uint64_t link_ticket;    /* of the last copy while the CPU computes; 0: none */
+    double cpu_since_s;      /* it began to; 0: it does not */
+    uint64_t cpu_bytes;      /* of what it computes */
+    struct mode_trial trial; /* of MISS_AUTO */
+    double step_since_s;     /* the step began */
     /* the profile's experts, hottest first */
     struct seed *seed; /* [n_expert of all layers] */
     size_t n_seed;
@@ -835,62 +813,11 @@ static bool needs_streaming(const struct device_tier *tier, uint32_t n_row)
 
 /* ---- what is fastest ---------------------------------------------------------------------- */
 
-static int by_value(const void *left, const void *right)
-{
-    const double a = *(const double *)left, b = *(const double *)right;
-    return a < b ? -1 : a > b;
-}
-
-static double median(double *values)
-{
-    qsort(values, TRIAL_ROUNDS, sizeof(*values), by_value);
-    return values[TRIAL_ROUNDS / 2];
-}
-
-/* All have had their turns: another mode is chosen if it is clearly faster. */
-static void end_trial(struct device_tier *tier)
-{
-    struct trial *trial = &tier->trial;
-    double step_s[N_TRIED];
-    uint32_t best = trial->chosen;
-    for (uint32_t i = 0; i < N_TRIED; i++)
-        step_s[i] = median(trial->step_s[i]);
-    for (uint32_t i = 0; i < N_TRIED; i++)
-        if (step_s[i] < 0.97 * step_s[trial->chosen] && step_s[i] < step_s[best]) best = i;
-    log_info("experts that the device lacks: a step takes %.2f ms if they are copied, %.2f ms "
-             "computed on the CPU, %.2f ms shared out: mode %s",
-             1e3 * step_s[2], 1e3 * step_s[1], 1e3 * step_s[0], mode_names[tried[best]]);
-    trial->chosen = best;
-    trial->n_step = 0;
-    trial->n_pause = TRIAL_PAUSE_STEPS;
-}
-
-/* The mode of the step that begins. */
-static void choose_mode(struct device_tier *tier, uint32_t n_token)
-{
-    struct trial *trial = &tier->trial;
-    if (tier->stats.asked != MISS_AUTO) return;
-    trial->runs = !tier->prefill && !trial->n_pause;
-    if (!tier->prefill && trial->n_pause) trial->n_pause--;
-    if (trial->n_token != n_token && trial->n_step && trial->n_other++ < TRIAL_OTHERS_MAX)
-        trial->runs = false;
-    if (trial->runs && trial->n_token != n_token) trial->n_step = 0;
-    if (trial->runs) {
-        trial->n_token = n_token;
-        trial->n_other = 0;
-    }
-    tier->stats.mode = tried[trial->runs ? trial->n_step % N_TRIED : trial->chosen];
-}
-
 void device_tier_end_step(struct device_tier *tier)
 {
-    struct trial *trial = &tier->trial;
     const double step_s = log_now_s() - tier->step_since_s;
     if (!tier->prefill) tier->step_s += (step_s - tier->step_s) * (tier->step_s > 0 ? 1 / 16. : 1);
-    if (!trial->runs) return;
-    trial->step_s[trial->n_step % N_TRIED][trial->n_step / N_TRIED] = step_s;
-    if (++trial->n_step == N_TRIED * TRIAL_ROUNDS) end_trial(tier);
-    trial->runs = false;
+    mode_trial_end_step(&tier->trial, step_s);
 }
 
 /* ---- preload ------------------------------------------------------------------------------ */
@@ -1182,7 +1109,8 @@ void device_tier_step(struct device_tier *tier, uint32_t n_token, bool prefill)
     go_on_preloading(tier);
     if (prompt_is_over) begin_warming(tier);
     if (!tier->prefill) go_on_warming(tier, true);
-    choose_mode(tier, n_token);
+    if (tier->stats.asked == MISS_AUTO)
+        tier->stats.mode = mode_trial_begin_step(&tier->trial, n_token, tier->prefill);
     choose_gathering(tier, n_token);
     tier->step_since_s = log_now_s();
 }
@@ -1659,8 +1587,8 @@ enum lm_status device_tier_create(struct device_tier **out, const struct device_
     if (!tier) return lm_fail(err, LM_E_NO_MEM, "device tier: no memory");
     tier->config = *config;
     tier->stats.asked = config->miss;
-    tier->stats.mode = config->miss == MISS_AUTO ? tried[0] : config->miss;
-    tier->trial.n_pause = TRIAL_WARM_STEPS;
+    tier->stats.mode = config->miss == MISS_AUTO ? MISS_HYBRID : config->miss;
+    mode_trial_init(&tier->trial);
     tier->stats.policy = config->policy->name;
     tier->cpu_share = 0.5;
     tier->stats.exclusive = !config->inclusive && shares(config->pager);
