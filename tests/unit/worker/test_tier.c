@@ -441,12 +441,16 @@ static void test_failed_copy(void **state)
     gguf_close(file);
 }
 
-static void copy_model(const char *from, const char *to)
+/* A copy of a golden model that may be spoilt. path: of a template, then of the copy. */
+static void open_copy(struct gguf_file **file, struct hparams *hp, char *path)
 {
     char command[2000];
-    snprintf(command, sizeof(command), "cp '%s/tests/data/golden/models/%s.gguf' '%s'",
-             getenv("LEAN_SOURCE_DIR"), from, to);
+    close(mkstemp(path));
+    snprintf(command, sizeof(command), "cp '%s/tests/data/golden/models/qwen3moe-s-q8_0.gguf' '%s'",
+             getenv("LEAN_SOURCE_DIR"), path);
     assert_int_equal(system(command), 0);
+    assert_int_equal(gguf_open(file, path, NULL), LM_OK);
+    assert_int_equal(hparams_read(hp, *file, NULL), LM_OK);
 }
 
 /* A file that is cut off under its reader: the step that misses an expert of it fails, and says so.
@@ -459,10 +463,7 @@ static void test_failed_read(void **state)
     struct rank rank = {.n_row = 0};
     struct sealed_device device;
     (void)state;
-    close(mkstemp(path));
-    copy_model("qwen3moe-s-q8_0", path);
-    assert_int_equal(gguf_open(&file, path, NULL), LM_OK);
-    assert_int_equal(hparams_read(&hp, file, NULL), LM_OK);
+    open_copy(&file, &hp, path);
     sealed_device_init(&device);
     open_rank(&rank, file, &hp,
               &(struct rank_layers){.end = hp.n_layer,
@@ -494,10 +495,7 @@ static void test_lost_mapping(void **state)
     struct rank rank = {.n_row = 0};
     struct sealed_device device;
     (void)state;
-    close(mkstemp(path));
-    copy_model("qwen3moe-s-q8_0", path);
-    assert_int_equal(gguf_open(&file, path, NULL), LM_OK);
-    assert_int_equal(hparams_read(&hp, file, NULL), LM_OK);
+    open_copy(&file, &hp, path);
     sealed_device_init(&device);
     open_rank(&rank, file, &hp,
               &(struct rank_layers){.end = hp.n_layer,
