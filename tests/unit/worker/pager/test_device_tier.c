@@ -113,6 +113,16 @@ static void open_tier(struct fixture *f, enum miss_mode miss, enum prefetch pref
     assert_int_equal(device_tier_create(&f->tier, &tier, NULL), LM_OK);
 }
 
+static void close_tier(struct fixture *f)
+{
+    device_tier_destroy(f->tier);
+    expert_pager_destroy(f->pager);
+    sealed_device_fini(&f->device);
+    f->tier = NULL;
+    f->pager = NULL;
+    f->device.cpu = NULL;
+}
+
 static void step(struct fixture *f)
 {
     expert_pager_step(f->pager, 1, false);
@@ -202,13 +212,8 @@ static void test_predicted_experts_stay(void **state)
                 visit(f, 0, first, 8, predicted, predicts ? 2 : 0);
         }
         assert_int_equal(is_resident(f, 1, 0) && is_resident(f, 1, 1), predicts);
-        device_tier_destroy(f->tier);
-        expert_pager_destroy(f->pager);
-        sealed_device_fini(&f->device);
+        close_tier(f);
     }
-    f->tier = NULL;
-    f->pager = NULL;
-    f->device.cpu = NULL;
 }
 
 /* Predictions that never come true are not asked for any more; later they are tried again. */
@@ -344,13 +349,8 @@ static void test_a_prompt_warms_its_share(void **state)
         }
         step(f); /* and that was all */
         assert_int_equal(device_tier_stats(f->tier).n_warmed, stats.n_warmed);
-        device_tier_destroy(f->tier);
-        expert_pager_destroy(f->pager);
-        sealed_device_fini(&f->device);
+        close_tier(f);
     }
-    f->tier = NULL;
-    f->pager = NULL;
-    f->device.cpu = NULL;
 }
 
 int main(void)
